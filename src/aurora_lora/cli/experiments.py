@@ -14,6 +14,7 @@ from .common import Json, importing, make_models
 from .printing import complain, note, print_json, print_tables, stderr, stdout
 
 if TYPE_CHECKING:
+    from aurora_lora.lab.experiments.jobs import Outcome
     from aurora_lora.lab.experiments.reproduce import Reproduction
 
 Jobs = Annotated[
@@ -93,7 +94,7 @@ def reproduce(
     make_models(models)
     with Overall(stderr(), f"{suite}, {scale}", len(todo.jobs), len(todo.jobs) - len(left)) as bar:
         tally = run(todo, engine, bar)
-    failed = [{"run": one.job.name, "error": one.error, "folder": str(one.job.folder)} for one in tally.failed]
+    failed = [_failure(one) for one in tally.failed]
     _compare_with_paper(todo, suite, scale, failed, as_json)
     _stop_if_failed(failed)
 
@@ -190,8 +191,8 @@ def sweep(
 
     def report(stage: str, outcome: Any) -> None:
         bar(outcome)
-        if outcome.error is not None and (stage == "seeds" or DIVERGED not in outcome.error):
-            failed.append({"run": outcome.job.name, "error": outcome.error, "folder": str(outcome.job.folder)})
+        if outcome.error is not None and DIVERGED not in outcome.error:
+            failed.append(_failure(outcome))
 
     runs = Sweep(plan, output, engine, report)
     if runs.taken_in:
@@ -203,6 +204,7 @@ def sweep(
             bar.expect(tuned + len(runs.final_jobs()) - told)
         runs.run_seeds()
         summary = runs.summary()
+    failed += map(_failure, diverged := runs.diverged())
     for setting in runs.without_score():
         error = "none of its runs gave a validation score"
         failed.append({"run": setting.name, "error": error, "folder": str(output / "runs" / setting.slug)})
@@ -211,7 +213,7 @@ def sweep(
     else:
         print_tables(study_tables(summary))
         print(f"wrote {output / 'study.json'}; the runs are in {runs.runs.path}")
-    _stop_if_failed(failed)
+    _stop_if_failed(failed, len(diverged))
 
 
 def _print_plan(plan: Any, as_json: bool) -> None:
@@ -231,11 +233,22 @@ def _print_plan(plan: Any, as_json: bool) -> None:
     print(f"{counted(sum(row['tuning_runs'] + row['final_runs'] for row in rows), 'run')} in all{bound}")
 
 
-def _stop_if_failed(failed: list[dict[str, Any]]) -> None:
+def _failure(outcome: Outcome) -> dict[str, Any]:
+    return {"run": outcome.job.name, "error": outcome.error, "folder": str(outcome.job.folder)}
+
+
+def _stop_if_failed(failed: list[dict[str, Any]], diverged: int = 0) -> None:
+    """Exit with 1 if anything failed.
+
+    Args:
+        failed: run, error and folder of each.
+        diverged: how many of them did, and would again.
+    """
     if failed:
         for one in failed:
             note(f"failed: {one['run']}: {one['error']}")
-        stderr().print(f"{len(failed)} failed; the same command tries them again")
+        but_for = f", but for {diverged} that diverged" if diverged else ""
+        stderr().print(f"{len(failed)} failed; the same command tries them again{but_for}")
         raise typer.Exit(1)
 
 

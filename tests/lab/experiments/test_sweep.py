@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import Result
 from optuna.trial import TrialState
 from typer.testing import CliRunner
 
@@ -25,7 +26,7 @@ from aurora_lora.lab.experiments.study import Study, load_study
 from aurora_lora.lab.experiments.study_scores import by_form_and_metric
 from aurora_lora.lab.experiments.sweep import Sweep
 from aurora_lora.lab.report.sections import load_sections
-from aurora_lora.lab.report.study import study_tables
+from aurora_lora.lab.report.study import missing_note, study_tables
 from aurora_lora.training import storage, yaml_text
 
 RATES = [1e-3, 3e-2]
@@ -281,6 +282,73 @@ def test_finalists_are_compared_over_the_seeds(write: Callable[..., Path], tmp_p
     )
     with pytest.raises(UserError, match="finalists=4 is not allowed: budget=3 values are tried"):
         load_study(write(tuning={**two, "finalists": 4}))
+
+
+def sweep_command(
+    path: Path, out: Path, run: Callable[[Job], Outcome], monkeypatch: pytest.MonkeyPatch
+) -> tuple[Result, dict[str, Any]]:
+    """`aurora sweep --json` whose runs are done by a function, and its answer."""
+    monkeypatch.setattr("aurora_lora.lab.experiments.engines.make_engine", lambda *_: InProcess(run))
+    monkeypatch.setattr("aurora_lora.cli.experiments.make_models", lambda models: None)
+    done = CliRunner().invoke(cli.app, ["sweep", str(path), "-o", str(out), "--json"])
+    return done, json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("finalists", [1, 2])
+def test_a_final_run_that_diverged_is_not_run_again(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finalists: int
+) -> None:
+    """It is no failure where another finalist has all its runs, which is chosen."""
+    ran: list[str] = []
+
+    def diverges(job: Job) -> Outcome:
+        ran.append(job.name)
+        at = job.recipe.method.name, job.recipe.training.learning_rate, job.recipe.seed
+        if at == ("lora", 3e-2, 1):
+            return Outcome(job, error=f"{DIVERGED}: the loss is nan at step 3")
+        return fake_forms(job)
+
+    path = write(tuning={"budget": 2, "space": {"training.learning_rate": RATES}, "finalists": finalists})
+    for call in (1, 2):
+        ran.clear()
+        done, answer = sweep_command(path, tmp_path / "out", diverges, monkeypatch)
+        assert bool(ran) == (call == 1)
+        lora, aurora = answer["settings"]
+        assert "excluded" not in aurora
+        if finalists == 1:
+            assert (done.exit_code, len(answer["failed"])) == (1, 1)
+            assert answer["failed"][0]["error"] == f"{DIVERGED}: the loss is nan at step 3"
+            assert "1 failed; the same command tries them again, but for 1 that diverged" in done.stderr
+            assert (lora["chosen"], lora["seeds"]) == ({"training.learning_rate": 3e-2}, [0])
+            assert "excluded" not in lora
+        else:
+            assert (done.exit_code, answer["failed"]) == (0, [])
+            assert (lora["chosen"], lora["seeds"]) == ({"training.learning_rate": 1e-3}, [0, 1])
+            why = f"seed 1: {DIVERGED}: the loss is nan at step 3"
+            assert lora["excluded"] == [{"values": {"training.learning_rate": 3e-2}, "why": why}]
+            assert f"Finalists that were left out: LoRA r=2, lr 0.03 ({why})." in missing_note(answer)
+
+
+def test_a_finalist_that_lost_a_run_is_left_out_with_the_reason_and_tried_again(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = [True]
+
+    def dies(job: Job) -> Outcome:
+        at = job.recipe.training.learning_rate, job.recipe.seed
+        return Outcome(job, error="out of memory") if lost and at == (3e-2, 1) else fake_forms(job)
+
+    path = write(tuning={"budget": 2, "space": {"training.learning_rate": RATES}, "finalists": 2}, settings=[ONE])
+    done, answer = sweep_command(path, tmp_path / "out", dies, monkeypatch)
+    assert (done.exit_code, [one["error"] for one in answer["failed"]]) == (1, ["out of memory"])
+    (setting,) = answer["settings"]
+    assert setting["chosen"] == {"training.learning_rate": 1e-3}
+    left_out = {"values": {"training.learning_rate": 3e-2}, "why": "seed 1: out of memory"}
+    assert setting["excluded"] == [left_out]
+    lost.clear()
+    done, answer = sweep_command(path, tmp_path / "out", dies, monkeypatch)
+    assert (done.exit_code, answer["settings"][0]["chosen"]) == (0, {"training.learning_rate": 3e-2})
+    assert "excluded" not in answer["settings"][0]
 
 
 def test_of_finalists_the_named_metric_decides_and_less_may_be_better(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,6 +19,21 @@ LOSS = "nll"
 
 Chosen: TypeAlias = tuple[dict[str, Any], float]
 """Values, and the validation score that they were chosen by."""
+
+
+@dataclass(frozen=True)
+class Lacking:
+    """A finalist that has no score on some seeds, and so is not chosen where another one has them all.
+
+    Args:
+        values: the finalist.
+        seeds: those without.
+        is_replaced: whether what would choose from it, the setting or forms of it, has another one.
+    """
+
+    values: dict[str, Any]
+    seeds: list[int]
+    is_replaced: bool
 
 
 class Choices:
@@ -67,6 +83,23 @@ class Choices:
         forms = (None, *self._own_forms(setting))
         return distinct(values for form in forms for values, _ in self._ranked(setting, form))
 
+    def lacking(self, setting: Setting) -> list[Lacking]:
+        """The finalists that have no score on some seeds, each once."""
+        found: list[Lacking] = []
+        metric = self.study.tuning.metric
+        for form in (None, *self._own_forms(setting)):
+            scores = [
+                (values, self._by_seed(setting, values, form, metric)) for values, _ in self._ranked(setting, form)
+            ]
+            is_replaced = any(None not in by_seed.values() for _, by_seed in scores)
+            for values, by_seed in scores:
+                seeds = {seed for seed, score in by_seed.items() if score is None}
+                before = next((one for one in found if one.values == values), Lacking(values, [], True))
+                if seeds:
+                    merged = Lacking(values, sorted({*before.seeds, *seeds}), before.is_replaced and is_replaced)
+                    found = [*(one for one in found if one is not before), merged]
+        return found
+
     def _ranked(self, setting: Setting, form: str | None) -> list[Chosen]:
         """The best values by the tuned seed's scores, best first: `tuning.finalists` of them.
 
@@ -112,10 +145,15 @@ class Choices:
 
     def _mean(self, setting: Setting, values: Mapping[str, Any], form: str | None, metric: str | None) -> float | None:
         """Of a validation score over the seeds; None where one is missing."""
-        results = (self._result(setting, values, seed) for seed in self.study.seeds)
-        scores = [None if result is None else self._score(result, form, metric) for result in results]
+        scores = self._by_seed(setting, values, form, metric).values()
         known = [score for score in scores if score is not None]
         return statistics.fmean(known) if len(known) == len(scores) else None
+
+    def _by_seed(
+        self, setting: Setting, values: Mapping[str, Any], form: str | None, metric: str | None
+    ) -> dict[int, float | None]:
+        results = {seed: self._result(setting, values, seed) for seed in self.study.seeds}
+        return {seed: None if result is None else self._score(result, form, metric) for seed, result in results.items()}
 
     def _score(self, result: Result, form: str | None, metric: str | None) -> float | None:
         return validation(result, metric) if form is None else validation_of(form, result, metric)

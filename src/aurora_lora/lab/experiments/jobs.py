@@ -84,7 +84,7 @@ class Outcome:
         job: which.
         result: of the finished run.
         error: why there is none.
-        was_there: the run was finished before: nothing was run.
+        was_there: the run was finished before, or had diverged: nothing was run.
         was_refused: nothing was run, as there was no room for it, which may pass.
     """
 

@@ -28,7 +28,7 @@ from ...training.storage import is_locked
 from .chosen import Choices
 from .engines import PATIENCE, Engine, outcomes
 from .jobs import Job, Outcome
-from .journal import open_journal
+from .journal import mark_diverged, open_journal, why_diverged
 from .runs_file import RunsFile
 from .same_study import SameInputs, base_of, check_same_setting
 from .study import SUMMARY, Range, Setting, Study, Value, point
@@ -74,6 +74,7 @@ class Sweep:
             study, self.folder, self.trials, lambda setting, values, seed: self.job(setting, values, seed).result()
         )
         self._inputs = SameInputs()
+        self._errors: dict[Path, str] = {}
         for folder, result in self.runs.read().items():
             self._inputs.check(result, folder)
         storage = open_journal(self.folder / JOURNAL)
@@ -232,16 +233,38 @@ class Sweep:
     # ---------------------------------------------------------------- seeds
 
     def run_seeds(self) -> None:
-        """Run what was chosen over the seeds; a setting none of whose trials gave a score is left out."""
-        jobs = self.final_jobs()
-        for job in jobs:
+        """Run what was chosen over the seeds; a setting none of whose trials gave a score is left out, and what has
+        diverged is not run again."""
+        final = self._final_jobs()
+        for job, _ in final:
             self._inputs.check_before(job)
-        for outcome in outcomes(jobs, self.engine):
+        settings = {job.folder: setting for job, setting in final}
+        for outcome in outcomes(self._not_diverged(final), self.engine):
             self._keep(outcome)
+            folder, error = outcome.job.folder, outcome.error
+            if error is not None:
+                self._errors[folder] = error
+                if DIVERGED in error:
+                    mark_diverged(self.optuna_studies[settings[folder].name], folder.relative_to(self.folder), error)
             self.report("seeds", outcome)
+
+    def _not_diverged(self, final: list[tuple[Job, Setting]]) -> Iterator[Job]:
+        for job, setting in final:
+            error = self._why_diverged(job, setting)
+            if error is None:
+                yield job
+            else:
+                self.report("seeds", Outcome(job, error=error, was_there=True))
+
+    def _why_diverged(self, job: Job, setting: Setting) -> str | None:
+        error = why_diverged(self.optuna_studies[setting.name], job.folder.relative_to(self.folder))
+        return error if error is not None and job.finished() is None else None
 
     def final_jobs(self) -> list[Job]:
         """The runs over the seeds of each choice, and of what it is chosen from; of settings that have one."""
+        return [job for job, _ in self._final_jobs()]
+
+    def _final_jobs(self) -> list[tuple[Job, Setting]]:
         left_out = self.without_score()
         wanted = [
             (one, values)
@@ -249,7 +272,35 @@ class Sweep:
             if one not in left_out
             for values in self.choices.finalists(one)
         ]
-        return [self.job(setting, values, seed) for seed in self.study.seeds for setting, values in wanted]
+        return [(self.job(setting, values, seed), setting) for seed in self.study.seeds for setting, values in wanted]
+
+    def diverged(self) -> list[Outcome]:
+        """The runs over the seeds that diverged, but for those of finalists in whose place another one is chosen."""
+        left_out = self.without_score()
+        return [
+            Outcome(job, error=error)
+            for setting in self.study.settings
+            if setting not in left_out
+            for one in self.choices.lacking(setting)
+            if not one.is_replaced
+            for job in (self.job(setting, one.values, seed) for seed in one.seeds)
+            if (error := self._why_diverged(job, setting)) is not None
+        ]
+
+    def _excluded(self, setting: Setting) -> list[dict[str, Any]]:
+        """The finalists in whose place another one is chosen, with why."""
+        excluded = []
+        for one in self.choices.lacking(setting):
+            if one.is_replaced:
+                jobs = {seed: self.job(setting, one.values, seed) for seed in one.seeds}
+                why = "; ".join(f"seed {seed}: {self._why_no_score(job, setting)}" for seed, job in jobs.items())
+                excluded.append({"values": one.values, "why": why})
+        return excluded
+
+    def _why_no_score(self, job: Job, setting: Setting) -> str:
+        if job.finished() is not None:
+            return "its validation score is not a number"
+        return self._why_diverged(job, setting) or self._errors.get(job.folder) or "not finished"
 
     def job(self, setting: Setting, values: Mapping[str, Any], seed: int) -> Job:
         """A run of a setting."""
@@ -312,6 +363,7 @@ class Sweep:
             "metric": next((result["metric"]["name"] for result in results.values()), None),
             "split": next((result["metric"].get("split") for result in results.values()), None),
             "chance": next((chance_of(result) for result in results.values()), {}),
+            **({"excluded": excluded} if (excluded := self._excluded(setting)) else {}),
             "trials": [{"values": tried, "validation": found} for tried, found in self.trials(setting)],
             "seeds": list(results),
             "by_form": by_form_and_metric([with_own_forms(result, own, seed) for seed, result in results.items()]),

@@ -132,8 +132,8 @@ def tuning_note(summary: Mapping[str, Any]) -> str:
 
 
 def missing_note(summary: Mapping[str, Any]) -> str:
-    """What a study was to have and has not: settings and answers without a result, and the tuning runs that gave none;
-    nothing where all is there."""
+    """What a study was to have and has not: settings and answers without a result, the tuning runs that gave none, and
+    the finalists with a run that gave none; nothing where all is there."""
     there = {one["name"]: one for one in summary["settings"]}
     tuning = summary["study"]["tuning"]
     wanted = [one["name"] for one in summary["study"].get("settings", ())] or list(there)
@@ -143,6 +143,12 @@ def missing_note(summary: Mapping[str, Any]) -> str:
     notes = [f"No result: {', '.join(without)}"] if without else []
     notes += [f"Not answered: {'; '.join(asked)}"] if (asked := unanswered(summary)) else []
     notes += [f"{counted(failed, 'tuning run')} gave no score"] if failed else []
+    excluded = [
+        f"{setting['name']}, {_values({}, one['values'])} ({one['why']})"
+        for setting in there.values()
+        for one in setting.get("excluded", ())
+    ]
+    notes += [f"Finalists that were left out: {'; '.join(excluded)}"] if excluded else []
     return " ".join(f"{one}." for one in notes)
 
 
