@@ -135,6 +135,18 @@ def test_the_least_error_is_the_best(make_result: Callable[..., Any]) -> None:
     assert best.runs[0]["recipe"]["training"]["learning_rate"] == 2e-3
 
 
+def test_a_rate_of_fewer_seeds_is_not_the_best(make_result: Callable[..., Any]) -> None:
+    """A tuned rate that was not run over the seeds may be ahead on the one that it was run on."""
+    made = [make_result("lora", 1e-3, seed, 100, {"merged": 0.9}, r=2) for seed in (0, 1)]
+    made.append(make_result("lora", 2e-3, 0, 100, {"merged": 0.9}, r=2))
+    for one, score in zip(made, (0.71, 0.70, 0.72), strict=True):
+        one["metric"]["selected_by"]["value"] = score
+    for several in (made, made[::-1]):
+        (found,) = groups(several).values()
+        (best,) = chosen(found)["lora"]
+        assert best.runs[0]["recipe"]["training"]["learning_rate"] == 1e-3
+
+
 def test_ranks_of_a_budget_are_no_rank(make_result: Callable[..., Any]) -> None:
     for options, rank in (({"r": 8}, 8), ({"r": 8, "budget": 4096}, None), ({}, None)):
         assert Group("", [make_result("lora", 1e-3, 0, 100, {"merged": 0.5}, **options)], "").rank == rank

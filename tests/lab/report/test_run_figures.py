@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from aurora_lora.errors import UserError
@@ -62,6 +63,38 @@ def test_a_rank_has_one_point_whatever_the_alphas(make_result: Callable[..., Res
     (found,) = groups(made[:2]).values()
     with pytest.raises(UserError, match="two ranks at least"):
         rank_figure(found, "accuracy")
+
+
+def test_of_several_alphas_one_of_fewer_seeds_is_not_shown(make_result: Callable[..., Result]) -> None:
+    made = [
+        make_result("lora", 1e-3, seed, 100 * r, {"merged": 0.5 + alpha / 100}, r=r, lora_alpha=alpha)
+        for r in (2, 4)
+        for alpha, seeds in ((2, (0, 1)), (16, (0,)))
+        for seed in seeds
+    ]
+    for one in made:
+        one["metric"]["selected_by"]["value"] = one["recipe"]["method"]["lora_alpha"] / 100
+    (found,) = groups(made).values()
+    (ax,) = rank_figure(found, "accuracy").axes
+    assert [y for _, y in series(ax)["lora"]] == pytest.approx([52.5, 52.5])
+
+
+def test_one_seed_has_no_bar(make_result: Callable[..., Result], tmp_path: Path) -> None:
+    def bars(container: Any) -> list[Any]:
+        return [segment for lines in container.lines[2] for segment in lines.get_segments() if len(segment)]
+
+    made = [make_result("lora", 1e-3, seed, 100 * r, {"merged": 0.5}, r=r) for r, seed in ((2, 0), (2, 1), (4, 0))]
+    (found,) = groups(made).values()
+    (ax,) = score_figure(found, "accuracy").axes
+    assert sorted(len(bars(container)) for container in ax.containers) == [0, 1]
+    assert sorted(len(container.lines[1]) for container in ax.containers) == [0, 2]  # caps
+    figure = rank_figure(found, "accuracy")
+    (container,) = figure.axes[0].containers
+    assert len([one for one in bars(container) if not np.isnan(one).any()]) == 1
+    save(figure, tmp_path / "ranks")
+    (found,) = groups(made[1:]).values()
+    (container,) = rank_figure(found, "accuracy").axes[0].containers
+    assert (bars(container), len(container.lines[1])) == ([], 0)
 
 
 def test_a_name_with_dollars_is_no_mathematics(make_result: Callable[..., Result], tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def _measured(group: Group, name: str) -> list[dict[str, Any]]:
     return records
 
 
-BEST = "Of settings that differ in their training alone, the best one on validation data."
+BEST = "Of settings that differ in their training alone, the best one on validation data, of those with the most seeds."
 KINDS = (
     Kind(
         "scores",

@@ -96,6 +96,12 @@ class Group:
         return metric_named(metric).sign * statistics.fmean(numbers) if numbers else -math.inf
 
     @property
+    def standing(self) -> tuple[int, float]:
+        """By which one of several settings is shown: of those with the most seeds, as a mean of fewer may be ahead by
+        chance, the best one on validation data."""
+        return len(self.runs), self.validation
+
+    @property
     def test_sets(self) -> list[str]:
         """Their names, where there are several."""
         return list(self.runs[0]["metric"].get("by_test_set", ()))
@@ -196,14 +202,14 @@ def _named(results: Sequence[Result], fields: Sequence[Mapping[str, Any]]) -> li
 
 
 def chosen(found: Iterable[Group]) -> dict[str, list[Group]]:
-    """By line, smallest first: of the settings that differ in their training alone (other learning rates, say), the
-    best one on validation data."""
+    """By line, smallest first: of the settings that differ in their training alone (other learning rates, say) and
+    have the most seeds, the best one on validation data."""
     best: dict[str, dict[tuple[Any, ...], Group]] = {}
     for group in found:
         at_rank = best.setdefault(group.line or group.label, {})
         rank = tuple(group.runs[0]["recipe"]["method"].get(name) for name in OF_RANK)
         other = at_rank.get(rank)
-        if other is None or group.validation > other.validation:
+        if other is None or group.standing > other.standing:
             at_rank[rank] = group
     return {line: sorted(by_rank.values(), key=lambda group: group.params) for line, by_rank in best.items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -45,8 +46,8 @@ def score_figure(found: Sequence[Group], metric: str) -> Figure:
     figure, (ax,) = new_figure(1, max(WIDTH, LEAST_PLOT + LETTER * beside), 1.5 + 0.2 * len(rows))
     for place, (group, scores) in enumerate(rows):
         look: dict[str, Any] = {"color": colour(group.method, group.deployed), "marker": "o"}
-        mean, half = known.scale * statistics.fmean(scores), known.scale * half_interval(scores)
-        ax.errorbar([mean], [place], xerr=[half], capsize=2.5, markersize=4.5, elinewidth=1, linestyle="none", **look)
+        mean, bars = known.scale * statistics.fmean(scores), _bars([scores], known.scale)
+        ax.errorbar([mean], [place], xerr=bars, capsize=2.5, markersize=4.5, elinewidth=1, linestyle="none", **look)
         ax.text(1.02, place, group.counted, transform=ax.get_yaxis_transform(), fontsize=7.5, va="center")
     ax.text(1.02, 1.02, "trained\nparameters", transform=ax.transAxes, fontsize=7.5)
     ax.set_yticks(range(len(rows)), names, fontsize=8)
@@ -59,10 +60,11 @@ def score_figure(found: Sequence[Group], metric: str) -> Figure:
 
 
 def _best_of_each_rank(several: Sequence[Group]) -> list[Group]:
-    """Of the settings of one line, lowest rank first: of several alphas the best one on validation data."""
+    """Of the settings of one line, lowest rank first: of several alphas the best one on validation data, of
+    those with the most seeds."""
     best: dict[int, Group] = {}
     for group in several:
-        if group.rank is not None and (group.rank not in best or group.validation > best[group.rank].validation):
+        if group.rank is not None and (group.rank not in best or group.standing > best[group.rank].standing):
             best[group.rank] = group
     return [best[rank] for rank in sorted(best)]
 
@@ -178,6 +180,11 @@ def _errorbar(
     scale = metric_named(metric).scale
     points = [(x, values) for x, values in points if values]
     means = [scale * statistics.fmean(values) for _, values in points]
-    bars = [scale * half_interval(values) for _, values in points]
-    x = [x for x, _ in points]
+    x, bars = [x for x, _ in points], _bars([values for _, values in points], scale)
     ax.errorbar(x, means, yerr=bars, label=label, capsize=2.5, markersize=5, linewidth=1.2, elinewidth=0.8, **look)
+
+
+def _bars(several: Sequence[Sequence[float]], scale: float) -> list[float] | None:
+    """Half the intervals of some means; not a number, which is not drawn, of one seed."""
+    halves = [scale * half_interval(values) if len(values) > 1 else math.nan for values in several]
+    return None if all(map(math.isnan, halves)) else halves
