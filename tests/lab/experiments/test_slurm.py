@@ -90,6 +90,13 @@ def test_what_is_given_counts(
     assert {name: found[name] for name in names if name in found} == asked
 
 
+@pytest.mark.parametrize(("cluster", "slots"), [("local", 1), ("debug", 1), ("slurm", 64)])
+def test_this_machine_gets_one_run_at_a_time(slurm: Path, tmp_path: Path, cluster: str, slots: int) -> None:
+    options = {"cluster": cluster, "logs": str(tmp_path / "logs")}
+    assert make_engine("slurm", None, options).slots == slots
+    assert make_engine("slurm", 3, options).slots == 3
+
+
 def test_what_the_cluster_does_not_take_is_the_failure_of_its_run_alone(
     tiny_suite: Callable[..., Suite], slurm: Path, tmp_path: Path
 ) -> None:

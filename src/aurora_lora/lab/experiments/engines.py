@@ -22,6 +22,8 @@ from .jobs import Job, Outcome, launch_job, run_job, run_until_asked
 LAUNCHERS = ("local", "accelerate", "slurm")
 DAY = 24 * 60
 """Minutes."""
+ON_THIS_MACHINE = ("local", "debug")
+"""Clusters of submitit's that are none: it starts the jobs here, all at once."""
 PATIENCE = 2.0
 """Seconds between two looks at a run that another process is at."""
 
@@ -46,7 +48,7 @@ def make_engine(
     Args:
         launcher: `local`: in `jobs` processes, one on each GPU where there are GPUs. `accelerate`: one run at a time
             under `accelerate launch`. `slurm`: each run a job of the cluster, through submitit.
-        jobs: how many runs at a time; None is one, one a GPU, or 64 on a cluster.
+        jobs: how many runs at a time; None is one, one a GPU, or 64 on a cluster, whose `cluster=local` is one.
         options: submitit's parameters for the cluster, such as `slurm_partition`.
         minutes: the time to ask the cluster for, for a job.
 
@@ -59,7 +61,8 @@ def make_engine(
     if options and launcher != "slurm":
         raise ArgumentError(f"`options` is for `launcher` slurm, not for {launcher}")
     if launcher == "slurm":
-        return Cluster(jobs or 64, dict(options or {}), minutes)
+        given = dict(options or {})
+        return Cluster(jobs or (1 if given.get("cluster") in ON_THIS_MACHINE else 64), given, minutes)
     if launcher == "accelerate":
         if jobs not in (None, 1):
             raise ArgumentError(
