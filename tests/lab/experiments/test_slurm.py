@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -13,7 +13,8 @@ import tiny
 from typer.testing import CliRunner
 
 from aurora_lora import cli, termination
-from aurora_lora.lab.experiments import cluster, engines
+from aurora_lora.errors import UserError
+from aurora_lora.lab.experiments import cluster, engines, estimate
 from aurora_lora.lab.experiments.engines import make_engine, outcomes
 from aurora_lora.lab.experiments.jobs import Job, Outcome, run_until_asked
 from aurora_lora.lab.experiments.reproduce import prepare
@@ -161,6 +162,72 @@ def test_what_the_cluster_has_no_room_for_waits_for_a_job_to_end(
 
     monkeypatch.setattr(engines, "PATIENCE", 0.01)
     assert [outcome.error for outcome in outcomes(jobs, Full())] == ["done"] * 4
+
+
+def test_what_the_cluster_has_no_room_for_is_not_drawn(
+    tiny_suite: Callable[..., Suite], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each job that is drawn may be one of a budget, and is of the values that are best after those that have ended."""
+    tiny_suite()
+    job = next(iter(prepare("tiny", "packaged", tmp_path / "runs").jobs.values()))
+    running: list[Future[Outcome]] = []
+    drawn: list[int] = []
+
+    class RoomForTwo:
+        slots = 8
+
+        def open(self) -> AbstractContextManager[Callable[[Job], Future[Outcome]]]:
+            return nullcontext(self.submit)
+
+        def submit(self, job: Job) -> Future[Outcome]:
+            future: Future[Outcome] = Future()
+            if sum(not one.done() for one in running) == 2:
+                future.set_result(Outcome(job, error="full", was_refused=True))
+            else:
+                running.append(future)
+                Timer(0.05, lambda: future.set_result(Outcome(job, error="done"))).start()
+            return future
+
+    def draw() -> Iterator[Job]:
+        for number in range(12):
+            drawn.append(number)
+            yield Job(str(number), job.recipe, tmp_path / str(number))
+
+    monkeypatch.setattr(engines, "PATIENCE", 0.01)
+    ended: list[str] = []
+    for outcome in outcomes(draw(), RoomForTwo()):
+        assert outcome.error == "done"
+        ended.append(outcome.job.name)
+        assert len(drawn) <= len(ended) + 2 + 1  # those that run, and one that was refused
+    assert sorted(ended, key=int) == [str(number) for number in range(12)]
+
+
+def test_what_cannot_be_planned_is_no_fault_of_the_cluster(
+    tiny_suite: Callable[..., Suite], slurm: Path, tmp_path: Path
+) -> None:
+    tiny_suite()
+    jobs = list(prepare("tiny", "packaged", tmp_path / "runs").jobs.values())[:2]
+
+    def minutes(job: Job) -> int:
+        raise UserError("target_modules: the model has no 'qury'")
+
+    engine = make_engine("slurm", 2, {"logs": str(tmp_path / "logs")}, minutes)
+    found = list(outcomes(jobs, engine))
+    assert [(one.error, one.was_refused) for one in found] == [("target_modules: the model has no 'qury'", False)] * 2
+    assert not slurm.exists()
+
+
+def test_a_model_that_cannot_be_counted_gets_a_day(
+    tiny_suite: Callable[..., Suite], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_suite()
+    job = next(iter(prepare("tiny", "packaged", tmp_path / "runs").jobs.values()))
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("no such operator without data")
+
+    monkeypatch.setattr(estimate.flops, "hours", fails)
+    assert estimate.time_limit(job.recipe, "A100") == engines.DAY
 
 
 def test_sigterm_to_a_command_is_its_own(tiny_suite: Callable[..., Suite], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import ArgumentError, one_line
+from ...errors import ArgumentError, UserError, one_line
 from ...extras import extra
 from .jobs import Job, Outcome, run_job, run_until_asked
 
@@ -48,20 +48,23 @@ class Cluster:
     def open(self) -> AbstractContextManager[Callable[[Job], Any]]:
         return nullcontext(self._submit)
 
-    def _submit(self, job: Job) -> _ClusterJob | _Refused:
+    def _submit(self, job: Job) -> _ClusterJob | _NotSubmitted:
         try:
-            if self.minutes is not None:
-                self.executor.update_parameters(timeout_min=self.minutes(job))
+            wanted = {} if self.minutes is None else {"timeout_min": self.minutes(job)}
+        except UserError as error:  # its run would say the same, after it has waited in a queue
+            return _NotSubmitted(Outcome(job, error=str(error)))
+        try:
+            self.executor.update_parameters(**wanted)
             # a little before its time is up, or where it is preempted, submitit's job gets that signal
             return _ClusterJob(job, self.executor.submit(run_until_asked, run_job, job, self.signal))
         except Exception as error:
             why = f"the cluster did not take it: {one_line(error)[:200]}"
-            return _Refused(Outcome(job, error=why, was_refused=True))
+            return _NotSubmitted(Outcome(job, error=why, was_refused=True))
 
 
 @dataclass(frozen=True, eq=False)
-class _Refused:
-    """A job that the cluster did not take, such as one more than a user may have there."""
+class _NotSubmitted:
+    """A job that cannot be run, or that the cluster did not take, such as one more than a user may have there."""
 
     outcome: Outcome
 

@@ -77,26 +77,28 @@ def make_engine(
 def outcomes(jobs: Iterable[Job], engine: Engine) -> Iterator[Outcome]:
     """Run jobs; gives what became of each as it ends.
 
-    A job is drawn only when there is room for it. One that another process is at is put off, and then waited for: so
-    several processes can work on the same list.
+    A job is drawn only when there is room for it. One that is refused is submitted again when another has ended, and
+    before that none is drawn. One that another process is at is put off, and then waited for: so several processes can
+    work on the same list.
     """
-    waiting, put_off = iter(jobs), deque[Job]()
+    waiting, refused, put_off = iter(jobs), deque[Job](), deque[Job]()
     with engine.open() as submit:
         running: dict[Any, Job] = {}
-        beside: set[Any] = set()  # those that were submitted while others were running
-        exhausted = False
+        exhausted = is_full = False
         while True:
-            while len(running) < engine.slots:
-                if (job := next(waiting, None)) is None:
+            while not is_full and len(running) < engine.slots:
+                if (job := refused.popleft() if refused else next(waiting, None)) is None:
                     exhausted = True
                     if (job := _take_free(put_off)) is None:
                         break
                 if (outcome := _without_running(job)) is not None:
                     yield outcome
-                else:
-                    future = submit(job)
-                    if running:
-                        beside.add(future)
+                    continue
+                future = submit(job)
+                if running and future.done() and future.result().was_refused:
+                    refused.append(job)
+                    is_full = True
+                else:  # what is refused where nothing is running is an error
                     running[future] = job
             if not running and not put_off:
                 return
@@ -105,14 +107,13 @@ def outcomes(jobs: Iterable[Job], engine: Engine) -> Iterator[Outcome]:
                 continue
             for future in _ended(running, PATIENCE if exhausted and put_off else None):
                 running.pop(future)
+                is_full = False
                 outcome = future.result()
-                is_full = outcome.was_refused and future in beside
-                beside.discard(future)
-                if not outcome.is_elsewhere and not is_full:
+                if not outcome.is_elsewhere:
                     yield outcome
                     continue
                 put_off.append(outcome.job)
-                if exhausted or is_full:
+                if exhausted:
                     time.sleep(PATIENCE)
 
 

@@ -16,7 +16,8 @@ Time is work by the speed that a machine attains in a training, see `work` and `
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -81,11 +82,18 @@ def estimate(recipe: RunRecipe, machine: Machine, sizes: Sizes | None = None) ->
     """
     if isinstance(recipe, Recipe) and is_stored_quantised(recipe.base):
         raise NotEstimatedError(f"the weights of {recipe.model} are stored quantised, which a plan does not count")
-    try:
+    with _counting(recipe):
         return _estimate(recipe, machine, sizes)
+
+
+@contextmanager
+def _counting(recipe: RunRecipe) -> Iterator[None]:
+    """What is counted within this context runs any model's own code without data, which may fail in any way."""
+    try:
+        yield
     except UserError:
         raise
-    except Exception as error:  # of any model's own code, run without data
+    except Exception as error:
         raise NotEstimatedError(f"the shapes of {recipe.model} cannot be counted: {reason(error)}") from error
 
 
@@ -210,7 +218,8 @@ def machine_for(todo: Reproduction, gpu: str | None) -> Machine:
 
 
 def time_limit(recipe: RunRecipe, gpu: str | None) -> int:
-    """Minutes to ask a cluster for: twice the estimate, which is no better than that, and half an hour at least.
+    """Minutes to ask a cluster for: twice the estimate, which is no better than that, and half an hour at least; a day
+    where there is none.
 
     Args:
         recipe: of the run.
@@ -220,7 +229,11 @@ def time_limit(recipe: RunRecipe, gpu: str | None) -> int:
         UserError: the GPU or the model is not known, or the method does not fit it.
     """
     machine = min(GPUS.values(), key=lambda one: one.half) if gpu is None else named(gpu)
-    parts = _parts(recipe, machine)
+    try:
+        with _counting(recipe):
+            parts = _parts(recipe, machine)
+    except NotEstimatedError:
+        return DAY
     return DAY if parts is None else max(30, math.ceil(2 * 60 * parts.total))
 
 
