@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from scipy.stats import t
 
+from aurora_lora.errors import UserError
 from aurora_lora.lab.report.groups import Group, chosen, groups, half_interval, interval, labels
 from aurora_lora.lab.report.results import by_learning_rate
 from aurora_lora.training.reading import validate
@@ -89,6 +90,25 @@ def test_runs_on_other_data_are_another_line(make_result: Callable[..., Any], fi
     by_line = chosen(found)
     assert list(by_line) == [f"lora: {field} 64", f"lora: {field} 1000"]
     assert [len(several) for several in by_line.values()] == [1, 1]
+
+
+def test_seeds_with_splits_of_their_own_are_one_setting(make_result: Callable[..., Any]) -> None:
+    """As in a study with `split_by_seed`, also where a setting lacks a seed."""
+    made = [make_result("aurora", rate, seed, 100, {"calibrated": 0.9}) for rate in (1e-3, 2e-3) for seed in (0, 1)][1:]
+    for one in made:
+        one["recipe"]["task"]["split_seed"] = one["seed"]
+    (found,) = groups(made).values()
+    assert [group.label for group in found] == ["aurora: learning_rate 0.001", "aurora: learning_rate 0.002"]
+    assert [[run["seed"] for run in group.runs] for group in found] == [[1], [0, 1]]
+    assert found[1].runs[1]["recipe"]["task"]["split_seed"] == 1
+    assert list(chosen(found)) == ["aurora"]
+    for one in made:
+        for scores in one["metric"]["by_form"].values():
+            scores["nll"] = 0.5
+    assert {rate: len(runs) for rate, runs in by_learning_rate(made).items()} == {1e-3: 1, 2e-3: 2}
+    made[0]["recipe"]["task"]["split_seed"] = 7
+    with pytest.raises(UserError, match=r"differ in more than learning rate and seed, in task\.split_seed"):
+        by_learning_rate(made)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from ...errors import UserError
 from ...tasks.metrics import metric_named
 from ...training.results import validation_score
 from ...training.storage import REFERENCE, flatten
-from .results import Result, setting
+from .results import Result, setting, without_splits_of_seeds
 from .tables import count, finite
 
 OF_RANK = ("r", "alpha", "lora_alpha")
@@ -136,14 +136,18 @@ def groups(results: Sequence[Result], folders: Sequence[Path | None] = ()) -> di
     Raises:
         UserError: two runs of one setting have the same seed: they would count twice.
     """
-    settings: dict[tuple[str, str], dict[str, list[tuple[Result, Path | None]]]] = {}
+    places: dict[tuple[str, str], list[tuple[Result, Path | None]]] = {}
     for result, folder in zip(results, folders or [None] * len(results), strict=True):
-        key = json.dumps(setting(result["recipe"]), sort_keys=True)
-        settings.setdefault((result["task"], result["model"]), {}).setdefault(key, []).append((result, folder))
+        places.setdefault((result["task"], result["model"]), []).append((result, folder))
     found = {}
-    for where, by_setting in settings.items():
+    for where, there in places.items():
+        by_setting: dict[str, list[tuple[Result, Path | None]]] = {}
+        same = without_splits_of_seeds([result for result, _ in there])
+        for run, one in zip(there, same, strict=True):
+            by_setting.setdefault(json.dumps(setting(one["recipe"]), sort_keys=True), []).append(run)
         several = [_by_seed(runs) for runs in by_setting.values()]
-        firsts = [runs[0][0] for runs in several]
+        compared = {id(result): one for (result, _), one in zip(there, same, strict=True)}
+        firsts = [compared[id(runs[0][0])] for runs in several]
         found[where] = [
             Group(name, [result for result, _ in runs], line, [folder for _, folder in runs])
             for name, line, runs in zip(labels(firsts), lines(firsts), several, strict=True)

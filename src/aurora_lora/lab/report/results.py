@@ -86,7 +86,8 @@ def by_learning_rate(results: Sequence[Result]) -> dict[float, list[Result]]:
     chosen = [result for result in results if result["method"] == "aurora"]
     if not chosen:
         raise ArgumentError("there is no result of a run of aurora: `html` FILE.html shows any runs")
-    first, *others = (flatten(setting(result["recipe"], "learning_rate")) for result in chosen)
+    same = without_splits_of_seeds(chosen)
+    first, *others = (flatten(setting(result["recipe"], "learning_rate")) for result in same)
     for other in others:
         if differing := differences(first, other, names=("one", "another")):
             raise ArgumentError(
@@ -109,6 +110,18 @@ def setting(recipe: Mapping[str, Any], *but: str) -> dict[str, Any]:
     kept = {key: value for key, value in whole.items() if key not in ("seed", "name", "reference")}
     left_out = (*NO_EFFECT_ON_RESULT, *but)
     return {**kept, "training": {k: v for k, v in whole.get("training", {}).items() if k not in left_out}}
+
+
+def without_splits_of_seeds(results: Sequence[Result]) -> list[Result]:
+    """The results, whose recipes say nothing of the split where each seed has its own, as in a study with
+    `split_by_seed`: it makes no other setting."""
+    if any(flatten(result["recipe"]).get("task.split_seed") != result["seed"] for result in results):
+        return list(results)
+    return [{**result, "recipe": _without_split(result["recipe"])} for result in results]
+
+
+def _without_split(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    return {**recipe, "task": {key: value for key, value in recipe["task"].items() if key != "split_seed"}}
 
 
 def _complete(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
