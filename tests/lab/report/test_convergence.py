@@ -43,6 +43,19 @@ def test_of_a_loss_less_is_a_gain_and_a_gain_is_per_epoch(group: Curves) -> None
     assert "Not converged: 1 of 2" in convergence_note([group(*losses, metric="nll", every=2)])
 
 
+def test_of_several_evaluations_an_epoch_the_gain_is_that_of_the_epoch(group: Curves) -> None:
+    """That between two of them, times their number, would be their noise as well."""
+    flat = [0.70, 0.70, 0.70, 0.70, 0.71], [0.70, 0.73, 0.74, 0.73, 0.72]  # spread 0.007; times four: 0.04 and -0.04
+    note = convergence_note([group(*flat, every=0.25)])
+    assert note.startswith("Not converged: 2 of 2")
+    assert "The median gain is 1.5 points of accuracy" in note  # 0.01 and 0.02
+    uneven = [0.60, 0.61, 0.62, 0.70], [0.60, 0.61, 0.62, 0.74]  # epochs 0.4 to 1.6: 0.10 and 0.14 since 0.4
+    assert "The median gain is 10.0 points" in convergence_note([group(*uneven, every=0.4)])
+    steps = [0.5, 0.6], [0.5, 0.7]
+    assert "The median gain is 15.0 points" in convergence_note([group(*steps, every=0.999)])
+    assert convergence_note([group(*flat, every=0.2)]).startswith("Whether the runs have converged is not known")
+
+
 def test_what_is_not_known(group: Curves) -> None:
     for one in (group([0.5, 0.6]), group([0.5], [0.6]), group([0.5, None], [None, 0.6]), group([], [])):
         assert convergence_note([one]).startswith("Whether the runs have converged is not known")

@@ -11,13 +11,16 @@ from ...tasks.metrics import metric_named
 from .groups import Group
 from .tables import finite
 
+ROUNDING = 0.01
+"""Of an epoch that is reckoned from steps."""
+
 
 def convergence_note(found: Sequence[Group]) -> str:
     """How many final runs still gain more in their last epoch than the seeds of their setting are apart.
 
-    The score is that by which the best epoch is chosen, on validation data; where a run is evaluated every few epochs,
-    or several times in one, the gain is that between the last two evaluations, per epoch. The spread is the standard
-    deviation of the last scores over the seeds.
+    The score is that by which the best epoch is chosen, on validation data. Where a run is evaluated several times in
+    an epoch, the gain is that over the last whole one; where it is evaluated every few epochs, that between the last
+    two evaluations, per epoch. The spread is the standard deviation of the last scores over the seeds.
     """
     by_metric: dict[str, list[tuple[float, float]]] = {}
     for group in found:
@@ -26,7 +29,7 @@ def convergence_note(found: Sequence[Group]) -> str:
     if not by_metric:
         return (
             "Whether the runs have converged is not known: that needs the epochs of two seeds, each evaluated at least "
-            "twice."
+            "twice, an epoch apart."
         )
     pairs = [pair for found_pairs in by_metric.values() for pair in found_pairs]
     rising = sum(gain > spread for gain, spread in pairs)
@@ -46,11 +49,19 @@ def convergence_note(found: Sequence[Group]) -> str:
 def _gains(group: Group) -> list[tuple[float, float]]:
     """Of each run of a setting with several seeds, what its last epoch gained, and the spread."""
     sign = metric_named(group.selected_by).sign
-    last = [entries[-2:] for run in group.runs if len(entries := _scored(run, group.selected_by)) > 1]
+    last = [ends for run in group.runs if (ends := _last_epoch(_scored(run, group.selected_by))) is not None]
     if len(last) < 2:
         return []
     spread = statistics.stdev(score for _, (_, score) in last)
-    return [(sign * (after - before) / (end - start), spread) for (start, before), (end, after) in last]
+    return [(sign * (after - before) / max(end - start, 1), spread) for (start, before), (end, after) in last]
+
+
+def _last_epoch(
+    entries: Sequence[tuple[float, float]],
+) -> tuple[tuple[float, float], tuple[float, float]] | None:
+    """The last evaluation, after the last one that is an epoch before it at least."""
+    before = [entry for entry in entries if entries[-1][0] - entry[0] > 1 - ROUNDING]
+    return (before[-1], entries[-1]) if before else None
 
 
 def _scored(run: Mapping[str, Any], metric: str) -> list[tuple[float, float]]:
