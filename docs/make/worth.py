@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.stats import false_discovery_control
+from scipy.stats import false_discovery_control, ttest_1samp
 
 from aurora_lora.lab.report.answers import MARGIN, Answer, answer, answers, every_answer
 from aurora_lora.lab.report.colours import GREY, colour
@@ -153,9 +153,19 @@ def answered(summaries: Mapping[str, Mapping[str, Any]], case: str) -> str:
 
 def _discoveries(found: Sequence[Answer]) -> list[Answer]:
     """Those that differ from 0 with a false discovery rate of 5%, by Benjamini and Hochberg."""
-    known = [(one, one.p_value) for one in found if one.p_value is not None]
+    known = [(one, p) for one in found if (p := p_value(one)) is not None]
     adjusted = false_discovery_control([p for _, p in known]) if known else []
     return [one for (one, _), p in zip(known, adjusted, strict=True) if p <= 0.05]
+
+
+def p_value(one: Answer) -> float | None:
+    """Of Student's t for a mean difference of 0, two-sided; None below two seeds."""
+    values = list(one.by_seed.values())
+    if len(values) < 2:
+        return None
+    if min(values) == max(values):  # the test divides by their standard deviation
+        return float(values[0] == 0)
+    return float(ttest_1samp(values, 0).pvalue)
 
 
 def fewer_weights(summaries: Mapping[str, Mapping[str, Any]]) -> str:

@@ -1,6 +1,7 @@
 """Which runs belong together."""
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,12 @@ def test_interval() -> None:
     low, high = t.interval(0.95, 2, loc=0.81, scale=0.01 / 3**0.5)
     assert interval(values) == pytest.approx((low, high))
     assert interval([1.0]) == (None, None)
+    assert interval([0.3, 0.3, 0.3]) == (0.3, 0.3)
+    nearly = [0.5 - 0.4, 0.51 - 0.41, 0.52 - 0.42]  # the same but for rounding, of which nothing is said
+    assert len(set(nearly)) > 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert interval(nearly) == pytest.approx((0.1, 0.1))
     assert half_interval(values) == pytest.approx(high - 0.81) == pytest.approx(0.81 - low)
     assert half_interval([1.0]) == 0
 

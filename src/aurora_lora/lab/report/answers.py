@@ -43,17 +43,6 @@ class Answer:
     seeds: int = 0
 
     @property
-    def p_value(self) -> float | None:
-        """Of Student's t for a mean of 0, two-sided; None below two seeds."""
-        if self.low is None or self.high is None:
-            return None
-        from scipy.stats import t
-
-        degrees = len(self.by_seed) - 1
-        error = (self.high - self.low) / 2 / float(t.ppf(0.975, degrees))
-        return 2 * float(t.sf(abs(self.difference) / error, degrees)) if error else float(self.difference == 0)
-
-    @property
     def side(self) -> str:
         """`better` or `worse`, of the first, where the interval is on one side of 0; else nothing."""
         if self.low is None or self.high is None or self.low <= 0 <= self.high:

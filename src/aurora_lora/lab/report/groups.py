@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -222,11 +223,14 @@ def interval(values: Sequence[float]) -> tuple[float | None, float | None]:
     """Student's 95% interval of the mean; nothing below two values."""
     if len(values) < 2:
         return None, None
-    from scipy.stats import t
+    if min(values) == max(values):  # the test divides by their standard deviation
+        return values[0], values[0]
+    from scipy.stats import ttest_1samp
 
-    mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
-    half = float(t.ppf(0.975, len(values) - 1)) * error
-    return mean - half, mean + half
+    with warnings.catch_warnings():  # of values that are the same but for rounding
+        warnings.simplefilter("ignore", RuntimeWarning)
+        found = ttest_1samp(values, 0).confidence_interval(0.95)
+    return float(found.low), float(found.high)
 
 
 def half_interval(values: Sequence[float]) -> float:
