@@ -114,12 +114,19 @@ def abridged(parts: Sequence[str], most: int = 8) -> str:
     return ", ".join(parts[:most]) + (f" and {len(parts) - most:,} more" if len(parts) > most else "")
 
 
-def unknown(what: str, known: Iterable[str], given: str) -> str:
-    """`unknown option; did you mean 'x'?`, or all that is known when nothing is near."""
+def unknown(what: str, known: Iterable[str], given: str, see: str | None = None) -> str:
+    """`unknown option; did you mean 'x'?`, or all that is known when nothing is near.
+
+    Args:
+        what: it would be.
+        known: the names that there are.
+        given: the name that is none of them.
+        see: what prints the names, where they are too many for a message.
+    """
     known = list(known)
     near = difflib.get_close_matches(given, known, n=1)
     if near:
         return f"unknown {what}; did you mean '{near[0]}'?"
     if not known:
         return f"unknown {what}; there are none here"
-    return f"unknown {what} (allowed: {', '.join(known)})"
+    return f"unknown {what} (see {see})" if see else f"unknown {what} (allowed: {', '.join(known)})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from os.path import exists
@@ -10,6 +11,9 @@ from typing import Any
 
 from ..errors import UserError, unknown
 from . import yaml_text
+
+YAML = (".yaml", ".yml")
+"""How a name ends that can only be a file's."""
 
 
 @dataclass(frozen=True)
@@ -80,23 +84,31 @@ def start(kind: str) -> RecipeFile:
     return known[kind]
 
 
-def find_recipe(given: Path | str) -> RecipeFile:
-    """A recipe that comes with the package, or a user's file. A name is looked up first: `./demo` is a file.
+def file_named(given: Path | str, known: Mapping[str, RecipeFile]) -> RecipeFile | None:
+    """The file of a name, or a user's file; None where there is neither. A name is looked up first: `./demo` is a file.
 
     Args:
         given: a name or a file's name; a `Path` is always a file.
+        known: the files that have names.
+    """
+    if isinstance(given, Path):
+        return RecipeFile(given)
+    if given in known:
+        return known[given]
+    return RecipeFile(Path(given)) if given.endswith(YAML) or exists(given) else None
+
+
+def find_recipe(given: Path | str) -> RecipeFile:
+    """A recipe that comes with the package, or a user's file; see `file_named`.
 
     Raises:
         UserError: it is no name and no file; the message has the nearest name.
     """
-    if isinstance(given, Path):
-        return RecipeFile(given)
     known = {**starting(), **files_in()}
-    if given in known:
-        return known[given]
-    if given.endswith((".yaml", ".yml")) or exists(given):
-        return RecipeFile(Path(given))
-    if "/" in given:  # as those of the paper's tables, which the lab has
+    if (found := file_named(given, known)) is not None:
+        return found
+    name = str(given)
+    if "/" in name:  # as those of the paper's tables, which the lab has
         cells = "of a cell of the paper's tables, `aurora list recipe NAME` prints one"
         raise UserError(f"'{given}' is neither a file nor a recipe of the package; {cells}")
-    raise UserError(f"'{given}' is no file, and an {unknown('recipe', known, given)}")
+    raise UserError(f"'{given}' is no file, and an {unknown('recipe', known, name)}")

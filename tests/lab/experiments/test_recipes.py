@@ -76,6 +76,17 @@ def test_a_name_comes_before_a_file_and_a_path_is_always_a_file(
         load_any("demo.yaml")
 
 
+def test_a_cell_comes_before_a_file_that_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = find("table1/base-lora-rte", "recipe")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "table1").mkdir()
+    for name in ("base-lora-rte", "lora-rte-base", "mine"):
+        (tmp_path / "table1" / name).write_text("name: mine")
+    assert find("table1/base-lora-rte", "recipe") == cell
+    for name in ("./table1/base-lora-rte", "table1/lora-rte-base", "table1/mine", "table1/base-lora-rte.yaml"):
+        assert find(name, "recipe") == RecipeFile(Path(name))  # also where a cell has its words in another order
+
+
 def test_an_error_in_a_named_recipe_has_its_name() -> None:
     with pytest.raises(
         UserError, match=r"^table1/base-lora-rte: training\.epoch: unknown field; did you mean 'epochs'"
@@ -88,19 +99,27 @@ def test_an_error_in_a_named_recipe_has_its_name() -> None:
 @pytest.mark.parametrize(
     ("given", "kind", "message"),
     [
-        ("demoo", "recipe", "'demoo' is an unknown recipe; did you mean 'demo'?"),
+        ("demoo", "recipe", "'demoo' is no file, and an unknown recipe; did you mean 'demo'?"),
         (
             "table1/base-lora-rt",
             "recipe",
-            "'table1/base-lora-rt' is an unknown recipe; did you mean 'table1/base-lora-rte'?",
+            "'table1/base-lora-rt' is no file, and an unknown recipe; did you mean 'table1/base-lora-rte'?",
         ),
-        ("base-lora-rte", "recipe", "'base-lora-rte' is an unknown recipe; did you mean 'table1/base-lora-rte'?"),
-        ("movie-sentimnt", "study", "'movie-sentimnt' is an unknown study; did you mean 'movie-sentiment'?"),
+        (
+            "base-lora-rte",
+            "recipe",
+            "'base-lora-rte' is no file, and an unknown recipe; did you mean 'table1/base-lora-rte'?",
+        ),
+        (
+            "movie-sentimnt",
+            "study",
+            "'movie-sentimnt' is no file, and an unknown study; did you mean 'movie-sentiment'?",
+        ),
         ("captured-effect", "recipe", "'captured-effect' is a study, not a recipe: aurora sweep captured-effect"),
         ("demo", "study", "'demo' is a recipe, not a study: aurora train demo"),
         ("table1", "recipe", "'table1' is a suite, not a recipe: aurora reproduce table1"),
-        ("zzz", "recipe", "'zzz' is neither a file nor a recipe of `aurora list recipes`"),
-        ("zzz", "study", "'zzz' is neither a file nor a study of `aurora list studies`"),
+        ("zzz", "recipe", "'zzz' is no file, and an unknown recipe (see `aurora list recipes`)"),
+        ("zzz", "study", "'zzz' is no file, and an unknown study (see `aurora list studies`)"),
     ],
 )
 def test_unknown_names(given: str, kind: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

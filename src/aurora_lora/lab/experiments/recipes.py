@@ -6,16 +6,14 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from os.path import exists
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...errors import UserError, unknown
 from ...training import yaml_text
-from ...training.packaged import RecipeFile, files_in, starting
+from ...training.packaged import YAML, RecipeFile, file_named, files_in, starting
 
 if TYPE_CHECKING:  # the cells need PyTorch; a file does not
     from .suite import Suite
@@ -91,8 +89,8 @@ def named(kind: Kind) -> dict[str, Found]:
 def find(given: Path | str, kind: Kind) -> Found:
     """What a user means by a name or a file.
 
-    A name is looked up first: `./demo` is a file, whatever recipe is called `demo`. The words of a cell's name may come
-    in any order: `table1/lora-rte-base` is `table1/base-lora-rte`.
+    As `file_named`, with the names of cells before a file that is called so. The words of a cell's name may come in any
+    order: `table1/lora-rte-base` is `table1/base-lora-rte`.
 
     Args:
         given: a name or a file's name; a `Path` is always a file.
@@ -101,22 +99,19 @@ def find(given: Path | str, kind: Kind) -> Found:
     Raises:
         UserError: it is no name and no file; the message has the nearest name.
     """
-    if isinstance(given, Path):
-        return RecipeFile(given)
-    start_from = starting() if kind == "recipe" else {}
-    if (file := {**start_from, **files_in(_FOLDERS[kind])}.get(given)) is not None:
-        return file
-    if given.endswith((".yaml", ".yml")) or ("/" not in given and exists(given)):  # no cell is called so
-        return RecipeFile(Path(given))
-    known = {**start_from, **named(kind)}
-    if given in known:
-        return known[given]
-    if exists(given):
-        return RecipeFile(Path(given))
-    for name, found in known.items():
-        if _words(name) == _words(given):
+    files = {**(starting() if kind == "recipe" else {}), **files_in(_FOLDERS[kind])}
+    file = file_named(given, files)
+    if file is not None and (isinstance(given, Path) or "/" not in given or given.endswith(YAML)):
+        return file  # no cell is called so
+    name = str(given)
+    known = {**files, **named(kind)}
+    if (found := known.get(name, file)) is not None:
+        return found
+    for other, found in known.items():
+        if _words(other) == _words(name):
             return found
-    raise UserError(f"'{given}' is {_what_it_is(given, kind, known)}")
+    _check_other_kinds(name, kind)
+    raise UserError(f"'{name}' is no file, and an {unknown(kind, known, name, f'`aurora list {_LISTS[kind]}`')}")
 
 
 def _words(name: str) -> tuple[str, list[str]]:
@@ -124,8 +119,8 @@ def _words(name: str) -> tuple[str, list[str]]:
     return suite, sorted(words.split("-"))
 
 
-def _what_it_is(given: str, kind: Kind, known: Collection[str]) -> str:
-    """A thing of another kind, nearly a name, or nothing."""
+def _check_other_kinds(given: str, kind: Kind) -> None:
+    """Raise a UserError for the name of a thing of another kind."""
     others: Mapping[str, tuple[Collection[str], str]] = {
         "suite": (suites(), "reproduce"),
         "study": (named("study"), "sweep"),
@@ -133,7 +128,4 @@ def _what_it_is(given: str, kind: Kind, known: Collection[str]) -> str:
     }
     for other, (names, command) in others.items():
         if given in names:
-            return f"a {other}, not a {kind}: aurora {command} {given}"
-    if near := difflib.get_close_matches(given, known, n=1):
-        return f"an unknown {kind}; did you mean '{near[0]}'?"
-    return f"neither a file nor a {kind} of `aurora list {_LISTS[kind]}`"
+            raise UserError(f"'{given}' is a {other}, not a {kind}: aurora {command} {given}")
