@@ -21,9 +21,9 @@ from transformers import Trainer
 from aurora_lora.lab.experiments import shapes, text_lengths
 from aurora_lora.lab.experiments.architectures import architecture
 from aurora_lora.lab.experiments.estimate import calibration_memory, estimate, training_memory
+from aurora_lora.lab.experiments.fake_models import fused_attention, to_fake
 from aurora_lora.lab.experiments.machines import named
 from aurora_lora.lab.experiments.reproduce import prepare
-from aurora_lora.lab.experiments.saved_tensors import fused_attention, to_fake
 from aurora_lora.training import choice_trainer, models
 from aurora_lora.training.batches import divide
 from aurora_lora.training.build import make_model

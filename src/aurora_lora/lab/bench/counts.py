@@ -20,6 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...files import read_json
+from ..saved_tensors import count_saved
 
 # not marked as views in their schemas, though they move no data
 _AS_VIEWS = frozenset({"_unsafe_view", "detach"})
@@ -120,19 +121,7 @@ def saved_bytes(function: Callable[[], Any], but: Iterable[Tensor] = ()) -> int:
     Args:
         but: tensors that are not to be counted, such as a model's parameters.
     """
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = function()
-    for tensor in but:
-        kept.pop(tensor.untyped_storage().data_ptr(), None)
-    del out  # what it holds must live until here, for an address to stand for one storage
-    return sum(kept.values())
+    return count_saved(function, but).bytes()
 
 
 def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:

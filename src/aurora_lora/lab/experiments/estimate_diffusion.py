@@ -23,9 +23,10 @@ from ...extras import extra
 from ...forms import CALIBRATED
 from ...methods import ParameterCounts, count_parameters, get_method
 from ...methods.apply import apply_method
+from ..saved_tensors import count_saved
+from .fake_models import fused_attention
 from .flops import CALIBRATION, WIDTH, Hours, loading
 from .machines import Machine
-from .saved_tensors import SavedTensors, fused_attention
 
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 SDXL_UNET: dict[str, Any] = {
@@ -159,9 +160,7 @@ def _measure(model: str, side: int, checkpointing: bool) -> tuple[int, int]:
     }
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         unet(**inputs)
-    kept = SavedTensors(
-        unet, (module for module in unet.modules() if isinstance(module, (BasicTransformerBlock, ResnetBlock2D)))
-    )
-    with kept.counting(), fused_attention():
-        unet(**inputs)
+    blocks = (module for module in unet.modules() if isinstance(module, (BasicTransformerBlock, ResnetBlock2D)))
+    with fused_attention():
+        kept = count_saved(lambda: unet(**inputs), (*unet.parameters(), *unet.buffers()), blocks)
     return counter.get_total_flops(), kept.bytes(checkpointing) // 4

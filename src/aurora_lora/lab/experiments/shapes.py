@@ -35,8 +35,9 @@ from ...training.model_inputs import positions
 from ...training.recipe import Recipe
 from ...training.sections import ModelSection
 from ...tuner.naming import ALL_LINEAR
+from ..saved_tensors import count_saved
 from .architectures import architecture, image_tokens
-from .saved_tensors import SavedTensors, fused_attention, to_fake
+from .fake_models import fused_attention, to_fake
 from .text_lengths import Sizes
 
 QUANTISED = {"nf4": 0.5 + 4 / 64, "fp4": 0.5 + 4 / 64, "int8": 1.0}
@@ -252,10 +253,10 @@ def _count(model: nn.Module, examples: int, precision: str) -> _Counted:
     else:
         ids = torch.zeros(examples, _text(config), dtype=torch.long)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    kept = SavedTensors(model, blocks(model))
+    own = (*model.parameters(), *model.buffers())
     # CPUs have no autocast to fp16; its shapes are those of bf16
-    with kept.counting(), torch.autocast("cpu", torch.bfloat16, enabled=precision != "fp32"):
-        model(**inputs)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision != "fp32"):
+        kept = count_saved(lambda: model(**inputs), own, blocks(model))
     return _Counted(kept.outside, kept.blocks[-1], kept.inputs / len(kept.blocks))
 
 
