@@ -31,6 +31,23 @@ def test_a_linked_file_stays_linked(tmp_path: Path) -> None:
     assert [path.name for path in real.parent.iterdir()] == ["real"]
 
 
+@pytest.mark.parametrize(
+    ("name", "is_path"),
+    [
+        *((name, False) for name in ("a", "a/b", "_a/b.c-d", "a/b.csv")),
+        *((name, True) for name in ("/x", "./x", "../x", ".x/y", "~/x", "~x/y", "a/b/c", "a/b/", "owner\\name")),
+        *((name, True) for name in ("", ".", "a b/c", "é/b", "a--b", "a//b", "a\0b", "x" * 300)),
+        *((name, True) for name in ("folder", "here/file")),
+    ],
+)
+def test_a_path_or_a_name_of_the_hub(name: str, is_path: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for there in ("folder", "here"):
+        (tmp_path / there).mkdir()
+    (tmp_path / "here" / "file").touch()
+    assert files.is_path(name) == is_path
+
+
 def test_what_json_has_no_number_for_is_null(tmp_path: Path) -> None:
     files.write_json(tmp_path / "a.json", {"a": [1.5, math.nan, (math.inf,)], "b": {"c": -math.inf, "d": "nan"}})
     found = json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail)

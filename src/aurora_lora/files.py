@@ -115,6 +115,19 @@ def expanded(path: Path | str) -> Path:
         return Path(path)
 
 
+def is_path(name: str) -> bool:
+    """Whether it is a path of this machine, also one where nothing is any more, and no `owner/name` or `name` of the
+    hub."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return True
+    return os.path.exists(expanded(name))
+
+
 def json_text(value: Any, *, ascii_only: bool = True) -> str:
     """A value as JSON, as `finite_or_none` has it."""
     return json.dumps(finite_or_none(value), indent=2, allow_nan=False, ensure_ascii=ascii_only)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from ..extras import extra
-from ..files import expanded
+from ..files import expanded, is_path
 from .hub import HubData
 from .vision import read_image, rgb
 
@@ -62,7 +62,7 @@ def subject_images(source: str, subject: str | None = None) -> list[Image]:
         from PIL import ImageOps
     folder = expanded(source)
     if not folder.is_dir():
-        if source.count("/") != 1 or source.startswith((".", "/", "~")):
+        if "/" not in source or is_path(source):
             raise UserError(f"task.images: {source!r} is neither a folder nor the hub's owner/name of a data set")
         rows = HubData(source, subject).load("train", ("image",))
         return [rgb(ImageOps.exif_transpose(row["image"])) for row in rows]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import UserError
-from ..files import expanded
+from ..files import expanded, is_path
 from .fetch import Archive, cache_dir, fetch
 from .gguf import converted
 
@@ -199,12 +199,12 @@ def resolve_model(name: str) -> str:
     path = expanded(name)
     if path.exists():
         return str(path)
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
-        raise UserError(f"model: '{name}' is no folder (a model of the hub is named owner/model)")
     given = name.casefold()
     begun = [one for one in MODELS if one.startswith(given)]
     if "/" not in name and (near := difflib.get_close_matches(given, MODELS, n=1, cutoff=0.7) or begun):
         raise UserError(f"unknown model {name!r}: did you mean {near[0]!r}? (a hub model is named owner/model)")
+    if is_path(name):
+        raise UserError(f"model: '{name}' is no folder (a model of the hub is named owner/model)")
     return name
 
 

@@ -11,7 +11,7 @@ from huggingface_hub import HfApi, ModelCard, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
 from ..errors import ArgumentError, UserError
-from ..files import expanded
+from ..files import expanded, is_path
 from ..methods.base import edit_config
 from ..tasks.loading import reason
 from ..tasks.models import MODELS
@@ -119,7 +119,4 @@ def _without_paths(card: str, recipe: Recipe) -> str:
 
 
 def _is_local(path: str) -> bool:
-    """Whether it is a path of this machine, also one where nothing is any more, and no `owner/name` of the hub."""
-    if path in MODELS:
-        return False
-    return path.startswith(("/", ".", "~")) or path.count("/") > 1 or "\\" in path or expanded(path).exists()
+    return path not in MODELS and is_path(path)

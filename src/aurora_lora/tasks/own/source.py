@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import ArgumentError, UserError
 from ...extras import extra
-from ...files import expanded, file_digest
+from ...files import expanded, file_digest, is_path
 from ..hub import HubData
 from .files import FORMATS, folder_digest, read_file
 from .folder import read_folder
@@ -27,7 +27,6 @@ SPLITS = {
     "test": ("test",),
 }
 """The splits, and the names that they are looked for under."""
-_REPO = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,7 @@ class OwnData:
     @property
     def title(self) -> str:
         """A short name: of a file or a folder without the folders that it is in."""
-        is_repo = _REPO.fullmatch(self.data) and not Path(self.data).exists()
-        return self.data if is_repo else Path(self.data).name
+        return Path(self.data).name if is_path(self.data) else self.data
 
 
 @dataclass(frozen=True)
@@ -226,7 +224,7 @@ def _open(own: OwnData, given: str, field: str, files: dict[str, str]) -> datase
         raise UserError(f"task.{field}: {given}: {error.strerror or error}") from error
     except (EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"task.{field}: {given}: a packed file is cut off or damaged: {error}") from error
-    if path.suffix.lower() in FORMATS or not _REPO.fullmatch(given):
+    if path.suffix.lower() in FORMATS or "/" not in given or is_path(given):
         beside = _names_beside(path)
         near = [name for name in beside if Path(name).stem == path.name]  # the suffix was left out
         near += difflib.get_close_matches(path.name, beside, n=1, cutoff=0.75)
