@@ -18,10 +18,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoConfig
 
-from ..errors import UserError
 from ..files import expanded
 from ..tasks.dreambooth import PLACEHOLDER
-from ..tasks.loading import NO_CODE, check_attention, only_pickles, reason
+from ..tasks.loading import NO_CODE, cannot_load, check_attention, only_pickles
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -128,8 +127,7 @@ def _load(field: str, name: str, model: Any, processor: Any) -> tuple[Any, Any]:
         loaded = model.from_pretrained(repo, use_safetensors=True, **where, **NO_CODE).eval()
         return loaded, processor.from_pretrained(repo, **where, **NO_CODE)
     except (OSError, ValueError, KeyError) as error:
-        why = _only_pickles(repo, where["revision"]) or reason(error)
-        raise UserError(f"{field}: {name!r} cannot be loaded: {why}") from error
+        raise cannot_load(field, name, _only_pickles(repo, where["revision"]) or error) from error
 
 
 def _only_pickles(repo: str, revision: str) -> str | None:

@@ -15,7 +15,7 @@ from ..errors import FormError, UserError, check_count
 from ..extras import extra
 from ..methods.base import load_finite
 from ..tasks.dreambooth import DREAMBOOTH
-from ..tasks.loading import reason
+from ..tasks.loading import cannot_load
 from ..training.base_commit import commit_of_pipeline, warn_of_another_commit
 from ..training.finished_run import FinishedRun, check_own_recipe, read_finished
 from ..training.gap_and_export import Exported, check_output
@@ -73,7 +73,7 @@ def export_subject(
             run.recipe.model, subfolder="unet", variant=run.recipe.variant, use_safetensors=True
         )
     except (OSError, ValueError) as error:
-        raise UserError(f"model: {run.recipe.model!r} cannot be loaded: {reason(error)}") from error
+        raise cannot_load("model", run.recipe.model, error) from error
     commit = commit_of_pipeline(run.recipe.model, run.recipe.variant)
     try:
         with folders.new_folder(output) as partial:

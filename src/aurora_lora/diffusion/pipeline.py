@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from ..errors import UserError
 from ..extras import extra
 from ..finite import check_finite
-from ..tasks.loading import NO_CODE, check_attention, reason
+from ..tasks.loading import NO_CODE, cannot_load, check_attention
 from ..training.base_commit import commit_of_pipeline
 from ..training.memory import PRECISIONS
 from .random_numbers import generator
@@ -180,14 +180,14 @@ def load_diffusion(
         try:
             more["vae"] = AutoencoderKL.from_pretrained(recipe.vae, **kept)
         except (OSError, ValueError) as error:
-            raise UserError(f"vae: {recipe.vae!r} cannot be loaded: {reason(error)}") from error
+            raise cannot_load("vae", recipe.vae, error) from error
     try:
         _check_text_encoders(recipe.model)
         pipe = StableDiffusionXLPipeline.from_pretrained(
             recipe.model, variant=recipe.variant, **kept, **more, **NO_CODE
         )
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"model: {recipe.model!r} cannot be loaded: {reason(error)}") from error
+        raise cannot_load("model", recipe.model, error) from error
     if pipe.text_encoder is None:
         raise UserError(f"model: {recipe.model!r} has one text encoder: it is a refiner, not a base model")
     pipe.set_progress_bar_config(disable=True)

@@ -6,6 +6,7 @@ import re
 from pathlib import PurePosixPath
 from typing import Any
 
+from ..errors import UserError
 from ..files import expanded
 
 NO_CODE: dict[str, Any] = {"trust_remote_code": False}
@@ -83,6 +84,11 @@ class OnlyPicklesError(ValueError):
             f"Python, by Transformers' {convert}; save the tokenizer or image processor there in the same way, and "
             "name FOLDER instead"
         )
+
+
+def cannot_load(field: str, name: str, error: Exception | str) -> UserError:
+    """That what a field of a recipe names cannot be loaded, and why."""
+    return UserError(f"{field}: {name!r} cannot be loaded: {error if isinstance(error, str) else reason(error)}")
 
 
 def reason(error: Exception) -> str:

@@ -17,6 +17,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BaseImageProcessor,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -119,9 +120,8 @@ def load_base_model(
         UserError: it cannot be loaded.
     """
     base = _section(base)
-    kind = kind_of(task)
+    kind, config = kind_of(task), load_config(base)
     with _loading(base) as (source, where):
-        config = AutoConfig.from_pretrained(source, **where, **NO_CODE)
         if exact and config.dtype != dtype:
             dtype = torch.float32
         fill_padding(config, processor)
@@ -137,16 +137,40 @@ def _section(base: ModelSection | str) -> ModelSection:
     return ModelSection(name=base) if isinstance(base, str) else base
 
 
-def stored_quantization(model: ModelSection | str) -> str | None:
-    """How the weights of a model are quantised as they are stored, by Transformers' name for it; None if they are not.
+def load_config(model: ModelSection | str) -> PretrainedConfig:
+    """The configuration of a model.
+
+    Args:
+        model: as for `load_base_model`.
 
     Raises:
         UserError: it cannot be loaded.
     """
     with _loading(_section(model)) as (source, where):
-        config = AutoConfig.from_pretrained(source, **where, **NO_CODE)
+        config: PretrainedConfig = AutoConfig.from_pretrained(source, **where, **NO_CODE)
+    return config
+
+
+def stored_quantization(model: ModelSection | str) -> str | None:
+    """As `quantization_of` its configuration.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    return quantization_of(load_config(model))
+
+
+def quantization_of(config: PretrainedConfig) -> str | None:
+    """How the weights of a model are quantised as they are stored, by Transformers' name for it; None if they are not.
+
+    Args:
+        config: its configuration.
+    """
     stored: Any = getattr(config, "quantization_config", None) or {}
-    method = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
+    fields = stored if isinstance(stored, dict) else vars(stored)
+    method = fields.get("quant_method")
+    if method is None and (fields.get("load_in_4bit") or fields.get("load_in_8bit")):
+        method = "bitsandbytes"  # the first to have configurations, which did not say so
     return None if method is None else str(getattr(method, "value", method))
 
 
@@ -174,8 +198,8 @@ def load_classifier(model: str, labels: int | None) -> PreTrainedModel:
 
 
 def _in_float32(kind: Any, model: str, labels: int | None = None, **more: Any) -> PreTrainedModel:
+    config = load_config(model)
     with _loading(_section(model)) as (source, _):
-        config = AutoConfig.from_pretrained(source, **NO_CODE)
         if labels is not None:
             config.num_labels = labels
         return _pretrained(kind, source, config, dtype=torch.float32, **more)

@@ -11,9 +11,8 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
-from ...errors import UserError
-from ...tasks.loading import NO_CODE, reason
-from ...tasks.models import MODELS, PretrainedHere, resolve_model
+from ...tasks.models import MODELS, PretrainedHere
+from ...training.models import load_config, quantization_of
 from ...training.sections import ModelSection
 
 _ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1}
@@ -62,12 +61,7 @@ def _architecture(model: str, revision: str | None) -> PretrainedConfig:
         return AutoConfig.for_model(kind, **fields)
     if isinstance(here := MODELS.get(model), PretrainedHere):
         return AutoConfig.for_model("vit", **here.vit)
-    try:
-        where = {} if revision is None else {"revision": revision}
-        config: PretrainedConfig = AutoConfig.from_pretrained(resolve_model(model), **where, **NO_CODE)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"model: '{model}' cannot be loaded: {reason(error)}") from error
-    return config
+    return load_config(ModelSection(name=model, revision=revision))
 
 
 def image_tokens(config: PretrainedConfig) -> int | None:
@@ -83,4 +77,4 @@ def is_stored_quantised(model: ModelSection | str) -> bool:
     Raises:
         UserError: the model is not known.
     """
-    return getattr(architecture(model), "quantization_config", None) is not None
+    return quantization_of(architecture(model)) is not None

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 
 from ...diffusion.recipe import SubjectRecipe
-from ...errors import UserError, one_line
 from ...extras import extra
 from ...forms import CALIBRATED
 from ...methods import ParameterCounts, count_parameters, get_method
 from ...methods.apply import apply_method
+from ...tasks.loading import cannot_load
 from ..saved_tensors import count_saved
 from .fake_models import fused_attention
 from .flops import CALIBRATION, WIDTH, Hours, loading
@@ -120,7 +120,7 @@ def _unet_config(model: str) -> str:
     try:
         config = UNet2DConditionModel.load_config(model, subfolder="unet")
     except (OSError, ValueError) as error:
-        raise UserError(f"model: {model!r} cannot be loaded: {one_line(error)[:200]}") from error
+        raise cannot_load("model", model, error) from error
     return json.dumps(dict(config))
 
 

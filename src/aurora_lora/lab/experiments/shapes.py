@@ -28,7 +28,7 @@ from ...methods.options import TARGETS
 from ...methods.parameters import head_modules, is_in
 from ...methods.start import ordinary
 from ...methods.targets import check_modules, target_paths
-from ...tasks.loading import NO_CODE, check_attention, reason
+from ...tasks.loading import NO_CODE, cannot_load, check_attention
 from ...training.kinds import KINDS
 from ...training.memory import frozen_dtype
 from ...training.model_inputs import positions
@@ -146,7 +146,7 @@ def _pretrained(key: _Key, layers: int | None = None) -> Any:
             check_attention(config)
             return getattr(transformers, KINDS[key.kind].auto).from_config(config, dtype=key.dtype, **NO_CODE)
         except ValueError as error:
-            raise UserError(f"model: '{key.model.name}' cannot be loaded: {reason(error)}") from error
+            raise cannot_load("model", key.model.name, error) from error
 
 
 def _adapted(key: _Key, base: Any, share: float = 1.0) -> nn.Module:
