@@ -2,13 +2,15 @@
 
 import pytest
 import torch
-from peft import get_peft_model, get_peft_model_state_dict
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.utils import set_peft_model_state_dict
+from safetensors.torch import load, save_file
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+from transformers import AutoModelForSeq2SeqLM, T5Config, T5ForConditionalGeneration
 
 import aurora_lora
-from aurora_lora import CheckpointError
+from aurora_lora import AuroraConfig, CheckpointError
 from aurora_lora.tuner import aurora_layers
 from aurora_lora.tuner.checkpoint import fit_checkpoint
 
@@ -70,3 +72,58 @@ def test_the_error_names_the_way_for_a_part(calibrated):
     part = {key: value for key, value in get_peft_model_state_dict(calibrated).items() if "aurora_B" in key}
     with pytest.raises(CheckpointError, match=r"A part of an adapter: model\.load_state_dict\(state, strict=False\)"):
         set_peft_model_state_dict(calibrated, part)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("from_file", [False, True])
+def test_a_cast_of_the_whole_state_keeps_the_calibration(calibrated, make_bert, config, tmp_path, dtype, from_file):
+    """The fingerprints are cast with the weights, and told from them still; the merge is that of the cast weights."""
+    state = {key: value.to(dtype) for key, value in get_peft_model_state_dict(calibrated).items()}
+    if from_file:
+        calibrated.save_pretrained(tmp_path)
+        save_file(state, tmp_path / "adapter_model.safetensors")
+        other = PeftModel.from_pretrained(make_bert(), tmp_path, low_cpu_mem_usage=True)
+    else:
+        other = get_peft_model(make_bert(), config(task_type=None))
+        set_peft_model_state_dict(other, state)
+    assert forms(other.eval()) == {"calibrated"}
+    cast = calibrated.to(dtype)
+    for (_, one), (_, expected) in zip(aurora_layers(other), aurora_layers(cast), strict=True):
+        assert torch.equal(one.get_delta_weight("default"), expected.get_delta_weight("default"))
+    other.merge_and_unload()
+
+
+@pytest.mark.seq2seq
+def test_a_model_some_of_whose_weights_stay_in_float32(batches, tmp_path):
+    """As `wo` of T5 does where Transformers loads it in float16; what it casts includes what is no weight."""
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "vocab_size": 100}
+    T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0)).save_pretrained(tmp_path / "base")
+    base = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "base")
+    model = get_peft_model(base, AuroraConfig(target_modules=["q", "wo"], init_weights=False))
+    aurora_lora.calibrate(model, [{**batch, "labels": batch["input_ids"]} for batch in batches])
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "adapter", dtype=torch.float16)
+    assert forms(loaded) == {"calibrated"}
+    aurora_lora.export_lora(loaded, tmp_path / "lora")
+    loaded.half()
+    aurora_lora.export_lora(loaded, tmp_path / "half")
+
+
+def test_fingerprints_of_earlier_adapters(calibrated, make_bert, config, logits, tmp_path):
+    """They were three whole numbers of 64 bits."""
+    calibrated.save_pretrained(tmp_path)
+    state = {
+        key: value.view(torch.int64).flatten() if "fingerprint" in key else value
+        for key, value in load((tmp_path / "adapter_model.safetensors").read_bytes()).items()
+    }
+    assert {value.shape for key, value in state.items() if "fingerprint" in key} == {(3,)}
+    save_file(state, tmp_path / "adapter_model.safetensors")
+    for low_cpu_mem_usage in (False, True):
+        loaded = PeftModel.from_pretrained(make_bert(), tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)
+        assert forms(loaded) == {"calibrated"}
+        assert torch.equal(logits(loaded), logits(calibrated))
+    other = get_peft_model(make_bert(), config(task_type=None))
+    set_peft_model_state_dict(other, state)
+    assert forms(other.eval()) == {"calibrated"}
+    assert get_peft_model_state_dict(other).keys() == state.keys()

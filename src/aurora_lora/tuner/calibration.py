@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ WAYS_OUT = f"{_CALIBRATE}, {_STATIC_WAY}"
 # An adapter may be saved, loaded or cast in any of these: each has its own hash, so that a cast's rounding is not taken
 # for training.
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_BYTES = 8
+"""Of a hash: 0 to 255 are exact in each of these precisions, so that a cast of the state leaves them as they are."""
 
 
 def stale(adapter_name: str) -> str:
@@ -44,7 +46,7 @@ def _outdated(adapter_name: str) -> str:
 class Calibration:
     """A_cal (r, d_in) of one adapter of one layer: there or not, fresh or stale, and what loading does with it.
 
-    The matrix and the fingerprint of the weights that it was made from, (3,) int64, are buffers of the layer, so that
+    The matrix and the fingerprint of the weights that it was made from, (3, 8) bytes, are buffers of the layer, so that
     PEFT saves, loads, moves and deletes them with the adapter. Empty buffers (all zero) are room for what a checkpoint
     brings. The config's `calibrated` says in the adapter's file that there is a matrix.
 
@@ -202,7 +204,7 @@ class Calibration:
         # PEFT moves buffers also while the parameters are still on meta
         device = "cpu" if A.is_meta else computing_device(A)
         self._matrices[self.adapter_name] = torch.zeros(A.shape, dtype=A.dtype, device=device)
-        self._fingerprints[self.adapter_name] = torch.zeros(3, dtype=torch.int64, device=device)
+        self._fingerprints[self.adapter_name] = torch.zeros(len(_DTYPES), _BYTES, dtype=torch.uint8, device=device)
 
     @ordinary_tensors()
     def store(self, matrix: Tensor) -> None:
@@ -232,13 +234,14 @@ class Calibration:
 
     # ---------------------------------------------------------------- loading a layer's state
 
-    def before_load(self, state_dict: Mapping[str, Tensor], prefix: str, errors: list[str]) -> None:
+    def before_load(self, state_dict: MutableMapping[str, Tensor], prefix: str, errors: list[str]) -> None:
         """Make room for a matrix that the state has; remember which keys it lacks beside the adapter's weights."""
         matrix, fingerprint = keys = [f"{prefix}{buffer}.{self.adapter_name}" for buffer in BUFFERS]
         self._lacking = []
         if (matrix in state_dict) != (fingerprint in state_dict):
             errors.append(f"{matrix} and {fingerprint} belong together: the state has only one of them.")
         elif matrix in state_dict:
+            state_dict[fingerprint] = _in_bytes(state_dict[fingerprint])
             self.make_room()
             self.is_awaited = False
             self.config.calibrated = True
@@ -263,9 +266,14 @@ def _names(states: Sequence[State]) -> list[WeakIdRef]:
 
 
 def _fingerprint(weights: Sequence[Tensor]) -> Tensor:
-    """(3,) int64 on the CPU: one hash of the values of `weights` for each of float32, bfloat16 and float16."""
+    """(3, 8) bytes on the CPU: one hash of the values of `weights` for each of float32, bfloat16 and float16."""
     full = [gathered(w) for w in weights]
-    return torch.tensor([_hash(full, dtype) for dtype in _DTYPES], dtype=torch.int64, device="cpu")
+    return torch.tensor([list(_hash(full, dtype)) for dtype in _DTYPES], dtype=torch.uint8, device="cpu")
+
+
+def _in_bytes(fingerprint: Tensor) -> Tensor:
+    """(3, 8), also of one that was saved as (3,) int64, as adapters once had it."""
+    return fingerprint.long().view(torch.uint8).view(-1, _BYTES) if fingerprint.ndim == 1 else fingerprint
 
 
 def _matches(stored: Tensor, weights: Sequence[Tensor]) -> bool:
@@ -276,17 +284,17 @@ def _matches(stored: Tensor, weights: Sequence[Tensor]) -> bool:
     if any(w.is_meta for w in weights) or stored.is_meta:
         return False
     weights = [gathered(w) for w in weights]
-    for dtype, value in zip(_DTYPES, stored.tolist(), strict=True):
+    for dtype, value in zip(_DTYPES, stored.to(torch.uint8).tolist(), strict=True):
         exact = dtype is torch.float32 or all(torch.equal(w.to(dtype).to(w.dtype), w) for w in weights)
-        if exact and _hash(weights, dtype) == value:
+        if exact and bytes(value) == _hash(weights, dtype):
             return True
     return False
 
 
-def _hash(weights: Sequence[Tensor], dtype: torch.dtype) -> int:
-    digest = hashlib.blake2b(digest_size=8)
+def _hash(weights: Sequence[Tensor], dtype: torch.dtype) -> bytes:
+    digest = hashlib.blake2b(digest_size=_BYTES)
     for weight in weights:
         # a copy: numpy() would pin the storage of a parameter that FSDP resizes
         copied = weight.detach().to("cpu", dtype, copy=True).contiguous()
         digest.update(copied.view(torch.uint8).numpy().tobytes())
-    return int.from_bytes(digest.digest(), "little", signed=True)
+    return digest.digest()
