@@ -1,10 +1,13 @@
 """States of a part of an adapter, and of a calibrated one as `torch.distributed.checkpoint` loads them."""
 
+import json
+
 import pytest
 import torch
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.utils import set_peft_model_state_dict
-from safetensors.torch import load, save_file
+from safetensors.torch import load, load_file, save_file
+from torch import nn
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 from transformers import AutoModelForSeq2SeqLM, T5Config, T5ForConditionalGeneration
@@ -127,3 +130,58 @@ def test_fingerprints_of_earlier_adapters(calibrated, make_bert, config, logits,
     set_peft_model_state_dict(other, state)
     assert forms(other.eval()) == {"calibrated"}
     assert get_peft_model_state_dict(other).keys() == state.keys()
+
+
+class TwoNames(nn.Module):
+    """Its layers are there under two names each, and are called by the second."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.trunk = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2))
+        self.alias = self.trunk
+
+    def forward(self, x):
+        return self.alias(x)
+
+
+def saved(folder):
+    """What the config of a saved adapter says, and whether there are matrices."""
+    says = json.loads((folder / "adapter_config.json").read_text())["calibrated"]
+    return says, any("A_cal" in key for key in load_file(folder / "adapter_model.safetensors"))
+
+
+def test_a_module_of_two_names_is_saved_calibrated(tmp_path):
+    model = get_peft_model(TwoNames(), AuroraConfig(target_modules=["0"], init_weights=False)).eval()
+    x = torch.randn(16, 8)
+    aurora_lora.calibrate(model, [x])
+    model.save_pretrained(tmp_path)
+    assert saved(tmp_path) == (True, True)
+    with pytest.warns(UserWarning, match="Found missing adapter keys"):  # as with LoRA
+        loaded = PeftModel.from_pretrained(TwoNames(), tmp_path)
+    assert forms(loaded) == {"calibrated"}
+    assert torch.equal(loaded(x), model(x))
+
+
+def test_a_state_of_the_callers_is_saved_as_it_is(calibrated, make_bert, config, logits, tmp_path):
+    """The trained weights alone have no matrix, and the config says none; that of another model may have one."""
+    trained = {name: weight for name, weight in calibrated.named_parameters() if weight.requires_grad}
+    calibrated.save_pretrained(tmp_path / "trained", state_dict=trained)
+    assert saved(tmp_path / "trained") == (False, False)
+    assert forms(PeftModel.from_pretrained(make_bert(), tmp_path / "trained")) == {"dynamic"}
+    half = {key: value for key, value in calibrated.state_dict().items() if not key.endswith("A_cal.default")}
+    calibrated.save_pretrained(tmp_path / "half", state_dict=half)
+    assert saved(tmp_path / "half") == (False, False)
+    uncalibrated = get_peft_model(make_bert(), config(task_type=None))
+    uncalibrated.save_pretrained(tmp_path / "other", state_dict=calibrated.state_dict())
+    assert saved(tmp_path / "other") == (True, True)
+    calibrated.save_pretrained(tmp_path / "whole")
+    assert saved(tmp_path / "whole") == (True, True)
+    for name in ("other", "whole"):
+        assert torch.equal(logits(PeftModel.from_pretrained(make_bert(), tmp_path / name)), logits(calibrated))
+
+
+def test_a_process_that_saves_nothing_keeps_its_config(calibrated):
+    """Under FSDP the state is gathered on the first process alone."""
+    assert get_peft_model_state_dict(calibrated, state_dict={}) == {}
+    assert calibrated.peft_config["default"].calibrated

@@ -15,6 +15,9 @@ from .peft_names import PEFT_PREFIX
 from .registration import PREFIX
 from .stacked import name_alone, names_within, without_inner
 
+_FSDP = "_fsdp_wrapped_module."
+"""What FSDP puts before the paths of the model that it is around; the names in its state are without."""
+
 
 def fit_checkpoint(
     model: nn.Module, config: AuroraConfig, adapter_name: str, state_dict: dict[str, Tensor]
@@ -75,21 +78,34 @@ def fit_checkpoint(
 def without_empty_matrices(
     model: nn.Module, config: AuroraConfig, adapter_name: str, state_dict: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """What is to be saved of an adapter: a calibrated matrix for all of its layers, or for none, as the config says.
+    """What is saved of an adapter: a calibrated matrix for all of its layers, or for none, as the config says.
 
-    A config that was read from a calibrated adapter's folder makes room for matrices, which nobody may ever load.
+    A config that was read from a calibrated adapter's folder makes room for matrices, which nobody may ever load. The
+    state may be the caller's: one of trained weights alone has no matrix, whatever the layers have.
     """
-    layers = [layer for _, layer in _layers(model, adapter_name).values() if adapter_name in layer.calibration]
-    if not layers or not all(_has_matrix(layer, adapter_name) for layer in layers):
-        config.calibrated = vars(config)[AS_GIVEN] = False  # also where it makes another model
-        for layer in layers:
-            layer.calibration[adapter_name].is_awaited = False
-    # the state may be the caller's
-    fingerprints = [value for key, value in state_dict.items() if key.endswith(f".{BUFFERS[1]}.{adapter_name}")]
-    if len(fingerprints) == len(layers) and all(value.is_meta or value.any() for value in fingerprints):
+    layers = {
+        path.removeprefix(_FSDP): layer
+        for path, layer in aurora_layers(model)
+        if adapter_name in layer.aurora_A and adapter_name in layer.calibration
+    }
+    if any(f"{path}.{PREFIX}A.{adapter_name}" in state_dict for path in layers):
+        is_calibrated = all(_is_filled(state_dict, path, adapter_name) for path in layers)
+        config.calibrated = is_calibrated
+    else:  # one of several processes, that saves nothing; or there is no matrix to have
+        is_calibrated = bool(layers) and all(_has_matrix(layer, adapter_name) for layer in layers.values())
+    if is_calibrated:
         return state_dict
+    config.calibrated = vars(config)[AS_GIVEN] = False  # also where it makes another model
+    for layer in layers.values():
+        layer.calibration[adapter_name].is_awaited = False
     empty = tuple(f".{buffer}.{adapter_name}" for buffer in BUFFERS)
     return {key: value for key, value in state_dict.items() if not key.endswith(empty)}
+
+
+def _is_filled(state_dict: dict[str, Tensor], path: str, adapter_name: str) -> bool:
+    """Whether a state has the matrix of the layer at `path`, and not only room for it; on meta nothing tells."""
+    matrix, fingerprint = (state_dict.get(f"{path}.{buffer}.{adapter_name}") for buffer in BUFFERS)
+    return matrix is not None and fingerprint is not None and (fingerprint.is_meta or bool(fingerprint.any()))
 
 
 def _layers(model: nn.Module, adapter_name: str) -> dict[str, tuple[str, AuroraLayer]]:
@@ -102,7 +118,7 @@ def _layers(model: nn.Module, adapter_name: str) -> dict[str, tuple[str, AuroraL
 
 
 def _in_model(path: str) -> str:
-    return path.removeprefix("_fsdp_wrapped_module.").removeprefix(PEFT_PREFIX)
+    return path.removeprefix(_FSDP).removeprefix(PEFT_PREFIX)
 
 
 def _as_saved(key: str, layers: Collection[str]) -> str:
