@@ -1,5 +1,7 @@
 """AuroRA on embedding tables: one-hot inputs, so that dynamic and static are one form."""
 
+import copy
+
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
@@ -180,6 +182,19 @@ def test_tied_embeddings_come_apart_when_they_are_merged(targets, tmp_path):
     assert merged.config.tie_word_embeddings is False
     merged.save_pretrained(tmp_path)
     torch.testing.assert_close(LlamaForCausalLM.from_pretrained(tmp_path)(ids).logits, expected)
+
+
+@pytest.mark.parametrize("targets", [["lm_head"], ["embed_tokens", "lm_head"]])
+def test_tied_embeddings_of_a_model_that_is_cast_while_merged(targets):
+    """With both merged, no module has the weight that they share, to be cast."""
+    model = adapt(targets, make=llama, eval_form="static")
+    ids = torch.tensor([[1, 2, 3, 4]])
+    expected = copy.deepcopy(model).to(torch.bfloat16)
+    model.merge_adapter()
+    model.to(torch.bfloat16).unmerge_adapter()
+    inner = model.get_base_model()
+    assert inner.get_input_embeddings().weight is inner.get_output_embeddings().weight
+    assert torch.equal(model(ids).logits, expected(ids).logits)
 
 
 @pytest.mark.parametrize("targets", [["query", "decoder"], ["word_embeddings"]])

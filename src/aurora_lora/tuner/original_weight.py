@@ -131,6 +131,8 @@ class OriginalWeight:
             return
         base: Any = self.base_layer
         if self.parameter is not None:
+            # while every module that shares it was merged, no module had it, to be moved and cast with the model
+            self.parameter.data = self.parameter.data.to(base.weight)
             base.weight = self.parameter
         elif self.backend is None:
             base.weight.data = self._stored.weight.to(device=base.weight.device, dtype=base.weight.dtype)
