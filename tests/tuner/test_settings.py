@@ -221,6 +221,24 @@ def test_names_that_begin_as_those_of_the_weights_do(name, tmp_path):
         assert torch.equal(loaded(IDS).logits, model.eval()(IDS).logits)
 
 
+@pytest.mark.parametrize("name", ["copy", "get", "setdefault", "popitem", "fromkeys", "persistent", "keys", "training"])
+def test_names_that_a_layer_cannot_hold_a_weight_by(name):
+    """Said before any layer has changed: the adapters that are there work as before."""
+    model = get_peft_model(llama(), AuroraConfig(target_modules=ATTENTION, init_weights=False)).eval()
+    with torch.no_grad():
+        before = model(IDS).logits
+    config = AuroraConfig(target_modules=ATTENTION, init_weights=False)
+    for add in (model.add_adapter, lambda name, config: inject_adapter_in_model(config, model.base_model.model, name)):
+        with pytest.raises(ValueError, match=f"An AuroRA adapter cannot have the name '{name}'"):
+            add(name, config)
+        assert list(model.peft_config) == ["default"]
+        assert all(list(layer.r) == list(layer.aurora_dropout) == ["default"] for _, layer in aurora_layers(model))
+    with torch.no_grad():
+        assert torch.equal(model(IDS).logits, before)
+    with pytest.raises(ValueError, match="cannot have the name"):
+        get_peft_model(llama(), config, adapter_name=name)
+
+
 def test_a_module_whose_name_begins_so(tmp_path):
     class Net(nn.Module):
         def __init__(self):

@@ -12,6 +12,7 @@ from torch import nn
 from ..errors import AlreadyMergedError, MergeError
 from .config import AuroraConfig
 from .layer import AuroraLayer
+from .offloaded import AdapterBuffers, AdapterParameters
 from .stacked import by_plain_path
 
 
@@ -100,6 +101,16 @@ def no_adapter(name: str, there: Iterable[str], of: str = "AuroRA") -> ValueErro
     """
     known = ", ".join(map(repr, dict.fromkeys(there))) or "none"
     return ValueError(f"The model has no {of} adapter named {name!r} (there are: {known}).")
+
+
+def check_adapter_name(name: str) -> None:
+    """Raise a ValueError for a name that layers cannot hold a weight by: their dictionaries are modules, whose own
+    attributes are taken."""
+    if any(hasattr(holder, name) for holder in (AdapterParameters(), AdapterBuffers(persistent=True))):
+        raise ValueError(
+            f"An AuroRA adapter cannot have the name {name!r}, which the dictionaries of weights in PyTorch have as an "
+            "attribute: choose another."
+        )
 
 
 def adapter_names(model: nn.Module) -> list[str]:

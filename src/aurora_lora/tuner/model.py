@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .adapters import aurora_layers, check_before_merge, note_shared_weights
+from .adapters import aurora_layers, check_adapter_name, check_before_merge, note_shared_weights
 from .checkpoint import fit_checkpoint, without_empty_matrices
 from .combine import check_combination, check_options, concatenate, copy_saved_modules, saved_modules
 from .config import AS_GIVEN, AuroraConfig
@@ -62,6 +62,11 @@ class AuroraModel(BaseTuner):
         reference computes the trained form in any mode: what a policy is compared with does not change with the mode,
         nor when the policy's own calibration goes stale.
         """
+        try:
+            check_adapter_name(adapter_name)
+        except ValueError:
+            del self.peft_config[adapter_name]  # which `inject_adapter_in_model` would leave
+            raise
         config: Any = self.peft_config[adapter_name]
         source = next((name for name, one in self.peft_config.items() if name != adapter_name and one is config), None)
         if source is not None:
