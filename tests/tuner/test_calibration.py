@@ -263,9 +263,10 @@ def test_a_matrix_that_was_stored_is_none_that_a_checkpoint_still_has_to_bring()
     """The config was that of a calibrated adapter."""
     model = get_peft_model(nn.Sequential(nn.Linear(5, 4)), AuroraConfig(target_modules=["0"]))
     uncalibrated = get_peft_model_state_dict(model)
-    other = get_peft_model(nn.Sequential(nn.Linear(5, 4)), AuroraConfig(target_modules=["0"], calibrated=True))
+    calibrated = AuroraConfig(target_modules=["0"], calibrated=True, inference_mode=True)
     with pytest.raises(CheckpointError, match="says calibrated=True"):
-        set_peft_model_state_dict(other, uncalibrated)
+        set_peft_model_state_dict(get_peft_model(nn.Sequential(nn.Linear(5, 4)), calibrated), uncalibrated)
+    other = get_peft_model(nn.Sequential(nn.Linear(5, 4)), calibrated)
     calibration = other.base_model.model[0].calibration["default"]
     calibration.store(torch.randn(8, 5)[: other.peft_config["default"].r])
     set_peft_model_state_dict(other, uncalibrated)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.utils import set_peft_model_state_dict
 from safetensors.torch import load, load_file, save_file
 from torch import nn
@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_mo
 from transformers import AutoModelForSeq2SeqLM, T5Config, T5ForConditionalGeneration
 
 import aurora_lora
-from aurora_lora import AuroraConfig, CheckpointError
+from aurora_lora import AuroraConfig, CheckpointError, NotCalibratedError
 from aurora_lora.tuner import aurora_layers
 from aurora_lora.tuner.checkpoint import fit_checkpoint
 
@@ -185,3 +185,36 @@ def test_a_process_that_saves_nothing_keeps_its_config(calibrated):
     """Under FSDP the state is gathered on the first process alone."""
     assert get_peft_model_state_dict(calibrated, state_dict={}) == {}
     assert calibrated.peft_config["default"].calibrated
+
+
+def test_a_training_is_resumed_with_the_config_of_a_calibrated_adapter(make_bert, config, batches, logits, tmp_path):
+    """Its checkpoints are of before the calibration, and their own config, which nobody reads, says so."""
+    model = get_peft_model(make_bert(), config(task_type=None)).eval()
+    expected = logits(model)
+    model.save_pretrained(tmp_path / "checkpoint")
+    aurora_lora.calibrate(model, batches)
+    model.save_pretrained(tmp_path / "adapter")
+    found = PeftConfig.from_pretrained(tmp_path / "adapter")
+    found.inference_mode = False
+    resumed = get_peft_model(make_bert(), found)
+    with pytest.warns(UserWarning, match="says calibrated=True, but the checkpoint has no calibrated matrix"):
+        resumed.load_adapter(tmp_path / "checkpoint", "default", is_trainable=True)  # as Trainer does
+    assert torch.equal(logits(resumed.eval()), expected)
+    assert all(layer.aurora_A["default"].requires_grad for _, layer in aurora_layers(resumed))
+    with pytest.raises(NotCalibratedError):
+        resumed.merge_adapter()
+    resumed.save_pretrained(tmp_path / "resumed")
+    assert saved(tmp_path / "resumed") == (False, False)
+
+
+def test_a_folder_that_has_been_corrected_is_loaded_by_the_same_name(calibrated, make_bert, config, tmp_path):
+    get_peft_model(make_bert(), config(task_type=None)).save_pretrained(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    right = file.read_text()
+    file.write_text(json.dumps({**json.loads(right), "calibrated": True}))
+    with pytest.raises(CheckpointError, match="says calibrated=True, but the checkpoint has no calibrated matrix"):
+        calibrated.load_adapter(tmp_path, "other")
+    file.write_text(right)
+    calibrated.load_adapter(tmp_path, "other")
+    assert not calibrated.peft_config["other"].calibrated
+    assert {layer.form("other") for _, layer in aurora_layers(calibrated.eval())} == {"dynamic"}

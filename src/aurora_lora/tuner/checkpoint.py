@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Set
 
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, abridged
 from .adapters import aurora_layers
-from .calibration import BUFFERS
+from .calibration import BUFFERS, Calibration
 from .config import AS_GIVEN, AuroraConfig
 from .layer import AuroraLayer
 from .peft_names import PEFT_PREFIX
@@ -30,8 +31,9 @@ def fit_checkpoint(
 
     Raises:
         CheckpointError: the checkpoint lacks weights of the adapter, has some that the model has no place for, or has
-            none of the calibrated matrices that the adapter's config speaks of; PEFT would silently drop them.
-            The adapter is left as it was.
+            none of the calibrated matrices that the adapter's config speaks of (a warning where it is trained on); PEFT
+            would silently drop them. The adapter is left as it was, but for what its config speaks of: a folder that
+            has been corrected since loads.
     """
     placed = _layers(model, adapter_name)
     layers = {path: layer for path, (_, layer) in placed.items()}
@@ -52,11 +54,8 @@ def fit_checkpoint(
     }
     buffers = {f"{path}.{buffer}" for path in calibrations for buffer in BUFFERS} if is_calibrated else set()
     _check(adapter_name, present.keys(), weights.keys() | buffers)
-    if not is_calibrated and any(calibration.is_awaited for calibration in calibrations.values()):
-        raise CheckpointError(
-            f"The config of adapter {adapter_name!r} says calibrated=True, but the checkpoint has no calibrated "
-            "matrix (aurora_A_cal): save the calibrated adapter again, or set it to false and call calibrate."
-        )
+    if not is_calibrated:
+        _expect_no_more(config, adapter_name, calibrations.values())
     # PEFT takes the prefix away again for a model that is no PeftModel
     within = names_within(model)
     named = {key: within[name] for key in state_dict if (name := key.removeprefix(PEFT_PREFIX)) in within}
@@ -73,6 +72,25 @@ def fit_checkpoint(
             calibration.take()
     config.calibrated = is_calibrated
     return {named.get(key, key): value for key, value in state_dict.items()}
+
+
+def _expect_no_more(config: AuroraConfig, adapter_name: str, calibrations: Collection[Calibration]) -> None:
+    """The checkpoint has no matrix that the config may have spoken of, and the next one need not have any.
+
+    Training is resumed from checkpoints of before the calibration with the config of after it, and makes a matrix
+    outdated anyway: there it is a warning.
+    """
+    awaited = [calibration for calibration in calibrations if calibration.is_awaited]
+    for calibration in awaited:
+        calibration.is_awaited = False
+    lack = (
+        f"The config of adapter {adapter_name!r} says calibrated=True, but the checkpoint has no calibrated matrix "
+        "(aurora_A_cal)"
+    )
+    if awaited and config.inference_mode:
+        raise CheckpointError(f"{lack}: save the calibrated adapter again, or set it to false and call calibrate.")
+    if awaited:
+        warnings.warn(f"{lack}: call calibrate after the training.", stacklevel=5)
 
 
 def without_empty_matrices(
