@@ -184,6 +184,23 @@ def test_tied_embeddings_come_apart_when_they_are_merged(targets, tmp_path):
     torch.testing.assert_close(LlamaForCausalLM.from_pretrained(tmp_path)(ids).logits, expected)
 
 
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_tied_embeddings_that_are_merged_one_after_the_other(first):
+    """The second merge leaves the weight alone, too, that the first has taken from its layer to give it back."""
+    base = llama().eval()
+    ids = torch.tensor([[1, 2, 3, 4]])
+    expected = base(ids).logits
+    fields = {"init_weights": False, "eval_form": "static"}
+    model = get_peft_model(base, AuroraConfig(target_modules=["embed_tokens"], **fields), adapter_name="a").eval()
+    model.add_adapter("b", AuroraConfig(target_modules=["lm_head"], **fields))
+    for adapter in (first, "b" if first == "a" else "a"):
+        model.merge_adapter([adapter])
+    with model.disable_adapter():
+        assert torch.equal(model(ids).logits, expected)
+    inner = model.get_base_model()
+    assert inner.get_input_embeddings().weight is inner.get_output_embeddings().weight
+
+
 @pytest.mark.parametrize("targets", [["lm_head"], ["embed_tokens", "lm_head"]])
 def test_tied_embeddings_of_a_model_that_is_cast_while_merged(targets):
     """With both merged, no module has the weight that they share, to be cast."""

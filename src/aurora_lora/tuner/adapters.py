@@ -131,8 +131,14 @@ def check_not_merged(path: str, layer: Any, action: str) -> None:
 
 
 def note_shared_weights(model: nn.Module) -> None:
-    """Let each AuroRA layer know whether its base weight is another module's as well, as that of tied embeddings is."""
-    uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
-    for _, layer in aurora_layers(model):
+    """Let each AuroRA layer know whether its base weight is another module's as well, as that of tied embeddings is.
+
+    A merged layer has the weight still that it had before: `unmerge` gives it back.
+    """
+    layers = [layer for _, layer in aurora_layers(model)]
+    held = [layer._original_weight.parameter for layer in layers if layer._original_weight is not None]
+    parameters = [parameter for _, parameter in model.named_parameters(remove_duplicate=False)]
+    uses = Counter(id(parameter) for parameter in (*parameters, *held))
+    for layer in layers:
         weight = getattr(layer.get_base_layer(), "weight", None)
         layer.weight_is_shared = weight is not None and uses[id(weight)] > 1
