@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import own_files
 import pytest
 import tiny
 import torch
@@ -30,6 +31,7 @@ from aurora_lora.training.models import load_base_model, load_tokenizer, stored_
 from aurora_lora.training.predicting import predict
 from aurora_lora.training.ranking import ranking
 from aurora_lora.training.reading import validate
+from aurora_lora.training.recipe import Recipe
 from aurora_lora.training.results import read_result
 from aurora_lora.training.sections import ModelSection
 from aurora_lora.training.weights_digest import sampled_digest
@@ -202,6 +204,32 @@ def test_a_run_goes_on_with_the_weights_it_was_started_on(
     with tiny.no_warning(".*was started on"):
         resumed = train(recipe, tmp_path / "run")
     assert resumed.result["epochs"] == read_result(tmp_path / "whole")["epochs"]
+
+
+def test_a_run_goes_on_where_its_model_and_data_have_moved(model: Path, tmp_path: Path) -> None:
+    """They are known again by their digests."""
+    for place in ("there", "here"):
+        own_files.write_texts(tmp_path / place)
+        shutil.copytree(model, tmp_path / place / "bert")
+
+    def at(place: str) -> Recipe:
+        task = {
+            "name": "classification",
+            "data": str(tmp_path / place / "reviews.csv"),
+            "text": "review",
+            "label": "stars",
+        }
+        return validate(tiny.recipe(tmp_path / place / "bert", task=task), "recipe")
+
+    expected = train(at("there"), tmp_path / "whole").result["epochs"]
+    with pytest.raises(KeyboardInterrupt):
+        train(at("there"), tmp_path / "run", make_callbacks=lambda: [tiny.Stop(7)])
+    shutil.rmtree(tmp_path / "there")
+    resumed = train(at("here"), tmp_path / "run")
+    assert resumed.result["epochs"] == expected
+    assert yaml_text.read(tmp_path / "run" / "recipe.yaml")["model"] == str(tmp_path / "here" / "bert")
+    with pytest.raises(UserError, match="they differ in model"):  # a finished one is what it was
+        train(at("there"), tmp_path / "run")
 
 
 def test_a_run_that_goes_on_with_a_newer_commit_says_so(cache: Path, write_recipe: WriteRecipe, tmp_path: Path) -> None:

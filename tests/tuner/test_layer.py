@@ -349,6 +349,22 @@ def test_low_precision_merge_is_summed_in_float32_and_rounded_once(dtype):
     assert layer.base_layer.weight.dtype == dtype
 
 
+def test_a_model_that_is_cast_between_two_merges_stays_in_its_precision():
+    model, layer = adapt(torch.float32, eval_form="static")
+    model.add_adapter("b", AuroraConfig(target_modules=["lin"], init_weights=False, eval_form="static"))
+    original = layer.base_layer.weight.detach().clone()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.merge_adapter(["default"])
+        model.to(torch.bfloat16)
+        model.merge_adapter(["b"])
+    assert layer.base_layer.weight.dtype == torch.bfloat16
+    total = original + layer.get_delta_weight("default").float() + layer.get_delta_weight("b").float()
+    torch.testing.assert_close(layer.base_layer.weight.float(), total, rtol=0.02, atol=4e-3)
+    model.unmerge_adapter()
+    assert torch.equal(layer.base_layer.weight, original.bfloat16())
+
+
 @pytest.mark.parametrize(
     "make",
     [

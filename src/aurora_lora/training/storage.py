@@ -17,7 +17,7 @@ from typing import Any
 
 from .. import files, folders
 from ..errors import RunLockedError, UserError
-from ..files import file_digest, plain_write_errors
+from ..files import file_digest, is_path, plain_write_errors
 from ..locks import held
 from ..methods.pissa_milora import START_FILE
 from ..tuner.peft_names import CONFIG_NAME
@@ -42,6 +42,8 @@ _MADE = (ADAPTER, LORA, CHECKPOINTS, RESULT)
 _NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _OF_A_MODEL = ("config.json", CONFIG_NAME, "model_index.json")
 """Files of a model or an adapter in a folder of its own."""
+_MAY_MOVE = ("model", "model.name", "task.data", "task.validation_data", "task.test_data")
+"""Fields with paths, of what a run that goes on knows again by its digest."""
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -237,7 +239,8 @@ def check_recipe(folder: Path, recipe: RunRecipe) -> None:
         written = {RECIPE, DATA, SPLITS, CHECKPOINTS, LOG, LOGS, UPDATES}
         if {path.name for path in folder.iterdir() if not path.name.startswith(".")} <= written:
             return
-    check_same_recipe(yaml_text.read(folder / RECIPE), recipe, folder / RECIPE, f"{folder} holds")
+    may_move = not (folder / RESULT).exists()  # what a run that goes on reads there is compared
+    check_same_recipe(yaml_text.read(folder / RECIPE), recipe, folder / RECIPE, f"{folder} holds", may_move=may_move)
 
 
 def write_recipe(folder: Path, recipe: RunRecipe) -> None:
@@ -261,7 +264,9 @@ def _is_written(path: Path, kind: type[RunRecipe]) -> bool:
         return False
 
 
-def check_same_recipe(values: Any, recipe: RunRecipe, source: Path | str, holds: str) -> None:
+def check_same_recipe(
+    values: Any, recipe: RunRecipe, source: Path | str, holds: str, *, may_move: bool = False
+) -> None:
     """Raise a UserError if the plain values are those of another recipe.
 
     Args:
@@ -269,6 +274,7 @@ def check_same_recipe(values: Any, recipe: RunRecipe, source: Path | str, holds:
         recipe: that is asked for.
         source: where they are stored.
         holds: how the message begins: what holds the run of another recipe.
+        may_move: another path of a local model or of data is no difference.
     """
     # validated, so that a field which a later version adds counts as its default
     stored = validate_as(type(recipe), values, str(source))
@@ -276,6 +282,13 @@ def check_same_recipe(values: Any, recipe: RunRecipe, source: Path | str, holds:
         {field: value for field, value in flatten(one.resolved()).items() if field not in CHANGE_NOTHING}
         for one in (stored, recipe)
     )
+    for field in _MAY_MOVE if may_move else ():
+        if (
+            field in there
+            and field in here
+            and all(isinstance(each, str) and is_path(each) for each in (there[field], here[field]))
+        ):
+            del there[field], here[field]
     if differing := differences(there, here):
         raise UserError(
             f"{holds} the run of another recipe; they differ in {', '.join(differing)}: choose another output folder"

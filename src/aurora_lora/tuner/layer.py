@@ -190,7 +190,9 @@ class AuroraLayer(AdapterState):
         """
         self.check_mergeable(adapter_names)
         original = self._original()
-        total = self._sum(original, adapter_names).to(original.dtype)
+        # the model may have been cast since an earlier merge kept the original
+        dtype = original.dtype if self.quantization_backend is not None else self.get_base_layer().weight.dtype
+        total = self._sum(original, adapter_names).to(dtype)
         if safe_merge and not is_finite(total):
             new = [name for name in adapter_names if name not in self.merged_adapters] or adapter_names
             raise ValueError(f"NaNs detected in the merged weights. The adapter {', '.join(new)} seems to be broken")
