@@ -191,7 +191,8 @@ class AuroraLayer(AdapterState):
         self.check_mergeable(adapter_names)
         original = self._original()
         # the model may have been cast since an earlier merge kept the original
-        dtype = original.dtype if self.quantization_backend is not None else self.get_base_layer().weight.dtype
+        base: Any = self.get_base_layer()
+        dtype = original.dtype if self.quantization_backend is not None else base.weight.dtype
         total = self._sum(original, adapter_names).to(dtype)
         if safe_merge and not is_finite(total):
             new = [name for name in adapter_names if name not in self.merged_adapters] or adapter_names
