@@ -24,8 +24,8 @@ DIFFER: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[st
     ),
     "choices": (
         [{"question": f"{n}", "options": ["yes", "no"], "answer": n % 2} for n in range(20)],
-        [{"question": "3", "options": ["No", "yes"], "answer": "No"}],
-        [{"question": "3", "options": ["No", "yes"], "answer": "B"}],
+        [{"question": "3", "options": ["No", "yes"], "answer": 0}],
+        [{"question": "3", "options": ["No", "yes"], "answer": 1}],
     ),
 }
 

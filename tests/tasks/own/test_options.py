@@ -89,3 +89,56 @@ def test_an_answer_by_the_name_of_a_column_behind_a_blank_one(blank: str | None)
     rows = [{"question": f"question {n}?", "w": "warm", "x": blank, "y": "cold", "answer": "y"} for n in range(20)]
     example = load("choices", rows, {**QUESTION, "options": ("w", "x", "y")})["test"][0]
     assert (example["choices"], example["label"]) == ([" warm", " cold"], 1)
+
+
+def test_what_the_data_call_options_comes_before_their_texts() -> None:
+    options = {"text": ["AB", "A", "B", "O"], "label": ["A", "B", "C", "D"]}
+    rows = [{"question": f"question {n}?", "options": options, "answer": "B"} for n in range(20)]
+    assert load("choices", rows, QUESTION)["test"]["label"][0] == 1
+
+
+@pytest.mark.parametrize(("names", "answer"), [("ABCD", "B"), ("1234", 2)])
+def test_the_name_of_a_column_comes_before_texts_and_numbers(names: str, answer: Any) -> None:
+    given = dict(zip(names, ["AB", "A", "B", "O"], strict=True))
+    rows = [{"question": f"question {n}?", **given, "answer": answer} for n in range(20)]
+    assert load("choices", rows, {**QUESTION, "options": tuple(names)})["test"]["label"][0] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "others", "answer", "right"),
+    [
+        (["AB", "A", "B", "O"], (["warm", "cold"], "A"), "B", 1),  # a letter, as elsewhere
+        (["AB", "A", "B", "O"], (["warm", "cold"], "cold"), "B", 2),  # a text
+        ([1, 2, 4, 8], ([1, 2, 4, 8], 0), 2, 2),  # a number: 0 is none of the options
+        ([1, 2, 4, 8], ([1, 2, 4, 8], 8), 2, 1),
+        (["1", "2", "4", "8"], (["1", "2", "4", "8"], "0"), "2", 2),
+        (["1", "2", "4", "8"], (["1", "2", "4", "8"], 8), 2, 1),
+    ],
+)
+def test_one_way_to_name_options_holds_for_the_whole_column(
+    options: list[Any], others: tuple[list[Any], Any], answer: Any, right: int
+) -> None:
+    other, told = others
+    rows = [{"question": f"question {n}?", "options": other, "answer": told} for n in range(20)]
+    rows[7] = {"question": "this?", "options": options, "answer": answer}
+    (found,) = (
+        row["label"]
+        for split in load("choices", rows, QUESTION).values()
+        for row in split
+        if row["prompt"].startswith("Question: this?")
+    )
+    assert found == right
+
+
+def test_answers_in_two_ways_are_refused() -> None:
+    rows = [{"question": f"question {n}?", "options": ["warm", "cold"], "answer": "B"} for n in range(20)]
+    rows[7]["answer"] = "cold"
+    with pytest.raises(UserError, match=r"row 8: the answer 'cold' names an option by its text, .* rows by its letter"):
+        load("choices", rows, QUESTION)
+
+
+def test_two_options_that_are_the_same_are_refused() -> None:
+    rows = [{"question": f"question {n}?", "options": ["warm", "cold"], "answer": "B"} for n in range(20)]
+    rows[7]["options"] = ["cold", "warm", "cold "]
+    with pytest.raises(UserError, match="row 8: two of the options are 'cold'"):
+        load("choices", rows, QUESTION)

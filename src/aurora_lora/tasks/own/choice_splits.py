@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from ...extras import extra
 from ..packaged import normalise
 from ..prompts import QUESTION_FORMS
 from . import columns as cells
-from .options import options_of, right_option
+from .options import Options, options_of, right_option, way_of
 from .prepared import Prepared
 from .source import Columns, Piece, Pieces, check_columns
 from .split import BadRow, Row
@@ -32,17 +33,21 @@ def prepare_choices(pieces: Pieces, columns: Columns, labels: Sequence[str] | No
     check_columns(pieces, columns)
     (question,), (answer,), named = columns["question"], columns["answer"], columns["options"]
 
-    def read(row: Row, counts: bool = True) -> tuple[str, list[str], int]:
-        given = row[named[0]] if len(named) == 1 else [row[name] for name in named]
-        found, labels, places, of_numbers = options_of(given)
-        right = right_option(row[answer], found, labels, named, places, of_numbers, counts)
-        return cells.text(row[question], question), found, right
+    def given(row: Row) -> tuple[Any, Options]:
+        return row[answer], options_of(row[named[0]] if len(named) == 1 else [row[name] for name in named])
 
     used = [question, answer, *named]
     names = {name for piece in pieces.values() for name in cells.declared(piece, answer) or ()}
-    by_name = functools.partial(read, counts="0" in names)  # where 0 is none, nobody tells whether they begin at 1
-    if (declared := _answers_by_name(pieces, answer, used, by_name)) is not None:
-        pieces, read = declared, by_name
+    zero = "0" in names  # without it nobody tells whether numbers that are names of classes begin at 1
+    way_in = functools.partial(_way, given=given, used=used[1:], columns=named)
+    declared = _answers_by_name(pieces, answer, functools.partial(way_in, counts=zero))
+    pieces, counts = (pieces, True) if declared is None else (declared, zero)
+    way, _ = way_in(pieces.values(), counts=counts)
+
+    def read(row: Row) -> tuple[str, list[str], int]:
+        value, options = given(row)
+        right = right_option(value, options, named, way, counts)
+        return cells.text(row[question], question), options.texts, right
 
     def key(row: Row) -> str:
         asked, found, _ = read(row)
@@ -72,10 +77,28 @@ def prepare_choices(pieces: Pieces, columns: Columns, labels: Sequence[str] | No
     return Prepared(ready, used, key, answers=answers, finish=asked)
 
 
-def _answers_by_name(pieces: Pieces, answer: str, used: Sequence[str], read: Callable[[Row], Any]) -> Pieces | None:
+def _way(
+    pieces: Iterable[Piece],
+    given: Callable[[Row], tuple[Any, Options]],
+    used: Sequence[str],
+    columns: Sequence[str],
+    counts: bool,
+) -> tuple[str, int]:
+    """As `way_of`, of the rows of pieces: of those that have options, as others are refused when they are read."""
+
+    def answers() -> Iterator[tuple[Any, Options]]:
+        for piece in pieces:
+            for row in piece.rows(used):
+                with contextlib.suppress(BadRow):
+                    yield given(row)
+
+    return way_of(answers(), columns, counts)
+
+
+def _answers_by_name(pieces: Pieces, answer: str, way: Callable[[Sequence[Piece]], tuple[str, int]]) -> Pieces | None:
     """Answers that the data declares as classes by their names, where these are what the options go by: where most
-    rows can be read so. None elsewhere: there, and where each name is its own place, the place of a class counts
-    options, as any whole number does.
+    rows can be read in one `way` so. None elsewhere: there, and where each name is its own place, the place of a class
+    counts options, as any whole number does.
     """
 
     def by_name(piece: Piece) -> Piece:
@@ -85,13 +108,7 @@ def _answers_by_name(pieces: Pieces, answer: str, used: Sequence[str], read: Cal
         answers = list(cells.values(piece, (answer,)))
         return replace(piece, data=piece.data.remove_columns(answer).add_column(answer, answers))
 
-    def fits(row: Row) -> bool:
-        try:
-            read(row)
-        except BadRow:
-            return False
-        return True
-
     named = {name: by_name(piece) for name, piece in pieces.items()}
-    rows = [row for name, piece in named.items() if piece is not pieces[name] for row in piece.rows(used)]
-    return Pieces(named, pieces.files) if 2 * sum(map(fits, rows)) > len(rows) else None
+    changed = [piece for name, piece in named.items() if piece is not pieces[name]]
+    _, fits = way(changed)
+    return Pieces(named, pieces.files) if 2 * fits > sum(len(piece.data) for piece in changed) else None

@@ -133,8 +133,8 @@ class MultipleChoice(Kind):
         text = cells.text(row[question], question)
         if not options:
             return text
-        found, _, places, _ = options_of(row[options[0]] if len(options) == 1 else [row[name] for name in options])
-        return Question(text, found, places)
+        found = options_of(row[options[0]] if len(options) == 1 else [row[name] for name in options])
+        return Question(text, found.texts, found.places)
 
     def answers(
         self, model: Any, processor: Processor, texts: Sequence[Any], source: str, trained: TrainedWith
