@@ -27,6 +27,10 @@ from .task import SplitSizes, Task, check_size
 if TYPE_CHECKING:
     import datasets
 
+_WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
+_FEW = 4096
+"""Cameras of 12 bits, and files of 8 bits that are kept in 16, have no greater values."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -92,25 +96,29 @@ def read_image(file: Path | bytes, needs: Literal["vision", "diffusion"] = "visi
 
 
 def rgb(image: Any) -> Any:
-    """A Pillow image in RGB, of 8 bits: grey values of 16 bits are scaled, which Pillow would make white.
+    """A Pillow image in RGB, of 8 bits: what is transparent is white; grey values of 16 bits are scaled, which Pillow
+    would make white.
 
     Raises:
-        UserError: its values are neither.
+        UserError: its values are neither, or of 16 bits that use a sixteenth of them at most.
     """
-    if not image.mode.startswith(("I", "F")):
-        # the same pixels: of a palette with transparency, as it is, Pillow warns
-        return (image.convert("RGBA") if _has_clear_palette(image) else image).convert("RGB")
     with extra("vision"):
         from PIL import Image
+    if not image.mode.startswith(("I", "F")):
+        if image.mode in _WITH_ALPHA or "transparency" in image.info:
+            drawn = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn)
+        return image.convert("RGB")
     pixels = np.asarray(image)
     if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65_535:
         numbers = f"{pixels.min():g} to {pixels.max():g}" + (", with decimals" if image.mode == "F" else "")
         raise UserError(f"its pixels are numbers ({numbers}), neither of 8 nor of 16 bits")
+    if 0 < pixels.max() < _FEW:
+        raise UserError(
+            f"its pixels are numbers of 16 bits and at most {pixels.max():,}, which is black: scale them, so that white "
+            "is 65,535, or save them with 8 bits"
+        )
     return Image.fromarray(((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)).convert("RGB")
-
-
-def _has_clear_palette(image: Any) -> bool:
-    return bool(image.mode == "P" and isinstance(image.info.get("transparency"), bytes))
 
 
 def with_rows(data: datasets.Dataset) -> datasets.Dataset:

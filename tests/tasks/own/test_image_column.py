@@ -140,6 +140,18 @@ def test_pixels_that_have_other_numbers() -> None:
         load("images", "pictures", {"image": ("image",), "label": ("label",)})
 
 
+@pytest.mark.parametrize("most", [255, 4095])
+def test_grey_values_that_are_black_in_16_bits_are_refused(most: int) -> None:
+    save_images(Path("pictures"))
+    grey = np.linspace(0, most, 64).astype(np.uint16).reshape(8, 8)
+    for name, values in (("dark", grey * 0), ("bright", grey * 16 + 4095)):
+        Pillow.fromarray(values).save(f"pictures/red/{name}.png")
+    load("images", "pictures", COLUMNS_OF_IMAGES)
+    Pillow.fromarray(grey).save("pictures/red/x-ray.png")
+    with pytest.raises(UserError, match=rf"row \d+: .*x-ray\.png is no image .*16 bits and at most {most:,}, .* scale"):
+        load("images", "pictures", COLUMNS_OF_IMAGES)
+
+
 def test_a_table_of_images_without_labels() -> None:
     Path("images.csv").write_text("image\na.png\nb.png\n")
     with pytest.raises(UserError, match=r"task\.label: images\.csv has no column 'label' \(it has 'image'\)"):

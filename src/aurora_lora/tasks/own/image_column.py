@@ -88,7 +88,7 @@ def image_file(value: Any, column: str) -> bytes:
 
 def _is_whole(image: Any, data: bytes) -> bool:
     """Whether an image can be told to be whole without its pixels, which would take as long as an epoch."""
-    if image.mode in ("I", "F"):
+    if image.mode.startswith(("I", "F")):  # whose pixels may be other numbers
         return False
     if image.format == "JPEG":
         return data.endswith(b"\xff\xd9")  # the end of an image
