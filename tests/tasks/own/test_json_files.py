@@ -101,3 +101,55 @@ def test_conversations_of_which_one_file_has_a_system(with_it: str, tmp_path: Pa
     system = {"role": "system", "content": "be kind"}
     expected = [[*([system] if name == with_it else []), *one] for name, some in turns.items() for one in some]
     assert sorted(found, key=repr) == sorted(expected, key=repr)
+
+
+# ---------------------------------------------------------------- what `datasets` writes anew
+
+SAME: dict[str, Rows] = {
+    "texts beside numbers": [
+        {"text": f"{n}", "label": label}
+        for n, label in enumerate(("1.0", 3, "true", "null", "[1]", "12", '"', 3.2e-11, None))
+    ],
+    "contents": [
+        {"messages": [{**A, "content": [{"type": "text", "text": "7"}] if n else "7"}, {**B, "content": "42"}]}
+        for n in range(3)
+    ],
+    "decimals beside objects": [
+        {"text": f"{n}", "label": n + 3.2e-11, "meta": {"a": 1e-12} if n else {"b": "7", "c": ["8", 9]}}
+        for n in range(3)
+    ],
+}
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("case", SAME)
+def test_values_of_mixed_type_stay_what_they_are(case: str, suffix: str, tmp_path: Path) -> None:
+    rows = SAME[case]
+    source = write(tmp_path / "rows", suffix, a=rows)
+    piece = open_data(OwnData(source))["train"]
+    assert list(piece.rows(list(rows[0]))) == rows
+    several = open_data(OwnData(write(tmp_path / "several", suffix, a=rows, b=[{**rows[0], "more": 1}])))["train"]
+    assert list(several.rows(list(rows[0]))) == [*rows, rows[0]]
+
+
+@pytest.mark.parametrize("form", ["messages", "conversations", "calls"])
+@pytest.mark.parametrize("with_system", [False, True])
+def test_conversations_keep_texts_that_read_as_json(form: str, with_system: bool, tmp_path: Path) -> None:
+    said = [[{"type": "text", "text": f"{n}"}] if n % 2 else f"{n}" for n in range(10)]
+    turns = [[{**A, "content": one}, {**B, "content": "42"}] for one in said]
+    if form == "calls":
+        turns[0][1]["tool_calls"] = [{"type": "function", "function": {"name": "f", "arguments": {"x": 3.2e-11}}}]
+        turns[1][1]["tool_calls"] = [{"type": "function", "function": {"name": "g", "arguments": {"y": "7"}}}]
+    shown = [[{"from": one["role"], "value": one["content"]} for one in some] for some in turns]
+    rows = (
+        [{"conversations": one} for one in shown] if form == "conversations" else [{"messages": one} for one in turns]
+    )
+    rows = [{**row, "system": "true"} for row in rows] if with_system else rows
+    more: dict[str, Any] = {} if with_system else {"test": [{**rows[0], "system": "1"}]}
+    source = write(tmp_path / "rows", ".jsonl", train=rows, **more)
+    splits = OWN["chat"].load(OwnData(source), {}, SplitSizes(None, None, None), 0)
+    system = [{"role": "system", "content": "true"}] if with_system else []
+    found = [without_none(row["messages"]) for split in splits.values() for row in split]
+    if not with_system:
+        assert found.pop()[0] == {"role": "system", "content": "1"}
+    assert sorted(found, key=repr) == sorted(([*system, *one] for one in turns), key=repr)

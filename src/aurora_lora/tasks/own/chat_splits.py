@@ -12,7 +12,8 @@ from ...errors import UserError
 from ..packaged import normalise
 from ..vision import with_rows
 from .chat import FORMATS, FURTHER, conversation, template_options
-from .held_rows import as_given, kept_types, made_by_this_version
+from .held_rows import as_given, kept_types, made_by_this_version, mapped, renamed_types
+from .json_files import is_json
 from .prepared import Prepared
 from .source import Piece, Pieces
 from .split import Row
@@ -57,13 +58,13 @@ def prepare_chats(pieces: Pieces, columns: Mapping[str, Sequence[str]], labels: 
     def finish(split: Any) -> Any:
         if form == "text" or (form in ("messages", "prompt") and "system" not in common):
             return as_given(split)
-        made = split.map(
-            lambda row: conversation(row, form),
-            remove_columns=gone,
-            # what is written keeps its type where its columns do
-            features=kept_types(split.features, gone, FORMATS[form]) if form in ("messages", "prompt") else None,
-        )
-        return as_given(made)
+        if form in ("messages", "prompt"):  # what is written keeps its type where its columns do
+            features = kept_types(split.features, gone, FORMATS[form])
+        elif form == "conversations" and is_json(split.features[form]):
+            features = kept_types(renamed_types(split.features, form), gone, ())
+        else:
+            return as_given(split.map(lambda row: conversation(row, form), remove_columns=gone))
+        return as_given(mapped(split, lambda row: conversation(row, form), features, gone))
 
     return Prepared(ready, common, key, finish=finish, record={"format": form})
 
@@ -77,7 +78,7 @@ def _with_all_columns(pieces: Pieces) -> Pieces:
         if not missing:
             return piece
         features = type(piece.data.features)({**piece.data.features, **{name: types[name] for name in missing}})
-        return replace(piece, data=piece.data.map(lambda row: dict.fromkeys(missing), features=features))
+        return replace(piece, data=mapped(piece.data, lambda row: dict.fromkeys(missing), features))
 
     return Pieces({name: completed(piece) for name, piece in pieces.items()}, pieces.files)
 

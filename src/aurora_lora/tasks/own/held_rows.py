@@ -6,13 +6,14 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...chat_template import without_none
 from ...files import file_digest
 from ..list_types import item_type
+from .json_files import as_json, is_json
 
 if TYPE_CHECKING:
     import datasets
@@ -37,9 +38,28 @@ def as_given(split: datasets.Dataset) -> datasets.Dataset:
     names = [name for name in _OBJECTS if name in held or _is_of(Json, features.get(name))]
     if not names:
         return split
-    return split.map(
-        lambda row: {name: without_none(row[name]) for name in names}, features=Features({**features, **held})
-    )
+    return mapped(split, lambda row: {name: without_none(row[name]) for name in names}, Features({**features, **held}))
+
+
+def mapped(
+    split: datasets.Dataset, made: Callable[[Any], dict[str, Any]], features: Any, gone: Sequence[str] = ()
+) -> datasets.Dataset:
+    """`split.map(made)`, with each value of what is kept as JSON as it stands: `datasets` would take a text in it that
+    reads as JSON for that, and round numbers.
+
+    Args:
+        split: the rows.
+        made: new columns of a row.
+        features: of all columns then.
+        gone: columns that are removed.
+    """
+    mixed = {name: feature for name, feature in features.items() if is_json(feature)}
+
+    def row_as_json(row: Any) -> dict[str, Any]:
+        found = made(row)
+        return {**found, **{name: as_json({**row, **found}.get(name), feature) for name, feature in mixed.items()}}
+
+    return split.map(row_as_json, features=features, remove_columns=list(gone))
 
 
 def _is_of(kind: type, feature: Any) -> bool:
@@ -78,3 +98,13 @@ def _makers() -> str:
 def kept_types(features: Any, gone: Sequence[str], made: Sequence[str]) -> Any:
     """The types of the columns that stay, and of those that are made anew."""
     return type(features)({name: kind for name, kind in features.items() if name in made or name not in gone})
+
+
+def renamed_types(features: Any, conversations: str) -> Any:
+    """The types of the columns, with ShareGPT's `conversations` as `messages`, of `role` and `content`."""
+    from datasets import List
+
+    inner = item_type(features[conversations])
+    if isinstance(inner, Mapping) and "from" in inner:
+        inner = {"role": inner["from"], "content": inner.get("value", inner["from"])}
+    return type(features)({**features, "messages": List(inner)})

@@ -1,7 +1,8 @@
-"""JSON files: dates as the texts that stand there, and several files as one, whatever fields each of them has."""
+"""JSON files: what stands there as it stands there, and several files as one, whatever fields each of them has."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,7 +53,7 @@ def as_they_stand(
     loaded: datasets.DatasetDict, files: Mapping[str, Sequence[str]], encoding: str | None
 ) -> datasets.DatasetDict:
     """The same rows, with what Arrow takes for times in JSON, which has none, as the texts that stand there; and with
-    all digits of the numbers in a list, of which `datasets` keeps ten behind the point.
+    what `datasets` changes where it rewrites rows, see `_is_rewritten`.
 
     Args:
         loaded: as `datasets` reads the files.
@@ -67,8 +68,7 @@ def as_they_stand(
     made = {}
     for name, data in loaded.items():
         wanted = datasets.Features(_dates_as_text(data.features))
-        is_rounded = "double" in str(wanted.arrow_schema) and any(is_list(Path(file), encoding) for file in files[name])
-        is_same = wanted == data.features and not is_rounded
+        is_same = wanted == data.features and not _is_rewritten(wanted, files[name], encoding)
         made[name] = data if is_same else _reread(files[name], wanted, encoding)
     return datasets.DatasetDict(made)
 
@@ -98,7 +98,12 @@ def as_one(
     wanted = datasets.Features(every)
     made = {}
     for name, files in splits.items():
-        parts = [data if _has(data, wanted) else _reread([str(path)], wanted, encoding) for path, data in files]
+        parts = [
+            data
+            if _has(data, wanted) and not _is_rewritten(wanted, [str(path)], encoding)
+            else _reread([str(path)], wanted, encoding)
+            for path, data in files
+        ]
         made[name] = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
     return datasets.DatasetDict(made)
 
@@ -109,24 +114,64 @@ def _has(data: datasets.Dataset, wanted: Any) -> bool:
     return bool(there.names == asked.names and there.types == asked.types and data.features == wanted)
 
 
+def _is_rewritten(features: Any, files: Sequence[str], encoding: str | None) -> bool:
+    """Whether `datasets` has written the rows anew before it read them: where some value is of mixed type, which it
+    keeps as JSON, and where the file is a list. Then texts that read as JSON are what they read as, "42" a number, and
+    numbers have ten digits behind the point.
+    """
+    if is_json(features):
+        return True
+    return "double" in str(features.arrow_schema) and any(is_list(Path(file), encoding) for file in files)
+
+
+def is_json(feature: Any) -> bool:
+    """Whether a type is JSON, or has such in it."""
+    if isinstance(feature, Mapping):
+        return any(map(is_json, feature.values()))
+    inner = item_type(feature)
+    return _names_json(feature) if inner is None else is_json(inner)
+
+
+def _names_json(feature: Any) -> bool:
+    return type(feature).__name__ == "Json"  # which earlier versions of `datasets` do not have
+
+
 def _reread(files: Sequence[str], features: datasets.Features, encoding: str | None) -> datasets.Dataset:
     with extra("train"):
         import datasets
     # by which it is kept in the cache: their content, too; a list would be a source of data
     found = {"files": tuple(files), "of": tuple(file_digest(Path(file)) for file in files), "names": tuple(features)}
+    mixed = {name: feature for name, feature in features.items() if is_json(feature)}
+    given = {**found, "encoding": encoding, **({"mixed": mixed} if mixed else {})}
     try:
-        return datasets.Dataset.from_generator(_rows, features=features, gen_kwargs={**found, "encoding": encoding})
+        return datasets.Dataset.from_generator(_rows, features=features, gen_kwargs=given)
     except Exception as error:  # `datasets` raises many kinds, some of them its own
         where = files[0] if len(files) == 1 else Path(files[0]).parent
         raise UserError(f"{where} cannot be loaded: {reason(error.__cause__ or error)}") from error  # type: ignore[arg-type]
 
 
 def _rows(
-    files: Sequence[str], of: Sequence[str], encoding: str | None, names: Sequence[str]
+    files: Sequence[str],
+    of: Sequence[str],
+    encoding: str | None,
+    names: Sequence[str],
+    mixed: Mapping[str, Any] | None = None,
 ) -> Iterator[dict[str, Any]]:
     for file in files:
         for row in json_rows(Path(file), encoding):
-            yield {name: row.get(name) for name in names}
+            found = {name: row.get(name) for name in names}
+            yield {**found, **{name: as_json(found[name], feature) for name, feature in (mixed or {}).items()}}
+
+
+def as_json(value: Any, feature: Any) -> Any:
+    """A value with the JSON of what its type keeps as JSON: a text that reads as such would be taken for it."""
+    if _names_json(feature):
+        return None if value is None else json.dumps(value, ensure_ascii=False)
+    if isinstance(feature, Mapping) and isinstance(value, Mapping):
+        return {name: as_json(value.get(name), one) for name, one in feature.items()}
+    if isinstance(value, list):
+        return [as_json(one, item_type(feature)) for one in value]
+    return value
 
 
 def _dates_as_text(feature: Any) -> Any:
@@ -157,7 +202,7 @@ def _union(first: Any, second: Any, where: Names = ()) -> Any:
     if None not in (inner := (item_type(first), item_type(second))):
         return _list_of(first if isinstance(first, list) else second, _union(*inner, where))
     for one in (first, second):
-        if type(one).__name__ == "Json":
+        if _names_json(one):
             return one
     if all(_is(one, *_NUMBERS) for one in (first, second)):
         return type(first)("float64")
