@@ -1,6 +1,8 @@
 """Images: what transforms do to them, what is drawn at random by what, and whole runs on a tiny ViT."""
 
+import io
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +179,7 @@ def test_calibration_and_scores_see_unchanged_images(vit: Path, processor: Any) 
     assert set(batch) == {"pixel_values"}
     plain = plain_transform(processor)
     for pixels, place in zip(batch["pixel_values"], range(0, 96, 12), strict=True):
-        assert torch.equal(pixels, plain(rows[place]["image"].convert("RGB")))
+        assert torch.equal(pixels, plain(Pillow.open(io.BytesIO(rows[place]["image"]["bytes"]))))
     assert data.labels == ("red", "green", "blue")
     assert data.fixed("validation") is data.splits["validation"]
 
@@ -421,6 +423,22 @@ def test_photos_are_read_upright(tmp_path: Path) -> None:
     assert np.array_equal(read, rows[0]["image"])
 
 
+@pytest.mark.parametrize("header", [b"Exif\0\0no EXIF", b"Exif\0\0II*\0"], ids=["no header", "cut off"])
+def test_a_broken_orientation_is_none(header: bytes, tmp_path: Path) -> None:
+    """In training as in predictions; `datasets` raises what Pillow does."""
+    image = Pillow.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3))
+    image.save(tmp_path / "plain.png")
+    image.save(tmp_path / "broken.png", exif=header)
+    rows = {"image": [str(tmp_path / f"{name}.png") for name in ("plain", "broken")], "label": [0, 1]}
+    data = Dataset.from_dict(rows).cast_column("image", Image())
+    with pytest.raises((SyntaxError, struct.error)):
+        data[1]
+    images = Images(data, lambda image: torch.from_numpy(np.array(image)))
+    first, second = (images[index]["pixel_values"] for index in range(2))
+    assert torch.equal(first, second)
+    assert np.array_equal(read_image(tmp_path / "broken.png"), first)
+
+
 def test_what_is_no_image_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a PNG that was cut or damaged, Pillow raises an OSError or a SyntaxError; of a huge one neither."""
     path = tmp_path / "photo.png"
@@ -444,7 +462,8 @@ def test_grey_values_of_16_bits_are_scaled(dtype: str, tmp_path: Path) -> None:
     expected = np.rint(values[..., None] / 257).repeat(3, -1)
     assert np.array_equal(read_image(tmp_path / "grey.tiff"), expected)
     seen: list[Any] = []
-    images = Images([{"image": grey, "label": 0}], lambda image: seen.append(np.asarray(image)))
+    rows = {"image": [str(tmp_path / "grey.tiff")], "label": [0]}
+    images = Images(Dataset.from_dict(rows).cast_column("image", Image()), lambda image: seen.append(np.asarray(image)))
     assert images[0]["labels"] == 0
     assert np.array_equal(seen[0], expected)
 

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from ..extras import extra
 from ..files import expanded, is_path
 from .hub import HubData
-from .vision import read_image, rgb
+from .vision import as_files, read_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -58,14 +57,12 @@ def subject_images(source: str, subject: str | None = None) -> list[Image]:
     Raises:
         UserError: there are none, or one of them cannot be read.
     """
-    with extra("diffusion"):
-        from PIL import ImageOps
     folder = expanded(source)
     if not folder.is_dir():
         if "/" not in source or is_path(source):
             raise UserError(f"task.images: {source!r} is neither a folder nor the hub's owner/name of a data set")
-        rows = HubData(source, subject).load("train", ("image",))
-        return [rgb(ImageOps.exif_transpose(row["image"])) for row in rows]
+        rows = as_files(HubData(source, subject).load("train", ("image",)))
+        return [read_image(row["image"], "diffusion") for row in rows]
     if subject is not None:
         raise UserError(f"task.subject: {subject!r} names a configuration of a data set; {source} is a folder")
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_FILES)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -70,21 +70,33 @@ def load_images(data: HubData, split: str, classes: int) -> datasets.Dataset:
     return with_rows(loaded)
 
 
-def read_image(file: Path | bytes, needs: Literal["vision", "diffusion"] = "vision") -> Any:
-    """A Pillow image in RGB, upright as a camera says that it is: so `datasets` reads those that are trained on.
+def as_files(data: datasets.Dataset) -> datasets.Dataset:
+    """The same, with each image as its file: `bytes` or `path`."""
+    with extra("train"):
+        from datasets import Image
+    for name, feature in data.features.items():
+        if isinstance(feature, Image):
+            data = data.cast_column(name, Image(decode=False))
+    return data
+
+
+def read_image(file: Path | bytes | Mapping[str, Any], needs: Literal["vision", "diffusion"] = "vision") -> Any:
+    """A Pillow image in RGB, upright as a camera says that it is: those that are trained on, and all others.
 
     Args:
-        file: its path, or what is in it.
+        file: its path, what is in it, or either as `as_files` has it.
         needs: the extra that is asked for where Pillow is missing.
 
     Raises:
         UserError: the file cannot be read as one.
     """
     with extra(needs):
-        from PIL import Image, ImageOps
+        from PIL import Image
+    if isinstance(file, Mapping):
+        file = Path(file["path"]) if file.get("bytes") is None else file["bytes"]
     try:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
-            return rgb(ImageOps.exif_transpose(image))
+            return rgb(_upright(image))
     except (
         OSError,
         SyntaxError,
@@ -93,6 +105,19 @@ def read_image(file: Path | bytes, needs: Literal["vision", "diffusion"] = "visi
     ) as error:  # of a broken PNG Pillow raises SyntaxError
         what = "a row's image cannot be read" if isinstance(file, bytes) else f"{file} is no image that can be read"
         raise UserError(f"{what}: {error}") from error
+
+
+def _upright(image: Any) -> Any:
+    """An image as a camera says that it is upright; as it stands, where what it says cannot be read."""
+    from PIL import ImageOps
+
+    image.load()  # what is wrong with the pixels is raised here
+    try:
+        return ImageOps.exif_transpose(image)
+    except (
+        Exception
+    ):  # of an EXIF header that is broken Pillow raises many kinds, SyntaxError and struct.error among them
+        return image
 
 
 def rgb(image: Any) -> Any:

@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..extras import extra
 from ..tasks.loading import reason
 from ..tasks.task import Augment
-from ..tasks.vision import rgb
+from ..tasks.vision import as_files, read_image
 from .image_settings import BYTE, FILE, RESAMPLE, ImageSettings, not_allowed
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Images(Dataset[Example]):
     """
 
     def __init__(self, data: Any, transform: Transform, seed: int = 0) -> None:
-        self.data = data
+        self.data = as_files(data)
         self.transform = transform
         self.seed = seed
         self.epoch = 0
@@ -63,7 +63,7 @@ class Images(Dataset[Example]):
     def __getitem__(self, index: int) -> Example:
         row = self.data[index]
         with _drawing(self.seed, self.epoch, index):
-            pixels = self.transform(rgb(row["image"]))
+            pixels = self.transform(read_image(row["image"]))
         return {"pixel_values": pixels, "labels": row["label"]}
 
 

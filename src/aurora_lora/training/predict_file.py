@@ -16,7 +16,8 @@ from .. import files
 from ..errors import ArgumentError, UserError, check_count
 from ..tasks.list_types import item_type
 from ..tasks.own.files import FORMATS
-from ..tasks.own.source import as_files, open_file
+from ..tasks.own.source import open_file
+from ..tasks.vision import as_files
 from ..tasks.own.split import BadRow
 from .defaults import BATCH_SIZE
 from .predicting import Predictor

@@ -15,6 +15,7 @@ from ...errors import ArgumentError, UserError
 from ...extras import extra
 from ...files import expanded, file_digest, is_path
 from ..hub import HubData
+from ..vision import as_files
 from .files import FORMATS, folder_digest, read_file
 from .folder import read_folder
 
@@ -89,16 +90,6 @@ class Piece:
                 yield from ({name: batch[name][at] for name in columns} for at in range(len(batch[columns[0]])))
         except UnicodeDecodeError as error:
             raise UserError(f"{self.name} has text that is no UTF-8: {error}") from error
-
-
-def as_files(data: datasets.Dataset) -> datasets.Dataset:
-    """The same, with each image as its file: `bytes` or `path`."""
-    with extra("train"):
-        from datasets import Image
-    for name, feature in data.features.items():
-        if isinstance(feature, Image):
-            data = data.cast_column(name, Image(decode=False))
-    return data
 
 
 class Pieces(dict[str, Piece]):
