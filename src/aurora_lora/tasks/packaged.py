@@ -55,6 +55,8 @@ _SPACES = str.maketrans({chr(code): " " for code in range(128) if not chr(code).
 def normalise(text: str) -> str:
     """What decides that two sentences are the same: their words, whatever the case, accents' encoding and punctuation.
 
+    The splits of packaged tasks come from it; own data has a key that tells symbols and marks on letters apart.
+
     >>> normalise("...A  pretentious MESS!") == normalise("A pretentious mess")
     True
     """

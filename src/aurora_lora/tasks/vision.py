@@ -140,8 +140,8 @@ def rgb(image: Any) -> Any:
         raise UserError(f"its pixels are numbers ({numbers}), neither of 8 nor of 16 bits")
     if 0 < pixels.max() < _FEW:
         raise UserError(
-            f"its pixels are numbers of 16 bits and at most {pixels.max():,}, which is black: scale them, so that white "
-            "is 65,535, or save them with 8 bits"
+            f"its pixels are numbers of 16 bits and at most {pixels.max():,}, which is black: scale them, so that "
+            "white is 65,535, or save them with 8 bits"
         )
     return Image.fromarray(((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)).convert("RGB")
 

@@ -17,8 +17,8 @@ from ..errors import ArgumentError, UserError, check_count
 from ..tasks.list_types import item_type
 from ..tasks.own.files import FORMATS
 from ..tasks.own.source import open_file
-from ..tasks.vision import as_files
 from ..tasks.own.split import BadRow
+from ..tasks.vision import as_files
 from .defaults import BATCH_SIZE
 from .predicting import Predictor
 from .storage import hold

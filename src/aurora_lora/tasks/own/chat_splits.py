@@ -9,9 +9,9 @@ from typing import Any
 
 from ...chat_template import without_none
 from ...errors import UserError
-from ..packaged import normalise
 from ..vision import with_rows
 from .chat import FORMATS, FURTHER, conversation, template_options
+from .columns import same_text
 from .held_rows import as_given, kept_types, made_by_this_version, mapped, renamed_types
 from .json_files import is_json
 from .prepared import Prepared
@@ -44,7 +44,7 @@ def prepare_chats(pieces: Pieces, columns: Mapping[str, Sequence[str]], labels: 
         shown = conversation(row, form)
         template_options(row)
         said = [_said(shown[name]) for name in sorted(shown)]
-        return normalise(json.dumps(said, ensure_ascii=False, default=str))
+        return same_text(json.dumps(said, ensure_ascii=False, default=str))
 
     def prepared(piece: Piece) -> Piece:
         kept = [name for name in (*FORMATS[form], *FURTHER) if name in piece.data.column_names]

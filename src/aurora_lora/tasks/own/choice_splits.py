@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 from ...extras import extra
-from ..packaged import normalise
 from ..prompts import QUESTION_FORMS
 from . import columns as cells
 from .options import Options, options_of, right_option, way_of
@@ -51,12 +50,12 @@ def prepare_choices(pieces: Pieces, columns: Columns, labels: Sequence[str] | No
 
     def key(row: Row) -> str:
         asked, found, _ = read(row)
-        return "\n".join((normalise(asked), *sorted(map(normalise, found))))
+        return "\n".join((cells.same_text(asked), *sorted(map(cells.same_text, found))))
 
     def answers(piece: Piece) -> Iterator[Hashable]:
         for row in piece.rows(used):
             _, found, right = read(row)
-            yield normalise(found[right])
+            yield cells.same_text(found[right])
 
     row_of = max(used, key=len) + "_row"  # a name that none of them has
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -30,6 +31,28 @@ def text(value: Any, column: str) -> str:
     except UnicodeEncodeError:  # bytes that are no text, as Python reads a command's arguments and input
         raise BadRow(f"'{column}' is {value!r:.40}, which is no UTF-8") from None
     return value
+
+
+class _Apart(dict[int, str]):
+    """For `str.translate`: a space for what is neither a letter, a mark on one, a digit nor a symbol."""
+
+    def __missing__(self, code: int) -> str:
+        return self.setdefault(code, " " if unicodedata.category(chr(code))[0] in "PZC" else chr(code))
+
+
+_APART = _Apart()
+
+
+def same_text(value: str) -> str:
+    """What decides that two texts are the same: all but case, the encoding of accents, punctuation and spaces.
+
+    >>> same_text("...A  pretentious MESS!") == same_text("A pretentious mess")
+    True
+    >>> same_text("5 + 3") == same_text("5 < 3")
+    False
+    """
+    folded = value.lower() if value.isascii() else unicodedata.normalize("NFKC", value).casefold()
+    return " ".join(folded.translate(_APART).split()) or folded
 
 
 def declared(piece: Piece, column: str) -> list[str] | None:

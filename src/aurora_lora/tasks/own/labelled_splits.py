@@ -15,7 +15,6 @@ import numpy as np
 
 from ...errors import UserError
 from ...extras import extra
-from ..packaged import normalise
 from ..vision import with_rows
 from . import columns as cells
 from .image_column import check_folders, image_file, images_of
@@ -37,7 +36,7 @@ def _texts(pieces: Pieces, columns: Columns, labels: cells.Values, feature: Any,
 
     def key(row: Row) -> str:
         """Texts that differ in case, punctuation or spaces only are the same."""
-        return "\n".join(normalise(cells.text(row[new], old)) for new, old in own.items())
+        return "\n".join(cells.same_text(cells.text(row[new], old)) for new, old in own.items())
 
     ready = Pieces({name: prepared(name, piece) for name, piece in pieces.items()}, pieces.files)
     return Prepared(ready, list(own), key, answers=_labels, **more)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ArgumentError, UserError
-from ...extras import extra
 from ...files import expanded, file_digest, is_path
 from ..hub import HubData
 from ..vision import as_files
