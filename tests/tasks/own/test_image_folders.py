@@ -123,3 +123,25 @@ def test_a_class_that_datasets_would_leave_out(tmp_path: Path) -> None:
     (tmp_path / "pictures" / "__background__").rename(tmp_path / "pictures" / "dog")
     (tmp_path / "pictures" / "dog" / "0.png").rename(tmp_path / "pictures" / "dog" / "__0.png")
     assert open_data(OwnData(str(tmp_path / "pictures")))["train"].data["label"][:] == [0, 1]
+
+
+def test_the_encoding_of_a_table_in_a_folder_of_images() -> None:
+    folder = Path("photos")
+    folder.mkdir()
+    for name in "ab":
+        Image.new("RGB", (4, 4)).save(folder / f"{name}.png")
+    table = "file_name,label\na.png,Käse\nb.png,Brot\n"
+    (folder / "metadata.csv").write_bytes(table.encode("cp1252"))
+    for encoding, word in (("cp1252", "Käse"), ("cp1253", "Kδse")):  # and none from the cache of another
+        assert open_data(OwnData("photos", encoding=encoding))["train"].data["label"][0] == word
+    with pytest.raises(UserError, match=r"metadata\.csv, line 2: no UTF-8 text .*task\.encoding=cp1252"):
+        open_data(OwnData("photos"))
+    (folder / "metadata.csv").write_bytes(table.encode("utf-8-sig"))
+    assert open_data(OwnData("photos"))["train"].data["label"][0] == "Käse"
+    (folder / "metadata.csv").unlink()
+    (folder / "metadata.jsonl").write_text(
+        '{"file_name": "a.png", "label": "x"}\n{"file_name": "b.png", "label": "y"}\n'
+    )
+    assert open_data(OwnData("photos"))["train"].data["label"][0] == "x"
+    with pytest.raises(UserError, match=r"task\.encoding: 'cp1252': photos/metadata\.jsonl is read as UTF-8"):
+        open_data(OwnData("photos", encoding="cp1252"))

@@ -61,7 +61,7 @@ def csv_options(path: Path, encoding: str | None) -> dict[str, Any]:
         "header": 0,
         "features": Features({name: Value("string") for name in header}),
         "keep_default_na": False,
-        "encoding": _marked(encoding),
+        "encoding": marked(encoding),
     }
 
 
@@ -162,18 +162,19 @@ def _separator(path: Path, encoding: str | None) -> str:
     return ";" if ";" in header and "," not in header else ","
 
 
-def _marked(encoding: str | None) -> str:
+def marked(encoding: str | None) -> str:
+    """The encoding to read a file by, of which a mark at the beginning is no part of the text."""
     return UTF8 if encoding is None or re.fullmatch("utf[-_ ]?8", encoding, re.IGNORECASE) else encoding
 
 
 def is_utf8(encoding: str | None) -> bool:
     """Whether that is what an encoding means; None does."""
-    return _marked(encoding) == UTF8
+    return marked(encoding) == UTF8
 
 
 def _text(path: Path, encoding: str | None, **more: Any) -> IO[str]:
     try:
-        file: IO[str] = _open(path, "rt", encoding=_marked(encoding), **more)
+        file: IO[str] = _open(path, "rt", encoding=marked(encoding), **more)
     except LookupError as error:
         raise UserError(f"task.encoding: '{encoding}' is no encoding, such as utf-8, cp1252 or utf-16") from error
     return file

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import UserError
 from ...extras import extra
 from ..loading import reason
-from .broken import no_split, suffix_of
+from .broken import check_text, is_utf8, marked, no_split, suffix_of
 from .card_files import CARD, check_card_files
 from .files import FORMATS, files_of, load, load_json, options_of
 from .image_folders import IMAGES, more_suffixes, read_as_images, splits_of_images
@@ -53,7 +53,7 @@ def read_folder(path: Path, config: str | None, encoding: str | None) -> dataset
     known = {*ImageFolder.EXTENSIONS, *more_suffixes()}
     images, unread, texts = (_ending(every, suffixes) for suffixes in (known, IMAGES - known, {".txt"}))
     if len(images) > len(tables) or (unread and not tables and not texts):
-        return _images(path, every, known)
+        return _images(path, every, known, encoding)
     return _tables(path, every, tables, encoding)
 
 
@@ -80,13 +80,16 @@ def _by_card(path: Path, config: str | None) -> datasets.DatasetDict:
     return load(path, str(path), name=config)
 
 
-def _images(path: Path, every: Sequence[Path], known: Collection[str]) -> datasets.DatasetDict:
+def _images(
+    path: Path, every: Sequence[Path], known: Collection[str], encoding: str | None
+) -> datasets.DatasetDict:
     """Images by class, or those that a table describes.
 
     Args:
         path: the folder.
         every: its files.
         known: suffixes of images that can be read.
+        encoding: of a table that describes them.
     """
     from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
@@ -99,8 +102,21 @@ def _images(path: Path, every: Sequence[Path], known: Collection[str]) -> datase
             "them to .jpg, .png or .webp, say, or move them away"
         )
     _check_links(path, known)
-    with read_as_images(known):
-        return load(path, "imagefolder", data_files=splits_of_images(path, images, described))
+    for file in described:
+        _check_described(file, encoding)
+    found = splits_of_images(path, images, described)
+    # by the name of a configuration the cache keeps apart what another encoding has given
+    apart = {} if is_utf8(encoding) else {"name": encoding}
+    with read_as_images(known, encoding):
+        return load(path, "imagefolder", data_files=found, **apart)
+
+
+def _check_described(table: Path, encoding: str | None) -> None:
+    """Raise a UserError where a table of images is not text of its encoding."""
+    if table.suffix == ".csv":
+        check_text(table, encoding)
+    elif table.suffix == ".jsonl" and not is_utf8(encoding):
+        raise UserError(f"task.encoding: '{encoding}': {table} is read as UTF-8: write it so, or as metadata.csv")
 
 
 def _tables(
@@ -129,6 +145,15 @@ def _tables(
     if not tables or PACKED.keys() & tables.values():
         for file in filter(_holds_csv, tables):
             raise UserError(f"{file} holds a CSV file: unpack it, or pack it as .csv.gz")
+        if data and all(file.suffix.lower() == ".txt" for file in data):
+            for file in data:
+                check_text(file, encoding)
+            return load(path, "text", data_files=_escaped(splits), options={"encoding": marked(encoding)})
+        if tables and not is_utf8(encoding):
+            packed = next(iter(tables))
+            raise UserError(
+                f"task.encoding: '{encoding}': what is in {packed} is read as UTF-8: unpack it, or write it so"
+            )
         return load(path, str(path), data_files=_escaped(splits) if splits else None)
     kind = next(iter(tables.values()))
     options = _options_of_all(path, list(tables), kind, encoding)

@@ -12,7 +12,7 @@ from typing import Any
 from ...errors import UserError
 from ...extras import extra
 from ...meanwhile import meanwhile
-from .broken import no_split
+from .broken import marked, no_split
 
 IMAGES = {
     ".arw",
@@ -55,16 +55,16 @@ def more_suffixes() -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def read_as_images(known: Collection[str]) -> Iterator[None]:
+def read_as_images(known: Collection[str], encoding: str | None) -> Iterator[None]:
     """Within this context `datasets` takes files of these suffixes for images, too, when it reads a folder of them, and
-    the cells of a metadata.csv as the texts that stand there, as those of any other table."""
+    the cells of a metadata.csv, of this encoding, as the texts that stand there, as those of any other table."""
     from datasets.packaged_modules.folder_based_builder.folder_based_builder import pd
     from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
     read = pd.read_csv
 
     def as_texts(*args: Any, **given: Any) -> Any:
-        return read(*args, **{**given, "dtype": str, "keep_default_na": False})
+        return read(*args, **{**given, "dtype": str, "keep_default_na": False, "encoding": marked(encoding)})
 
     suffixes = [*ImageFolder.EXTENSIONS, *sorted(set(known).difference(ImageFolder.EXTENSIONS))]
     with meanwhile([ImageFolder], EXTENSIONS=suffixes), meanwhile([pd], read_csv=as_texts):
