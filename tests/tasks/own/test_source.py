@@ -2,10 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Image
 from own_rows import load
 from pyarrow import parquet
 
@@ -106,3 +107,21 @@ def test_texts_of_a_parquet_file_that_are_no_text() -> None:
     parquet.write_table(pa.table({"text": texts, "label": [0, 1] * 15}), "rows.parquet")
     with pytest.raises(UserError, match=r"rows\.parquet has text that is no UTF-8: .* byte 0xff"):
         load("classification", "rows.parquet")
+
+
+def test_few_images_are_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand photos in a table can be gigabytes."""
+    images = [{"bytes": bytes([n]), "path": None} for n in range(50)]
+    rows = Dataset.from_dict({"image": images, "label": list(range(50))}).cast_column("image", Image())
+    rows.to_parquet(tmp_path / "rows.parquet")
+    piece = open_data(OwnData("rows.parquet"))["train"]
+    own, sizes = Dataset.iter, []
+
+    def read(data: Dataset, batch_size: int) -> Any:
+        sizes.append(batch_size)
+        return own(data, batch_size)
+
+    monkeypatch.setattr(Dataset, "iter", read)
+    assert [row["image"]["bytes"][0] for row in piece.rows(["image", "label"])] == list(range(50))
+    assert [row["label"] for row in piece.rows(["label"])] == list(range(50))
+    assert sizes == [16, 1000]

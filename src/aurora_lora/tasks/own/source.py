@@ -27,6 +27,8 @@ SPLITS = {
     "test": ("test",),
 }
 """The splits, and the names that they are looked for under."""
+ROWS, ROWS_OF_IMAGES = 1000, 16
+"""That are in memory at a time when a table is read."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,12 @@ class Piece:
         Raises:
             UserError: what should be text is none.
         """
-        data = as_files(self.data.select_columns(list(columns)))
+        chosen = self.data.select_columns(list(columns))
+        data = as_files(chosen)
+        # images may be in the table itself, of megabytes each
+        size = ROWS_OF_IMAGES if data.features != chosen.features else ROWS
         try:
-            for batch in data.iter(batch_size=1000):
+            for batch in data.iter(batch_size=size):
                 yield from ({name: batch[name][at] for name in columns} for at in range(len(batch[columns[0]])))
         except UnicodeDecodeError as error:
             raise UserError(f"{self.name} has text that is no UTF-8: {error}") from error
