@@ -21,6 +21,7 @@ from aurora_lora.errors import UserError
 from aurora_lora.methods.apply import apply_method
 from aurora_lora.tasks.dreambooth import subject_images
 from aurora_lora.termination import TerminatedError, deferred, watched
+from aurora_lora.training import storage
 from aurora_lora.training.reading import validate_as
 from aurora_lora.training.weights_digest import SAMPLED, sampled_digest
 
@@ -92,7 +93,7 @@ def test_a_run_that_goes_on_has_the_rate_of_its_step(make_loop: MakeLoop) -> Non
         first._step(step)
         first.progress.step += 1
     first._save()
-    checkpoint = again.last_checkpoint()
+    checkpoint = storage.last_intact(again.checkpoints)
     assert checkpoint is not None
     again.resume(checkpoint)
     assert again.schedule.get_last_lr() == first.schedule.get_last_lr()
@@ -106,7 +107,7 @@ def test_a_run_goes_on_with_the_weights_it_was_started_on(make_loop: MakeLoop, m
     first, again = make_loop(), make_loop()
     assert first.progress.model_commit == sampled_digest(model)
     first._save()
-    checkpoint = again.last_checkpoint()
+    checkpoint = storage.last_intact(again.checkpoints)
     assert checkpoint is not None
     again.progress.model_commit = f"{SAMPLED}{'0' * 64}"
     with pytest.raises(UserError, match=rf" was started on other weights than {re.escape(str(model))} has here: "):
@@ -163,7 +164,7 @@ def test_terminated_it_goes_on_from_the_step_that_it_was_at(make_loop: MakeLoop)
     with pytest.raises(TerminatedError), watched(), deferred():
         begun.run(dict, terminate)
     resumed = make_loop(**training)
-    checkpoint = resumed.last_checkpoint()
+    checkpoint = storage.last_intact(resumed.checkpoints)
     assert checkpoint is not None
     assert checkpoint.name == "checkpoint-3"
     resumed.resume(checkpoint)

@@ -92,10 +92,18 @@ class Loop:
         subject: the data.
         accelerator: from `make_accelerator`.
         checkpoints: folder of the checkpoints; the last two are kept.
+        prepare: given what the loss of a batch is, decides what of the model is trained. It comes before the optimizer
+            and, of several processes, before what they exchange is registered.
     """
 
     def __init__(
-        self, recipe: SubjectRecipe, model: nn.Module, subject: Subject, accelerator: Accelerator, checkpoints: Path
+        self,
+        recipe: SubjectRecipe,
+        model: nn.Module,
+        subject: Subject,
+        accelerator: Accelerator,
+        checkpoints: Path,
+        prepare: Callable[[Callable[[nn.Module, Noised], Tensor]], None] = lambda loss: None,
     ) -> None:
         self.recipe, self.module, self.subject, self.checkpoints = recipe, model, subject, checkpoints
         self.accelerator = accelerator
@@ -103,9 +111,10 @@ class Loop:
         commit = subject.diffusion.commit
         self.progress = Progress(processes=accelerator.num_processes, model_commit=commit)
         wanted = recipe.training
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if wanted.gradient_checkpointing:
             subject.diffusion.pipe.unet.enable_gradient_checkpointing()
+        prepare(self._loss_of)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=wanted.learning_rate, weight_decay=wanted.weight_decay)
         self.trained = trained
         self.schedule = get_scheduler(
@@ -199,16 +208,12 @@ class Loop:
             errors = errors * snr_weights(self.subject.diffusion.noise, batch.timesteps, gamma)
         return total_loss(errors, None if prior is None else prior.weight)
 
-    def loss_of(self, model: nn.Module, batch: Noised) -> Tensor:
+    def _loss_of(self, model: nn.Module, batch: Noised) -> Tensor:
         """The loss of a U-Net on a batch, outside the training loop."""
         with self.accelerator.autocast():
             return self.loss(_Trained(model), batch)
 
     # ---------------------------------------------------------------- checkpoints
-
-    def last_checkpoint(self) -> Path | None:
-        """The last whole checkpoint, if there is one."""
-        return on_main(lambda: storage.last_intact(self.checkpoints))
 
     def resume(self, checkpoint: Path) -> None:
         """Go on from a checkpoint.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import set_seed
 
 from aurora_lora import calibrate
@@ -19,7 +21,7 @@ from ..methods import Sample, count_parameters
 from ..methods.apply import apply_method
 from ..tasks.access import check_access
 from ..tasks.dreambooth import subject_images
-from ..training import run_folder
+from ..training import run_folder, storage
 from ..training.batches import divide
 from ..training.distributed import on_main, own_part, state
 from ..training.memory import reset_peak_memory
@@ -35,7 +37,7 @@ from .pipeline import load_diffusion
 from .progress import SilentWatcher, Watcher
 from .random_numbers import mine, seed_of
 from .recipe import SubjectRecipe
-from .subject import Subject, class_images, prepare_class_images
+from .subject import Noised, Subject, class_images, prepare_class_images
 
 IMAGES, CLASS_IMAGES = "images", "class-images"
 FORMS = "forms.png"
@@ -102,9 +104,10 @@ class _Training:
         )
         set_seed(recipe.seed)  # the adapter starts at random
         self.model = apply_method(recipe.method, self.diffusion.unet, "TEXT_TO_IMAGE")
-        self.loop = Loop(recipe, self.model, self.subject, accelerator, self.folder / CHECKPOINTS)
-        checkpoint = self.loop.last_checkpoint()
-        self._prepare(checkpoint)
+        checkpoints = self.folder / CHECKPOINTS
+        checkpoint = on_main(lambda: storage.last_intact(checkpoints))
+        prepare = functools.partial(self._prepare, checkpoint)
+        self.loop = Loop(recipe, self.model, self.subject, accelerator, checkpoints, prepare)
         if checkpoint is not None:
             self.loop.resume(checkpoint)
             self.watcher.say(f"{recipe.method.name}: going on from step {self.loop.progress.step}")
@@ -133,7 +136,7 @@ class _Training:
         self.watcher.end()
         return made
 
-    def _prepare(self, checkpoint: Path | None) -> None:
+    def _prepare(self, checkpoint: Path | None, loss: Callable[[torch.nn.Module, Noised], Tensor]) -> None:
         """Let the method decide from training data what is trained, or take that from a checkpoint."""
         if checkpoint is not None:
             self.method.restore(self.model, checkpoint)
@@ -144,7 +147,7 @@ class _Training:
             batches=lambda share: [
                 self.subject.batch(range(i * size, (i + 1) * size)) for i in range(max(1, round(share * count)))
             ],
-            loss=self.loop.loss_of,
+            loss=loss,
             learning_rate=self.recipe.training.learning_rate,
             seed=self.recipe.seed,
             examples=len(self.subject.images),
