@@ -247,6 +247,18 @@ def test_what_is_wrong_with_images_is_said(tmp_path: Path, source: str, subject:
         subject_images(str(tmp_path / source), subject)
 
 
+@pytest.mark.parametrize("name", ["IMG_1.HEIC", "b.gif", "b.tiff", "b.nef"])
+def test_an_image_that_is_not_read_is_named(name: str, tmp_path: Path) -> None:
+    _turned(tmp_path / "turned.jpg")
+    (tmp_path / f".{name}").write_bytes(b"hidden")
+    assert len(subject_images(str(tmp_path))) == 1
+    (tmp_path / name).write_bytes(b"an image")
+    with pytest.raises(
+        UserError, match=rf"task\.images: .*{name} is of a kind that is not read: convert it to .*\.webp"
+    ):
+        subject_images(str(tmp_path))
+
+
 def test_images_of_a_data_set(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Like `google/dreambooth`, from a copy: a configuration for each subject, the column `image`."""
     from datasets import Dataset, Features

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ..errors import UserError
 from ..files import expanded, is_path
 from .hub import HubData
+from .own.image_folders import IMAGES, more_suffixes
 from .vision import as_files, read_image
 
 if TYPE_CHECKING:
@@ -65,9 +66,15 @@ def subject_images(source: str, subject: str | None = None) -> list[Image]:
         return [read_image(row["image"], "diffusion") for row in rows]
     if subject is not None:
         raise UserError(f"task.subject: {subject!r} names a configuration of a data set; {source} is a folder")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_FILES)
+    kinds = ", ".join(IMAGE_FILES)
+    every = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    others = {*IMAGES, *more_suffixes()}.difference(IMAGE_FILES)
+    if unread := next((path for path in every if path.suffix.lower() in others), None):
+        raise UserError(
+            f"task.images: {unread} is of a kind that is not read: convert it to one that is ({kinds}), or move it away"
+        )
+    paths = [path for path in every if path.suffix.lower() in IMAGE_FILES]
     if not paths:
-        kinds = ", ".join(IMAGE_FILES)
         raise UserError(f"task.images: {folder} has no images (files that end in {kinds})")
     images = []
     for path in paths:
