@@ -19,7 +19,13 @@ from transformers import (
 
 from aurora_lora.methods import METHODS
 from aurora_lora.training.data import notes
-from aurora_lora.training.label_scale import LabelScale, compute_in_float32, mean_and_deviation, output_layer
+from aurora_lora.training.label_scale import (
+    LabelScale,
+    compute_in_float32,
+    held_by_float32,
+    mean_and_deviation,
+    output_layer,
+)
 
 SMALL = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 8, "intermediate_size": 8, "vocab_size": 20}
 BART = {"d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "vocab_size": 20}
@@ -77,6 +83,32 @@ def test_loss_is_that_of_standardised_labels() -> None:
     (gradient,) = torch.autograd.grad(scale.loss({"logits": logits}, labels, 3), logits)
     torch.testing.assert_close(gradient[counted, 0], 2 * (logits[counted, 0].detach() - wanted) / 3)
     assert gradient[2] == 0
+
+
+DAYS = [2_460_310.1 + n / 10 for n in range(40)]
+
+
+def test_labels_that_float32_rounds_are_standardised_before_it_does() -> None:
+    assert len(set(torch.tensor(DAYS).tolist())) < 20  # of 40
+    assert not held_by_float32(DAYS)
+    assert held_by_float32([0.5, -3.0, 1e6])
+    mean, deviation = mean_and_deviation(DAYS)
+    labels, logits = torch.tensor(DAYS, dtype=torch.float64), torch.zeros(40, 1)
+    wanted = ((labels - mean) / deviation).float()
+    scale = LabelScale(mean, deviation, in_float64=True)
+    assert torch.equal(scale.loss({"logits": logits}, labels), wanted.square().sum() / 40)
+    torch.testing.assert_close(scale.in_label_units(wanted[:, None], labels)[:, 0], labels, rtol=0, atol=1e-6)
+
+
+def test_labels_that_float32_holds_are_standardised_in_it() -> None:
+    """To the bit, whatever the batch holds them in."""
+    labels, logits = torch.tensor([3.0, 4.5, -100.0, 2003.25]), torch.randn(4, 1)
+    scale = LabelScale(670.1, 941.3)
+    errors = logits.squeeze(-1) - (labels - 670.1) / 941.3
+    expected = torch.where(labels == -100, 0.0, errors).square().sum() / 4
+    for given in (labels, labels.double()):
+        assert torch.equal(scale.loss({"logits": logits}, given), expected)
+    assert expected.dtype == scale.in_label_units(logits, labels).dtype == torch.float32
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -31,6 +32,8 @@ class LabelScale:
 
     mean: float
     deviation: float
+    in_float64: bool = False
+    """Whether labels are standardised in float64: those that float32 does not hold, such as the days of a calendar."""
 
     def loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Squared error of the standardised labels, over all examples of a step.
@@ -40,12 +43,13 @@ class LabelScale:
             labels: (batch,), in their own units; `IGNORED` where an example does not count.
             num_items_in_batch: as for `losses.mean_loss`.
         """
-        errors = outputs["logits"].float().squeeze(-1) - (labels.float() - self.mean) / self.deviation
+        wanted = (labels.double() if self.in_float64 else labels.float()).sub(self.mean).div(self.deviation).float()
+        errors = outputs["logits"].float().squeeze(-1) - wanted
         return per_item(squared_errors(errors, labels).sum(), labels.numel(), num_items_in_batch)
 
     def in_label_units(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits (batch, 1) for the metrics: Trainer's `preprocess_logits_for_metrics`."""
-        return logits.float() * self.deviation + self.mean
+        return (logits.double() if self.in_float64 else logits.float()) * self.deviation + self.mean
 
     @torch.no_grad()
     def fold(self, layer: nn.Linear) -> None:
@@ -59,6 +63,12 @@ def mean_and_deviation(labels: Sequence[float]) -> tuple[float, float]:
     """Summed exactly, so that a run that goes on elsewhere has the same."""
     mean = math.fsum(labels) / len(labels)
     return mean, math.sqrt(math.fsum((label - mean) ** 2 for label in labels) / len(labels))
+
+
+def held_by_float32(labels: Sequence[float]) -> bool:
+    """Whether it has each of them, to the last digit."""
+    exact = np.asarray(labels, dtype=np.float64)
+    return bool(np.array_equal(exact, exact.astype(np.float32)))
 
 
 def output_layer(model: nn.Module) -> nn.Linear | None:

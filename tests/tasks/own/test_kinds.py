@@ -97,6 +97,11 @@ MISTAKES: dict[str, tuple[str, list[dict[str, Any]], str]] = {
     ),
     "two in one": ("multi-label", labelled(["a", "['a', 'b' 'c']"] * 5), r"row 2: the labels .* look like a list"),
     "a database's": ("multi-label", labelled(["a", "{a,b}"] * 5), r"row 2: the labels '{a,b}' look like a list"),
+    "too large for float32": (
+        "regression",
+        labelled([1, 2, 3, 1e39]),
+        r"row 4: the label 1e\+39 is beyond 3\.4e\+38, where float32 ends",
+    ),
     "nan": ("regression", labelled([1, 2, 3, "nan"]), r"row 4: the label 'nan' is not finite"),
     "one option": ("choices", [{"question": "q", "options": ["a"], "answer": 0}] * 9, r"row 1: there are 1 options"),
     "a blank option": (

@@ -11,10 +11,14 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import numpy as np
+
 from ...errors import UserError, abridged
 from .columns import json_list, values
 from .source import Piece, Pieces
 from .split import BadRow
+
+_MOST = float(np.finfo(np.float32).max)
 
 
 def class_name(value: Any) -> str:
@@ -58,7 +62,9 @@ def measured(value: Any) -> float:
     """A number to be learned: one, as above, that is no boolean, which Python takes for 1 or 0."""
     if isinstance(value, bool):
         raise BadRow(f"the label {value} is no number: is this classification?")
-    return number(value)
+    if abs(found := number(value)) > _MOST:
+        raise BadRow(f"the label {value} is beyond {_MOST:.1e}, where float32 ends: give it in another unit")
+    return found
 
 
 def label_set(value: Any) -> tuple[str, ...]:

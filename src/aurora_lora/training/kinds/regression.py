@@ -43,20 +43,31 @@ class Regression(HeadKind):
 
         return BESIDE_IGNORED if label == IGNORED else label
 
+    def dtype_of(self, task: Task) -> str:
+        """Numbers of any size need more digits than float32 has before their mean is taken away."""
+        import torch
+
+        return "float64" if task.standardise and not torch.backends.mps.is_available() else self.label_dtype
+
     def standardised(self, data: Data, model: Any) -> Data:
-        from ..label_scale import AS_THEY_ARE, LabelScale, mean_and_deviation, output_layer
+        from ..label_scale import AS_THEY_ARE, LabelScale, held_by_float32, mean_and_deviation, output_layer
 
         if not data.task.standardise:
             return data
-        mean, deviation = mean_and_deviation(cast("Encoded", data.fixed("train")).targets())
+        targets = cast("Encoded", data.fixed("train")).targets()
+        mean, deviation = mean_and_deviation(targets)
+        in_float64 = self.dtype_of(data.task) == "float64" and not held_by_float32(targets)
         layer, scale = output_layer(model), None
         if layer is None:
             trained = AS_THEY_ARE
         elif layer.bias is None:
             # divided by the deviation alone, labels far from 0 would still be out of reach
-            trained, scale = "divided by their root mean square", LabelScale(0.0, math.hypot(mean, deviation) or 1.0)
+            trained, scale = (
+                "divided by their root mean square",
+                LabelScale(0.0, math.hypot(mean, deviation) or 1.0, in_float64),
+            )
         else:
-            trained, scale = "standardised", LabelScale(mean, deviation or 1.0)
+            trained, scale = "standardised", LabelScale(mean, deviation or 1.0, in_float64)
         labels = {"mean": mean, "deviation": deviation, "trained": trained}
         return replace(data, scale=scale, record={**(data.record or {}), "labels": labels})
 

@@ -57,9 +57,13 @@ class TextKind(Kind):
             if name != "train":  # metrics do not depend on the order, and texts of like length need little padding
                 examples.sort(key=lambda example: len(example["input_ids"]))
             encoded[name] = Encoded(examples)
-        pad = Pad(tokenizer, getattr(torch, self.label_dtype))
+        pad = Pad(tokenizer, getattr(torch, self.dtype_of(task)))
         record = {"cut": {"max_length": max_length, "texts": cut}}
         return Data(task, tokenizer, encoded, pad, labels=labels, record=record, lengths=lengths)
+
+    def dtype_of(self, task: Task) -> str:
+        """That of the labels of a batch."""
+        return self.label_dtype
 
     def target(self, label: Any, count: int) -> Any:
         """What is learned of a label, where there are so many classes."""
