@@ -9,7 +9,7 @@ import typer
 
 from .common import Json, RunFolder, quiet
 from .gap import gap
-from .measured import MeasuredInto, write_measured
+from .measured import MeasuredInto, check_place, write_measured
 from .printing import note, print_json, stderr
 
 
@@ -88,14 +88,13 @@ def sigma(
 
     Writes sigma.json, sigma.png and sigma.svg.
     """
-    from aurora_lora.files import check_writable
     from aurora_lora.lab.report.sigma_figure import SIGMA, sigma_figure
     from aurora_lora.training.activation import learned_activation as measure
     from aurora_lora.training.finished_run import load_run
 
     run = load_run(folder)
     target = output or folder
-    check_writable(target)
+    check_place(target / SIGMA, ("sigma",))
     quiet()
     with stderr().status("running the calibration inputs"):
         record = {"run": str(folder), **measure(run, examples=examples)}

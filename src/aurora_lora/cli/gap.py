@@ -9,8 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from .common import Json, Split, quiet
-from .measured import Figures, MeasuredInto, write_measured
+from .measured import Figures, MeasuredInto, check_place, write_measured
 from .printing import complain, print_json, stderr, stdout
+
+GAP_FIGURES = ("gap", "merges")
 
 
 def gap(
@@ -78,14 +80,13 @@ def _run_gap(
     as_json: bool,
 ) -> None:
     """As `gap`, of a run."""
-    from aurora_lora.files import check_writable
     from aurora_lora.lab.report.gap_figure import GAP
     from aurora_lora.training.finished_run import load_run
     from aurora_lora.training.gap_and_export import gap as measure
 
     run = load_run(folder)
     target = output or folder
-    check_writable(target)
+    check_place(target / GAP, GAP_FIGURES)
     quiet()
     split = split or run.test_sets[0]
     with stderr().status(f"running the forms on the {split} split"):
@@ -111,14 +112,13 @@ def _adapter_gap(
 ) -> None:
     """As `gap`, of the folder of an adapter."""
     from aurora_lora.errors import UserError
-    from aurora_lora.files import check_writable
     from aurora_lora.lab.report.gap_figure import GAP
     from aurora_lora.training.adapters import adapter_gap
 
     if data is None:
         raise UserError(f"{folder} is an adapter: --data FILE says on which texts its merges are measured")
     if output is not None:
-        check_writable(output)
+        check_place(output / GAP, GAP_FIGURES)
     quiet()
     with stderr().status(f"trying merges on {data.name}"):
         found = adapter_gap(
@@ -146,7 +146,7 @@ def _adapter_gap(
 
 
 def _gap_figures(record: dict[str, Any]) -> Figures:
-    """Those that a gap report has something for."""
+    """Those of `GAP_FIGURES` that a gap report has something for."""
     from aurora_lora.lab.report.gap_figure import gap_figure
     from aurora_lora.lab.report.merges_figure import merges_figure
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,15 +18,34 @@ MeasuredInto = Annotated[
 ]
 
 
+def check_place(path: Path, figures: Iterable[str]) -> None:
+    """Raise a UserError where `write_measured` could not write: asked before anything is measured.
+
+    Args:
+        path: of the JSON file; its folder is made if need be.
+        figures: the names of those that may be drawn.
+    """
+    from aurora_lora.files import check_writable
+
+    check_writable(path.parent)
+    _check_no_links(path, figures)
+
+
+def _check_no_links(path: Path, figures: Iterable[str]) -> None:
+    from aurora_lora.errors import UserError
+
+    for each in (path, *(path.with_name(f"{name}{suffix}") for name in figures for suffix in (".png", ".svg"))):
+        if each.is_symlink():
+            raise UserError(f"{each} is a link: what is measured is not written to where others have it lead")
+
+
 def write_measured(path: Path, record: dict[str, Any], figures: Figures, subject: str, as_json: bool) -> None:
     """Write what was measured as JSON, its figures beside it where any can be drawn, and say so."""
     from aurora_lora.errors import UserError
     from aurora_lora.files import write_json
     from aurora_lora.lab.report.figures import about, check_matplotlib, save
 
-    for each in (path, *(path.with_name(f"{name}{suffix}") for name in figures for suffix in (".png", ".svg"))):
-        if each.is_symlink():
-            raise UserError(f"{each} is a link: what is measured is not written to where others have it lead")
+    _check_no_links(path, figures)
     write_json(path, record)
     written = [path]
     try:

@@ -11,7 +11,7 @@ import typer
 from aurora_lora.errors import abridged, counted
 
 from .common import Json, make_models, quiet
-from .measured import write_measured
+from .measured import check_place, write_measured
 from .printing import note, print_json, print_tables, stderr
 
 NAMED = 3
@@ -47,7 +47,6 @@ def rank(
     limits what the budget is spent on; `--budget` looks at all linear layers.
     """
     from aurora_lora.errors import UserError
-    from aurora_lora.files import check_writable
     from aurora_lora.lab.experiments.recipe_kinds import load_any
     from aurora_lora.lab.report.ranks_figure import RANKS, ranks_figure, ranks_tables
     from aurora_lora.training import yaml_text
@@ -57,7 +56,7 @@ def rank(
     if not isinstance(plan, Recipe):
         raise UserError("task.name: rank needs a task with labels, not subject-driven generation")
     if output is not None:
-        check_writable(output)
+        check_place(output / RANKS, ("ranks",))
     quiet()
     make_models([plan.model])
     from aurora_lora.training.ranking import ranking
