@@ -423,7 +423,7 @@ def test_no_column_is_written_over_and_a_folder_is_no_file_to_write(here: Path) 
 
 def test_an_answer_that_leaves_no_room_is_named(here: Path) -> None:
     rows = [json.loads(line) for line in Path("questions.jsonl").read_text().splitlines()]
-    long = {"question": "the film", "row": 1, "options": ["good " * 40, "bad"], "answer": 0}
+    long = {"question": "the film", "row": 1, "options": ["good " * 40, "bad"], "answer": "good " * 40}
     rows[7:15] = [long] * 8  # so often that it is for training
     Path("questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = train("choices", "run", "task.max_length=24")
