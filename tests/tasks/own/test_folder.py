@@ -175,3 +175,32 @@ def test_a_file_that_is_called_like_a_cache_is_one_of_the_folder(tmp_path: Path)
     for name in ("cache-one.csv", "other.csv"):
         write_csv(tmp_path / "data" / name)
     assert len(open_data(OwnData("data"))["train"].data) == 2 * len(REVIEWS)
+
+
+@pytest.mark.parametrize("encoding", [None, "utf-8", "cp1252", "utf-16"])
+def test_encodings_of_a_folder_of_texts(encoding: str | None) -> None:
+    Path("texts").mkdir()
+    text = "Käse\nBrot\n".encode("utf-8-sig" if encoding in (None, "utf-8") else encoding)
+    Path("texts/a.txt").write_bytes(text)
+    assert open_data(OwnData("texts", encoding=encoding))["train"].data["text"][:] == ["Käse", "Brot"]
+    if encoding == "cp1252":
+        with pytest.raises(UserError, match=r"a\.txt, line 1: no UTF-8 text .*task\.encoding=cp1252"):
+            open_data(OwnData("texts"))
+    Path("texts/a.txt").unlink()
+    Path("texts/a.txt.gz").write_bytes(gzip.compress(text))
+    if encoding in ("cp1252", "utf-16"):
+        with pytest.raises(UserError, match=rf"encoding: '{encoding}': what is in texts/a\.txt\.gz is read as UTF-8"):
+            open_data(OwnData("texts", encoding=encoding))
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".zst"])
+def test_an_encoding_of_what_datasets_unpacks_is_refused(suffix: str) -> None:
+    Path("texts").mkdir()
+    with zipfile.ZipFile(f"texts/a.jsonl{suffix}", "w") as file:
+        file.writestr("a.jsonl", '{"text": "Käse"}')
+    with pytest.raises(
+        UserError, match=rf"task\.encoding: 'cp1252': what is in texts/a\.jsonl\{suffix} is read as UTF-8"
+    ):
+        open_data(OwnData("texts", encoding="cp1252"))
+    if suffix == ".zip":
+        assert open_data(OwnData("texts", encoding="utf-8"))["train"].data["text"][:] == ["Käse"]

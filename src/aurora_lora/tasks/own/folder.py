@@ -80,9 +80,7 @@ def _by_card(path: Path, config: str | None) -> datasets.DatasetDict:
     return load(path, str(path), name=config)
 
 
-def _images(
-    path: Path, every: Sequence[Path], known: Collection[str], encoding: str | None
-) -> datasets.DatasetDict:
+def _images(path: Path, every: Sequence[Path], known: Collection[str], encoding: str | None) -> datasets.DatasetDict:
     """Images by class, or those that a table describes.
 
     Args:
