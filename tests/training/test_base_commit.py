@@ -206,20 +206,20 @@ def test_a_run_goes_on_with_the_weights_it_was_started_on(
     assert resumed.result["epochs"] == read_result(tmp_path / "whole")["epochs"]
 
 
-def test_a_run_goes_on_where_its_model_and_data_have_moved(model: Path, tmp_path: Path) -> None:
-    """They are known again by their digests."""
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_run_goes_on_where_its_model_and_data_have_moved(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, relative: bool
+) -> None:
+    """They are known again by their digests; a relative path of what is gone looks as a name of the hub does."""
+    monkeypatch.chdir(tmp_path)
     for place in ("there", "here"):
         own_files.write_texts(tmp_path / place)
         shutil.copytree(model, tmp_path / place / "bert")
 
     def at(place: str) -> Recipe:
-        task = {
-            "name": "classification",
-            "data": str(tmp_path / place / "reviews.csv"),
-            "text": "review",
-            "label": "stars",
-        }
-        return validate(tiny.recipe(tmp_path / place / "bert", task=task), "recipe")
+        folder = Path(place) if relative else tmp_path / place
+        task = {"name": "classification", "data": str(folder / "reviews.csv"), "text": "review", "label": "stars"}
+        return validate(tiny.recipe(folder / "bert", task=task), "recipe")
 
     expected = train(at("there"), tmp_path / "whole").result["epochs"]
     with pytest.raises(KeyboardInterrupt):
@@ -227,7 +227,7 @@ def test_a_run_goes_on_where_its_model_and_data_have_moved(model: Path, tmp_path
     shutil.rmtree(tmp_path / "there")
     resumed = train(at("here"), tmp_path / "run")
     assert resumed.result["epochs"] == expected
-    assert yaml_text.read(tmp_path / "run" / "recipe.yaml")["model"] == str(tmp_path / "here" / "bert")
+    assert yaml_text.read(tmp_path / "run" / "recipe.yaml")["model"] == at("here").model
     with pytest.raises(UserError, match="they differ in model"):  # a finished one is what it was
         train(at("there"), tmp_path / "run")
 

@@ -245,6 +245,7 @@ def test_written_answers(write_recipe: WriteRecipe, lm: Path, tmp_path: Path) ->
     assert metric["selected_by"]["name"] == "accuracy"
     scored = {"accuracy", "accuracy_norm", "accuracy_generated", "unanswered", "nll", "nll_norm"}
     assert set(metric["by_form"]["merged"]) == scored
+    assert metric["by_form"]["merged"]["unanswered"] < 0.5  # it has learned the form
     assert set(metric["validation_by_form"]["merged"]) == {"accuracy", "accuracy_norm", "nll", "nll_norm"}
     assert predict(run.folder, ["the film was good ?"])[0]["answer"].startswith("the correct")
 

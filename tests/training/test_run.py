@@ -39,8 +39,8 @@ from aurora_lora.training.memory import peak_memory, reset_peak_memory
 from aurora_lora.training.merging import merge
 from aurora_lora.training.predicting import load_predictor, predict
 from aurora_lora.training.results import chance_of, epochs_from_log
-from aurora_lora.training.storage import adapter_digests, checkpoints, write_manifest
-from aurora_lora.training.trainer import RUN_STATE, training_arguments
+from aurora_lora.training.storage import RUN_STATE, adapter_digests, checkpoints, write_manifest
+from aurora_lora.training.trainer import training_arguments
 
 WriteRecipe = Callable[..., Path]
 LORA = {"name": "lora", "r": 2, "target_modules": ["query", "value"]}

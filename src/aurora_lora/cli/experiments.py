@@ -247,8 +247,11 @@ def _stop_if_failed(failed: list[dict[str, Any]], diverged: int = 0) -> None:
     if failed:
         for one in failed:
             note(f"failed: {one['run']}: {one['error']}")
-        but_for = f", but for {diverged} that diverged" if diverged else ""
-        stderr().print(f"{len(failed)} failed; the same command tries them again{but_for}")
+        again = "the same command tries them again"
+        if diverged:
+            others = "" if diverged == len(failed) else "; the same command tries the others again"
+            again = f"{diverged} diverged, and would again: give the study other values, or begin it anew{others}"
+        stderr().print(f"{len(failed)} failed; {again}")
         raise typer.Exit(1)
 
 

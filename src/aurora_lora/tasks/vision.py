@@ -114,9 +114,8 @@ def _upright(image: Any) -> Any:
     image.load()  # what is wrong with the pixels is raised here
     try:
         return ImageOps.exif_transpose(image)
-    except (
-        Exception
-    ):  # of an EXIF header that is broken Pillow raises many kinds, SyntaxError and struct.error among them
+    # of an EXIF header that is broken Pillow raises many kinds, SyntaxError and struct.error among them
+    except Exception:
         return image
 
 

@@ -97,7 +97,12 @@ def start_for(recipe: Recipe, base: Any, data: Data, folder: Path, loss: Callabl
     """
     if not wants_probe(recipe.method.options):
         return None
-    made_of = {"files": sorted((data.record or {}).get("files", {}).values()), "model_commit": commit_of(base)}
+    record = data.record or {}
+    made_of = {
+        "files": sorted(record.get("files", {}).values()),
+        "images": record.get("images"),
+        "model_commit": commit_of(base),
+    }
     if (kept := on_main(lambda: kept_start(folder, made_of))) is not None:
         return kept
     if recipe.training.gradient_checkpointing:

@@ -17,13 +17,13 @@ from typing import Any
 
 from .. import files, folders
 from ..errors import RunLockedError, UserError
-from ..files import file_digest, is_path, plain_write_errors
+from ..files import file_digest, plain_write_errors
 from ..locks import held
 from ..methods.pissa_milora import START_FILE
 from ..tuner.peft_names import CONFIG_NAME
 from . import yaml_text
 from .reading import validate_as
-from .recipe import CHANGE_NOTHING, RunRecipe
+from .recipe import CHANGE_NOTHING, Recipe, RunRecipe
 
 RECIPE, ADAPTER, LORA, CHECKPOINTS, REFERENCE = "recipe.yaml", "adapter", "lora", "checkpoints", "reference"
 RESULT = "result.json"
@@ -42,8 +42,10 @@ _MADE = (ADAPTER, LORA, CHECKPOINTS, RESULT)
 _NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _OF_A_MODEL = ("config.json", CONFIG_NAME, "model_index.json")
 """Files of a model or an adapter in a folder of its own."""
-_MAY_MOVE = ("model", "model.name", "task.data", "task.validation_data", "task.test_data")
-"""Fields with paths, of what a run that goes on knows again by its digest."""
+RUN_STATE = "run_state.json"
+"""In each checkpoint: what Transformers' own state does not keep."""
+_PLACES_OF_DATA = ("task.data", "task.validation_data", "task.test_data")
+_PLACES_OF_MODEL = ("model", "model.name")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -221,9 +223,9 @@ def is_begun(folder: Path) -> bool:
 def check_recipe(folder: Path, recipe: RunRecipe) -> None:
     """Raise a UserError if the folder holds the run of another recipe, or a file of the user's own that a run writes.
 
-    Which test sets are scored is no part of that: it changes nothing before the end, and others can be scored later;
-    nor is what it reports to. A run that ended before anything was made, as where an option did not fit the model,
-    leaves the folder to the next.
+    No part of that are `CHANGE_NOTHING`, such as which test sets are scored, and where a local model and data are, of a
+    run that goes on from a checkpoint. A run that ended before anything was made, as where an option did not fit the
+    model, leaves the folder to the next.
     """
     if not (folder / RECIPE).exists():
         for name in (*_MADE, DATA, SPLITS, *_OF_A_MODEL):
@@ -239,8 +241,27 @@ def check_recipe(folder: Path, recipe: RunRecipe) -> None:
         written = {RECIPE, DATA, SPLITS, CHECKPOINTS, LOG, LOGS, UPDATES}
         if {path.name for path in folder.iterdir() if not path.name.startswith(".")} <= written:
             return
-    may_move = not (folder / RESULT).exists()  # what a run that goes on reads there is compared
-    check_same_recipe(yaml_text.read(folder / RECIPE), recipe, folder / RECIPE, f"{folder} holds", may_move=may_move)
+    stored, holds = yaml_text.read(folder / RECIPE), f"{folder} holds"
+    try:
+        check_same_recipe(stored, recipe, folder / RECIPE, holds)
+    except UserError:
+        moved = _may_have_moved(folder, recipe)
+        if not moved:
+            raise
+        check_same_recipe(stored, recipe, folder / RECIPE, holds, but=moved)
+
+
+def _may_have_moved(folder: Path, recipe: RunRecipe) -> tuple[str, ...]:
+    """The fields with paths that may be others where a run goes on: from a checkpoint, what is there is compared with
+    what the run began with, by digests."""
+    if (folder / RESULT).exists() or not isinstance(recipe, Recipe):
+        return ()
+    whole = [checkpoint for checkpoint in checkpoints(folder / CHECKPOINTS).values() if is_intact(checkpoint)]
+    if not whole:
+        return ()
+    commit = str(files.read_json(whole[-1] / RUN_STATE).get("model_commit"))
+    is_folder = ":" in commit and files.expanded(recipe.model).is_dir()  # a commit of the hub has none
+    return (*_PLACES_OF_DATA, *(_PLACES_OF_MODEL if is_folder else ()))
 
 
 def write_recipe(folder: Path, recipe: RunRecipe) -> None:
@@ -265,7 +286,7 @@ def _is_written(path: Path, kind: type[RunRecipe]) -> bool:
 
 
 def check_same_recipe(
-    values: Any, recipe: RunRecipe, source: Path | str, holds: str, *, may_move: bool = False
+    values: Any, recipe: RunRecipe, source: Path | str, holds: str, *, but: Collection[str] = ()
 ) -> None:
     """Raise a UserError if the plain values are those of another recipe.
 
@@ -274,21 +295,14 @@ def check_same_recipe(
         recipe: that is asked for.
         source: where they are stored.
         holds: how the message begins: what holds the run of another recipe.
-        may_move: another path of a local model or of data is no difference.
+        but: further fields that may differ.
     """
     # validated, so that a field which a later version adds counts as its default
     stored = validate_as(type(recipe), values, str(source))
     there, here = (
-        {field: value for field, value in flatten(one.resolved()).items() if field not in CHANGE_NOTHING}
+        {field: value for field, value in flatten(one.resolved()).items() if field not in (*CHANGE_NOTHING, *but)}
         for one in (stored, recipe)
     )
-    for field in _MAY_MOVE if may_move else ():
-        if (
-            field in there
-            and field in here
-            and all(isinstance(each, str) and is_path(each) for each in (there[field], here[field]))
-        ):
-            del there[field], here[field]
     if differing := differences(there, here):
         raise UserError(
             f"{holds} the run of another recipe; they differ in {', '.join(differing)}: choose another output folder"

@@ -29,8 +29,6 @@ from .step_callbacks import Clock, EachEpoch, EarlyStop, ExtraCheckpoints, StopW
 
 TRAINER_STATE = "trainer_state.json"
 """In each checkpoint: Transformers' own state."""
-RUN_STATE = "run_state.json"
-"""In each checkpoint: what Transformers' own state does not keep."""
 
 
 def training_arguments(
@@ -203,7 +201,7 @@ class RecipeTrainer(Trainer):
         last = on_main(lambda: storage.last_intact(self.checkpoints, self._best_at))
         if last is None:
             return None
-        saved = files.read_json(last / RUN_STATE)
+        saved = files.read_json(last / storage.RUN_STATE)
         folder = self.checkpoints.parent
         check_as_many(folder, saved["processes"], self.args.world_size)
         check_same_commit(folder, self.recipe.model, saved.get("model_commit"), commit_of(self.module))
@@ -295,7 +293,7 @@ class RecipeTrainer(Trainer):
             "model_commit": commit_of(self.module),
             "frozen": str(frozen_dtype(self.recipe)),
         }
-        (written / RUN_STATE).write_text(json.dumps(run_state), encoding="utf-8")
+        (written / storage.RUN_STATE).write_text(json.dumps(run_state), encoding="utf-8")
         for callback in self._stateful_callbacks():
             callback.save_state(written)
         (written / "training_args.bin").unlink(missing_ok=True)  # a pickle, never read back: the recipe says it all

@@ -318,7 +318,7 @@ def test_a_final_run_that_diverged_is_not_run_again(
         if finalists == 1:
             assert (done.exit_code, len(answer["failed"])) == (1, 1)
             assert answer["failed"][0]["error"] == f"{DIVERGED}: the loss is nan at step 3"
-            assert "1 failed; the same command tries them again, but for 1 that diverged" in done.stderr
+            assert "1 failed; 1 diverged, and would again: give the study other values, or begin it anew" in done.stderr
             assert (lora["chosen"], lora["seeds"]) == ({"training.learning_rate": 3e-2}, [0])
             assert "excluded" not in lora
         else:
