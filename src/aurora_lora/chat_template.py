@@ -33,7 +33,7 @@ def template_options(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_none(value: Any, order: Callable[[Any], Iterable[str]] = list) -> Any:
-    """The same without the fields that are None, which Arrow adds to objects where one row has them.
+    """A value of a row without the fields that are None, which Arrow adds to objects where one row has them.
 
     Args:
         value: of a row.

@@ -6,5 +6,5 @@ import os
 
 
 def usable_cores() -> int:
-    """Those that this process may run on, where the system says; of all of them a job may have only some."""
+    """How many CPU cores this process may run on, where the system says: a job may have only some of all."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -108,7 +108,7 @@ def _refuse(word: str) -> None:
 
 
 def expanded(path: Path | str) -> Path:
-    """With the home folder in place of a `~` at its beginning; as it is, where that is nobody's."""
+    """The path with the home folder in place of a `~` at its beginning; as it is, where that is nobody's."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -134,7 +134,7 @@ def json_text(value: Any, *, ascii_only: bool = True) -> str:
 
 
 def finite_or_none(value: Any) -> Any:
-    """The same with None for each number that is not finite: JSON has no NaN, and readers show None as such."""
+    """A value with None for each number that is not finite: JSON has no NaN, and readers show None as such."""
     if isinstance(value, Mapping):
         return {key: finite_or_none(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

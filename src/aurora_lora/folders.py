@@ -143,7 +143,7 @@ def _settle_within(folder: Path) -> None:
 
 
 def _left(partial: Path, trash: Path) -> list[Path]:
-    """Those of the two that are there, and what is left of a folder that was written to `partial`."""
+    """Which of the two are still there, and what is left of a folder that was written to `partial`."""
     return [path for path in (trash, partial, _partial_of(partial), _trash_of(partial)) if os.path.lexists(path)]
 
 
@@ -173,7 +173,7 @@ def publish(partial: Path, path: Path) -> None:
 
 
 def _allow_all(folder: Path) -> None:
-    """As `allow`, for the files in a folder, as the folder itself is."""
+    """Let others read and write the files in a folder as they may the folder itself."""
     mode = folder.stat().st_mode
     for within, _, files in os.walk(folder):
         for file in files:
@@ -239,7 +239,7 @@ def others(folder: Path, ours: Collection[str]) -> list[str]:
 
 
 def check_new_folder(folder: Path) -> None:
-    """As `check_writable`, and no folder that was not there is left there, whether it can be written or not."""
+    """Do `check_writable`, and leave no folder that was not there, whether it can be written or not."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         check_writable(folder)

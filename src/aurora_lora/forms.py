@@ -8,7 +8,7 @@ from typing import Final, Literal
 FormName = Literal["dynamic", "static", "calibrated"]
 """The forms, which are told of in `FORMS`."""
 TrainForm = Literal["dynamic", "static"]
-"""Those that can be trained in."""
+"""The forms that an adapter can be trained in."""
 
 MERGED = "merged"
 """The single form of every method but AuroRA: it has this name in results also where `merge` refuses."""

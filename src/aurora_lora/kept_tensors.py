@@ -15,7 +15,7 @@ from .errors import CheckpointError
 from .files import new_file
 
 SHA256 = "sha256"
-"""In the metadata of the file: over the texts that are kept too, and the names and contents of the tensors."""
+"""The key in the file's metadata: the sha256 of the texts kept too and of the tensors' names and contents."""
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], **texts: str) -> None:

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from .files import check_writable
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""Of a file system without locks, as some of the network are: there one goes on without."""
+"""The errors of a file system without locks, as some of the network are: there one goes on without."""
 
 
 @contextmanager

@@ -108,7 +108,7 @@ class TextTable:
         return sum(least_widths(self._columns, self.align)) + self._between
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
-        """For the terminal."""
+        """The table for the terminal."""
         from rich import box
         from rich.table import Table
 
@@ -124,7 +124,7 @@ class TextTable:
         yield table
 
     def markdown(self, rule: str = "--:") -> str:
-        """For a document; a cell of several lines becomes one.
+        """The table as Markdown; a cell of several lines becomes one.
 
         Args:
             rule: below the header of a column at the right.

@@ -59,7 +59,7 @@ Split = Annotated[
 
 
 _OPTIONS = {"options": "--set", "inference_steps": "--steps", "columns": "--column"}
-"""Of arguments of the library that have another name here."""
+"""The options for those arguments of the library that have another name here."""
 
 
 def _with_options(error: AuroraError) -> str:
@@ -158,7 +158,7 @@ class PlainGroup(Help, TyperGroup):
     """The command: a mistake in its arguments is one plain line, as any other, and so is an output that is full."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """As in Typer; always exits."""
+        """Run the command that was typed, as Typer does, and always exit."""
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")  # a file's name may be no text

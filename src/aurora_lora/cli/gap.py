@@ -79,7 +79,7 @@ def _run_gap(
     output: Path | None,
     as_json: bool,
 ) -> None:
-    """As `gap`, of a run."""
+    """Do what `gap` does for the folder of a run."""
     from aurora_lora.lab.report.gap_figure import GAP
     from aurora_lora.training.finished_run import load_run
     from aurora_lora.training.gap_and_export import gap as measure
@@ -110,7 +110,7 @@ def _adapter_gap(
     output: Path | None,
     as_json: bool,
 ) -> None:
-    """As `gap`, of the folder of an adapter."""
+    """Do what `gap` does for the folder of an adapter."""
     from aurora_lora.errors import UserError
     from aurora_lora.lab.report.gap_figure import GAP
     from aurora_lora.training.adapters import adapter_gap
@@ -146,7 +146,7 @@ def _adapter_gap(
 
 
 def _gap_figures(record: dict[str, Any]) -> Figures:
-    """Those of `GAP_FIGURES` that a gap report has something for."""
+    """The figures of `GAP_FIGURES` that a gap report has something for."""
     from aurora_lora.lab.report.gap_figure import gap_figure
     from aurora_lora.lab.report.merges_figure import merges_figure
 

@@ -10,11 +10,11 @@ import typer
 from typer.core import TyperCommand
 
 UsageError: Any = typer.BadParameter.__mro__[1]
-"""Of Click, which newer versions of Typer have in themselves."""
+"""The class of Click, which newer versions of Typer have in themselves."""
 NARROW = 62
 """Columns of a terminal below which boxes would cut what is in them."""
 COLUMN = 16
-"""Of the names in a narrow terminal; what is longer has a line to itself."""
+"""Width of the column of names in a narrow terminal; what is longer has a line to itself."""
 
 
 def reflowed(text: str) -> str:
@@ -28,12 +28,12 @@ def _is_laid_out(paragraph: str) -> bool:
 
 
 class Help:
-    """Of a command and of the group: flags and arguments have no type; in a narrow terminal there are no boxes."""
+    """The help of a command and of the group: flags and arguments have no type; a narrow terminal gets no boxes."""
 
     rich_markup_mode: Any
 
     def get_params(self, ctx: Any) -> Any:
-        """As in Typer."""
+        """The parameters as Typer has them, but flags and arguments show no type."""
         found = super().get_params(ctx)  # type: ignore[misc]
         for one in found:
             if one.param_type_name == "argument" or getattr(one, "is_flag", False):
@@ -41,7 +41,7 @@ class Help:
         return found
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """As in Typer."""
+        """Write the help as Typer does; in a narrow terminal, without boxes."""
         columns = get_terminal_size().columns
         if columns >= NARROW:
             super().format_help(ctx, formatter)  # type: ignore[misc]
@@ -65,12 +65,12 @@ class Command(Help, TyperCommand):
         self.short_help = self.help.partition("\n\n")[0]
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """As in Typer."""
+        """The parts of the usage line behind the command's name: `[OPTIONS]`, and the arguments."""
         arguments = [one.metavar or one.name for one in self.get_params(ctx) if one.param_type_name == "argument"]
         return ["[OPTIONS]", *map(str, arguments)]
 
     def invoke(self, ctx: Any) -> Any:
-        """As in Typer; a mistake in the arguments that the command finds says which command it was."""
+        """Run the command; a mistake in the arguments that it finds says which command it was."""
         try:
             return super().invoke(ctx)
         except UsageError as error:

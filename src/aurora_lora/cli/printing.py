@@ -54,7 +54,7 @@ def print_tables(tables: Iterable[TextTable]) -> None:
 
 
 def stderr() -> Console:
-    """As `stdout`; silent in other processes than the one that prints."""
+    """The console for notes and errors; silent in other processes than the one that prints."""
     return Console(stderr=True, quiet=not launched_as_main(), markup=False, emoji=False, highlight=False)
 
 

@@ -15,7 +15,7 @@ from .measured import check_place, write_measured
 from .printing import note, print_json, print_tables, stderr
 
 NAMED = 3
-"""Of the layers that a note is about."""
+"""How many layers a note names, of those that it is about."""
 
 
 def rank(

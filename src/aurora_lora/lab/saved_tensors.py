@@ -30,7 +30,7 @@ class Saved:
     inputs: int
 
     def bytes(self, checkpointing: bool = False) -> int:
-        """All that is kept; with checkpointing, the blocks' inputs and the largest block in place of the blocks."""
+        """Bytes that are kept; with checkpointing, the blocks' inputs and the largest block in place of the blocks."""
         if checkpointing:
             return self.outside + self.inputs + max(self.blocks, default=0)
         return self.outside + sum(self.blocks)

@@ -88,7 +88,7 @@ class Method:
         return replace(self, options=self.checked(options))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """By name and options: worker processes take recipes, and not the functions that a method is made of."""
+        """Pickle by name and options: worker processes take recipes, and not the functions that a method is made of."""
         return _unpickled, (self.name, dict(self.options))
 
     @abstractmethod

@@ -110,7 +110,7 @@ class GradientMethod(SingularMethod):
         return c * Vh[:r], c * U[:, r : 2 * r]
 
     def load(self, model: PreTrainedModel, directory: Path) -> nn.Module:
-        """As `Method.load`.
+        """A trained model from a pretrained one and what `save` wrote, the start among it.
 
         Raises:
             CheckpointError: the start, which cannot be made again, is missing or damaged; or the weights do not fit.

@@ -46,7 +46,7 @@ def marked_random(model: nn.Module) -> tuple[str, ...]:
 
 
 def left_random(model: nn.Module) -> list[str]:
-    """Those of a PEFT model's `marked_random` that its adapter does not train whole."""
+    """The modules in a PEFT model's `marked_random` that its adapter does not train whole."""
     from ..deploy.wrappers import plain_model
 
     plain = plain_model(model)

@@ -104,7 +104,7 @@ class SingularMethod(PeftMethod):
         return decompose(layer, self.largest)
 
     def apply(self, model: PreTrainedModel, task_type: TaskType, kept: Path | None = None) -> nn.Module:
-        """As `Method.apply`; `START_FILE` in `kept` has the start, or gets it.
+        """Apply the method, see `Method.apply`; `START_FILE` in `kept` has the start, or gets it.
 
         Raises:
             ValueError: an adapted module is not a linear layer in floating point, or r is larger than its rank.

@@ -69,7 +69,7 @@ def target_paths(model: nn.Module, options: Mapping[str, Any], default: list[str
 
 
 def blocks_and_kinds(paths: Iterable[str]) -> dict[str, tuple[int | None, str]]:
-    """Of each layer, by its path: the number of its block, or None, and what it is called in there.
+    """The number of each layer's block, or None, and what the layer is called in there, by the layer's path.
 
     Where lists of blocks have kinds in common, as encoder and decoder, what the lists differ in stands before the kind.
     """
@@ -122,7 +122,7 @@ def check_modules(model: nn.Module, options: Mapping[str, Any]) -> None:
 
 
 def _check_layers(paths: Iterable[str], numbers: Any, patterns: Any) -> None:
-    """As `check_modules`, for the numbers of layers."""
+    """Refuse numbers of layers that are not there; see `check_modules`."""
     if numbers is None:
         return
     names = [patterns] if isinstance(patterns, str) else list(patterns or [r"[^.]*"])

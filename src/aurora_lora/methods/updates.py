@@ -18,7 +18,7 @@ Factors = tuple[Tensor, Tensor]
 
 
 def low_rank_updates(model: nn.Module, form: str = MERGED) -> dict[str, Factors]:
-    """By the layer's path in the plain model: left (d_out, r) and right (r, d_in), detached, in at least float32.
+    """Each layer's update by its path in the plain model: left (d_out, r) and right (r, d_in), detached, >= float32.
 
     Sharded weights are gathered: call it on every process.
 

@@ -98,7 +98,7 @@ def lost_share(error: float, effect: float) -> float:
 
 
 def better_grid(weight: Tensor, first: Grid, second: Grid, importance: Tensor) -> Grid:
-    """Of each block that of two grids on which the nearest values cost less; the first one's on a tie.
+    """The better of two grids for each block: that on which the nearest values cost less; the first on a tie.
 
     Args:
         weight: (d_out, d_in).

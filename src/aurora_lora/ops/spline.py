@@ -65,7 +65,7 @@ def bspline_basis(
 
 
 def basis_functions(z: Tensor, grid_size: int, order: int, spline_range: tuple[float, float]) -> Tensor:
-    """As `bspline_basis`, of a grid that was checked."""
+    """B(z) of a grid that was checked; see `bspline_basis`."""
     lo, hi = spline_range
     # Made on the fly, in z's own precision: a stored grid would be rounded when a model is cast to bfloat16.
     index = torch.arange(grid_size + order, device=z.device, dtype=z.dtype)

@@ -35,7 +35,7 @@ from .dispatch import ByHand, choose
 
 
 def sigma(z: Tensor, H: Tensor | None, spline_weight: Tensor | None, anl: ANL) -> Tensor:
-    """As `adaptive_nonlinear`, fast: z (..., r) -> (..., r)."""
+    """sigma(z) as in `adaptive_nonlinear`, computed fast: z (..., r) -> (..., r)."""
     if anl.is_identity:
         return z
     anl.check_weights(H, spline_weight)

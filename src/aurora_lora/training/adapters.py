@@ -64,7 +64,7 @@ class AdapterGap:
     model: str
     texts: int
     calibration_texts: int
-    """By which merges rounded, if any did: every other one of the file."""
+    """How many texts merges rounded by, if any did: every other one of the file."""
     unlabelled: str | None = None
     """Why a column `label` is not used, and there is no metric."""
 
@@ -132,7 +132,7 @@ def adapter_gap(
 
 
 def _settings(adapter: Path) -> dict[str, Any]:
-    """Those of PEFT, with the kind of task: a classifier's where the config does not say, and a head was saved."""
+    """PEFT's config of an adapter, with the kind of task; a classifier's if it does not say and a head was saved."""
     try:
         settings = read_json(adapter / CONFIG_NAME)
     except (OSError, ValueError) as error:

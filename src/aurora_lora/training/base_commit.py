@@ -21,7 +21,7 @@ from .storage import RESULT
 from .weights_digest import SAMPLED, sampled_digest
 
 RESULT_OF_PRETRAINING = f"pretraining-{RESULT}"
-"""In the folder of a model that `aurora pretrain` has trained."""
+"""The file in the folder of a model that `aurora pretrain` has trained."""
 _SNAPSHOT = re.compile(r"[/\\]snapshots[/\\]([0-9a-f]{40})[/\\]")
 """In the path of a file of the hub's cache."""
 

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def in_batches(rows: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """So many rows at a time; the last batch may have fewer."""
+    """The rows, so many at a time; the last batch may have fewer."""
     for at in range(0, len(rows), size):
         yield rows[at : at + size]
 

@@ -61,7 +61,7 @@ class Facts:
 
     @property
     def tags(self) -> list[str]:
-        """Of an adapter, as PEFT has them, and what made it."""
+        """The tags of an adapter's card: PEFT's, and what made it."""
         return [f"base_model:adapter:{self.base}", TAG]
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import datasets
 
 ROWS_EACH = 10_000
-"""Of conversations, for which a further process is worth its start."""
+"""Conversations for which a further process is worth its start."""
 SAMPLES = 3
 """Held-out conversations that answers are written for, where `task.samples` does not say how many."""
 

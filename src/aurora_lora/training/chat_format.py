@@ -26,7 +26,7 @@ CHATML = """{%- for message in messages -%}
 """
 """ChatML; END is `<|im_end|>`, or the end of a text where the tokenizer has no such token."""
 KEY = "aurora_chat_format"
-"""In `tokenizer_config.json`: one of these three."""
+"""The key in `tokenizer_config.json` that has one of the three below."""
 CONVERSATION, PROMPT, TEXT = "conversation", "prompt", "text"
 
 

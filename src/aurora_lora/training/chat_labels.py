@@ -151,7 +151,7 @@ class _Prefixes:
         return {number: one.content for number, one in known.items() if not (one.normalized or one.single_word)}
 
     def _cuts(self, text: str, ids: Sequence[int], encoding: Any) -> list[tuple[int, int, int]]:
-        """Of each special token: where it ends and begins in the text, and which token it is."""
+        """Where each special token ends and begins in the text, and which token of the text it is."""
         found: list[tuple[int, int, int]] = []
         if encoding is None:
             return found

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .trainer import RecipeTrainer
 
 SAMPLE_TOKENS = 64
-"""At most, of each answer."""
+"""The most tokens of each answer."""
 
 
 def untrained_scores(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> dict[str, float]:

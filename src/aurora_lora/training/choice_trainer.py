@@ -27,7 +27,7 @@ class LanguageTrainer(RecipeTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """As in Transformers; logits are computed only where a label wants them.
+        """The loss, as in Transformers; logits are computed only where a label wants them.
 
         With the loss on answers these are few of a text's tokens, and a vocabulary is wide.
         """
@@ -37,7 +37,7 @@ class LanguageTrainer(RecipeTrainer):
 
 
 class ChoiceTrainer(LanguageTrainer):
-    """The same for questions with choices.
+    """The trainer of `aurora train` for questions with choices.
 
     Args:
         recipe, checkpoints, kwargs: as in `RecipeTrainer`; the data collator is the one for training.

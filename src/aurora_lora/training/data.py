@@ -91,7 +91,7 @@ class TextsOnDisk(Sequence[Example]):
         return self.batch([range(len(self))[index]])[0]
 
     def batch(self, indices: Sequence[int]) -> list[Example]:
-        """Some examples."""
+        """The examples with these numbers."""
         rows = self.data[list(indices)]
         examples, _ = encode(self.tokenizer, [rows[column] for column in self.columns], self.max_length)
         return [{**one, "labels": self.target(label)} for one, label in zip(examples, rows["label"], strict=True)]
@@ -103,7 +103,7 @@ class Pad:
 
     padding: PreTrainedTokenizerBase  # under the name `tokenizer`, Transformers would save it with each checkpoint
     dtype: torch.dtype
-    """Of the labels."""
+    """The dtype of the labels."""
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         batch = dict(self.padding.pad(list(map(without_targets, examples)), return_tensors="pt"))
@@ -276,7 +276,7 @@ def notes(record: Mapping[str, Any]) -> list[str]:
 
 
 def cut_notes(record: Mapping[str, Any]) -> list[str]:
-    """Of those lines, what is said of texts that are too long."""
+    """What is said of texts that are too long, for `notes`."""
     lines, cut = [], record.get("cut", {})
     for name, (count, of) in cut.get("texts", {}).items():
         if count:

@@ -47,10 +47,12 @@ class PadStates:
 
 
 Lessons = dict[str, list[tuple[Tensor, float]]]
-"""Of each split's texts: the teacher's hidden states (tokens, channels), and the base's squared distance from them."""
+"""What there is to learn of each split's texts: the teacher's hidden states (tokens, channels), and the base's squared
+distance from them."""
 
 _lessons: OrderedDict[str, Lessons] = OrderedDict()
-"""The latest of this process, `MOST_KEPT` bytes in all: the runs of a study learn the same ones again and again."""
+"""The latest lessons of this process, `MOST_KEPT` bytes in all: the runs of a study learn the same ones again and
+again."""
 MOST_KEPT = 2**30
 
 
@@ -133,13 +135,13 @@ def _inputs(data: Data) -> dict[str, list[Example]]:
 
 
 def _digest(teacher: TrainedRun) -> str:
-    """Of the weights of a run."""
+    """A digest of the weights of a run."""
     weights = {name: of for name, of in adapter_digests(teacher.folder).items() if name.endswith(".safetensors")}
     return hashlib.sha256(repr(sorted(weights.items())).encode()).hexdigest()
 
 
 def _key(teacher: TrainedRun, recipe: Recipe, data: Data) -> str:
-    """Of all that decides on the lessons."""
+    """A digest of all that decides on the lessons."""
     digest = hashlib.sha256(str(teacher.folder.resolve()).encode())
     made_by = (adapter_digests(teacher.folder), recipe.base, recipe.training.eval_batch_size, state().device)
     digest.update(repr(made_by).encode())

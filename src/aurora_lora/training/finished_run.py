@@ -50,7 +50,7 @@ class FinishedRun:
         return as_text([self._table()])
 
     def _repr_html_(self) -> str:
-        """The same for a notebook."""
+        """The scores of every form, for a notebook."""
         from ..deploy.tables import as_html
 
         return as_html([self._table()])
@@ -118,11 +118,11 @@ class TrainedRun(FinishedRun):
 
     @property
     def in_float32(self) -> TrainedRun:
-        """The same, to be loaded in float32 whatever precision it was trained in."""
+        """This run, to be loaded in float32 whatever precision it was trained in."""
         return self.in_precision("fp32")
 
     def in_precision(self, precision: Precision) -> TrainedRun:
-        """The same, to be loaded in another precision than it was trained in."""
+        """This run, to be loaded in another precision than it was trained in."""
         return replace(self, recipe=self.recipe.in_precision(precision))
 
     @property

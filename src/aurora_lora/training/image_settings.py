@@ -42,7 +42,7 @@ class ImageSettings:
 
     @classmethod
     def of(cls, processor: BaseImageProcessor) -> ImageSettings:
-        """Those of an image processor.
+        """The settings of an image processor.
 
         Raises:
             UserError: a field of it that cannot be honoured; names the field, its value and what is allowed.
@@ -63,7 +63,7 @@ class ImageSettings:
         return cls(height, width, _resample(settings), factor, mean, std, bgr)
 
     def processor(self) -> BaseImageProcessor:
-        """One of stock Transformers that does the same, whatever class the model's own is of.
+        """An image processor of stock Transformers that does the same, whatever class the model's own is of.
 
         CLIP's does what its fields say and nothing else. ViT's squashes images by default; those of ConvNeXt, Segformer
         and others crop by rules of their own.

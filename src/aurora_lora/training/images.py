@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Example = dict[str, Any]
 Transform = Callable[[Any], Tensor]
-"""From a Pillow image to (channels, height, width), float32."""
+"""What makes (channels, height, width) in float32 of a Pillow image."""
 _COLOUR = (200, 90, 30)
 """Its three parts differ, so that their order shows."""
 _PLAIN = "one that only resizes, crops, rescales and normalises, such as 'ViTImageProcessor'"

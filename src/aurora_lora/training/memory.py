@@ -27,7 +27,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def frozen_dtype(recipe: Recipe) -> torch.dtype:
-    """Of the weights that are not trained: as the recipe says; float32 where the body's own are trained.
+    """The dtype of the weights that are not trained: as the recipe says; float32 where the body's own are trained.
 
     The few weights that such a method freezes are in the same modules as those that it trains.
     """
@@ -83,7 +83,7 @@ def peak_memory() -> float:
 
 
 def process_peak_memory() -> float:
-    """As `peak_memory`, of this process, whether there is a GPU or not."""
+    """The largest memory of this process in use, in MB, whether there is a GPU or not; see `peak_memory`."""
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset / 2**20
     with contextlib.suppress(OSError, StopIteration):  # Linux hands what getrusage says on from the process before

@@ -11,7 +11,7 @@ from ..files import read_json, write_json
 from .kinds.base import TrainedWith
 
 MERGE_NOTE = "aurora_merge.json"
-"""In a merged model: what it was merged from, what it was trained on, and the sizes of its files."""
+"""The file in a merged model: what it was merged from, what it was trained on, and the sizes of its files."""
 
 
 def merge_note(folder: Path) -> dict[str, Any] | None:
@@ -36,7 +36,7 @@ def noted_training(folder: Path) -> TrainedWith:
 
 
 def noted_columns(folder: Path) -> dict[str, tuple[str, ...]]:
-    """As `TrainedRun.columns`, of the run that was merged into a folder: the `format` of its conversations."""
+    """The `TrainedRun.columns` of the run that was merged into a folder: the `format` of its conversations."""
     form = (merge_note(folder) or {}).get("format")
     return {"format": (form,)} if isinstance(form, str) else {}
 

@@ -12,7 +12,7 @@ from ..errors import UserError
 Processor: TypeAlias = PreTrainedTokenizerBase | BaseImageProcessor
 """What makes a model's inputs: its `save_pretrained` writes it beside the model."""
 _POSITIONS = ("position_embeddings", "wpe", "embed_positions")
-"""As the models of Transformers call their embeddings of positions."""
+"""What the models of Transformers call their embeddings of positions."""
 
 
 def padding_of(config: Any) -> int | None:

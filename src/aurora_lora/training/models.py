@@ -38,7 +38,7 @@ from .quantized_base import quantized_while_loading, trainable
 from .sections import ModelSection
 
 _POOLER = "pooler"
-"""As Transformers calls what a body has behind its last block, for a head: pretraining may have had none."""
+"""What Transformers calls the part of a body behind its last block, for a head: pretraining may have had none."""
 
 
 def load_processor(model: ModelSection | str, task: Task) -> Processor:
@@ -152,7 +152,7 @@ def load_config(model: ModelSection | str) -> PretrainedConfig:
 
 
 def stored_quantization(model: ModelSection | str) -> str | None:
-    """As `quantization_of` its configuration.
+    """How the checkpoint of a model is quantised: `quantization_of` its configuration.
 
     Raises:
         UserError: it cannot be loaded.
@@ -208,7 +208,7 @@ def _in_float32(kind: Any, model: str, labels: int | None = None, **more: Any) -
 def _as_asked(
     kind: Any, source: str, config: Any, base: ModelSection, dtype: torch.dtype, **more: Any
 ) -> PreTrainedModel:
-    """As `_pretrained`, with the section's attention, and quantised as it says."""
+    """The pretrained model with the section's attention, and quantised as it says; see `_pretrained`."""
     if base.attention is not None:
         more["attn_implementation"] = config._attn_implementation = base.attention
     else:

@@ -22,11 +22,11 @@ class RecipeFile:
 
     path: Path
     name: str | None = None
-    """Of one that comes with the package."""
+    """The name of one that comes with the package."""
 
     @property
     def source(self) -> str:
-        """As a user types it."""
+        """The name or the path, as a user types it."""
         return self.name or str(self.path)
 
     def values(self) -> Any:
@@ -38,7 +38,7 @@ class RecipeFile:
         return yaml_text.read(self.path)
 
     def yaml(self) -> str:
-        """Its text.
+        """The text of the file.
 
         Raises:
             UserError: the file cannot be read.
@@ -73,7 +73,7 @@ def starting() -> dict[str, RecipeFile]:
 
 
 def start(kind: str) -> RecipeFile:
-    """The one of a kind.
+    """The recipe to start from with data of one's own, for one kind of task.
 
     Raises:
         UserError: there is no such kind.

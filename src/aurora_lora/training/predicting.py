@@ -42,19 +42,19 @@ class Predictor:
     model: nn.Module = field(repr=False)
     processor: Processor = field(repr=False)
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict, repr=False)
-    """Of a file to predict, by the field of a recipe's task that names them."""
+    """The columns of a file to predict, by the field of a recipe's task that names them."""
     encoding: str | None = field(default=None, repr=False)
-    """Of the data that it was trained on."""
+    """The encoding of the data that it was trained on."""
     trained: TrainedWith = field(default_factory=TrainedWith, repr=False)
     form: Any = field(default=None, repr=False)
     """The context in which the model computes its form."""
     form_name: str | None = None
-    """Of a run."""
+    """The name of the form that a run computes."""
     dtype: str | None = None
-    """That it was asked to be loaded in."""
+    """The dtype that it was asked to be loaded in."""
 
     def answers(self, texts: Sequence[str], *, batch_size: int = BATCH_SIZE) -> list[dict[str, Any]]:
-        """As `predict`."""
+        """What the model says about texts, or about images; see `predict`."""
         _check_list(texts)
         check_count("batch_size", batch_size)
         asked = [self._checked(number, text) for number, text in enumerate(texts, start=1)]
@@ -68,7 +68,7 @@ class Predictor:
         return text
 
     def answers_to(self, asked: Sequence[Any], batch_size: int) -> list[dict[str, Any]]:
-        """As `answers`, also to what `Kind.asked` gives of the rows of a file."""
+        """What the model says about texts or images, or about what `Kind.asked` gives of the rows of a file."""
         found: list[dict[str, Any]] = []
         for number, given in enumerate(asked, start=1):
             if isinstance(given, str):
@@ -175,7 +175,7 @@ def _of_run(run: TrainedRun, form: str | None, dtype: str | None) -> Predictor:
 
 
 def _of_model(folder: Path, form: str | None, dtype: str | None) -> Predictor:
-    """Of a plain model."""
+    """The predictor of a plain model."""
     if form is not None:
         raise FormError(f"form={form!r}: {folder} is not the folder of a run, and has no forms")
     if not (folder / "config.json").is_file():

@@ -37,7 +37,7 @@ from .recipe import Recipe
 from .storage import is_begun
 
 PROBE = "probe.safetensors"
-"""In a run's folder: the start of A by layer, what was found in all layers, from which examples, and the ranks."""
+"""The file in a run's folder with the start of A by layer, what was found in all layers, from what, and the ranks."""
 MOST = 32
 """Directions that a layer can get of a budget."""
 EVA_PASSES = 50
@@ -234,7 +234,7 @@ def _counted(batch: dict[str, Tensor], config: Any = None, *, by_token: bool) ->
 
 
 def _input_vectors(inputs: Any, counted: Tensor | None, layer: str) -> Tensor:
-    """Those of a layer's inputs that count (tokens, d_in)."""
+    """The vectors of a layer's inputs that count (tokens, d_in)."""
     x: Tensor = inputs[0] if isinstance(inputs, tuple | list) else inputs
     if counted is not None and x.shape[:-1] == counted.shape:
         return x[counted].float()

@@ -57,7 +57,7 @@ def quantized_while_loading(kind: Any, config: Any, quantization: str, compute: 
 
 
 def trainable(base: PreTrainedModel) -> PreTrainedModel:
-    """The same, with gradients after an evaluation, too: for that, on some CPUs, bitsandbytes packs 4-bit weights."""
+    """The base, with gradients after an evaluation, too: for that, on some CPUs, bitsandbytes packs 4-bit weights."""
     module: Any
     for module in base.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

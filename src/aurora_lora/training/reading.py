@@ -93,7 +93,7 @@ def validate(data: Any, source: str) -> Recipe:
 
 
 def validate_as(kind: type[AnyRecipe], data: Any, source: str) -> AnyRecipe:
-    """As `validate`, a recipe of any kind."""
+    """A recipe of the given kind from plain values; see `validate`."""
     if not isinstance(data, dict):
         raise UserError(f"{source}: a recipe is a mapping of fields, such as `model: minilm-l6`")
     with_defaults = {name for name, field in kind.model_fields.items() if isinstance(field.default, BaseModel)}

@@ -29,7 +29,7 @@ class RegressionTrainer(RecipeTrainer):
             self.preprocess_logits_for_metrics = scale.in_label_units
 
     def load_best(self) -> None:
-        """As in `RecipeTrainer`; from here on the model gives label units."""
+        """Put the weights of the best checkpoint into the model; from here on it gives label units."""
         super().load_best()
         if self.scale is not None:
             assert self.layer is not None  # else there is no scale

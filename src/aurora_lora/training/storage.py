@@ -43,7 +43,7 @@ _NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _OF_A_MODEL = ("config.json", CONFIG_NAME, "model_index.json")
 """Files of a model or an adapter in a folder of its own."""
 RUN_STATE = "run_state.json"
-"""In each checkpoint: what Transformers' own state does not keep."""
+"""The file in each checkpoint with what Transformers' own state does not keep."""
 _PLACES_OF_DATA = ("task.data", "task.validation_data", "task.test_data")
 _PLACES_OF_MODEL = ("model", "model.name")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")

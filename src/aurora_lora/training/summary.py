@@ -37,7 +37,7 @@ def print_run(console: Console, run: FinishedRun) -> None:
 
 
 def rate(value: float) -> str:
-    """So many a second, for people: of a large model on a CPU it is below 1."""
+    """A number a second, for people: of a large model on a CPU it is below 1."""
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 

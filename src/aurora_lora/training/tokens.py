@@ -27,7 +27,7 @@ def pad(rows: Sequence[Sequence[int]], value: int | None, *, left: bool = False)
 
 
 def padded(rows: Sequence[Sequence[int]], value: int | None, *, left: bool = False) -> tuple[Tensor, Tensor]:
-    """As `pad`; and the mask (rows, longest): 1 for an id, 0 for what was filled in."""
+    """Rows of ids as one tensor, see `pad`; and the mask (rows, longest): 1 for an id, 0 for what was filled in."""
     return pad(rows, value, left=left), pad([[1] * len(row) for row in rows], 0, left=left)
 
 

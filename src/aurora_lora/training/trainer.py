@@ -28,7 +28,7 @@ from .recipe import Recipe
 from .step_callbacks import Clock, EachEpoch, EarlyStop, ExtraCheckpoints, StopWhenAsked
 
 TRAINER_STATE = "trainer_state.json"
-"""In each checkpoint: Transformers' own state."""
+"""The file in each checkpoint with Transformers' own state."""
 
 
 def training_arguments(
@@ -172,7 +172,8 @@ class RecipeTrainer(Trainer):
         return self._order
 
     def _set_order(self, epoch: int) -> None:
-        """That of an epoch; Accelerate does not reach it through a loader that skips what came before a checkpoint."""
+        """Order the examples of an epoch: behind a loader that skips what came before a checkpoint, Accelerate does
+        not."""
         if self._order is not None:
             self._order.set_epoch(epoch)
 
@@ -185,7 +186,7 @@ class RecipeTrainer(Trainer):
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As in Transformers; a loss that is no longer a number ends the run."""
+        """Log as Transformers does; a loss that is no longer a number ends the run."""
         check_loss(logs.get("loss", 0.0), self.state.global_step)
         super().log(logs, start_time)
 

@@ -12,7 +12,7 @@ from .. import files
 
 SAMPLED = "sampled-sha256:"
 BLOCK, BLOCKS = 4096, 16
-"""Of a tensor that is larger than all blocks together, so many bytes are read in so many places."""
+"""How many bytes are read, in how many places, of a tensor that is larger than all blocks together."""
 
 
 def sampled_digest(folder: Path, variant: str | None = None) -> str | None:

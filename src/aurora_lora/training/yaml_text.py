@@ -142,7 +142,7 @@ def _check_size(node: yaml.Node, depth: int = 0, sizes: dict[int, int] | None = 
 
 
 def _apart(value: Any) -> Any:
-    """The same value, in which what an anchor and its aliases stand for is several: one can be changed alone."""
+    """A copy of a value in which what an anchor and its aliases stand for is several: one can be changed alone."""
     if isinstance(value, dict):
         return {key: _apart(one) for key, one in value.items()}
     return [_apart(one) for one in value] if isinstance(value, list) else value
@@ -199,7 +199,7 @@ def _has_comment(text: str) -> bool:
 
 
 def _parse(text: str, source: str, kind: type[_Loader]) -> Any:
-    """As `parse`, with a loader that knows which plain words are which type."""
+    """The value of a YAML text, read by a loader that knows which plain words are which type; see `parse`."""
     try:
         loader = kind(text)
         node = loader.get_single_node()

@@ -22,7 +22,7 @@ def aurora_layers(model: nn.Module) -> Iterator[tuple[str, AuroraLayer]]:
 
 
 def plain_layers(model: nn.Module) -> Iterator[tuple[str, AuroraLayer]]:
-    """As `aurora_layers`, by their paths in the plain model."""
+    """(path in the plain model, layer) of each AuroRA layer of a model."""
     return by_plain_path(model, aurora_layers(model))
 
 
@@ -63,7 +63,7 @@ def check_adapted(model: nn.Module) -> None:
 def check_before_merge(
     layers: Iterable[tuple[str, AuroraLayer]], adapter_names: list[str] | None = None, safe_merge: bool = False
 ) -> list[AuroraLayer]:
-    """Raise what `merge` would raise in any of these layers, of those that it is about with the layer's path.
+    """Raise what `merge` would raise in any of these layers; an error about one layer names its path.
 
     Args:
         layers: with their paths.

@@ -28,7 +28,8 @@ WAYS_OUT = f"{_CALIBRATE}, {_STATIC_WAY}"
 # for training.
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _BYTES = 8
-"""Of a hash: 0 to 255 are exact in each of these precisions, so that a cast of the state leaves them as they are."""
+"""Bytes of a hash: 0 to 255 are exact in each of these precisions, so that a cast of the state leaves them as they
+are."""
 
 
 def stale(adapter_name: str) -> str:
@@ -80,7 +81,7 @@ class Calibration:
         self._has_warned = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """Of a copy, or in a file: its weights are other tensors, which are compared with the matrix at first."""
+        """The state for a copy or a file: its weights are other tensors, compared with the matrix at first."""
         return {**self.__dict__, "_seen": []}
 
     def _sigma_weights(self) -> list[Tensor]:

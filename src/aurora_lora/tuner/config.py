@@ -17,7 +17,7 @@ from .fields import ALPHA, MAX_RANK, MODULE_FIELDS, PATTERN_FIELDS, is_alpha, is
 from .registration import METHOD
 
 AS_GIVEN = "_calibrated_as_given"
-"""Where a config remembers its `calibrated` of before its first adapter: PEFT shares the object among models."""
+"""The attribute in which a config remembers the `calibrated` that it was given: PEFT shares the object among models."""
 InitWeights = Literal["identity", "paper", True, False]
 Bias = Literal["none", "all", "aurora_only"]
 _FORMS: tuple[FormName, ...] = get_args(FormName)
@@ -210,7 +210,7 @@ class AuroraConfig(PeftConfig):
             raise ValueError("`layers_to_transform` cannot be used when `target_modules` is a str.")
 
     def to_dict(self) -> dict[str, Any]:
-        """As in PEFT, with sets as sorted lists: two processes write the same bytes."""
+        """The config as a dictionary, with sets as sorted lists: two processes write the same bytes."""
         return {name: sorted(value) if isinstance(value, set) else value for name, value in super().to_dict().items()}
 
     @property

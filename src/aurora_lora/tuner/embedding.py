@@ -66,11 +66,11 @@ class AuroraEmbedding(AuroraLayer):
         return {"lora_embedding_A": lora_A, "lora_embedding_B": lora_B}
 
     def input_vectors(self, x: Tensor) -> Tensor:
-        """There is nothing to fit a linear map to."""
+        """Raise a FormError: there is nothing to fit a linear map to."""
         raise FormError("An embedding has one form, which is linear already: it is never calibrated.")
 
     def check_mergeable(self, adapter_names: list[str]) -> None:
-        """As for every layer; and a table whose vectors are cut to a norm at each look-up cannot take an update."""
+        """Raise what keeps these adapters from being merged, also that vectors are cut to a norm at each look-up."""
         super().check_mergeable(adapter_names)
         if self.get_base_layer().max_norm is not None:
             raise NotImplementedError(

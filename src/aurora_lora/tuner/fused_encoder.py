@@ -14,7 +14,7 @@ from torch import nn
 from .naming import ALL_LINEAR, exactly
 
 FUSED = "aurora_kept_activation"
-"""On a `TransformerEncoderLayer` with adapters: what its own switch of the fused kernel was."""
+"""The attribute of a `TransformerEncoderLayer` with adapters with what its own switch of the fused kernel was."""
 
 
 def call_layers_of(parent: Any) -> None:
@@ -59,7 +59,7 @@ def leave_out_uncalled(config: Any, model: nn.Module) -> None:
 
 
 NESTED = "aurora_kept_nested_tensor"
-"""On a `TransformerEncoder` with adapters: what its own switch of nested tensors was."""
+"""The attribute of a `TransformerEncoder` with adapters with what its own switch of nested tensors was."""
 
 
 def keep_padding(model: nn.Module, has_adapter: type[nn.Module]) -> None:

@@ -173,7 +173,7 @@ class AuroraLayer(AdapterState):
         return self.get_factors(adapter_name)
 
     def _cast_input_dtype(self, x: Any, dtype: torch.dtype) -> Any:
-        """To the adapter's dtype, always: nothing else could cast for parameters that are no modules of their own."""
+        """Cast to the adapter's dtype, always: nothing else could, for parameters that are no modules of their own."""
         return x if x is None else x.to(dtype)
 
     def check_mergeable(self, adapter_names: list[str]) -> None:
@@ -215,7 +215,7 @@ class AuroraLayer(AdapterState):
         return original.to(base.weight.dtype) if self.holds_rounded_merge else original
 
     def _sum(self, original: Tensor, adapter_names: list[str]) -> Tensor:
-        """In at least float32."""
+        """The weight with these adapters' updates, in at least float32."""
         total = original.to(torch.promote_types(original.dtype, torch.float32))
         for adapter_name in adapter_names:
             total = total + self._product(*self._factors_to_merge(adapter_name)).to(total)

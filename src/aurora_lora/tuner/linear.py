@@ -24,7 +24,7 @@ class AuroraLinear(AuroraLayer):
         self.fan_in_fan_out = is_transposed(self.get_base_layer())
 
     def base_and_adapter_output(self, adapter_name: str, x: Tensor) -> Tensor | None:
-        """In one, where the base layer is a plain frozen nn.Linear that nothing hooks into, and there is no dropout."""
+        """Both outputs in one, where the base is a plain frozen nn.Linear without hooks, and there is no dropout."""
         base: Any = self.base_layer
         if torch.compiler.is_compiling() or self._drops_out(adapter_name):
             return None

@@ -54,8 +54,8 @@ class AuroraModel(BaseTuner):
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING  # type: ignore[assignment]
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """As in PEFT; a config that another adapter of the model has is copied, as it holds the adapter's form.
-        Its fields are checked once more: they may have been set since it was made.
+        """Put an adapter into a model, as PEFT does. A config that another adapter of the model has is copied, as it
+        holds the adapter's form. Its fields are checked once more: they may have been set since it was made.
 
         TRL makes its reference policy by `add_adapter("ref", model.peft_config["default"])` and then copies what is
         named as LoRA's weights are: with that name and another adapter's own config, the weights are copied here. The
@@ -130,7 +130,7 @@ class AuroraModel(BaseTuner):
         return layer_cls(target, adapter_name, config, r, alpha, **quantization)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        """As in PEFT; what comes back when a model is unloaded has its weight and state already."""
+        """Put a layer in a module's place; what comes back at an unload has its weight and state already."""
         if hasattr(new_module, "base_layer"):
             super()._replace_module(parent, child_name, new_module, child)
         else:
@@ -164,7 +164,7 @@ class AuroraModel(BaseTuner):
             yield
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """As in PEFT; with the last one, the tags of the base model go."""
+        """Delete an adapter; with the last one, the tags of the base model go."""
         super().delete_adapter(adapter_name)
         if not self.peft_config:
             take_tags(self.model)
@@ -221,7 +221,7 @@ class AuroraModel(BaseTuner):
             raise
 
     def unmerge_adapter(self) -> None:
-        """As in PEFT; the innermost layer first, where one method's adapter is put over another's."""
+        """Unmerge all layers; the innermost first, where one method's adapter is put over another's."""
         for module in reversed(list(self.model.modules())):
             if isinstance(module, BaseTunerLayer):
                 with onload_layer(module):

@@ -21,7 +21,7 @@ def named(
     layers_pattern: Collection[str] | str | None = None,
     modules_to_save: Collection[str] = (),
 ) -> list[str]:
-    """Those of the paths that PEFT would adapt for a configuration with these fields, in their order."""
+    """The paths that PEFT would adapt for a configuration with these fields, in their order."""
     config = SimpleNamespace(
         target_modules=target_modules,
         target_parameters=None,
@@ -59,6 +59,6 @@ def exactly(paths: Collection[str], every: Iterable[str]) -> list[str] | str:
 
 
 def mistakable(paths: Collection[str], every: Iterable[str]) -> tuple[str, ...]:
-    """Those of all modules that PEFT would take for one of these, as their paths end with its path."""
+    """The modules that PEFT would take for one of these, as their paths end with its path."""
     ends = tuple(f".{path}" for path in paths)
     return tuple(path for path in every if path.endswith(ends) and path not in paths)

@@ -18,7 +18,7 @@ from .tensors import changes
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 Checksum = tuple[torch.dtype, list[int]]
-"""Of a weight's bits, in order, however it is laid out."""
+"""A checksum of a weight's bits, in order, however it is laid out."""
 
 
 class OriginalWeight:
@@ -55,7 +55,8 @@ class OriginalWeight:
             self._stored = SimpleNamespace(weight=_to_cpu(weight))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Of a copy, or in a file: its merged weight is another tensor, which is noted where this one is the merged."""
+        """The state for a copy or a file: the merged weight is another tensor there, noted where this one is the
+        merged."""
         return {**self.__dict__, "_merged": None, "_noted": self.is_same_tensor}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -94,7 +95,7 @@ class OriginalWeight:
 
     @property
     def merged_dtype(self) -> torch.dtype | None:
-        """Of the merged weight; None where nothing tells."""
+        """The dtype of the merged weight; None where nothing tells."""
         return self._checksum[0] if self._checksum else None
 
     def _tensor_now(self) -> tuple[int, int]:
@@ -194,7 +195,7 @@ def _as_loaded(state: Any) -> bool:
 
 
 def checksum(weight: Tensor) -> Checksum | None:
-    """See `Checksum`; None of a weight on the meta device, which has no values."""
+    """The `Checksum` of a weight; None on the meta device, where it has no values."""
     if weight.is_meta:
         return None
     bits = weight.detach().view(_BITS[weight.element_size()]).flatten()

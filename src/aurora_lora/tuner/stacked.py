@@ -27,7 +27,7 @@ _WRAPPERS: tuple[tuple[str, tuple[type[Any], ...]], ...] = (
 )
 """What wrappers call the module that they are around."""
 _NAMES_OF_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-"""Those that are told by the name: of torch.compile, of FSDP and of its checkpointing."""
+"""The wrappers that are told by the name: of torch.compile, of FSDP and of its checkpointing."""
 
 M = TypeVar("M")
 

@@ -132,7 +132,7 @@ class AdapterState(nn.Module, BaseTunerLayer):
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device | None, torch.dtype | None]:
-        """As in PEFT; an adapter over float8 stays in float32."""
+        """The device and dtype that PEFT moves an adapter to; no dtype over float8, where it stays in float32."""
         device, dtype = super()._get_base_layer_device_and_dtype(base_layer)
         return device, None if dtype is not None and is_float8(dtype) else dtype
 
@@ -196,20 +196,20 @@ class AdapterState(nn.Module, BaseTunerLayer):
             calibration.is_awaited = True
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        """As `nn.Module` does, with room for the calibrated matrices that the state has."""
+        """Load the layer's own state as `nn.Module` does, with room for the calibrated matrices in it."""
         for calibration in self.calibration.values():
             calibration.before_load(state_dict, prefix, errors=rest[-1])
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdapterState:
-        """As `nn.Module` does; without the weak references to weights that keep torch from swapping these."""
+        """Apply a function to all tensors, without the weak references that keep torch from swapping weights."""
         for calibration in self.calibration.values():
             calibration.forget()
         super()._apply(fn, recurse)
         return self
 
     def train(self, mode: bool = True) -> AdapterState:
-        """As `nn.Module.train`; on the way to eval, the calibration is checked against the weights."""
+        """Set the mode, as `nn.Module.train`; on the way to eval, the calibration is checked against the weights."""
         super().train(mode)
         for adapter_name, calibration in self.calibration.items() if not mode else ():
             if not calibration.is_undecided and calibration.exists and not calibration.check():

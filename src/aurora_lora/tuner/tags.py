@@ -10,7 +10,7 @@ from typing import Any
 from .registration import METHOD
 
 TAG = "aurora-lora"
-"""Of every card of an adapter: the package to install."""
+"""The tag on every card of an adapter: the package to install."""
 TAGS = (METHOD, TAG)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdRef
 
 State = tuple[WeakIdRef, int]
-"""Which tensor it is, dead or alive (an id comes again once its tensor is gone), and its changes in place."""
+"""Which tensor something is, dead or alive (an id comes again once its tensor is gone), and its changes in place."""
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def gathered(weight: Tensor) -> Tensor:
 
 
 def computing_device(weight: Tensor) -> torch.device:
-    """Where a weight is computed with: a shard, which FSDP2 may keep in main memory, on the device of its mesh."""
+    """The device a weight is computed on; of a shard, which FSDP2 may keep in main memory, that of its mesh."""
     mesh = getattr(weight, "device_mesh", None)
     return weight.device if mesh is None else torch.empty(0, device=mesh.device_type).device
 
@@ -66,5 +66,5 @@ def changes(x: Tensor) -> int:
 
 
 def state_of(x: Tensor) -> State:
-    """See `State`."""
+    """The `State` of a tensor."""
     return WeakIdRef(x), changes(x)

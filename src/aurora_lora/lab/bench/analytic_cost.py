@@ -43,12 +43,12 @@ class Shapes:
         }
 
     def parameters(self) -> int:
-        """All, with input and output embeddings and the norms."""
+        """All parameters of the model, with input and output embeddings and the norms."""
         per_block = sum(a * b for a, b in self.layers().values()) + 2 * self.hidden
         return self.blocks * per_block + 2 * self.vocabulary * self.hidden + self.hidden
 
     def matmul_parameters(self) -> int:
-        """Those of the linear layers and of the output embedding."""
+        """Parameters of the linear layers and of the output embedding."""
         return self.blocks * sum(a * b for a, b in self.layers().values()) + self.vocabulary * self.hidden
 
 
@@ -65,16 +65,16 @@ class Method:
     nonlinear: bool
 
     def parameters(self, d_in: int, d_out: int) -> int:
-        """Of the adapter of one layer."""
+        """Adapter parameters of one layer."""
         anl = sum(SIGMA.weight_sizes(self.r)) if self.nonlinear else 0
         return self.r * (d_in + d_out) + anl
 
     def flops(self, d_in: int, d_out: int) -> int:
-        """Of the adapter of one layer for one token, forward and backward."""
+        """Floating-point operations of the adapter of one layer for one token, forward and backward."""
         return 6 * self.r * (d_in + d_out) + (self._anl_flops() if self.nonlinear else 0)
 
     def _anl_flops(self) -> int:
-        """Of sigma and its derivative for one token; a tanh counts as one.
+        """Floating-point operations of sigma and its derivative for one token; a tanh counts as one.
 
         Forward, each channel: two tanh, H (2r), Horner's scheme (2 K p), the product with W_s (2 K), sum and place (2).
         Backward: the two derivatives of tanh (3 each), dH and H^T dp (4r), both Horner schemes (4 K p), dW_s and the
@@ -110,7 +110,7 @@ def inputs_bytes(shapes: Shapes, width: int) -> int:
 
 
 def cost(shapes: Shapes, method: Method, calls: int | None = None) -> dict[str, Any]:
-    """One method on one model, q, k, v, up and down adapted.
+    """What one method costs on one model, q, k, v, up and down adapted.
 
     Args:
         calls: of one adapted layer, forward and backward, as measured.

@@ -64,7 +64,7 @@ def calls_of(function: Callable[[], Any]) -> Counter[str]:
 
 
 def profiled_calls(function: Callable[[], Any]) -> Counter[str]:
-    """The same from the profiler, for compiled code on a CPU: Inductor's kernels, and the aten calls between them.
+    """The calls of one run of code compiled for a CPU: Inductor's kernels, and the aten calls between them.
 
     Inductor's kernels show only where `torch._inductor.config.cpp.enable_kernel_profile` was set when they were built.
     """

@@ -84,7 +84,7 @@ class Settings:
 
 
 def as_json(settings: Settings) -> dict[str, Any]:
-    """As they stand in a record."""
+    """The settings as they stand in a record."""
     return asdict(settings) | {"variants": list(settings.variants)}
 
 

@@ -70,8 +70,9 @@ class Choices:
         return found
 
     def chosen_by_form(self, setting: Setting) -> dict[str, Chosen]:
-        """The same for each form, by its own validation scores in the trials' runs; empty unless the study asks for it,
-        and for a method with one form. The deployed form has the setting's choice, and so has one without any score."""
+        """The choice for each form, by its own validation scores in the trials' runs; empty unless the study asks for
+        it, and for a method with one form. The deployed form has the setting's choice, and so has one without any
+        score."""
         own = self._own_forms(setting)
         if not own:
             return {}
@@ -121,7 +122,7 @@ class Choices:
         return [next(one for one in scored if one[0] == values) for values in best]
 
     def _best(self, setting: Setting, form: str | None) -> Chosen | None:
-        """Of several finalists of a form, the one with the best mean over the seeds.
+        """The best of a form's finalists: where there are several, the one with the best mean over the seeds.
 
         Those of other forms are run over the seeds as well, but are none of its own: a method with several forms would
         choose from more values than one with a single form. Of equal ones, that with the lower mean loss, where the
@@ -144,7 +145,7 @@ class Choices:
         return min(means, key=order)
 
     def _mean(self, setting: Setting, values: Mapping[str, Any], form: str | None, metric: str | None) -> float | None:
-        """Of a validation score over the seeds; None where one is missing."""
+        """The mean of a validation score over the seeds; None where one is missing."""
         scores = self._by_seed(setting, values, form, metric).values()
         known = [score for score in scores if score is not None]
         return statistics.fmean(known) if len(known) == len(scores) else None

@@ -83,7 +83,7 @@ def dry_run(
 
 
 def _needs(recipe: RunRecipe, machine: Machine, sizes: Sizes | None) -> dict[str, Any]:
-    """As `record_of`, with null for what is not known, and `why`."""
+    """The record of what a run needs (`record_of`), with null for what is not known, and `why`."""
     try:
         return record_of(estimate(recipe, machine, sizes), machine)
     except NotEstimatedError as error:

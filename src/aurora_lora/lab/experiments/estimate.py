@@ -38,7 +38,7 @@ from .text_lengths import Sizes
 LOGIT = 12
 """Bytes of the loss for each logit."""
 RECOMPUTED = 1.5
-"""Of what a layer keeps: that, and the gradients of some of it, while checkpointing goes back through it."""
+"""How many times what a layer keeps is there while checkpointing goes back through it: gradients of some of it, too."""
 
 AT_WORK = 3
 """Tensors of a layer's greatest width that are there at a time where nothing is kept."""
@@ -60,7 +60,7 @@ class Estimate:
 
     @property
     def hours(self) -> float | None:
-        """Of the whole run, on one machine."""
+        """Hours of the whole run, on one machine."""
         return None if self.parts is None else self.parts.total
 
 

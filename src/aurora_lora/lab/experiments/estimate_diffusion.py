@@ -72,7 +72,7 @@ def memory(recipe: SubjectRecipe) -> float:
 
 
 def hours(recipe: SubjectRecipe, machine: Machine) -> Hours:
-    """Of training, of the noise prediction on held images, of calibration, and of generating images."""
+    """Hours of each part of a run: noise prediction on held images is its evaluation, making images its generation."""
     training = recipe.training
     operations, _ = _measure(recipe.model, recipe.task.resolution // SHRINKS, training.gradient_checkpointing)
     one = operations / machine.speed(training.precision, training.threads) / 3600

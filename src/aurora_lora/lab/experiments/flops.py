@@ -47,7 +47,7 @@ class Hours:
 
     @property
     def total(self) -> float:
-        """Of all of them."""
+        """Hours of all parts together."""
         return float(sum(getattr(self, field.name) for field in fields(self)))
 
     def __add__(self, other: Hours) -> Hours:
@@ -117,7 +117,7 @@ class _Clock:
         return self.image or text_lengths.padded(self.recipe, batch, self.positions, self.sizes, split)
 
     def training(self, count: int) -> float:
-        """One epoch."""
+        """Hours of one epoch."""
         batch, params = self.recipe.training.batch_size, self.weights.params
         trained = params.adapter + params.head
         passes = 2 if not params.adapter else 6 if trained > params.total / 2 else 4
@@ -132,7 +132,7 @@ class _Clock:
         return self._forward(count, tokens, self.recipe.training.eval_batch_size)
 
     def calibration(self) -> float:
-        """On the recipe's examples."""
+        """Hours of calibrating on the recipe's examples."""
         wanted = self.recipe.calibration
         return CALIBRATION * self._forward(wanted.examples, self.length(wanted.batch_size), wanted.batch_size)
 

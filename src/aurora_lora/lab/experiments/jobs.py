@@ -63,7 +63,7 @@ class Job:
         return None if result is None or lacking(result, self.recipe) else result
 
     def finished(self) -> Result | None:
-        """As `result`; None also where what is there cannot be used, which running the job says."""
+        """The job's `result()`; None also where what is there cannot be used, which running the job says."""
         try:
             return self.result()
         except UserError:

@@ -27,7 +27,7 @@ def load_any(given: Path | str, overrides: Sequence[str] = ()) -> RunRecipe:
 
 
 def load_found(found: Found, overrides: Sequence[str]) -> RunRecipe:
-    """As `load_any`, what was found already."""
+    """Validate a recipe that was found already; see `load_any`."""
     return as_recipe(override(found.values(), overrides, (("", Recipe), ("", SubjectRecipe))), found.source)
 
 

@@ -32,20 +32,20 @@ class RecipeOfCell:
 
     @property
     def source(self) -> str:
-        """As a user types it."""
+        """The name of the recipe, as a user types it."""
         return f"{self.suite.name}/{self.name}"
 
     def values(self) -> dict[str, Any]:
-        """Its fields; the caller's own copy."""
+        """The fields of the recipe; the caller's own copy."""
         return {"name": f"{self.suite.name}-{self.name}", **copy.deepcopy(self.suite.recipes[self.name].values)}
 
     def yaml(self) -> str:
-        """As a file would have it: its command, what it is, and its fields."""
+        """The recipe as a YAML file: its command, what it is, and its fields."""
         comment = "\n".join(f"# {line}".rstrip() for line in self.opening())
         return f"{comment}\n{yaml_text.dump(self.values())}"
 
     def opening(self) -> list[str]:
-        """Its command, and what it is."""
+        """The lines above the fields: the recipe's command, and what it is."""
         folder = f"runs/{self.suite.scale}/{self.source}"
         return [f"aurora train {self.source} --output {folder}", "", *self.suite.recipes[self.name].words]
 

@@ -28,7 +28,7 @@ class Reproduction:
     seeds: tuple[int, ...]
     jobs: dict[tuple[str, int], Job]
     folder: Path
-    """Of the table: `output/<suite>`; the runs are below it, or below the suites that share them."""
+    """The folder of the table, `output/<suite>`; the runs are below it, or below the suites that share them."""
 
     def results(self) -> dict[tuple[str, int], Result]:
         """The results that there are, by recipe and seed."""

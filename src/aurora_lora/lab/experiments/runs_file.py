@@ -32,15 +32,15 @@ from ...training.storage import REFERENCE, RESULT
 
 RUNS_FILE = "runs.jsonl"
 RUNS = "runs"
-"""Beside it: the folder of the runs' folders."""
+"""The folder of the runs' folders, beside `RUNS_FILE`."""
 _LOCK = ".runs.lock"
 _RUN = "run"
-"""Of a line: the path of the run's folder below `runs`."""
+"""The key in each line with the path of the run's folder below `runs`."""
 _COMMON = "common"
-"""Of the first line: what all runs have in common."""
+"""The key in the first line with what all runs have in common."""
 _RECIPE = "recipe"
 _DIGESTS = "adapter_sha256"
-"""Not of a line: which files the run's folder must have is told in the folder."""
+"""The key that no line has: which files the run's folder must have is told in the folder."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class RunsFile:
 
     @property
     def path(self) -> Path:
-        """Of the file."""
+        """Where the file is."""
         return self.study / RUNS_FILE
 
     def read(self) -> Mapping[Path, Result]:
@@ -211,5 +211,5 @@ def _merged(common: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _in_order(results: Mapping[str, Result]) -> dict[str, Result]:
-    """As their folders are sorted: the file is the same whichever run was finished first."""
+    """The runs as their folders are sorted: the file is the same whichever run was finished first."""
     return dict(sorted(results.items(), key=lambda run: run[0].split("/")))

@@ -44,7 +44,7 @@ class SameInputs:
 
     def __init__(self) -> None:
         self._first: dict[str, tuple[Any, Path]] = {}
-        """Of each file and model, what the first run with it had, and its folder."""
+        """What the first run with each file and model had of it, and that run's folder."""
 
     def check(self, result: Result, folder: Path) -> None:
         """Raise a UserError for a run on other files, or on another base model of the same name, than the runs before:

@@ -187,7 +187,7 @@ def _at_its_budget(base: nn.Module, options: dict[str, Any], share: float) -> di
 
 
 def _counts(model: nn.Module, budget: int | None) -> ParameterCounts:
-    """As `count_parameters`, with so many weights in A and B if there is a budget."""
+    """A model's parameters (`count_parameters`); if there is a budget, with so many weights in A and B."""
     found = count_parameters(model)
     if budget is None:
         return found

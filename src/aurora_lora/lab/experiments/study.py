@@ -41,7 +41,7 @@ from .recipes import find
 from .runs_file import RUNS
 
 SUMMARY = "study.json"
-"""In the folder of a study, when it is done: what was tried and chosen, and how that scored."""
+"""The file in the folder of a study that is done: what was tried and chosen, and how that scored."""
 
 Value = str | int | float | bool
 

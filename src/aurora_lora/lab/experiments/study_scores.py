@@ -34,7 +34,7 @@ def with_own_forms(result: Mapping[str, Any], own: Mapping[str, Mapping[int, Map
 
 
 def distinct(choices: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each once, in their order."""
+    """The choices, each once, in their order."""
     found = list(choices)
     return [values for place, values in enumerate(found) if values not in found[:place]]
 
@@ -47,7 +47,7 @@ def validation_of(form: str, result: Result, metric: str | None) -> float | None
 
 
 def validation(result: Result, metric: str | None) -> float | None:
-    """As `validation_score`.
+    """The validation score of a run by a metric; see `validation_score`.
 
     Raises:
         UserError: the run has no such score.

@@ -58,7 +58,7 @@ class Row(Section):
     same scale: the run is shared."""
     form: str = MERGED
     params: str | None = None
-    """As the paper prints it."""
+    """The trained parameters, as the paper prints them."""
     quoted: bool = False
     """The paper takes the numbers from earlier work."""
     scores: dict[str, float] = Field(default_factory=dict)
@@ -99,7 +99,7 @@ class Suite(Section):
     note: str | None = None
     """Printed below the table."""
     recipes: dict[str, CellRecipe]
-    """By name. It has those of its cells that are not another suite's, and may have more."""
+    """The recipes by name: those of its cells that are not another suite's, and maybe more."""
 
     @model_validator(mode="after")
     def _known_columns(self) -> Suite:

@@ -169,7 +169,7 @@ class Sweep:
         return space[int(trial.suggest_categorical(field, list(range(len(space)))))]
 
     def _score(self, outcome: Outcome) -> float | None:
-        """On validation data; None where the run failed or the score is not a number."""
+        """The score on validation data; None where the run failed or the score is not a number."""
         return None if outcome.result is None else validation(outcome.result, self.study.tuning.metric)
 
     def _tell(self, setting: Setting, number: int, outcome: Outcome) -> None:
@@ -373,6 +373,6 @@ class Sweep:
         }
 
     def _results(self, setting: Setting, values: Mapping[str, Any]) -> dict[int, Result]:
-        """Of the finished runs with these values, by seed."""
+        """The results of the finished runs with these values, by seed."""
         jobs = {seed: self.job(setting, values, seed) for seed in self.study.seeds}
         return {seed: result for seed, job in jobs.items() if (result := job.result()) is not None}

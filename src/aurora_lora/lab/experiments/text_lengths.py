@@ -53,7 +53,7 @@ class Sizes:
 
     @classmethod
     def of(cls, data: Data) -> Sizes:
-        """Those of a recipe's data."""
+        """The sizes of a recipe's data."""
         examples = {name: len(split) for name, split in data.splits.items()}
         return cls(examples, data.lengths, len(data.labels) or data.task.num_labels)
 

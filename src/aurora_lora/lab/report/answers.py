@@ -174,7 +174,7 @@ def note(summary: Mapping[str, Any]) -> str:
 
 
 def split_note(summary: Mapping[str, Any]) -> str:
-    """That scores are of the data that the choices were made by, as of tasks whose test labels are not public."""
+    """A note that scores are of the data that choices were made by, as of tasks whose test labels are not public."""
     if all(setting.get("split") != "validation" for setting in summary["settings"]):
         return ""
     return "Scores are of the validation split, by which values and epochs were chosen, too: they are too high."

@@ -78,7 +78,7 @@ def _trajectories(section: Section) -> list[Made]:
 
 
 def _sigmas(section: Section) -> list[Made]:
-    """Of the first seed of each setting that has been measured."""
+    """The learned activations of each setting that has been measured, of its first seed."""
     made = []
     for group in section.groups:
         for record in _measured(group, SIGMA)[:1]:
@@ -89,7 +89,7 @@ def _sigmas(section: Section) -> list[Made]:
 
 
 def _gaps(section: Section) -> list[Made]:
-    """Of each setting that has been measured, over its seeds."""
+    """The merge gap of each setting that has been measured, over its seeds."""
     found = {group.label: _measured(group, GAP) for group in section.groups}
     made = [
         Made(gap_figure(*chosen), label) for label, records in found.items() if (chosen := _with(records, "layers"))
@@ -100,7 +100,7 @@ def _gaps(section: Section) -> list[Made]:
 
 
 def _merges(section: Section) -> list[Made]:
-    """The same, of merges."""
+    """What merges lose in each setting that has been measured, over its seeds."""
     found = {group.label: _with(_measured(group, GAP), "merges") for group in section.groups}
     made = [Made(merges_figure(*records), label) for label, records in found.items() if records]
     if not made:
@@ -109,7 +109,7 @@ def _merges(section: Section) -> list[Made]:
 
 
 def _with(records: Sequence[dict[str, Any]], part: str) -> list[dict[str, Any]]:
-    """Those that have something of a part of a gap report."""
+    """The gap reports that have something in one of their parts."""
     return [record for record in records if record.get(part)]
 
 

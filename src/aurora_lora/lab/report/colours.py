@@ -32,18 +32,18 @@ COLOURS = {
     "frozen": "#999999",
     "full": "#000000",
 }
-"""By method, in Okabe and Ito's colours, Tol's muted ones and a few more. Not all of so many stay apart under a colour
-blindness: names, markers and lines tell methods from each other, too."""
+"""The colour of each method: Okabe and Ito's, Tol's muted ones and a few more. Not all of so many stay apart under a
+colour blindness: names, markers and lines tell methods from each other, too."""
 
 FORM_STYLES: dict[str, dict[str, Any]] = {
     DYNAMIC: {"color": "#002F5F", "marker": "o", "linestyle": "-"},
     STATIC: {"color": "#56B4E9", "marker": "s", "linestyle": "--"},
     CALIBRATED: {"color": COLOURS["aurora"], "marker": "^", "linestyle": "-."},
 }
-"""Of AuroRA's forms: shades of its blue, with a marker and a line for each."""
+"""How AuroRA's forms are drawn: shades of its blue, with a marker and a line for each."""
 
 GREY = "#666666"
-"""Of what belongs to no method."""
+"""The colour of what belongs to no method."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h", "d")
 LINES = ("-", "--", "-.", ":")
 

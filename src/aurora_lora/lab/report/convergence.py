@@ -12,7 +12,7 @@ from .groups import Group
 from .tables import finite
 
 ROUNDING = 0.01
-"""Of an epoch that is reckoned from steps."""
+"""How far an epoch that is reckoned from steps may be off."""
 
 
 def convergence_note(found: Sequence[Group]) -> str:
@@ -47,7 +47,7 @@ def convergence_note(found: Sequence[Group]) -> str:
 
 
 def _gains(group: Group) -> list[tuple[float, float]]:
-    """Of each run of a setting with several seeds, what its last epoch gained, and the spread."""
+    """What the last epoch of each run of a setting with several seeds gained, and the spread."""
     sign = metric_named(group.selected_by).sign
     last = [ends for run in group.runs if (ends := _last_epoch(_scored(run, group.selected_by))) is not None]
     if len(last) < 2:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GAP = "gap.json"
-"""In the folder of a run: what `aurora gap` measured."""
+"""The file in the folder of a run with what `aurora gap` measured."""
 MOST_COLUMNS = 3
 """Panels beside each other."""
 

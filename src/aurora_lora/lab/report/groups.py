@@ -42,7 +42,7 @@ class Group:
 
     @property
     def method(self) -> str:
-        """Its name."""
+        """The name of the method."""
         return str(self.runs[0]["method"])
 
     @property
@@ -54,7 +54,7 @@ class Group:
 
     @property
     def forms(self) -> list[str]:
-        """Of the runs."""
+        """The forms that the runs were evaluated in."""
         return list(self.runs[0]["metric"]["by_form"])
 
     @property
@@ -64,17 +64,17 @@ class Group:
 
     @property
     def metric(self) -> str:
-        """The main one."""
+        """The main metric of the task."""
         return str(self.runs[0]["metric"]["name"])
 
     @property
     def params(self) -> int:
-        """Trained, outside the head; the least where the runs differ."""
+        """Trained parameters outside the head; the least where the runs differ."""
         return min(self._counts)
 
     @property
     def counted(self) -> str:
-        """The same for people, with both ends where the runs differ."""
+        """Trained parameters outside the head, for people; with both ends where the runs differ."""
         return count(min(self._counts), max(self._counts))
 
     @property
@@ -92,23 +92,23 @@ class Group:
         return self.validation_by(self.selected_by)
 
     def validation_by(self, metric: str) -> float:
-        """The same of another validation score, in the epochs that the runs were selected for."""
+        """How good the mean of a validation score is in the epochs that the runs were selected for, as `validation`."""
         numbers = finite([validation_score(run, metric) for run in self.runs])
         return metric_named(metric).sign * statistics.fmean(numbers) if numbers else -math.inf
 
     @property
     def standing(self) -> tuple[int, float]:
-        """By which one of several settings is shown: of those with the most seeds, as a mean of fewer may be ahead by
-        chance, the best one on validation data."""
+        """What decides which one of several settings is shown: of those with the most seeds, as a mean of fewer may be
+        ahead by chance, the best one on validation data."""
         return len(self.runs), self.validation
 
     @property
     def test_sets(self) -> list[str]:
-        """Their names, where there are several."""
+        """The names of the test sets, where there are several."""
         return list(self.runs[0]["metric"].get("by_test_set", ()))
 
     def scores(self, form: str, metric: str, test_set: str | None = None) -> list[float]:
-        """Seed by seed; those that are numbers.
+        """The scores of a form by a metric, seed by seed; those that are numbers.
 
         Args:
             form: of the trained model.
@@ -128,7 +128,7 @@ class Group:
 
 
 def groups(results: Sequence[Result], folders: Sequence[Path | None] = ()) -> dict[tuple[str, str], list[Group]]:
-    """By task and model, then by setting, in the order in which they come.
+    """The settings that results are of, by task and model, in the order in which they come.
 
     Args:
         results: of finished runs.
@@ -207,8 +207,8 @@ def _named(results: Sequence[Result], fields: Sequence[Mapping[str, Any]]) -> li
 
 
 def chosen(found: Iterable[Group]) -> dict[str, list[Group]]:
-    """By line, smallest first: of the settings that differ in their training alone (other learning rates, say) and
-    have the most seeds, the best one on validation data."""
+    """The settings to show, by line, smallest first: of those that differ in their training alone (other learning
+    rates, say) and have the most seeds, the best one on validation data."""
     best: dict[str, dict[tuple[Any, ...], Group]] = {}
     for group in found:
         at_rank = best.setdefault(group.line or group.label, {})

@@ -62,7 +62,7 @@ class Compared:
         return None if self.paper is None or self.ours is None else self.ours - self.paper
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The comparison as a dictionary for JSON."""
         return {**asdict(self), "scores": list(self.scores), "difference": self.difference}
 
 
@@ -154,7 +154,7 @@ def tables(suite: Suite, compared: Sequence[Compared], *, full: bool = False) ->
 
 
 def markdown(suite: Suite, compared: Sequence[Compared]) -> str:
-    """The same as a Markdown page, with the parameters."""
+    """The comparison as a Markdown page, with the parameters."""
     lines = [f"# {suite.title}", ""]
     for table in tables(suite, compared, full=True):
         lines += [f"## {table.title}", "", table.markdown(), ""]

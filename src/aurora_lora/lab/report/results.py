@@ -36,8 +36,8 @@ def find_results(
     *,
     may_be_none: bool = False,
 ) -> list[tuple[Path, Result]]:
-    """As `load_results`, each with its file, or with what the file of a run in `runs.jsonl` would be. A file that
-    several paths lead to is there once.
+    """What `load_results` finds, each with its file, or with what the file of a run in `runs.jsonl` would be. A file
+    that several paths lead to is there once.
 
     Args:
         paths: as there.

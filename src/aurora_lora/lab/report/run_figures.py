@@ -60,7 +60,7 @@ def score_figure(found: Sequence[Group], metric: str) -> Figure:
 
 
 def _best_of_each_rank(several: Sequence[Group]) -> list[Group]:
-    """Of the settings of one line, lowest rank first: of several alphas the best one on validation data, of
+    """The best setting of each rank of a line, lowest rank first: of several alphas the best one on validation data, of
     those with the most seeds."""
     best: dict[int, Group] = {}
     for group in several:

@@ -63,7 +63,7 @@ class Section:
 
     @property
     def results(self) -> list[Result]:
-        """Of all runs."""
+        """The results of all runs."""
         return [run for group in self.groups for run in group.runs]
 
 

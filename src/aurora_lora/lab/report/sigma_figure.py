@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SIGMA = "sigma.json"
-"""In the folder of a run: what `aurora sigma` measured."""
+"""The file in the folder of a run with what `aurora sigma` measured."""
 MOST_ROWS, MOST_CHANNELS = 8, 2
 BEFORE: dict[str, Any] = {"color": "#777777", "linestyle": ":", "linewidth": 1.2}
 AFTER: tuple[dict[str, Any], ...] = (

@@ -183,7 +183,7 @@ def _offered(space: Mapping[str, Any]) -> str:
 
 
 def trained_parameters(setting: Mapping[str, Any]) -> str:
-    """Trained outside the head."""
+    """Parameters that a setting trains outside the head, for people."""
     if setting["params"] is None:
         return ""
     least = setting["params"]["adapter"]

@@ -45,7 +45,7 @@ def of_seeds(there: int, wanted: int) -> str:
 
 
 def finite(values: Iterable[float | None]) -> list[float]:
-    """Those that are numbers; in JSON null stands for the others."""
+    """The values that are finite numbers; in JSON null stands for the others."""
     return [value for value in values if value is not None and math.isfinite(value)]
 
 

@@ -34,6 +34,6 @@ def _memory(group: Group) -> str:
 
 
 def time_table(found: Sequence[Group]) -> str:
-    """As Markdown."""
+    """The rows of `time_rows` as a Markdown table."""
     rows: list[Sequence[str]] = [[label, *cells] for label, cells in time_rows(found)]
     return TextTable("", ["setting", *COLUMNS], rows).markdown()

@@ -137,7 +137,7 @@ def _trajectories(group: Group) -> list[_Trajectory]:
 
 
 def _layers(runs: Sequence[_Trajectory]) -> list[str]:
-    """Those that every run adapts.
+    """The layers that every run adapts.
 
     Raises:
         UserError: a run adapts others.

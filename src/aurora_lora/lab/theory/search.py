@@ -12,7 +12,7 @@ from ...ops import ANL, adaptive_nonlinear
 from .approximation import Adapter, best_linear, mean_square, supremum, update
 
 ITERATIONS = 200
-"""Of `fit`, at most."""
+"""The most iterations of `fit`."""
 
 
 def fit(x: Tensor, f: Tensor, r: int, anl: ANL, seed: int | None) -> tuple[Adapter, float]:

@@ -21,7 +21,7 @@ KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (MULTI_LABEL, REGRESSION, CLASSIFICATION, MULTIPLE_CHOICE, CHAT, DISTILLATION, IMAGE_CLASSIFICATION)
 }
-"""By name; of those whose models look alike, the one that takes only some of them comes first."""
+"""The kinds by name; of those whose models look alike, the one that takes only some of them comes first."""
 
 
 def kind_of(task: Task) -> Kind:

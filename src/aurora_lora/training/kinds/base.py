@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..trainer import RecipeTrainer
 
 Loss = Callable[..., "Tensor"]
-"""From the model's outputs, the labels, and how many items the whole step has, as `losses.mean_loss`."""
+"""The loss, from a model's outputs, the labels, and how many items the whole step has, as `losses.mean_loss`."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Kind:
         return tuple(dict.fromkeys((task.metric, *task.also, *self.metrics)))
 
     def validation_metrics(self, task: Task) -> tuple[str, ...]:
-        """Those that the scores on validation data have too, by which a study can choose."""
+        """The metrics that the scores on validation data have too, by which a study can choose."""
         return self.metric_names(task)
 
     def compute_metrics(self, task: Task, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -95,7 +95,7 @@ class Kind:
         return batch
 
     def answers_of(self, data: Data, split: str) -> Sequence[int]:
-        """Of each example of a split, how many answers there are to guess among; nothing where one does not guess."""
+        """How many answers there are to guess among for each example of a split; nothing where one does not guess."""
         return ()
 
     def guessed(self, data: Data, split: str) -> dict[str, float]:

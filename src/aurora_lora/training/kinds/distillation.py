@@ -33,7 +33,7 @@ class Distillation(TextKind):
     no_answer = "has learned hidden states: it has nothing to say about a text"
 
     def of(self, task: Task) -> Task:
-        """The same texts, with a teacher's hidden states to learn."""
+        """A task's texts, with a teacher's hidden states to learn."""
         return replace(task, kind=self.name, labels=(), metric="captured", also=())
 
     def with_targets(self, data: Data, recipe: Recipe) -> Data:

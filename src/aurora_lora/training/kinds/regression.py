@@ -88,7 +88,7 @@ class Regression(HeadKind):
         return regression_metrics(predictions, labels, also=task.also)
 
     def guessed(self, data: Data, split: str) -> dict[str, float]:
-        """Of the mean of the training labels; a constant has no correlation."""
+        """The scores of always guessing the mean of the training labels; a constant has no correlation."""
         import numpy as np
 
         train, scored = (np.asarray(cast("Encoded", data.fixed(name)).targets()) for name in ("train", split))

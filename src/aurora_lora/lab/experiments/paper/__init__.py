@@ -22,6 +22,6 @@ SUITES: dict[str, dict[str, Callable[[], Suite]]] = {
     "table5": {"hub": table5, "packaged": table5_packaged},
     "table7": {"hub": table7, "packaged": table7_packaged},
 }
-"""By name and scale. Each is made once."""
+"""What makes each suite, by name and scale. Each is made once."""
 
 __all__ = ["SUITES"]

@@ -115,7 +115,7 @@ TABLE_5_SCORES: Scores = {
 
 
 def label(task: str) -> str:
-    """As the paper calls it."""
+    """What the paper calls a data set."""
     return LABELS[TASKS.index(task)]
 
 
