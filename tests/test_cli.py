@@ -32,7 +32,7 @@ from aurora_lora.training import run as run_module
 from aurora_lora.training.finished_run import load_run
 
 Invoke = Callable[..., Any]
-common.PATIENCE = 60.0  # a slow machine says no more than a fast one
+common.NOTICE_AFTER = 60.0  # a slow machine says no more than a fast one
 LONG = "a" * 300
 
 
@@ -513,7 +513,7 @@ def test_what_takes_long_before_the_training_is_said(
         time.sleep(0.5)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(common, "PATIENCE", 0.05)
+    monkeypatch.setattr(common, "NOTICE_AFTER", 0.05)
     monkeypatch.setattr(run_module, "train", wait)
     first, *_, last = aurora("train", recipe, "-o", tmp_path / "run").stderr.splitlines()
     assert re.match("aurora: loading .* and the data of tiny-sentiment", first)

@@ -8,7 +8,7 @@ from typing import Any
 
 from aurora_lora.lab.bench.run import read_record, units
 from aurora_lora.lab.report.bench_figures import write_figures
-from aurora_lora.lab.report.bench_tables import Record, interval, on_paper, shown_case, tables
+from aurora_lora.lab.report.bench_tables import Record, interval_text, on_paper, shown_case, tables
 from aurora_lora.text_table import TextTable
 
 FIGURES = {
@@ -132,7 +132,7 @@ def _layer_targets(records: Mapping[str, Record]) -> Iterator[list[str]]:
 def _model_targets(records: Mapping[str, Record]) -> Iterator[list[str]]:
     for name, label, target in STEPS:
         entries = _entries(records.get(name))
-        step = interval(entries[DYNAMIC]["training"]["ratio"]) if DYNAMIC in entries else "not measured"
+        step = interval_text(entries[DYNAMIC]["training"]["ratio"]) if DYNAMIC in entries else "not measured"
         yield [f"training step, {label}", "1.000", f"<= {target:.2f}", step]
     for name, label, _ in STEPS:
         merged = _entries(records.get(name)).get("aurora-merged")
@@ -140,7 +140,7 @@ def _model_targets(records: Mapping[str, Record]) -> Iterator[list[str]]:
             found = "not measured"
         else:
             same = "same calls" if merged["inference"]["same_calls_as_base"] else "other calls"
-            found = f"{interval(merged['inference']['ratio'])}, {same}"
+            found = f"{interval_text(merged['inference']['ratio'])}, {same}"
         yield [f"merged model, inference / base, {label}", "", "1.00, same calls", found]
 
 

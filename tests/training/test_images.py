@@ -30,7 +30,7 @@ from aurora_lora.training import load_run, train, yaml_text
 from aurora_lora.training.build import load_trained_model, make_trainer
 from aurora_lora.training.data import load_data
 from aurora_lora.training.evaluating import evaluate
-from aurora_lora.training.images import Images, Stack, plain_transform, training_transform
+from aurora_lora.training.images import Images, StackCollator, plain_transform, training_transform
 from aurora_lora.training.merging import merge
 from aurora_lora.training.models import load_image_processor, load_tokenizer
 from aurora_lora.training.predicting import predict
@@ -166,7 +166,7 @@ def test_each_epoch_draws_anew_by_the_recipes_seed(vit: Path, tmp_path: Path) ->
 
 def test_batches(processor: Any) -> None:
     images = Images(split_of(3), plain_transform(processor))
-    batch = Stack()([images[index] for index in range(3)])
+    batch = StackCollator()([images[index] for index in range(3)])
     assert batch["pixel_values"].shape == (3, 3, 8, 8)
     assert (batch["labels"].dtype, batch["labels"].tolist()) == (torch.int64, [0, 1, 0])
 

@@ -213,7 +213,7 @@ def progress_bars() -> Iterator[Callable[[str], ProgressBar]]:
             each.stop()
 
 
-PATIENCE = 2.0
+NOTICE_AFTER = 2.0
 """Seconds that a stage before the training may take before a line says what it is."""
 
 
@@ -226,7 +226,7 @@ class Stages:
     def __call__(self, text: str) -> None:
         """Another stage begins."""
         self.done()
-        self._timer = threading.Timer(PATIENCE, lambda: complain(f"aurora: {text}"))
+        self._timer = threading.Timer(NOTICE_AFTER, lambda: complain(f"aurora: {text}"))
         self._timer.daemon = True
         self._timer.start()
 

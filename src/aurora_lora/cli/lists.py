@@ -14,7 +14,7 @@ from .common import Json
 from .printing import WIDTH, print_json, stdout
 
 if TYPE_CHECKING:
-    from aurora_lora.lab.experiments.recipes import Found, Kind
+    from aurora_lora.lab.experiments.recipes import Found, RecipeKind
 
 NARROW = 24
 """Columns that a description needs beside its name; with fewer, it stands below."""
@@ -80,7 +80,7 @@ def _lines(rows: list[tuple[str, str]]) -> Iterator[str]:
         yield from (" " * indent + line for line in wrapped)
 
 
-def _print_one(kind: Kind, name: str | None, as_json: bool) -> None:
+def _print_one(kind: RecipeKind, name: str | None, as_json: bool) -> None:
     from aurora_lora.errors import UserError
     from aurora_lora.lab.experiments.recipes import find
 
@@ -165,7 +165,7 @@ def _suites() -> list[dict[str, Any]]:
     return rows
 
 
-_KINDS: dict[str, Kind] = {"recipe": "recipe", "study": "study"}
+_KINDS: dict[str, RecipeKind] = {"recipe": "recipe", "study": "study"}
 _LISTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "tasks": _tasks,
     "methods": _methods,

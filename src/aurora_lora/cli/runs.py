@@ -164,7 +164,7 @@ def predict(
     conversations, in any format that `aurora train chat` reads.
     Interrupted, the same command goes on after the rows that were answered.
     """
-    from aurora_lora.training.predict_file import check_output, predict_file
+    from aurora_lora.training.predict_file import check_answers_file, predict_file
     from aurora_lora.training.predicting import load_predictor
 
     if output is not None and len(texts) != 1:
@@ -172,7 +172,7 @@ def predict(
     if output is None and (columns or encoding is not None or overwrite):
         raise UserError("--column, --encoding and --overwrite go with FILE --output OUT.jsonl")
     if output is not None:
-        check_output(texts[0], output, overwrite)
+        check_answers_file(texts[0], output, overwrite)
     quiet()
     with stderr().status("loading the model"):
         predictor = load_predictor(folder, form=form, dtype=dtype)

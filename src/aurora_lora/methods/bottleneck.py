@@ -15,7 +15,7 @@ from .adapted_module import AdaptedModule
 from .base import BaseUse, Options
 from .injection import InjectionMethod
 from .linear import Linear, is_linear
-from .options import TARGETS, Fields, fields, integer, one_of, rank
+from .options import TARGETS, Fields, choice, fields, integer, rank
 from .targets import replace, target_paths
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "relu": relu, "silu": silu}
@@ -135,7 +135,7 @@ def _fields(activation: str, train_norms: bool, drop_layers: int) -> Fields:
     others = [name for name in ("gelu", "relu", "silu") if name != activation]
     table = {
         "r": rank(64),
-        "activation": one_of(activation, *others),
+        "activation": choice(activation, *others),
         "train_norms": (bool, train_norms),
         "drop_layers": integer(drop_layers, least=0),
         **TARGETS,

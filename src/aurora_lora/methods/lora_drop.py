@@ -34,7 +34,7 @@ class LoRADrop(Update):
         return self.scaling * (self.B @ self.A)
 
 
-Kind = tuple[str, int, int]
+LayerKind = tuple[str, int, int]
 
 
 def layers_by_path(model: nn.Module) -> dict[str, AdaptedLinear]:
@@ -42,7 +42,7 @@ def layers_by_path(model: nn.Module) -> dict[str, AdaptedLinear]:
     return {path: module for path, module in adapted_modules(model) if isinstance(module, AdaptedLinear)}
 
 
-def kind_of(path: str, layer: AdaptedLinear) -> Kind:
+def kind_of(path: str, layer: AdaptedLinear) -> LayerKind:
     """Layers of one name and shape: they are compared with each other, and can share."""
     return path.rsplit(".", 1)[-1], *linear_shape(layer.base_layer)
 
@@ -106,7 +106,7 @@ def update_norms(
     return sums
 
 
-def unimportant(norms: Mapping[str, float], kinds: Mapping[str, Kind], threshold: float) -> list[str]:
+def unimportant(norms: Mapping[str, float], kinds: Mapping[str, LayerKind], threshold: float) -> list[str]:
     """The layers to drop: of each kind, those left when the most important ones make up `threshold` of the total."""
     dropped = []
     for kind in dict.fromkeys(kinds.values()):
@@ -121,7 +121,7 @@ def unimportant(norms: Mapping[str, float], kinds: Mapping[str, Kind], threshold
 
 def share(layers: Mapping[str, AdaptedLinear], dropped: list[str]) -> None:
     """Let the dropped layers of each kind use one adapter: that of the first of them, marked with a buffer."""
-    leaders: dict[Kind, Update] = {}
+    leaders: dict[LayerKind, Update] = {}
     for path, layer in layers.items():
         if path in dropped and layer.update is not None:
             leader = leaders.setdefault(kind_of(path, layer), layer.update)

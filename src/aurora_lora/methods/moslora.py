@@ -10,7 +10,7 @@ from .adapted_module import Update, kaiming
 from .base import Options
 from .injection import UpdateMethod
 from .linear import Linear
-from .options import LOW_RANK, fields, one_of
+from .options import LOW_RANK, choice, fields
 
 
 class MoSLoRA(Update):
@@ -41,5 +41,5 @@ MOSLORA = UpdateMethod(
     name="moslora",
     description="LoRA with an r x r mixer, W0 x + s B W A x",
     update=MoSLoRA,
-    fields=fields({**LOW_RANK, "mixer_init": one_of("kaiming", "orthogonal")}),
+    fields=fields({**LOW_RANK, "mixer_init": choice("kaiming", "orthogonal")}),
 )

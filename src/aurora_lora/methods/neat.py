@@ -2,7 +2,7 @@
 
 from transformers.activations import ACT2FN
 
-from .options import TARGETS, integer, one_of, peft_method, positive, rank
+from .options import TARGETS, choice, integer, peft_method, positive, rank
 
 NEAT = peft_method(
     name="neat",
@@ -11,7 +11,7 @@ NEAT = peft_method(
     table={
         "r": rank(8),
         "depth": integer(0, least=0),
-        "act_fn": one_of("relu", *(name for name in ACT2FN if name != "relu")),
+        "act_fn": choice("relu", *(name for name in ACT2FN if name != "relu")),
         "scaling": positive(1.0),
         **TARGETS,
     },

@@ -49,8 +49,8 @@ def dropout(default: float = 0.0) -> tuple[Any, Any]:
     return number(default, ge=0, lt=1)
 
 
-def one_of(default: str, *others: str) -> tuple[Any, Any]:
-    """One of a few words."""
+def choice(default: str, *others: str) -> tuple[Any, Any]:
+    """A field that takes one of a few words."""
     return Literal[(default, *others)], default
 
 

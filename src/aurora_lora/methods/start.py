@@ -8,7 +8,7 @@ from typing import Any
 
 from ..deploy.ranks import BUDGET_FORMS, is_budget
 from .base import Options, PeftMethod
-from .options import check, fields, integer, one_of, or_none
+from .options import check, choice, fields, integer, or_none
 
 ALIGNED = "aligned"
 EVA = "eva"
@@ -16,7 +16,7 @@ EVA = "eva"
 PROBED = {
     # a run keeps it as JSON, which has no numbers of NumPy
     "budget": or_none(BUDGET_FORMS, lambda value: isinstance(value, int | str) and is_budget(value)),
-    "start": one_of("default", ALIGNED, EVA),
+    "start": choice("default", ALIGNED, EVA),
     "probe_examples": integer(48),
 }
 """Weights to share out, how A starts, and training examples of the pass."""

@@ -48,7 +48,7 @@ BATCH = 16
 
 
 @dataclass(frozen=True)
-class Example:
+class LabelledText:
     """A row of the file: its number, its text, and what stands in its column `label`, where there is one."""
 
     row: int
@@ -121,7 +121,7 @@ def adapter_gap(
     limits = (LONGEST, tokenizer.model_max_length, most_tokens(adapted))
     longest = min(limit for limit in limits if limit is not None)
 
-    def batches(chosen: list[Example], labels: dict[int, float] | None = None) -> list[dict[str, Tensor]]:
+    def batches(chosen: list[LabelledText], labels: dict[int, float] | None = None) -> list[dict[str, Tensor]]:
         return [_batch(tokenizer, part, longest, labels) for part in in_batches(chosen, BATCH)]
 
     merges: dict[str, Any] = {"merges": True, "quantizations": quantizations}
@@ -148,14 +148,14 @@ def _settings(adapter: Path) -> dict[str, Any]:
     return {**settings, "task_type": settings.get("task_type") or inferred}
 
 
-def _sample(file: Path, column: str, encoding: str | None, examples: int | None) -> list[Example]:
+def _sample(file: Path, column: str, encoding: str | None, examples: int | None) -> list[LabelledText]:
     if examples is None:
         return list(_read(file, column, encoding))
     chosen = set(even_sample(sum(1 for _ in _read(file, column, encoding)), examples))
     return [row for place, row in enumerate(_read(file, column, encoding)) if place in chosen]
 
 
-def _read(file: Path, column: str, encoding: str | None) -> Iterator[Example]:
+def _read(file: Path, column: str, encoding: str | None) -> Iterator[LabelledText]:
     """The rows that have a text."""
     if file.suffix.lower() == ".txt" and file.is_file():
         check_text(file, encoding)
@@ -174,12 +174,12 @@ def _read(file: Path, column: str, encoding: str | None) -> Iterator[Example]:
         if said is None or (isinstance(said, str) and not said.strip()):
             continue
         try:
-            yield Example(row, text(said, column), values.get("label"))
+            yield LabelledText(row, text(said, column), values.get("label"))
         except BadRow as error:
             raise UserError(f"{file}, row {row}: {error}") from error
 
 
-def _label(example: Example, outputs: int, file: Path) -> float:
+def _label(example: LabelledText, outputs: int, file: Path) -> float:
     """The number that a head of so many outputs is scored by.
 
     Raises:
@@ -201,7 +201,7 @@ def _label(example: Example, outputs: int, file: Path) -> float:
 
 
 def _batch(
-    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], longest: int, labels: dict[int, float] | None
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[LabelledText], longest: int, labels: dict[int, float] | None
 ) -> dict[str, Tensor]:
     encoded, _ = encode(tokenizer, [[each.text for each in examples]], longest)
     batch = dict(tokenizer.pad(encoded, return_tensors="pt"))

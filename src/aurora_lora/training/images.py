@@ -79,7 +79,7 @@ def _drawing(*what: int) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Stack:
+class StackCollator:
     """Collates examples into `pixel_values` (batch, channels, height, width) and `labels` (batch,)."""
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:

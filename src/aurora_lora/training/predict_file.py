@@ -39,7 +39,7 @@ class Written:
     cut_at: int | None
 
 
-def check_output(file: Path | str, output: Path, overwrite: bool = False) -> None:
+def check_answers_file(file: Path | str, output: Path, overwrite: bool = False) -> None:
     """Raise an ArgumentError where the answers to the rows of a file cannot be written to `output`."""
     if Path(file).exists() and Path(file).resolve() == output.resolve():
         raise ArgumentError(f"`output`: {output} is the file that is read: choose another")
@@ -73,7 +73,7 @@ def predict_file(
     Args:
         predictor: what answers.
         file: what `task.data` may be: .csv, .tsv, .json, .jsonl, .parquet or .arrow, a folder, a data set of the hub.
-        output: .jsonl, which has its place when the last row is answered; see `check_output`.
+        output: .jsonl, which has its place when the last row is answered; see `check_answers_file`.
         columns: the columns with the texts or images, or with the question and then the options, where they are not
             those that the run was trained on.
         encoding: of a text file; None is that of the data that the run was trained on.
@@ -85,7 +85,7 @@ def predict_file(
         UserError: the file cannot be read, or a row cannot be answered: none is, then; or `output` cannot be written.
     """
     file, output = str(file), Path(output)
-    check_output(file, output, overwrite)
+    check_answers_file(file, output, overwrite)
     check_count("batch_size", batch_size)
     kind = predictor.kind
     named = {**predictor.columns, **(kind.named(columns) if columns else {})}

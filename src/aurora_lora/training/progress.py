@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-PATIENCE = 2.0
+BAR_AFTER = 2.0
 """Seconds that an evaluation may take before it gets a bar of its own."""
 
 
@@ -82,7 +82,7 @@ class ProgressBar(TrainerCallback):
         self.batches += 1
         if self.batches == 1:
             self.since = time.monotonic()
-        elif self.scoring is None and time.monotonic() - self.since > PATIENCE:
+        elif self.scoring is None and time.monotonic() - self.since > BAR_AFTER:
             self._start()
             assert self.progress is not None
             self.scoring = self.progress.add_task("scoring", total=len(kwargs["eval_dataloader"]), note="")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from aurora_lora.lab.bench.analytic_cost import LLAMA3_8B, LLAMA3_70B, METHODS, Method, costs
+from aurora_lora.lab.bench.analytic_cost import LLAMA3_8B, LLAMA3_70B, METHODS, CostedMethod, costs
 from aurora_lora.lab.bench.counts import saved_bytes
 from aurora_lora.lab.bench.variants import VARIANTS, build, share
 from aurora_lora.lab.bench.workloads import linear_case
@@ -40,7 +40,7 @@ def test_flops_of_sigma() -> None:
     """By hand, for rank 2, 8 basis functions and cubic pieces: what AuroRA adds to a LoRA of its rank."""
     one_channel_forward = 2 + 4 + 48 + 16 + 2  # tanh twice, H, Horner's scheme, W_s, sum and place
     one_channel_backward = 2 * 3 + 8 + 2 * 48 + 32 + 3  # tanh', H twice, both schemes, W_s and the slope, the rest
-    added = AURORA.flops(64, 64) - Method("LoRA r=2", 2, False).flops(64, 64)
+    added = AURORA.flops(64, 64) - CostedMethod("LoRA r=2", 2, False).flops(64, 64)
     assert added == 2 * (one_channel_forward + one_channel_backward)
 
 
@@ -49,7 +49,7 @@ def test_flops_of_sigma() -> None:
 @pytest.mark.parametrize("operator", [False, True])
 def test_kept_in_the_rank_space(
     variant: str,
-    method: Method,
+    method: CostedMethod,
     dtype: torch.dtype,
     width: int,
     operator: bool,
@@ -68,7 +68,7 @@ def test_kept_in_the_rank_space(
 
 
 @pytest.mark.parametrize(("variant", "method"), [("lora-r8", LORA8), ("aurora-dynamic", AURORA)])
-def test_flops(variant: str, method: Method) -> None:
+def test_flops(variant: str, method: CostedMethod) -> None:
     """The products of a step; of AuroRA's, those with A and B are all but a constant number for each token."""
 
     def flops(d: int, name: str) -> int:

@@ -265,7 +265,7 @@ def test_a_run_that_another_process_has_finished_is_not_submitted(
         assert run_job(one).result is not None  # as the other process does meanwhile
         return Outcome(one)
 
-    monkeypatch.setattr("aurora_lora.lab.experiments.engines.PATIENCE", 0.01)
+    monkeypatch.setattr("aurora_lora.lab.experiments.engines.POLL_SECONDS", 0.01)
     (outcome,) = outcomes([job], InProcess(elsewhere))
     assert outcome.result is not None
     assert len(submitted) == 1

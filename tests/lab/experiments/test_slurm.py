@@ -160,7 +160,7 @@ def test_what_the_cluster_has_no_room_for_waits_for_a_job_to_end(
                 Timer(0.2, lambda: future.set_result(Outcome(job, error="done"))).start()
             return future
 
-    monkeypatch.setattr(engines, "PATIENCE", 0.01)
+    monkeypatch.setattr(engines, "POLL_SECONDS", 0.01)
     assert [outcome.error for outcome in outcomes(jobs, Full())] == ["done"] * 4
 
 
@@ -193,7 +193,7 @@ def test_what_the_cluster_has_no_room_for_is_not_drawn(
             drawn.append(number)
             yield Job(str(number), job.recipe, tmp_path / str(number))
 
-    monkeypatch.setattr(engines, "PATIENCE", 0.01)
+    monkeypatch.setattr(engines, "POLL_SECONDS", 0.01)
     ended: list[str] = []
     for outcome in outcomes(draw(), RoomForTwo()):
         assert outcome.error == "done"

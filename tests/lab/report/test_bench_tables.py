@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from aurora_lora.lab.report.bench_figures import grid_figure, scaling_figure, times_figure
-from aurora_lora.lab.report.bench_tables import exponents, grid, interval, tables, times
+from aurora_lora.lab.report.bench_tables import exponents, grid, interval_text, tables, times
 from aurora_lora.text_table import TextTable
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -35,7 +35,7 @@ def test_times() -> None:
     both = {row[0]: row[1:] for row in times(ALL["linear-compiled"], ALL["linear-compiled"]["cases"][0]).rows}
     assert both["AuroRA dynamic r=2"] == ["0.99 (0.98-1.00)", "0.80", "1.10 (1.09-1.11)", "0.90"]
     assert both["AuroRA dynamic r=2, eager"] == ["0.99 (0.98-1.00)", "0.99", "1.10 (1.09-1.11)", "1.10"]
-    assert interval(ONE) == "1"
+    assert interval_text(ONE) == "1"
 
 
 def test_grid_and_exponents() -> None:

@@ -57,7 +57,7 @@ LLAMA3_70B = Shapes("LLaMA3-70B", 8192, 1024, 28672, 80, 128256)
 
 
 @dataclass(frozen=True)
-class Method:
+class CostedMethod:
     """LoRA, or AuroRA in its dynamic form, of a rank."""
 
     name: str
@@ -101,7 +101,11 @@ class Method:
 
 BFLOAT16 = 2
 """Bytes of a number of the computation."""
-METHODS = (Method("LoRA r=8", 8, False), Method("LoRA r=32", 32, False), Method("AuroRA r=2", 2, True))
+METHODS = (
+    CostedMethod("LoRA r=8", 8, False),
+    CostedMethod("LoRA r=32", 32, False),
+    CostedMethod("AuroRA r=2", 2, True),
+)
 
 
 def inputs_bytes(shapes: Shapes, width: int) -> int:
@@ -109,7 +113,7 @@ def inputs_bytes(shapes: Shapes, width: int) -> int:
     return shapes.blocks * width * (2 * shapes.hidden + shapes.intermediate)
 
 
-def cost(shapes: Shapes, method: Method, calls: int | None = None) -> dict[str, Any]:
+def cost(shapes: Shapes, method: CostedMethod, calls: int | None = None) -> dict[str, Any]:
     """What one method costs on one model, q, k, v, up and down adapted.
 
     Args:

@@ -94,7 +94,7 @@ def _repeat(action: Action, number: int, times: int) -> None:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MedianInterval:
     """A median with the ends of its 95% confidence interval."""
 
     median: float
@@ -102,7 +102,7 @@ class Estimate:
     high: float
 
 
-def estimate(values: Sequence[float]) -> Estimate:
+def estimate(values: Sequence[float]) -> MedianInterval:
     """The median of one value a round, with a bootstrap interval (percentile method)."""
     from scipy.stats import bootstrap
 
@@ -111,14 +111,14 @@ def estimate(values: Sequence[float]) -> Estimate:
     found = bootstrap(
         (np.asarray(values),), np.median, n_resamples=9999, method="percentile", rng=np.random.default_rng(0)
     ).confidence_interval
-    return Estimate(float(np.median(values)), float(found.low), float(found.high))
+    return MedianInterval(float(np.median(values)), float(found.low), float(found.high))
 
 
-def paired_ratio(seconds: Sequence[float], reference: Sequence[float]) -> Estimate:
+def paired_ratio(seconds: Sequence[float], reference: Sequence[float]) -> MedianInterval:
     """The median over the rounds of a time divided by the reference's time in the same round."""
     return estimate([a / b for a, b in zip(seconds, reference, strict=True)])
 
 
-def paired_difference(seconds: Sequence[float], reference: Sequence[float]) -> Estimate:
+def paired_difference(seconds: Sequence[float], reference: Sequence[float]) -> MedianInterval:
     """The median over the rounds of a time less the reference's time in the same round."""
     return estimate([a - b for a, b in zip(seconds, reference, strict=True)])

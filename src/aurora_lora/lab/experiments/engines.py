@@ -24,7 +24,7 @@ DAY = 24 * 60
 """Minutes."""
 ON_THIS_MACHINE = ("local", "debug")
 """Clusters of submitit's that are none: it starts the jobs here, all at once."""
-PATIENCE = 2.0
+POLL_SECONDS = 2.0
 """Seconds between two looks at a run that another process is at."""
 
 
@@ -103,9 +103,9 @@ def outcomes(jobs: Iterable[Job], engine: Engine) -> Iterator[Outcome]:
             if not running and not put_off:
                 return
             if not running:
-                time.sleep(PATIENCE)
+                time.sleep(POLL_SECONDS)
                 continue
-            for future in _ended(running, PATIENCE if exhausted and put_off else None):
+            for future in _ended(running, POLL_SECONDS if exhausted and put_off else None):
                 running.pop(future)
                 is_full = False
                 outcome = future.result()
@@ -114,7 +114,7 @@ def outcomes(jobs: Iterable[Job], engine: Engine) -> Iterator[Outcome]:
                     continue
                 put_off.append(outcome.job)
                 if exhausted:
-                    time.sleep(PATIENCE)
+                    time.sleep(POLL_SECONDS)
 
 
 def _without_running(job: Job) -> Outcome | None:
@@ -139,7 +139,7 @@ def _ended(running: Mapping[Any, Job], timeout: float | None) -> list[Any]:
     if all(isinstance(future, Future) for future in running):
         return list(wait(running, timeout, return_when=FIRST_COMPLETED).done)
     while not (ended := [future for future in running if future.done()]):
-        time.sleep(PATIENCE)
+        time.sleep(POLL_SECONDS)
         if timeout is not None:
             break
     return ended

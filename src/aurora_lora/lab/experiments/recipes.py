@@ -18,7 +18,7 @@ from ...training.packaged import YAML, RecipeFile, file_named, files_in, startin
 if TYPE_CHECKING:  # the cells need PyTorch; a file does not
     from .suite import Suite
 
-Kind = Literal["recipe", "study"]
+RecipeKind = Literal["recipe", "study"]
 _LISTS = {"recipe": "recipes", "study": "studies"}
 _FOLDERS = {"recipe": ".", "study": "studies"}
 
@@ -76,7 +76,7 @@ def load_suite(name: str, scale: str) -> Suite:
     return SUITES[name][scale]()
 
 
-def named(kind: Kind) -> dict[str, Found]:
+def named(kind: RecipeKind) -> dict[str, Found]:
     """The recipes or studies that have a name: the files of the package, then the cells of its suites."""
     found: dict[str, Found] = {**files_in(_FOLDERS[kind])}
     if kind == "recipe":
@@ -86,7 +86,7 @@ def named(kind: Kind) -> dict[str, Found]:
     return found
 
 
-def find(given: Path | str, kind: Kind) -> Found:
+def find(given: Path | str, kind: RecipeKind) -> Found:
     """What a user means by a name or a file.
 
     As `file_named`, with the names of cells before a file that is called so. The words of a cell's name may come in any
@@ -119,7 +119,7 @@ def _words(name: str) -> tuple[str, list[str]]:
     return suite, sorted(words.split("-"))
 
 
-def _check_other_kinds(given: str, kind: Kind) -> None:
+def _check_other_kinds(given: str, kind: RecipeKind) -> None:
     """Raise a UserError for the name of a thing of another kind."""
     others: Mapping[str, tuple[Collection[str], str]] = {
         "suite": (suites(), "reproduce"),

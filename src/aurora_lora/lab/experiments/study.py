@@ -166,7 +166,7 @@ class Side(Section):
     form: str | None = None
 
 
-class Question(Section):
+class Comparison(Section):
     """A question that the study answers by a difference: the first less the second, paired by seed."""
 
     ask: Annotated[str, Field(min_length=1)]
@@ -187,7 +187,7 @@ class Question(Section):
         return {"setting": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _of_one_setting(self) -> Question:
+    def _of_one_setting(self) -> Comparison:
         if self.same_runs and self.first.setting != self.second.setting:
             raise ValueError(
                 f"same_runs: true is not allowed: '{self.first.setting}' and '{self.second.setting}' are two settings"
@@ -206,7 +206,7 @@ class Study(Section):
     split_by_seed: bool = False
     """Whether each seed has its own split of the data, too: `task.split_seed` is the seed."""
     settings: Annotated[tuple[Setting, ...], Field(min_length=1, strict=False)]
-    questions: Annotated[tuple[Question, ...], Field(strict=False)] = ()
+    questions: Annotated[tuple[Comparison, ...], Field(strict=False)] = ()
 
     @field_validator("seeds")
     @classmethod

@@ -26,7 +26,7 @@ from ...locks import held
 from ...training.results import Result, chance_of
 from ...training.storage import is_locked
 from .chosen import Choices
-from .engines import PATIENCE, Engine, outcomes
+from .engines import POLL_SECONDS, Engine, outcomes
 from .jobs import Job, Outcome
 from .journal import mark_diverged, open_journal, why_diverged
 from .runs_file import RunsFile
@@ -97,7 +97,7 @@ class Sweep:
                 self.report("tuning", outcome)
             if not any(self._running(setting) for setting in self.study.settings):
                 return
-            time.sleep(PATIENCE)  # another process is at the last ones
+            time.sleep(POLL_SECONDS)  # another process is at the last ones
             for setting in self.study.settings:
                 self._reclaim(setting)
 

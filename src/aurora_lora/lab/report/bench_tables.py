@@ -59,7 +59,7 @@ def times(record: Record, case: Mapping[str, Any]) -> TextTable:
             if values is None:
                 cells.append("as dynamic" if kind == "training" and entry["variant"] == "aurora-calibrated" else "-")
             else:
-                cells.append(interval(values["ratio"], 2 if compiled else 3))
+                cells.append(interval_text(values["ratio"], 2 if compiled else 3))
             if compiled:
                 to_eager = None if values is None else values.get("ratio_to_eager", values["ratio"])
                 cells.append("-" if to_eager is None else f"{to_eager['median']:.2f}")
@@ -110,7 +110,7 @@ def grid(record: Record) -> TextTable:
         }
         sizes = case["sizes"]
         cells = [f"{sizes['tokens']:,} x {sizes['d']:,}", f"{ratios['frozen']['median']:.2f}"]
-        found.rows.append([*cells, *(interval(ratios[name], 2) for name in names)])
+        found.rows.append([*cells, *(interval_text(ratios[name], 2) for name in names)])
     return found
 
 
@@ -166,7 +166,7 @@ def on_paper(record: Record) -> TextTable:
 # ---------------------------------------------------------------- cells
 
 
-def interval(ratio: Mapping[str, float], digits: int = 3) -> str:
+def interval_text(ratio: Mapping[str, float], digits: int = 3) -> str:
     """`1.013 (1.008-1.019)`; the reference itself is plain 1."""
     if ratio["low"] == ratio["high"] == 1:
         return "1"

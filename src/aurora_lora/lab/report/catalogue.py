@@ -45,7 +45,7 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Kind:
+class FigureKind:
     """A kind of figure.
 
     Args:
@@ -129,19 +129,19 @@ def _measured(group: Group, name: str) -> list[dict[str, Any]]:
 
 BEST = "Of settings that differ in their training alone, the best one on validation data, of those with the most seeds."
 KINDS = (
-    Kind(
+    FigureKind(
         "scores",
         "Scores, and trained parameters",
         f"Bars: 95% interval of the mean over the seeds. Parameters: outside the head. {BEST}",
         _of_section(score_figure),
     ),
-    Kind(
+    FigureKind(
         "ranks",
         "Score against rank",
         f"Bars: 95% interval of the mean over the seeds. {BEST}",
         _of_section(rank_figure),
     ),
-    Kind(
+    FigureKind(
         "rates",
         "Score against learning rate",
         "Validation score of every run that a setting was tuned with, on one seed, a panel for each method; grey: the "
@@ -151,33 +151,33 @@ KINDS = (
         "out.",
         _rates,
     ),
-    Kind(
+    FigureKind(
         "curves",
         "Learning curves",
         "Mean over the seeds, and their range. Validation scores are those of the deployed form.",
         lambda section: [Made(curves_figure(section.groups))],
     ),
-    Kind(
+    FigureKind(
         "updates",
         "The trajectory of the weight updates",
         "Principal components of the updates of all runs, at the start (ring) and after each epoch. Of AuroRA, the "
         "form is named.",
         _trajectories,
     ),
-    Kind(
+    FigureKind(
         "sigma",
         "The learned activation, before and after training",
         "Sigma of each layer, and the histogram of its inputs z on the calibration inputs. The first seed.",
         _sigmas,
     ),
-    Kind(
+    FigureKind(
         "gap",
         "Merge gap by layer",
         "|B sigma(Ax) - B M x| / |B sigma(Ax)| of each form's linear map M, over held-out inputs. Mean over the seeds, "
         "and their range.",
         _gaps,
     ),
-    Kind(
+    FigureKind(
         "merges",
         "What merges lose",
         "sqrt(E|(W_q - W) x|^2 / E|dW x|^2) of each adapted layer, with W_q the weight that the merge gives, and the "
@@ -187,7 +187,9 @@ KINDS = (
 )
 
 
-def figures_of(section: Section, kinds: Iterable[Kind] = KINDS) -> Iterator[tuple[Kind, list[Made] | UserError]]:
+def figures_of(
+    section: Section, kinds: Iterable[FigureKind] = KINDS
+) -> Iterator[tuple[FigureKind, list[Made] | UserError]]:
     """Each kind with its figures, or with why there are none."""
     for kind in kinds:
         try:
@@ -199,7 +201,7 @@ def figures_of(section: Section, kinds: Iterable[Kind] = KINDS) -> Iterator[tupl
             yield kind, error
 
 
-def choose(names: Sequence[str]) -> list[Kind]:
+def choose(names: Sequence[str]) -> list[FigureKind]:
     """Kinds by name; all for no name.
 
     Raises:

@@ -43,7 +43,7 @@ class ImageClassification(Classification):
     def encode(self, recipe: Recipe, task: Task, processor: Any, splits: Mapping[str, Any]) -> Data:
         from ...tasks.vision import class_names
         from ..data import Data
-        from ..images import Images, Stack, plain_transform, training_transform
+        from ..images import Images, StackCollator, plain_transform, training_transform
 
         assert recipe.task.augment is not None  # filled in by validation
         plain = plain_transform(processor)
@@ -53,7 +53,7 @@ class ImageClassification(Classification):
             images["train"] = Images(splits["train"], training_transform(processor, recipe.task.augment), recipe.seed)
         labels = class_names(next(iter(splits.values()))) or task.labels or tuple(map(str, range(task.num_labels)))
         rows = {name: {"of": str(split.split), "rows": list(split["row"])} for name, split in splits.items()}
-        return Data(task, processor, images, Stack(), labels=labels, unchanged=unchanged, rows=rows)
+        return Data(task, processor, images, StackCollator(), labels=labels, unchanged=unchanged, rows=rows)
 
     def callbacks(self, data: Data) -> list[TrainerCallback]:
         from ..images import Images
@@ -66,11 +66,11 @@ class ImageClassification(Classification):
         self, processor: Any, texts: Sequence[Any], trained: TrainedWith
     ) -> tuple[dict[str, Tensor], list[int | None]]:
         from ...tasks.vision import read_image
-        from ..images import Stack, plain_transform
+        from ..images import StackCollator, plain_transform
 
         transform = plain_transform(processor)
         files = [one if isinstance(one, bytes) else Path(one) for one in texts]
-        return Stack()([{"pixel_values": transform(read_image(file))} for file in files]), [None] * len(texts)
+        return StackCollator()([{"pixel_values": transform(read_image(file))} for file in files]), [None] * len(texts)
 
     def check_text(self, given: str, name: str, columns: Mapping[str, Sequence[str]]) -> None:
         """A path may be of any bytes."""

@@ -29,7 +29,7 @@ WRITTEN = ("accuracy_generated", "unanswered")
 
 
 @dataclass(frozen=True)
-class Question:
+class ChoiceQuestion:
     """A question and its options, with the place of each among all that are given, blank ones too."""
 
     text: str
@@ -124,7 +124,7 @@ class MultipleChoice(Kind):
         return {"question": columns[:1], **({"options": columns[1:]} if columns[1:] else {})}
 
     def asked(self, row: Mapping[str, Any], columns: Mapping[str, Sequence[str]]) -> Any:
-        """A `Question`; where no column has options, a text that is answered freely, as an instruction."""
+        """A `ChoiceQuestion`; where no column has options, a text that is answered freely, as an instruction."""
         from ...tasks.own import columns as cells
         from ...tasks.own.options import options_of
 
@@ -134,7 +134,7 @@ class MultipleChoice(Kind):
         if not options:
             return text
         found = options_of(row[options[0]] if len(options) == 1 else [row[name] for name in options])
-        return Question(text, found.texts, found.places)
+        return ChoiceQuestion(text, found.texts, found.places)
 
     def answers(
         self, model: Any, processor: Processor, texts: Sequence[Any], source: str, trained: TrainedWith
@@ -142,7 +142,7 @@ class MultipleChoice(Kind):
         from ..choices import answers_by_beam_search
 
         tokenizer = cast("PreTrainedTokenizerBase", processor)
-        if isinstance(texts[0], Question):
+        if isinstance(texts[0], ChoiceQuestion):
             return self._chosen(model, tokenizer, texts, source, trained)
         written, cut = answers_by_beam_search(model, tokenizer, [alpaca(text) for text in texts])
         return as_answers(texts, ({"answer": answer} for answer in written), cut)
@@ -151,7 +151,7 @@ class MultipleChoice(Kind):
         self,
         model: Any,
         tokenizer: PreTrainedTokenizerBase,
-        asked: Sequence[Question],
+        asked: Sequence[ChoiceQuestion],
         source: str,
         trained: TrainedWith,
     ) -> list[dict[str, Any]]:
