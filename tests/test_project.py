@@ -1,5 +1,6 @@
 """What surrounds the source: licence, packages, citation, workflow and templates say what is so."""
 
+import ast
 import hashlib
 import re
 import shutil
@@ -99,6 +100,23 @@ def test_the_map_of_the_source_is_the_source() -> None:
     for name in re.findall(r"`([\w/.]+/[\w.]+|\w+\.py)`", text):
         places = (ROOT, ROOT / "src" / "aurora_lora", ROOT / "tests" / "methods", ROOT / "tests" / "training")
         assert any((place / name).exists() for place in places), name
+
+
+NO_BEGINNING = re.compile(r"(Of|Those|That of|The same|As)\b")
+QUOTED = "training/recipe.py"
+"""The file that docs/recipe.md is made from."""
+
+
+def test_a_docstring_is_understood_without_the_name_above_it() -> None:
+    """Editors, `help()` and the API pages show it alone."""
+    package = ROOT / "src" / "aurora_lora"
+    for path in package.rglob("*.py"):
+        if path.relative_to(package).as_posix() == QUOTED:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                begins = NO_BEGINNING.match(ast.get_docstring(node) or "")
+                assert begins is None, f"{path}, {getattr(node, 'name', 'the module')}: {begins[0]} ..."
 
 
 def load(name: str) -> Any:

@@ -165,7 +165,7 @@ def held_format(path: str, module: Any, model: nn.Module, action: str) -> Format
 
 
 def _format(path: str, module: Any, model: nn.Module) -> Format | None:
-    """As `held_format`, of a layer whose merge can be measured."""
+    """How a layer's weight is quantised, see `held_format`; raises for a layer whose merge cannot be measured."""
     if (held := held_format(path, module, model, "merge_gap")) is not None:
         return held
     base: Any = module.get_base_layer()

@@ -95,7 +95,7 @@ def as_batches(
 
 
 def _read_columns(columns: list[str], asked: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Those of a dataset that are read: those that were asked for, or else its texts or conversations."""
+    """The columns of a dataset that are read: those that were asked for, or else its texts or conversations."""
     if asked is None:
         return ("text",) if "text" in columns else conversations(columns)
     names = [asked] if isinstance(asked, str) else asked
@@ -111,7 +111,7 @@ def even_sample(total: int, count: int | None) -> list[int]:
 
 
 def _first_rows(stream: Any, examples: int | None) -> Any:
-    """Of a streamed dataset, the first rows."""
+    """The first rows of a streamed dataset."""
     if examples is None:
         raise TypeError(
             "A streamed dataset may have no end: give its first rows, as "

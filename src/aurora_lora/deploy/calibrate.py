@@ -38,7 +38,7 @@ class LayerCalibration:
     """What calibration found for one adapter of one layer."""
 
     layer: str
-    """Its path in the plain model."""
+    """The layer's path in the plain model."""
     adapter: str
     vectors: int
     """Input vectors that the moments were taken over (padding left out); 0 of a layer that no input reached and whose
@@ -193,7 +193,7 @@ def _store(solutions: list[Solution]) -> None:
 
 
 def _of_idle(target: Target, adapter: str) -> LayerCalibration:
-    """Of a layer that no input reached and whose B is 0."""
+    """The calibration of a layer that no input reached and whose B is 0."""
     calibration = target.module.calibration[adapter]
     calibration.store(calibration.simplest_matrix())
     return LayerCalibration(target.name, adapter, 0, 1.0, 0.0)
@@ -264,7 +264,7 @@ def check_unmerged(model: nn.Module, action: str) -> None:
 
 @contextmanager
 def trained_state(model: nn.Module) -> Iterator[None]:
-    """As `evaluated`, in the trained form."""
+    """Within this context the model is evaluated in its trained form; see `evaluated`."""
     with ExitStack() as stack:
         stack.enter_context(evaluated(model))
         for name, config in active_configs(model).items():

@@ -109,7 +109,7 @@ class Collector:
         return self._trained(target.name for target in self.targets if target.name not in self.layers)
 
     def _trained(self, names: Iterable[str]) -> list[str]:
-        """Those targets whose adapters add something; each is asked once."""
+        """The targets whose adapters add something; each is asked once."""
         by_name = {target.name: target for target in self.targets}
         for name in (names := list(names)):
             if name not in self._idle:
@@ -117,7 +117,7 @@ class Collector:
         return [name for name in names if not self._idle[name]]
 
     def _reached(self) -> list[LayerMoments]:
-        """In the order in which they were first called here."""
+        """The targets in the order in which they were first called here."""
         return [layer for layer in self.layers.values() if layer.vectors > 0]
 
     def leaders(self) -> dict[str, str]:

@@ -134,7 +134,7 @@ def _write_peft(path: Path, model: nn.Module, config: LoraConfig, weights: dict[
 def _lora_config(
     model: nn.Module, name: str, factors: dict[str, tuple[Tensor, Tensor]], base_name: str | None
 ) -> LoraConfig:
-    """That of a LoRA with the factors of an adapter, which are of one rank and have its scale in them."""
+    """The config of a LoRA with the factors of an adapter, which are of one rank and have its scale in them."""
     config = _adapter_config(model, name)
     rank = len(next(iter(factors.values()))[0])
     lora_config = LoraConfig(

@@ -21,7 +21,7 @@ DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
 EXPORTS = (SAFETENSORS_WEIGHTS_NAME, CONFIG_NAME), (DIFFUSERS_WEIGHTS,)
 """The files of an export for PEFT and of one for diffusers, weights first."""
 METADATA = {"format": "pt", "writer": "aurora_lora.export_lora"}
-"""Of the weights that are written: by it an export is known again, and only an export is replaced."""
+"""The metadata of weights that are written: by it an export is known again, and only an export is replaced."""
 _BESIDE = "beside"
 """The field of the metadata with what a tokenizer or an image processor has written beside the weights."""
 _COMPONENTS = "components"

@@ -31,7 +31,7 @@ def has_slow_float64(device: torch.device) -> bool:
 
 
 def to_float64(values: Tensor) -> Tensor:
-    """In float64, where that can be computed."""
+    """A tensor in float64, where that can be computed."""
     return values.to(float64_device(values.device)).double()
 
 
@@ -47,6 +47,6 @@ def row_pieces(rows: int, width: int) -> Iterator[slice]:
 
 
 def float64_pieces(*matrices: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same few rows of each (n, width), in float64: about `CHUNK_BYTES` of the widest."""
+    """A few rows of each matrix (n, width) at a time, in float64: about `CHUNK_BYTES` of the widest."""
     for rows in row_pieces(len(matrices[0]), max(values.shape[-1] for values in matrices)):
         yield tuple(to_float64(values[rows]) for values in matrices)

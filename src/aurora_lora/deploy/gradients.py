@@ -96,8 +96,9 @@ class _ConvolutionWeight(Weight):
 
 
 def weight_of(module: nn.Module) -> Weight | None:
-    """Of a linear layer, quantised or not, a Conv1D of Transformers or a convolution; None of another module, and where
-    the weight is computed from others, as by weight normalisation: an adapter there cannot be merged."""
+    """The weight of a linear layer, quantised or not, a Conv1D of Transformers or a convolution; None of another
+    module, and where the weight is computed from others, as by weight normalisation: an adapter there cannot be
+    merged."""
     if is_recomputed(module):
         return None
     if isinstance(module, _CONVOLUTIONS):
@@ -163,7 +164,7 @@ class _Seen(torch.autograd.Function):
 
 
 Keep = Callable[[Tensor], tuple[Tensor, See]]
-"""From a layer's input: what to keep of it, and what to do with that when the gradient of the output comes."""
+"""What to keep of a layer's input, and what to do with that when the gradient of the output comes."""
 
 
 @contextmanager

@@ -156,7 +156,7 @@ class Runner:
         return inputs
 
     def _note_decoder_mask(self, inputs: Mapping[str, Any]) -> None:
-        """Of the decoder, which was given none: its tokens are the labels, or else the encoder's, as in classifiers."""
+        """Note the mask of a decoder that was given none: its tokens are the labels, or those of the encoder."""
         labels = inputs.get("labels")
         if isinstance(labels, Tensor) and labels.dim() == 2 and not labels.is_floating_point():
             self.masks["decoder_attention_mask"] = labels != IGNORED

@@ -21,7 +21,7 @@ class LayerGap:
     """One adapter of one layer, in one linear form, over the inputs x that reach it in the trained model."""
 
     layer: str
-    """Its path in the plain model."""
+    """The layer's path in the plain model."""
     adapter: str
     form: str
     relative_error: float
@@ -53,7 +53,7 @@ class FormSums:
             entry.add(vectors)
 
     def result(self) -> tuple[LayerGap, ...]:
-        """Of the layers that inputs reached; others must have B = 0.
+        """The gaps of the layers that inputs reached; others must have B = 0.
 
         Raises:
             CalibrationError: a trained layer that no input reached, or whose adapter gives no finite numbers.
@@ -103,7 +103,7 @@ class _LayerSums:
 
 
 def _explained(error: float, variance: float, power: float) -> float:
-    """Of sums of squares; see `LayerGap.explained_variance`."""
+    """The explained share of a variance, from sums of squares; see `LayerGap.explained_variance`."""
     rounding = ROUNDING**2 * power
     if variance > rounding:
         return 1 - _ratio(error, variance)

@@ -80,9 +80,9 @@ class Need(NamedTuple):
     """Memory that a unit takes, in bytes."""
 
     kept: int
-    """For as long as its group is worked on."""
+    """What it takes for as long as its group is worked on."""
     beside: int = 0
-    """While the unit itself is."""
+    """What it takes while the unit itself is worked on."""
 
 
 def pack(

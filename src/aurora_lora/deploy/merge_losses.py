@@ -30,7 +30,7 @@ class LayerLoss:
     """What a merge loses in one layer, as a share of what the adapter does there: 1 is as bad as leaving it out."""
 
     layer: str
-    """Its path in the plain model."""
+    """The layer's path in the plain model."""
     relative_error: float
     """sqrt(E|(W_q - W) x|^2 / E|dW x|^2), with W = W0 + dW, and W_q the weight that the merge gives."""
 

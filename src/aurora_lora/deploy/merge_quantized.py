@@ -36,13 +36,13 @@ class LayerMerge:
     """What rounding has cost in one layer, as a share of what the adapter does there: 1 is as bad as leaving it out."""
 
     layer: str
-    """Its path in the plain model."""
+    """The layer's path in the plain model."""
     format: str
-    """Of the quantised weight, as PEFT names it."""
+    """The format of the quantised weight, as PEFT names it."""
     nearest: float
     """sqrt(E|(W_n - W) x|^2 / E|dW x|^2), with W = W0 + dW, and W_n the quantised weight that is nearest to W."""
     by_inputs: float
-    """The same of the weight that was chosen by the inputs."""
+    """What `nearest` is, for the weight that was chosen by the inputs."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class QuantizedMerge(Report):
 
     @property
     def summary(self) -> str:
-        """For people: the least and the most that a layer loses, beside what the nearest values would, and how many
-        layers have a loss that is not finite."""
+        """A line for people: the least and the most that a layer loses, beside what the nearest values would, and how
+        many layers have a loss that is not finite."""
         after, before = ([getattr(layer, way) for layer in self.layers] for way in ("by_inputs", "nearest"))
         broken = sum(not (math.isfinite(a) and math.isfinite(b)) for a, b in zip(after, before, strict=True))
         return (
@@ -193,9 +193,9 @@ class RoundedLayer:
     """The quantised weight that a layer is to hold."""
 
     weight: nn.Parameter | None
-    """None is the one that it holds already."""
+    """The weight to be held; None is the one that it holds already."""
     bias: Tensor | None
-    """The merged one, (d_out,), where the adapter changes it."""
+    """The merged bias, (d_out,), where the adapter changes it."""
     report: LayerMerge
     vectors: int
 

@@ -24,7 +24,7 @@ class Target:
     """A layer whose inputs are wanted, and the AuroRA adapters whose sigma(Ax) is wanted with them."""
 
     name: str
-    """Its path in the plain model."""
+    """The layer's path in the plain model."""
     module: Any
     """An AuroRA layer, or a layer of PEFT on a linear one."""
     adapters: tuple[str, ...] = ()

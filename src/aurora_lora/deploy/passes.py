@@ -107,7 +107,7 @@ class Passes:
             self._held = []
 
     def one_pass(self) -> Iterator[Batch]:
-        """All batches once."""
+        """One pass over all batches."""
         self.passes += 1
         if not self.progress:
             return self.from_first()

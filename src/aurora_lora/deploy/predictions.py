@@ -37,11 +37,11 @@ class EndToEndGap:
     agreement: float | None
     """Share of positions at which the largest logit is the same; None where the model predicts no classes."""
     metric: dict[str, float] = field(default_factory=dict)
-    """Where the batches have labels; see `merge_gap`."""
+    """The metric, where the batches have labels; see `merge_gap`."""
 
 
 Variants = Mapping[str, Callable[[], AbstractContextManager[Any]]]
-"""By name, what turns the model into that variant of itself; the first one is the reference."""
+"""What turns the model into a variant of itself, by the variant's name; the first one is the reference."""
 
 
 def compare(
@@ -309,7 +309,7 @@ def _predictions(output: Any) -> Tensor:
 
 
 def _labels(model: nn.Module, batch: Any, predictions: Tensor) -> Tensor | None:
-    """Those of a batch, where the predictions are; `IGNORED` for pixels that the model's own loss leaves out."""
+    """The labels of a batch, where the predictions are; `IGNORED` for pixels that the model's own loss leaves out."""
     labels = batch.get("labels") if isinstance(batch, Mapping) or hasattr(batch, "keys") else None
     if not isinstance(labels, Tensor):
         return None

@@ -211,7 +211,7 @@ def _chosen_loss(loss: Loss | None, model: nn.Module, of_texts: bool) -> Loss:
 
 
 def _loss_of_texts(model: Any, batch: Any) -> Tensor:
-    """That of each next token."""
+    """The model's own loss of each next token."""
     labels = next_tokens(batch, batch["input_ids"].device)
     if labels is not None and not shifts_labels(model):
         labels = torch.cat((labels[:, 1:], torch.full_like(labels[:, :1], IGNORED)), dim=1)

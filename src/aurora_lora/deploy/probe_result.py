@@ -24,11 +24,11 @@ class Probe(Report):
     """Layers that no gradient came through: the loss does not depend on them, or their module is not called, as the
     output projection of `nn.MultiheadAttention`."""
     batches: int
-    """Of all processes."""
+    """How many batches all processes ran together."""
     passes: int
-    """Over the batches, the last, perhaps of some only, without a backward pass."""
+    """How many passes were made over the batches, the last, perhaps of some only, without a backward pass."""
     groups: int
-    """Of layers that were worked on one after another to stay within `max_memory`."""
+    """How many groups of layers were worked on one after another to stay within `max_memory`."""
     seconds: float
     modules: tuple[str, ...] = field(default=(), repr=False)
     """The paths of all modules of the model, by which names of some can be told from those of others."""

@@ -29,7 +29,7 @@ _HEADS = {name for names in HEADS.values() for name in names}
 _DECIDED = ("r", "alpha", "lora_alpha", "rank_pattern", "alpha_pattern")
 """Fields of a configuration that a budget decides."""
 _CHOICE = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
-"""Those that say which layers there are."""
+"""The fields of a configuration that say which layers there are."""
 
 Worth = Callable[[LayerProbe], Tensor]
 

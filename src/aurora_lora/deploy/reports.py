@@ -27,7 +27,7 @@ class Report:
         return found
 
     def tables(self) -> tuple[Table, ...]:
-        """For a terminal. Needs rich."""
+        """The tables for a terminal. Needs rich."""
         raise NotImplementedError
 
     def __str__(self) -> str:

@@ -64,7 +64,7 @@ class Sketch:
 
     @property
     def bytes(self) -> int:
-        """Of the matrices that a pass works with."""
+        """Bytes of the matrices that a pass works with."""
         return (8 if self.dtype == torch.float64 else 4) * 2 * self.columns * (self.weight.d_in + self.weight.d_out)
 
     def sees_inputs(self) -> Any:

@@ -16,7 +16,7 @@ RIDGES = (100.0, 1.0, 0.1, 0.01)
 _PROBES = 64
 """Random vectors that the trace of an inverse is estimated with."""
 _TOLERANCE = 1e-10
-"""Of the rank of E[z z^T]."""
+"""The tolerance in the rank of E[z z^T]."""
 
 
 @dataclass(frozen=True)

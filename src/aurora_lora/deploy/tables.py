@@ -18,7 +18,7 @@ from ..files import NOT_FINITE
 from ..text_table import column_widths
 
 WIDTH = 80
-"""Of a table."""
+"""The width of a table, in columns of a terminal."""
 ROWS = 20
 """The most layers of a table whose first layers matter most."""
 
@@ -106,7 +106,7 @@ def shown(value: float, form: str) -> str:
 
 
 def short_names(layers: Sequence[str]) -> tuple[dict[str, str], str]:
-    """By path, what is left without the start that all layers in lists of blocks share, and what a title says of it."""
+    """Short names by path, without the start that all layers in lists of blocks share, and what a title says of it."""
     blocks = [layer for layer in layers if re.search(r"(^|\.)\d+\.", layer)] or layers
     start = os.path.commonprefix(blocks)  # noqa: RUF071 - letter by letter, and then cut at a dot
     shared = start[: start.rfind(".") + 1]

@@ -13,8 +13,8 @@ CONVERSATIONS = (("messages",), ("prompt", "completion"), ("prompt", "chosen"), 
 
 
 def conversations(columns: list[str]) -> tuple[str, ...]:
-    """Which of them a dataset has; the column "text" where it has none. Prompts alone must be asked for: beside them
-    may be answers under any name."""
+    """The columns of `CONVERSATIONS` that a dataset has; "text" where it has none. Prompts alone must be asked for:
+    beside them may be answers under any name."""
     found = (names for names in CONVERSATIONS if names != ("prompt",) and set(names) <= set(columns))
     return next(found, ("text",))
 
@@ -78,7 +78,7 @@ class Tokenized:
             yield batch
 
     def _tokens(self, start: int, rows: Mapping[str, Any], parts: list[list[Any]]) -> Mapping[str, Any]:
-        """Of rows from number `start` on, the `parts` of which are their columns of texts or messages."""
+        """The tokens of rows from number `start` on; `parts` are their columns of texts or messages."""
         if self.columns not in CONVERSATIONS:
             tokens: Mapping[str, Any] = self.tokenizer(*parts, **self._options)
             return tokens

@@ -51,16 +51,16 @@ class Embedder(ABC):
     model: Any
 
     def to(self, device: torch.device) -> Self:
-        """The same, computing there."""
+        """This embedder, moved to `device`."""
         self.model.to(device)
         return self
 
     @abstractmethod
     def images(self, images: Sequence[Image]) -> Tensor:
-        """(n, d), float32."""
+        """Embeddings (n, d) of images, float32."""
 
     def files(self, paths: Sequence[Path]) -> Tensor:
-        """The same for image files."""
+        """Embeddings (n, d) of image files, float32."""
         from PIL import Image
 
         parts = []

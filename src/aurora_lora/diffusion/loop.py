@@ -66,7 +66,7 @@ class Progress:
     validations: list[dict[str, Any]] = field(default_factory=list)
     processes: int = 1
     model_commit: str | None = None
-    """Of the pipeline, see `commit_of_pipeline`."""
+    """The commit of the pipeline, see `commit_of_pipeline`."""
     scaler: dict[str, Any] = field(default_factory=dict)
     """The loss scale of fp16."""
 

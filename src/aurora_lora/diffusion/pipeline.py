@@ -102,8 +102,8 @@ class Diffusion:
         return self._normalised(sampled.float())
 
     def _normalised(self, sampled: Tensor) -> Tensor:
-        """As the U-Net was trained on, and the pipeline undoes before it decodes: some autoencoders tell the mean and
-        the deviation of each channel."""
+        """Latents as the U-Net was trained on them, which the pipeline undoes before it decodes: some autoencoders tell
+        the mean and the deviation of each channel."""
         config = self.pipe.vae.config
         mean, std = (getattr(config, name, None) for name in ("latents_mean", "latents_std"))
         if mean is not None and std is not None:

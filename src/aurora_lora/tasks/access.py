@@ -35,7 +35,7 @@ def why_no_access(model: str) -> str | None:
 
 
 def check_access(model: str) -> None:
-    """As `why_no_access`.
+    """Refuse a gated model before it is downloaded; see `why_no_access`.
 
     Raises:
         UserError: the model is gated, and we may not have it.

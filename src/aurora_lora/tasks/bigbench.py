@@ -168,13 +168,13 @@ def _by_text(text: str) -> str:
 
 
 def _situation(text: str) -> str:
-    """Of a SIQA input, what comes before the question."""
+    """What comes before the question in an input of SIQA."""
     found = re.fullmatch(r"(.*[.!?\"'])\s+\S[^.!?]*\?", text, re.DOTALL)
     return found[1] if found else text
 
 
 def _winograd_sentence(text: str) -> str:
-    """Of a WinoWhy input, the sentence that several reasons are given for."""
+    """The sentence in an input of WinoWhy that several reasons are given for."""
     return re.split(r" The '[^']*' refers? to ", text)[0]
 
 

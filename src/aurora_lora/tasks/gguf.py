@@ -17,7 +17,7 @@ from ..locks import held
 from .loading import NO_CODE
 
 FOLDER = "float32"
-"""Beside the file: its weights, dequantised, as safetensors; with the configuration and the tokenizer."""
+"""The folder beside the file with its dequantised weights as safetensors, the configuration and the tokenizer."""
 
 
 def converted(folder: Path, file: str) -> Path:

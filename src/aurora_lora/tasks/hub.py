@@ -81,7 +81,7 @@ class HubData:
             return builder.as_dataset(), str(builder.hash)
 
     def _arguments(self) -> tuple[str, dict[str, Any]]:
-        """Of `datasets.load_dataset`: where the data is."""
+        """The arguments of `datasets.load_dataset`: where the data is."""
         copy = self.copy()
         # In a copy the revision is the one that was copied.
         where = {} if copy is not None or self.revision is None else {"revision": self.revision}

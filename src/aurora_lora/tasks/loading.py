@@ -87,7 +87,7 @@ class OnlyPicklesError(ValueError):
 
 
 def cannot_load(field: str, name: str, error: Exception | str) -> UserError:
-    """That what a field of a recipe names cannot be loaded, and why."""
+    """The error that what a field of a recipe names cannot be loaded, and why."""
     return UserError(f"{field}: {name!r} cannot be loaded: {error if isinstance(error, str) else reason(error)}")
 
 

@@ -70,12 +70,12 @@ class PretrainedHere:
 
     @property
     def hub_id(self) -> str:
-        """It is on no hub."""
+        """The model's name: it is on no hub."""
         return self.name
 
     @property
     def folder(self) -> Path:
-        """Where it is kept: another one for other settings."""
+        """The folder in which the model is kept: another one for other settings."""
         settings = json.dumps([self.vit, self.mean, self.std, self.task, self.training], sort_keys=True, default=dict)
         return cache_dir() / f"{self.name}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
 

@@ -101,7 +101,7 @@ def _format(word: str, choices: Sequence[str]) -> str:
 # ---------------------------------------------------------------- questions and their choices
 
 Form = Callable[[str, Sequence[str]], tuple[str, list[str]]]
-"""From a question and its choices: the prompt, and what a model may go on with, choice by choice."""
+"""A question and its choices become the prompt, and what a model may go on with, choice by choice."""
 
 
 def numbered(question: str, choices: Sequence[str]) -> tuple[str, list[str]]:
@@ -117,7 +117,7 @@ def cloze(
 
 
 QUESTION_FORMS: dict[str, Form] = {"cloze": cloze, "instruction": numbered}
-"""By `task.prompt`."""
+"""How a question is put, by `task.prompt`."""
 
 
 class Example(NamedTuple):

@@ -71,7 +71,7 @@ def load_images(data: HubData, split: str, classes: int) -> datasets.Dataset:
 
 
 def as_files(data: datasets.Dataset) -> datasets.Dataset:
-    """The same, with each image as its file: `bytes` or `path`."""
+    """A data set in which each image is its file: `bytes` or `path`."""
     with extra("train"):
         from datasets import Image
     for name, feature in data.features.items():

@@ -18,13 +18,13 @@ from ...errors import UserError
 from ...extras import extra
 
 UTF8 = "utf-8-sig"
-"""With the mark that some programs begin a file with, or without it."""
+"""UTF-8 with the mark that some programs begin a file with, or without it."""
 _NULL = re.compile(r"\s*null\b")
 _OPEN: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
 def suffix_of(path: Path) -> str:
-    """That of a file, or of the one that is packed in it."""
+    """The suffix of a file, or of the one that is packed in it."""
     return Path(path.stem if path.suffix.lower() in _OPEN else path.name).suffix.lower()
 
 

@@ -12,7 +12,7 @@ from ...extras import extra
 from ...files import reading
 
 CARD, STANDALONE = "README.md", ".huggingface.yaml"
-"""Where `datasets` looks for `configs`."""
+"""The files in which `datasets` looks for `configs`."""
 _FRONT = re.compile(r"\A\s*---[\r\n]+(.*?)[\r\n]+---", re.DOTALL)
 
 

@@ -84,7 +84,7 @@ def _with_all_columns(pieces: Pieces) -> Pieces:
 
 
 def _said(value: Any) -> Any:
-    """Of a list of messages, who says what and calls which tools, whatever else they have and in whatever order."""
+    """Who says what and calls which tools in a list of messages, whatever else they have and in whatever order."""
     if not isinstance(value, list):
         return value
     said = []

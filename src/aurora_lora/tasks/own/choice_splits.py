@@ -83,7 +83,7 @@ def _way(
     columns: Sequence[str],
     counts: bool,
 ) -> tuple[str, int]:
-    """As `way_of`, of the rows of pieces: of those that have options, as others are refused when they are read."""
+    """The way of the rows of pieces (`way_of`), of those that have options: others are refused when they are read."""
 
     def answers() -> Iterator[tuple[Any, Options]]:
         for piece in pieces:

@@ -125,7 +125,7 @@ def _cause(error: BaseException) -> str:
 
 
 def sha256_of(given: str) -> str | None:
-    """That of a file or of a folder's files; None where there is none that can be read."""
+    """The sha256 of a file or of a folder's files; None where there is none that can be read."""
     path = expanded(given)
     try:
         if path.is_file():
@@ -144,7 +144,7 @@ def folder_digest(folder: Path) -> str:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """Those of a folder that are neither hidden nor a cache that `datasets` keeps beside what it saved."""
+    """The files of a folder that are neither hidden nor a cache that `datasets` keeps beside what it saved."""
 
     def is_cache(path: Path) -> bool:
         return path.name.startswith("cache-") and (path.parent / "state.json").is_file()

@@ -198,7 +198,7 @@ def _by_split(folder: Path, data: Sequence[Path]) -> dict[str, list[str]]:
 
 
 def _absolute(file: Path, folder: Path) -> Path:
-    """As `datasets` names a file of a folder: a link to a file keeps its own name."""
+    """What `datasets` calls a file of a folder: a link to a file keeps its own name."""
     return folder.resolve() / file.relative_to(folder)
 
 

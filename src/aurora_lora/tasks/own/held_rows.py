@@ -87,7 +87,7 @@ def made_by_this_version(data: datasets.Dataset) -> None:
 
 @functools.cache
 def _makers() -> str:
-    """Of this package's source, and the versions of what it prepares conversations with."""
+    """A digest of this package's source, and of the versions of what it prepares conversations with."""
     names = ("transformers", "tokenizers", "trl", "datasets")
     found = [f"{name} {importlib.metadata.version(name)}" for name in names if importlib.util.find_spec(name)]
     for path in sorted(Path(__file__).parents[2].rglob("*.py")):

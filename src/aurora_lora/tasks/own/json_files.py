@@ -52,7 +52,7 @@ def from_rows(files: Mapping[str, Sequence[str]], encoding: str | None) -> datas
 def as_they_stand(
     loaded: datasets.DatasetDict, files: Mapping[str, Sequence[str]], encoding: str | None
 ) -> datasets.DatasetDict:
-    """The same rows, with what Arrow takes for times in JSON, which has none, as the texts that stand there; and with
+    """The loaded rows, with what Arrow takes for times in JSON, which has none, as the texts that stand there; and with
     what `datasets` changes where it rewrites rows, see `_is_rewritten`.
 
     Args:

@@ -196,7 +196,7 @@ def classes_of_data(
 
 
 def classes_of_run(pieces: Pieces, labels: dict[str, list[tuple[str, ...]]], known: Sequence[str]) -> dict[str, int]:
-    """As `classes_of_data`, of a finished run, which has learned those that are `known`.
+    """The classes of data for a finished run, which has learned those that are `known`; see `classes_of_data`.
 
     Raises:
         UserError: another one; names its row.

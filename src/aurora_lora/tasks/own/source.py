@@ -28,7 +28,7 @@ SPLITS = {
 }
 """The splits, and the names that they are looked for under."""
 ROWS, ROWS_OF_IMAGES = 1000, 16
-"""That are in memory at a time when a table is read."""
+"""How many rows are in memory at a time when a table is read, and when its rows have images."""
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class TextKind(Kind):
         return Data(task, tokenizer, encoded, pad, labels=labels, record=record, lengths=lengths)
 
     def dtype_of(self, task: Task) -> str:
-        """That of the labels of a batch."""
+        """The dtype of the labels of a batch."""
         return self.label_dtype
 
     def target(self, label: Any, count: int) -> Any:
