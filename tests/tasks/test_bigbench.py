@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from aurora_lora.errors import UserError
 from aurora_lora.tasks import SplitSizes, bigbench, get_task
-from aurora_lora.tasks.bigbench import BIG_BENCH, GROUPS, Question, read_questions, split_questions
+from aurora_lora.tasks.bigbench import BIG_BENCH, GROUPS, Item, read_questions, split_questions
 from aurora_lora.tasks.fetch import OfflineError, fetch
 from aurora_lora.tasks.prompts import alpaca
 
@@ -108,10 +108,10 @@ def test_the_first_form_is_the_default(files: Path) -> None:
             task.load_splits(SplitSizes(None, None, None), 0)
 
 
-def _questions(groups: int = 60) -> list[Question]:
+def _questions(groups: int = 60) -> list[Item]:
     """Groups of one to four questions."""
     return [
-        Question(f"question {group}.{n}", ("a", "b"), 0, f"group {group}")
+        Item(f"question {group}.{n}", ("a", "b"), 0, f"group {group}")
         for group in range(groups)
         for n in range(1 + group % 4)
     ]

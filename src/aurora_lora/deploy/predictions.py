@@ -20,7 +20,7 @@ from .inputs import Runner
 from .wrappers import plain_model
 
 Metric = Callable[[Tensor, Tensor], Mapping[str, float]]
-Kind = Literal["classes", "labels", "values"]
+PredictionKind = Literal["classes", "labels", "values"]
 """What predictions are: the logits of classes that rule each other out, of labels that do not, or something else."""
 
 
@@ -114,7 +114,7 @@ class _Predictions:
         labels: Tensor | None,
         *,
         shift: bool,
-        kind: Kind,
+        kind: PredictionKind,
     ) -> None:
         mine, theirs = _rows(logits, keep), _rows(reference, keep)  # (n, classes)
         self.n += len(mine)
@@ -261,7 +261,7 @@ def shifts_labels(model: nn.Module) -> bool:
     return type(plain_model(model)).__name__ not in _UNSHIFTED
 
 
-def _kind(model: nn.Module, output: Any) -> Kind:
+def _kind(model: nn.Module, output: Any) -> PredictionKind:
     """Whether the predictions are the logits of classes, of labels of which several can hold, or other values."""
     problem = getattr(getattr(plain_model(model), "config", None), "problem_type", None)
     if _is_matched(output):

@@ -18,7 +18,7 @@ from ..tasks.dreambooth import DREAMBOOTH
 from ..tasks.loading import cannot_load
 from ..training.base_commit import commit_of_pipeline, warn_of_another_commit
 from ..training.finished_run import FinishedRun, check_own_recipe, read_finished
-from ..training.gap_and_export import Exported, check_output
+from ..training.gap_and_export import Exported, check_export_folder
 from ..training.precision import check_dtype
 from ..training.reading import task_name, validate_as
 from ..training.storage import ADAPTER, RECIPE
@@ -65,7 +65,7 @@ def export_subject(
     run.check_form(form)
     if (why := no_lora(method, form)) is not None:
         raise UserError(f"{run.folder} cannot be exported: {why}")
-    check_output(output, overwrite)
+    check_export_folder(output, overwrite)
     with extra("diffusion"):
         from diffusers import UNet2DConditionModel
     try:

@@ -49,7 +49,7 @@ BIGBENCH = Archive(
 
 
 @dataclass(frozen=True)
-class Question:
+class Item:
     """A question, its choices and which one is right.
 
     Args:
@@ -62,7 +62,7 @@ class Question:
     group: str
 
 
-def read_questions(path: Path, group: Callable[[str], str]) -> list[Question]:
+def read_questions(path: Path, group: Callable[[str], str]) -> list[Item]:
     """Reads a `task.json`, each question once; one that stands there with two answers is left out.
 
     Args:
@@ -76,7 +76,7 @@ def read_questions(path: Path, group: Callable[[str], str]) -> list[Question]:
         rows = read_json(path)["examples"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no task.json of BIG-bench: {error}") from error
-    found: dict[tuple[str, frozenset[str]], Question] = {}
+    found: dict[tuple[str, frozenset[str]], Item] = {}
     contradicted = set()
     for number, row in enumerate(rows):
         try:
@@ -90,7 +90,7 @@ def read_questions(path: Path, group: Callable[[str], str]) -> list[Question]:
             raise UserError(
                 f"{path}, example {number}: expected an input and choices, one of them right; got {row!r:.80}"
             )
-        question = Question(text, choices, label, normalise(group(text)))
+        question = Item(text, choices, label, normalise(group(text)))
         key = (text, frozenset(choices))
         known = found.setdefault(key, question)
         if known.choices[known.label] != choices[label]:
@@ -100,7 +100,7 @@ def read_questions(path: Path, group: Callable[[str], str]) -> list[Question]:
     return [question for key, question in found.items() if key not in contradicted]
 
 
-def split_questions(questions: Sequence[Question], sizes: SplitSizes, split_seed: int) -> dict[str, list[Question]]:
+def split_questions(questions: Sequence[Item], sizes: SplitSizes, split_seed: int) -> dict[str, list[Item]]:
     """Train, validation and test: no group in two of them.
 
     The seed alone fixes one order of the groups (by a hash) and of the questions in each. Test is the head of that
@@ -110,7 +110,7 @@ def split_questions(questions: Sequence[Question], sizes: SplitSizes, split_seed
         UserError: more questions asked for than there are.
     """
 
-    def places(question: Question) -> tuple[bytes, bytes]:
+    def places(question: Item) -> tuple[bytes, bytes]:
         return place(question.group, split_seed), place(f"{question.text}\n{question.choices}", split_seed)
 
     order = sorted(questions, key=places)
@@ -123,7 +123,7 @@ def split_questions(questions: Sequence[Question], sizes: SplitSizes, split_seed
     return {"train": rest[::-1][: sizes.train], "validation": validation, "test": test}
 
 
-def _cut(order: list[Question], size: int) -> tuple[list[Question], list[Question]]:
+def _cut(order: list[Item], size: int) -> tuple[list[Item], list[Item]]:
     """The first `size`, and those that follow without the rest of the last group."""
     head, tail = order[:size], order[size:]
     return head, [one for one in tail if one.group != head[-1].group]

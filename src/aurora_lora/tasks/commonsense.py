@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import datasets
 
 Row = Mapping[str, Any]
-Question = tuple[str, Sequence[str], str | None]
+KeyedQuestion = tuple[str, Sequence[str], str | None]
 """Instruction, keys, and the key of the right answer (None: the row has no label that counts)."""
 
 CONVERTED = "refs/convert/parquet"
@@ -45,7 +45,7 @@ class TestSet:
     data: HubData
     split: str
     columns: tuple[str, ...]
-    question: Callable[[Row], Question]
+    question: Callable[[Row], KeyedQuestion]
     size: int
 
     __test__ = False  # not for pytest
@@ -56,44 +56,44 @@ def _numbered(word: str, choices: Sequence[str], index: int) -> tuple[list[str],
     return keys, keys[index] if 0 <= index < len(keys) else None
 
 
-def _boolq(row: Row) -> Question:
+def _boolq(row: Row) -> KeyedQuestion:
     """BoolQ's questions have no mark at the end; in LLM-Adapters each has one."""
     answer = row["answer"]
     instruction = prompts.true_false(f"{row['question'].removesuffix('?')}?")
     return instruction, ("true", "false"), None if answer is None else str(bool(answer)).lower()
 
 
-def _piqa(row: Row) -> Question:
+def _piqa(row: Row) -> KeyedQuestion:
     choices = (row["sol1"], row["sol2"])
     return prompts.solutions(row["goal"], choices), *_numbered("solution", choices, _index(row["label"]))
 
 
-def _siqa(row: Row) -> Question:
+def _siqa(row: Row) -> KeyedQuestion:
     choices = (row["answerA"], row["answerB"], row["answerC"])
     question = f"{row['context']} {row['question']}"
     return prompts.answers(question, choices), *_numbered("answer", choices, _index(row["label"]) - 1)
 
 
-def _hellaswag(row: Row) -> Question:
+def _hellaswag(row: Row) -> KeyedQuestion:
     choices = row["endings"]
     instruction = prompts.endings(row["activity_label"], row["ctx"], choices)
     return instruction, *_numbered("ending", choices, _index(row["label"]))
 
 
-def _winogrande(row: Row) -> Question:
+def _winogrande(row: Row) -> KeyedQuestion:
     choices = (row["option1"], row["option2"])
     return prompts.options(row["sentence"], choices), *_numbered("option", choices, _index(row["answer"]) - 1)
 
 
-def _arc(row: Row) -> Question:
+def _arc(row: Row) -> KeyedQuestion:
     return _lettered(row["question"], row)
 
 
-def _obqa(row: Row) -> Question:
+def _obqa(row: Row) -> KeyedQuestion:
     return _lettered(row["question_stem"], row)
 
 
-def _lettered(question: str, row: Row) -> Question:
+def _lettered(question: str, row: Row) -> KeyedQuestion:
     """ARC labels its choices A to E in most rows and 1 to 5 in others; the answer is one of the row's own labels."""
     choices, labels = row["choices"]["text"], row["choices"]["label"]
     index = labels.index(row["answerKey"]) if row["answerKey"] in labels else -1

@@ -128,7 +128,7 @@ def export(
     check_dtype(dtype)
     form = form or run.deployed_form
     run.check_mergeable(form)
-    check_output(output, overwrite)
+    check_export_folder(output, overwrite)
     model, processor = load_trained_model(run)
     base = hub_name(run.recipe.model)
     try:
@@ -157,7 +157,7 @@ def need_aurora(run: TrainedRun) -> None:
         raise UserError(f"{run.folder} is a run of {run.recipe.method.name}: only AuroRA runs have forms to compare")
 
 
-def check_output(output: Path, overwrite: bool) -> None:
+def check_export_folder(output: Path, overwrite: bool) -> None:
     """Raise a UserError where an export would replace something that it may not: anything but an export and its
     card."""
     settle(output)
