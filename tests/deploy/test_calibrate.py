@@ -3,12 +3,13 @@
 import copy
 import dataclasses
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 import aurora_lora
@@ -20,6 +21,10 @@ from aurora_lora.deploy.moments import LayerMoments, SharedInput, Target
 from aurora_lora.deploy.products import mirror
 from aurora_lora.deploy.solve import RIDGES, solve
 from aurora_lora.tuner import aurora_layers
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from calibrated import assert_same, matrices
 
 calibrate_module = sys.modules["aurora_lora.deploy.calibrate"]  # the package's own name for it is the function
 
@@ -252,6 +257,81 @@ def test_sharing_changes_nothing(make_bert, config, batches, share_inputs):
     for entry, (name, layer) in zip(report.layers, aurora_layers(model), strict=True):
         expected = least_squares(layer, inputs[name], entry.ridge)
         torch.testing.assert_close(layer.aurora_A_cal["default"].double(), expected, atol=1e-5, rtol=1e-4)
+
+
+class CalledTwice(nn.Module):
+    """q sees two inputs in each pass, and k one of them."""
+
+    def __init__(self, order):
+        super().__init__()
+        self.q, self.k = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.order = order
+
+    def forward(self, x):
+        seen = {"x": x, "other": 3 * x[:, :2].repeat(1, 2) - 1}
+        return sum((self.q if name == "q" else self.k)(seen[which]) for name, which in self.order)
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        [("q", "x"), ("k", "x"), ("q", "other")],
+        [("q", "x"), ("q", "other"), ("k", "other")],
+        [("q", "x"), ("q", "other"), ("k", "other"), ("k", "other")],  # as many vectors, and not the same
+        [("q", "x"), ("k", "x"), ("k", "other"), ("q", "x")],
+    ],
+)
+@pytest.mark.parametrize("max_memory", [None, 70 * 2**20])
+def test_a_layer_that_also_sees_other_inputs_shares_none(order, max_memory, monkeypatch):
+    if max_memory:  # one layer at a time, after a look at which share their inputs
+        monkeypatch.setattr("aurora_lora.deploy.plan.work_bytes", lambda targets: max_memory - 200)
+
+    def found(**options):
+        torch.manual_seed(0)
+        model = get_peft_model(CalledTwice(order), AuroraConfig(target_modules=["q", "k"], init_weights=False))
+        report = calibrate(model, [torch.randn(16, 4) for _ in range(3)], max_memory=max_memory, **options)
+        return [layer.vectors for layer in report.layers], matrices(model)
+
+    vectors, shared = found()
+    alone = found(share_inputs=False)
+    assert vectors == alone[0]
+    assert_same(shared, alone[1], atol=0)
+
+
+class Later(nn.Module):
+    """k joins q at the second batch only."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.q(x) + self.k(x) if x[0, 0] > 0 else self.q(x)
+
+
+def test_a_layer_that_comes_later_shares_nothing_that_it_has_missed():
+    torch.manual_seed(0)
+    model = get_peft_model(Later(), AuroraConfig(target_modules=["q", "k"], init_weights=False))
+    report = calibrate(model, [-torch.rand(8, 4), torch.rand(8, 4)])
+    assert [layer.vectors for layer in report.layers] == [16, 8]
+
+
+def test_projections_of_relative_positions_too(make_deberta, batches):
+    def found(**options):
+        names = ["query_proj", "key_proj", "value_proj", "dense"]
+        model = get_peft_model(make_deberta(), AuroraConfig(target_modules=names, init_weights=False))
+        return calibrate(model, batches, **options).layers, matrices(model)
+
+    shared, alone = found(), found(share_inputs=False)
+    assert [(layer.layer, layer.vectors) for layer in shared[0]] == [(layer.layer, layer.vectors) for layer in alone[0]]
+    assert_same(shared[1], alone[1], atol=0)
+
+
+def test_merges_of_projections_of_relative_positions_too(make_deberta, batches):
+    torch.manual_seed(1)
+    lora = LoraConfig(target_modules=["query_proj", "key_proj", "value_proj"], init_lora_weights=False)
+    found = merge_gap(get_peft_model(make_deberta(), lora), batches, merges=True)
+    assert {len(merge.layers) for merge in found.merges} == {6}
 
 
 class SometimesShared(nn.Module):

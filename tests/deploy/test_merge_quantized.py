@@ -6,6 +6,7 @@ import inspect
 import sys
 import warnings
 import weakref
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ import torch.multiprocessing as mp
 from peft import IA3Config, LoraConfig, RoadConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from aurora_lora import (
     AlreadyMergedError,
@@ -325,6 +326,26 @@ def test_little_memory_takes_more_passes_and_gives_the_same(folder):
     assert same(state(wide), state(narrow))
     with pytest.raises(CalibrationError, match=r"needs .* MiB"):
         merge_quantized(quantised.adapted(quantised.load(folder, "nf4"), "lora"), INPUTS, max_memory="1MiB")
+
+
+def test_projections_of_relative_positions_too(make_deberta, monkeypatch, tmp_path):
+    make_deberta().save_pretrained(tmp_path)
+    names = ["query_proj", "key_proj", "value_proj"]
+    data = [{**batch, "input_ids": batch["input_ids"] % 100} for batch in INPUTS[:2]]
+
+    def merged():
+        base = AutoModelForSequenceClassification.from_pretrained(
+            tmp_path, quantization_config=quantised.FORMATS["int8"](), dtype=torch.float32, device_map={"": "cpu"}
+        ).eval()
+        torch.manual_seed(1)
+        model = get_peft_model(base, LoraConfig(target_modules=names, init_lora_weights=False))
+        with pytest.warns(UserWarning, match="rounds them again"):
+            return merge_quantized(model, data).layers
+
+    shared = merged()
+    monkeypatch.setattr("aurora_lora.deploy.adapted.Collector", partial(Collector, share_inputs=False))
+    assert len(shared) == 6
+    assert merged() == shared
 
 
 def test_nothing_of_earlier_inputs_is_held_while_more_are_collected(folder, monkeypatch):

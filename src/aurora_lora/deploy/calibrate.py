@@ -132,8 +132,9 @@ def calibrate(
         max_memory: bound on the memory for moments and their solution, in bytes or as in "4GiB"; half of what is free
             if None, and nine tenths for a layer that needs more. Layers are worked through in groups that fit, with a
             pass over the batches for each.
-        share_inputs: sum E[x x^T] once for layers that are called one after another with the same tensor. Off costs
-            time and memory, and is needed only by models that do so in some passes and not in others.
+        share_inputs: sum E[x x^T] once for layers that are called one after another with the same tensor, and with no
+            other. Off costs time and memory, and is needed only by models that do so with some batches and not with
+            later ones.
         tokenizer: turns the texts of a `datasets.Dataset` into tokens.
         text_columns: the column of the dataset with the texts, "text" if None, or the two of pairs of texts. A dataset
             of conversations (`messages`, or `prompt` and `completion`) or of preferences (`chosen`, with `prompt` or

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import CalibrationError, NotFiniteInputsError
 from ..tuner.tensors import computing_device
@@ -13,6 +13,7 @@ from .batch import Batch
 from .batches import no_batches
 from .inputs import Runner, input_geometry, watched_inputs
 from .moments import LayerMoments, SharedInput, Target
+from .passes import random_state_of_now
 from .processes import calls_of_processes, several_processes
 
 _NOT_SHARED = "{} saw the same input as {} in the first batch, but not in a later one"
@@ -27,7 +28,9 @@ class Collector:
     Args:
         runner: runs the model.
         targets: the layers.
-        share_inputs: sum x x^T once for layers that are called one after another with the same tensor.
+        share_inputs: sum x x^T once for layers that are called one after another with the same tensor, and in their
+            first batch with no other. Where one of them is called with another too, as a projection that a model also
+            puts its relative positions through, that batch is run once more, for a sum of each alone.
         sliced: take the moments in exact float32 products on devices where float64 is slow; see `add_gram`.
         watch_only: only see which layers share an input, without any sums.
     """
@@ -49,17 +52,27 @@ class Collector:
         self.layers: dict[str, LayerMoments] = {}
         self.failure: CalibrationError | None = None
         self._latest: SharedInput | None = None
+        self._earlier: set[str] = set()  # the layers that an earlier batch has reached
+        self._alone: set[str] = set()  # those that turned out to share no input
+        self._again: set[str] | None = None  # while a batch is run once more: the only ones that are summed
         self._idle: dict[str, bool] = {}
 
     def _input_of(self, target: Target, x: Tensor) -> SharedInput:
         """At a layer's first call: the input of the layers called just before with this very tensor, or its own."""
         latest, geometry = self._latest, input_geometry(target.module)
-        same = latest is not None and latest.is_seen(x) and latest.geometry == geometry
-        if self.share_inputs and latest is not None and same:
+        if latest is not None and self._may_join(target, latest) and latest.is_seen(x) and latest.geometry == geometry:
             return latest
         return SharedInput(target.name, geometry)
 
+    def _may_join(self, target: Target, shared: SharedInput) -> bool:
+        """Whether nothing of an input is missed by a layer that joins it now: it is one of this batch."""
+        return (
+            self.share_inputs and not {target.name, shared.leader} & self._alone and shared.leader not in self._earlier
+        )
+
     def _see(self, target: Target, x: Tensor) -> None:
+        if self._again is not None and target.name not in self._again:
+            return
         if target.name not in self.layers:
             self.layers[target.name] = LayerMoments(target, self._input_of(target, x))
         layer = self.layers[target.name]
@@ -67,13 +80,49 @@ class Collector:
         if layer.leads:
             shared.see(x)
         elif not shared.is_seen(x):
-            raise self._apart(_NOT_SHARED.format(target.name, shared.leader))
+            self._part(layer)
         for vectors in self.runner.pieces(target.module, x):
             if layer.leads:
                 shared.vectors += len(vectors)
             layer.vectors += len(vectors)
             if not self.watch_only:
                 layer.add(vectors, self.sliced)
+        if layer.vectors != shared.vectors:  # the leader was called with another one before
+            self._part(layer)
+
+    def _part(self, layer: LayerMoments) -> None:
+        """A layer was not called with all that its leader was called with: the sums of this batch are taken anew.
+
+        Raises:
+            CalibrationError: they have shared their inputs in an earlier batch.
+        """
+        if layer.shared.leader in self._earlier:
+            raise self._apart(_NOT_SHARED.format(layer.target.name, layer.shared.leader))
+        self._alone |= {name for name, each in self.layers.items() if each.shared is layer.shared}
+
+    def _run(self, batch: Batch, watched: list[nn.Module], may_repeat: bool) -> None:
+        """One batch; once more where layers that it was the first to reach seemed to share an input and do not."""
+        self._earlier, put_back = set(self.layers), random_state_of_now()
+        self.runner.run(batch, watched)
+        for layer in self._new():
+            if layer.vectors != layer.shared.vectors:
+                self._part(layer)
+        again = {layer.target.name for layer in self._new()} & self._alone
+        if not again:
+            return
+        if not may_repeat:
+            layer = next(each for each in self._new() if each.target.name in again and not each.leads)
+            raise self._apart(_NOT_SHARED.format(layer.target.name, layer.shared.leader))
+        for name in again:
+            del self.layers[name]
+        put_back()
+        self._again = again
+        self.runner.run(batch, watched)
+        self._again = None
+
+    def _new(self) -> list[LayerMoments]:
+        """The layers that no earlier batch has reached."""
+        return [layer for name, layer in self.layers.items() if name not in self._earlier]
 
     def _check_shared(self, layer: LayerMoments) -> None:
         if layer.vectors != layer.shared.vectors:
@@ -94,7 +143,7 @@ class Collector:
         try:
             with watched_inputs((target.module, partial(self._see, target)) for target in self.targets):
                 for batch in batches:
-                    self.runner.run(batch, watched)
+                    self._run(batch, watched, may_repeat=n == 0 or not several_processes())
                     n += 1
                     if self.watch_only and not several_processes() and not self._trained_and_unreached():
                         break  # see `probe`: several end at the same batch

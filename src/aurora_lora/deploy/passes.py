@@ -28,7 +28,7 @@ def evaluated(model: nn.Module) -> Iterator[None]:
     """
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=_gpus_of(model)))
-        stack.callback(_random_state_of_now())
+        stack.callback(random_state_of_now())
         stack.callback(iterations_of_now())
         stack.enter_context(torch.no_grad())
         stack.enter_context(_unpacked_weights(model))
@@ -59,7 +59,7 @@ def seed_torch(model: nn.Module, seed: int) -> None:
         torch.cuda.default_generators[gpu].manual_seed(seed)
 
 
-def _random_state_of_now() -> Callable[[], None]:
+def random_state_of_now() -> Callable[[], None]:
     """What sets Python's, NumPy's and PyTorch's random state on the CPU to what they are now."""
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
 
@@ -91,7 +91,7 @@ class Passes:
         self.batches = batches
         self.passes = 0
         self.progress = progress  # what a bar on stderr says; without one, there is none
-        self._begin = _random_state_of_now()
+        self._begin = random_state_of_now()
         self._held: list[Batch] | None = None
         self._room: float = math.inf if isinstance(batches, Iterator) else HELD_BYTES
         self._coming: Iterator[Batch] | None = None  # what is still to be held
