@@ -64,8 +64,12 @@ def test_the_patches_are_what_the_base_layer_sees(case):
 def test_patches_in_pieces_are_the_same_patches(case, rows):
     make, shape = CASES[case]
     layer, x = adapt(make).base_model.model[0], data(shape)
-    pieces, patches = list(layer.input_pieces(x, rows)), layer.input_vectors(x)
+    found, patches = list(layer.input_pieces(x, rows)), layer.input_vectors(x)
+    pieces, groups = zip(*found, strict=True)
     assert torch.equal(torch.cat(pieces), patches)
+    n, of = layer.get_base_layer().groups, torch.arange(len(patches))
+    positions = layer.base_layer(x).shape[-layer.dimensions :].numel()
+    assert torch.equal(torch.cat(groups), of // positions % n)
     line = layer.base_layer(x).shape[-layer.dimensions :][1:].numel()
     assert max(map(len, pieces)) <= max(rows, line)
     assert len(pieces) == 1 or rows < len(patches)
@@ -118,6 +122,25 @@ def test_the_calibrated_matrix_is_the_least_squares_solution():
     gap = merge_gap(model, inputs)
     found = {entry.form: entry.relative_error for entry in gap.layers}
     assert found["calibrated"] < found["static"]
+
+
+@pytest.mark.parametrize("case", ["conv2d", "conv2d-groups", "conv2d-depthwise", "conv2d-unbatched"])
+def test_the_gap_is_that_of_the_outputs(case):
+    make, shape = CASES[case]
+    model, x = adapt(make), data(shape)
+    layer = model.base_model.model[0]
+    calibrate(model, [x, x + 1])
+    outputs = {}
+    for form in ("dynamic", "static", "calibrated"):
+        with torch.no_grad(), set_form(model, form):
+            update = torch.stack([model(each) - layer.base_layer(each) for each in (x, x - 1)])
+        outputs[form] = update.movedim(-layer.dimensions - 1, 0).flatten(1)  # (d_out, positions of all images)
+    trained = outputs["dynamic"]
+    for entry in merge_gap(model, [x, x - 1]).layers:
+        error = trained - outputs[entry.form]
+        variance = (trained - trained.mean(1, keepdim=True)).square().sum()
+        assert entry.relative_error == pytest.approx(float(error.norm() / trained.norm()), rel=1e-6)
+        assert entry.explained_variance == pytest.approx(1 - float(error.square().sum() / variance), rel=1e-6)
 
 
 @pytest.mark.parametrize(

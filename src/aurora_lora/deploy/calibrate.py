@@ -112,9 +112,11 @@ def calibrate(
     over the inputs x that reach the layer when the trained (dynamic) model runs on `batches`. DA is the best linear map
     of z = Ax, which few inputs determine; lambda is the best by generalised cross-validation (docs/method.md). As the
     layer's output is s B sigma(Ax), `s B A_cal` is then the best linear map for the whole update, and still of rank r.
-    Moments are taken and solved in float64 (`deploy/products.py` says how on GPUs where that is slow); layers that see
-    the same input (q, k and v) share them. The matrices are stored with the adapter; `eval_form` is not changed.
-    Training mode, hooks and the random state are as before when it returns or raises.
+    The groups of a convolution share A, and one map is fitted to the patches of all of them; of one group, with its own
+    rows of B, another may be better. Moments are taken and solved in float64 (`deploy/products.py` says how on GPUs
+    where that is slow); layers that see the same input (q, k and v) share them. The matrices are stored with the
+    adapter; `eval_form` is not changed. Training mode, hooks and the random state are as before when it returns or
+    raises.
 
     With `torch.distributed` initialised, the moments are summed over all processes: call it on every one of them.
 

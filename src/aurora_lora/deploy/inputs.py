@@ -187,10 +187,14 @@ class Runner:
 
     def pieces(self, module: Any, x: Tensor) -> Iterator[Tensor]:
         """`vectors`, the patches of a convolution a few at a time."""
+        return (vectors for vectors, _ in self.grouped_pieces(module, x))
+
+    def grouped_pieces(self, module: Any, x: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """`pieces`, of a convolution with the group (n,) that each patch is of."""
         if input_geometry(module):
             yield from module.input_pieces(x, rows_of_piece(module.d_in))
         else:
-            yield self.vectors(module, x)
+            yield self.vectors(module, x), None
 
     def _mask_name(self, module: nn.Module, x: Tensor) -> str:
         if self.encoder is None or module in self._encoder_modules:

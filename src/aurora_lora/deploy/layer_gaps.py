@@ -6,14 +6,16 @@ import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import CalibrationError
 from ..forms import FormName
 from ..tuner import AuroraLayer, active_layers
-from .float64 import ROUNDING, float64_pieces, to_float64
-from .inputs import Runner, watched_inputs
+from .float64 import ROUNDING, row_pieces, to_float64
+from .inputs import Runner, input_geometry, watched_inputs
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ class FormSums:
         return watched_inputs((entry.layer, partial(self._add, entry)) for entry in self.layers.values())
 
     def _add(self, entry: _LayerSums, x: Tensor) -> None:
-        for vectors in self.runner.pieces(entry.layer, x):
-            entry.add(vectors)
+        for vectors, groups in self.runner.grouped_pieces(entry.layer, x):
+            entry.add(vectors, groups)
 
     def result(self) -> tuple[LayerGap, ...]:
         """The gaps of the layers that inputs reached; others must have B = 0.
@@ -65,37 +67,51 @@ class FormSums:
 
 
 class _LayerSums:
-    """The sums of one adapter of one layer. |B v|^2 = v^T (B^T B) v is taken in the rank space."""
+    """The sums of one adapter of one layer. |B v|^2 = v^T (B^T B) v is taken in the rank space.
+
+    Of a convolution with groups, each group has its own rows of B, which are all that its vectors meet.
+    """
 
     def __init__(self, layer: AuroraLayer, name: str, forms: list[FormName]) -> None:
         self.layer, self.name = layer, name
         factors = {form: layer.get_factors(name, form) for form in forms}
         self.matrices = {form: to_float64(lora_A) for form, (lora_A, _) in factors.items()}
         B = to_float64(factors[forms[0]][1])  # s B: the scale drops out of every ratio
-        self.gram = B.T @ B
+        base: Any = layer.get_base_layer()
+        rows = B.view(base.groups if input_geometry(layer) else 1, -1, B.shape[1])
+        self.gram = rows.transpose(1, 2) @ rows  # (groups, r, r)
         self.n = 0
         self.power = 0.0
-        self.mean = B.new_zeros(B.shape[1])
+        self.total = B.new_zeros(len(rows), B.shape[1])
         self.errors = dict.fromkeys(forms, 0.0)
 
-    def _square(self, v: Tensor) -> float:
-        return float(((v @ self.gram) * v).sum())
+    def _square(self, v: Tensor, groups: Tensor) -> float:
+        """|B v|^2, summed over v (n, r), each of its group (n,)."""
+        if len(self.gram) == 1:
+            return float(((v @ self.gram[0]) * v).sum())
+        columns = zip(self.gram.unbind(2), v.unbind(1), strict=True)  # (n, r, r) would be a lot of memory
+        return float((sum(column[groups] * values[:, None] for column, values in columns) * v).sum())
 
-    def add(self, x: Tensor) -> None:
+    def add(self, x: Tensor, groups: Tensor | None) -> None:
+        """Take in vectors x (n, d_in), of a convolution with the group (n,) of each."""
         x = x.to(self.layer.aurora_A[self.name].dtype)  # what the layer computes with
         sigma = to_float64(self.layer.sigma(self.name, self.layer.hidden_values(self.name, x)))  # (n, r)
         self.n += len(sigma)
-        self.power += self._square(sigma)
-        self.mean += sigma.sum(0)
-        for piece, inputs in float64_pieces(sigma, x):
+        of = torch.zeros_like(sigma[:, 0], dtype=torch.int64) if groups is None else groups.to(sigma.device)
+        self.power += self._square(sigma, of)
+        self.total.index_add_(0, of, sigma)
+        for rows in row_pieces(len(x), max(x.shape[1], sigma.shape[1])):
+            inputs = to_float64(x[rows])
             for form, M in self.matrices.items():
-                self.errors[form] += self._square(piece - inputs @ M.T)
+                self.errors[form] += self._square(sigma[rows] - inputs @ M.T, of[rows])
 
     def result(self, path: str, name: str) -> list[LayerGap]:
         if not math.isfinite(self.power):
             raise CalibrationError(f"The adapter of {path} gives no finite numbers: is the model or a batch broken?")
-        mean = self.mean / self.n
-        variance = self.power - self.n * self._square(mean[None])
+        n = self.n / len(self.total)  # of each group
+        variance = self.power - n * self._square(
+            self.total / n, torch.arange(len(self.total), device=self.total.device)
+        )
         return [
             LayerGap(path, name, form, _ratio(error, self.power) ** 0.5, _explained(error, variance, self.power))
             for form, error in self.errors.items()

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -107,16 +108,21 @@ class _AuroraConv(AuroraLayer):
         """The patches of each group, (N * groups * positions, d_in), padding included as the convolution sees it."""
         return self._patches(x).reshape(-1, self.d_in)
 
-    def input_pieces(self, x: Tensor, rows: int) -> Iterator[Tensor]:
-        """`input_vectors` a few at a time: `rows` of them, or those along the last axes where these are more.
+    def input_pieces(self, x: Tensor, rows: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """`input_vectors` a few at a time, (n, d_in), with the group (n,) that each is of: `rows` of them, or those
+        along the last axes where these are more.
 
         Laid out all at once, they are as many times the input as the kernel has places.
         """
+        base: Any = self.get_base_layer()
         patches = self._patches(x)
+        groups = torch.arange(len(patches), device=x.device) % base.groups
         lines = max(1, rows // math.prod(patches.shape[2 : 1 + self.dimensions]))
-        for images in patches.split(max(1, lines // patches.shape[1])):
-            for piece in images.split(lines, dim=1):
-                yield piece.reshape(-1, self.d_in)
+        images = max(1, lines // patches.shape[1])
+        for some, of_some in zip(patches.split(images), groups.split(images), strict=True):
+            for piece in some.split(lines, dim=1):
+                vectors = piece.reshape(-1, self.d_in)
+                yield vectors, of_some.repeat_interleave(len(vectors) // len(of_some))
 
     def _patches(self, x: Tensor) -> Tensor:
         """(N * groups, *positions, channels of a group, *kernel): a view of the padded input."""
