@@ -58,8 +58,10 @@ class SharedInput:
         self.last = weakref.ref(x), changes(x)
 
     def is_seen(self, x: Tensor) -> bool:
-        """Whether x is what the leader was last called with, and is unchanged since."""
-        return self.last is not None and self.last[0]() is x and self.last[1] == changes(x)
+        """Whether x is known to be what the leader was last called with, and unchanged since."""
+        if self.last is None or x.is_inference():  # of which no changes are counted
+            return False
+        return self.last[0]() is x and self.last[1] == changes(x)
 
     def make_room(self, d_in: int, device: torch.device) -> Tensor:
         """The sum, which starts as zeros."""

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..meanwhile import meanwhile
-from ..tuner.tensors import computing_device
+from ..tuner.tensors import computing_device, ordinary_tensors
 from .batch import Batch, bytes_of, copied
 from .loaders import iterations_of_now
 from .processes import several_processes
@@ -22,7 +22,8 @@ from .processes import several_processes
 
 @contextmanager
 def evaluated(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients; modes, random states and Accelerate's as before at the end, also after an error.
+    """Eval mode, no gradients, no inference mode; modes, random states and Accelerate's as before at the end, also
+    after an error.
 
     A weight of bitsandbytes stays as it is stored: see `_unpacked_weights`.
     """
@@ -30,7 +31,7 @@ def evaluated(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.random.fork_rng(devices=_gpus_of(model)))
         stack.callback(random_state_of_now())
         stack.callback(iterations_of_now())
-        stack.enter_context(torch.no_grad())
+        stack.enter_context(ordinary_tensors())  # inference mode keeps no count of changes in place
         stack.enter_context(_unpacked_weights(model))
         if any(map(_is_compiled, model.modules())):
             stack.enter_context(torch.compiler.set_stance("force_eager"))  # a compiled graph does not see new hooks
