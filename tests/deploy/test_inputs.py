@@ -17,10 +17,16 @@ from transformers import (
     BertForMultipleChoice,
     BioGptConfig,
     BioGptForSequenceClassification,
+    EncoderDecoderConfig,
+    EncoderDecoderModel,
+    FSMTConfig,
+    FSMTModel,
     LongformerConfig,
     LongformerForSequenceClassification,
     T5Config,
     T5ForConditionalGeneration,
+    XLNetConfig,
+    XLNetModel,
 )
 
 from aurora_lora import AuroraConfig, CalibrationError, align, calibrate, lora_factors, merge_gap, probe
@@ -117,6 +123,73 @@ def test_encoder_decoder_leaves_the_padding_of_both_sides_out(kind):
     vectors = {entry.layer: entry.vectors for entry in report.layers}
     found = {part: next(n for name, n in vectors.items() if name.endswith(end)) for part, end in names.items()}
     assert found == {"encoder": 28, "decoder": 18, "cross_k": 28, "cross_q": 18}
+
+
+def test_what_an_encoders_output_is_projected_to_has_its_mask() -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 30, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    wide, narrow = (BertConfig(hidden_size=width, **sizes) for width in (16, 8))
+    config = EncoderDecoderConfig.from_encoder_decoder_configs(wide, narrow)
+    config.decoder_start_token_id = config.pad_token_id = 0
+    names = ["enc_to_dec_proj", "crossattention.self.key", "crossattention.self.query"]
+    model = get_peft_model(EncoderDecoderModel(config), AuroraConfig(target_modules=names, init_weights=False))
+    ids, mask, labels = torch.randint(3, 30, (4, 9)), torch.ones(4, 9).long(), torch.randint(3, 30, (4, 9))
+    mask[:2, 5:], labels[1:, 3:] = 0, -100
+    report = calibrate(model, [{"input_ids": ids, "attention_mask": mask, "labels": labels}])
+    found = {layer.layer.rpartition(".")[2]: layer.vectors for layer in report.layers}
+    assert found == {"key": 28, "enc_to_dec_proj": 28, "query": 18}
+
+
+def recorded(model: nn.Module, layers: dict[str, Any], batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a runner takes for the vectors of each layer."""
+    seen: dict[str, Tensor] = {}
+    with Runner(model, "calibrate") as runner, torch.no_grad():
+        for name, layer in layers.items():
+            hook = lambda module, args, name=name: seen.update({name: runner.vectors(module, args[0])})  # noqa: E731
+            layer.register_forward_pre_hook(hook)
+        runner.run(batch)
+    return seen
+
+
+@pytest.mark.parametrize("texts", [5, 4])
+def test_models_that_put_tokens_first(texts: int) -> None:
+    """Also of as many tokens as texts, so that shapes cannot tell the two."""
+    torch.manual_seed(0)
+    ids, mask = torch.randint(3, 30, (texts, 5)), torch.ones(texts, 5).long()
+    mask[1:, 2:] = 0
+    xlnet = XLNetModel(XLNetConfig(vocab_size=30, d_model=16, n_layer=2, n_head=2, d_inner=24)).eval()
+    batch = {"input_ids": ids, "attention_mask": mask}
+    seen = recorded(xlnet, {"second": xlnet.layer[1].ff.layer_1}, batch)["second"]
+    ends: list[Tensor] = []
+    xlnet.layer[1].ff.register_forward_pre_hook(lambda _, args: ends.append(args[0].transpose(0, 1)))
+    with torch.no_grad():
+        xlnet(**batch)
+    assert torch.equal(seen, ends[0][mask.bool()])
+
+
+@pytest.mark.parametrize("texts", [5, 4])
+def test_a_translator_that_puts_tokens_first(texts: int) -> None:
+    torch.manual_seed(0)
+    ids, mask = torch.randint(3, 30, (texts, 5)), torch.ones(texts, 5).long()
+    mask[1:, 2:] = 0
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    config = FSMTConfig(langs=["en", "de"], src_vocab_size=30, tgt_vocab_size=30, **sizes, **heads)
+    model = FSMTModel(config).eval()
+    encoder, decoder = model.encoder.layers[0], model.decoder.layers[0]
+    layers = {"encoder": encoder.fc2, "cross": decoder.encoder_attn.k_proj, "query": decoder.encoder_attn.q_proj}
+    of_decoder = torch.ones(texts, 5).long()
+    of_decoder[:2, 3:] = 0
+    given = {"decoder_input_ids": ids.flip(0), "decoder_attention_mask": of_decoder}
+    seen = recorded(model, layers, {"input_ids": ids, "attention_mask": mask, **given})
+    with torch.no_grad():
+        hidden = model.encoder(ids, attention_mask=mask).last_hidden_state
+    assert torch.equal(seen["cross"], hidden[mask.bool()])
+    assert {name: len(one) for name, one in seen.items()} == {
+        "encoder": int(mask.sum()),
+        "cross": int(mask.sum()),
+        "query": int(of_decoder.sum()),
+    }
 
 
 def test_masks_of_flattened_inputs():

@@ -125,7 +125,8 @@ def calibrate(
         batches: a few hundred inputs, no labels: a DataLoader or another iterable of dicts of tensors (passed to the
             model as keyword arguments, or whole where it takes the batch as its one argument), of tensors, or of tuples
             that start with one; or a `datasets.Dataset`, with `tokenizer`. Positions where the `attention_mask` of a
-            text is 0 are left out. Where several passes are needed, each has the same batches: those of an iterator,
+            text is 0 are left out, but for experts of a mixture, which are linear layers of their own and get what is
+            routed to them. Where several passes are needed, each has the same batches: those of an iterator,
             and in a single process up to 256 MiB of others, are kept in memory until it returns. More are read anew
             from the same random state of Python, NumPy and PyTorch, by which a loader shuffles unless it has a
             generator or persistent workers of its own.

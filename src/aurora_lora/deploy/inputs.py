@@ -25,8 +25,9 @@ class Runner:
     """Runs batches through a model and knows, for each layer's input, which vectors are padding.
 
     In an encoder-decoder model the positions of the encoder and of the decoder are told apart: a layer inside the
-    encoder, and one outside that is fed the encoder's output (the keys and values of cross-attention), has the
-    encoder's mask; any other has the decoder's.
+    encoder, and one outside that is fed the encoder's output, projected or not (the keys and values of
+    cross-attention), has the encoder's mask; any other has the decoder's. Experts of a mixture get the tokens that are
+    routed to them, of which no mask tells which are padding: all of them count.
 
     Args:
         model: to run.
@@ -41,12 +42,12 @@ class Runner:
         self.masks: dict[str, Tensor] = {}
         self._has_content: Tensor | None = None  # whether some position of the batches so far is no padding
         self._check_loaded()
-        self._encoder_output: weakref.ref[Tensor] | None = None
-        self._hook: torch.utils.hooks.RemovableHandle | None = None
+        self._encoder_outputs: list[weakref.ref[Tensor]] = []
+        self._hooks = ExitStack()
         self.encoder = self._find_encoder()
         self._model_type = getattr(getattr(unwrapped(model), "config", None), "model_type", None)
-        attention = (module for module in model.modules() if type(module).__name__ in _TOKEN_FIRST)
-        self._token_first = {part for module in attention for part in module.modules()}
+        token_first = (module for module in model.modules() if _class_of(module) in _TOKEN_FIRST)
+        self._token_first = {part for module in token_first for part in module.modules()}
         self._encoder_modules = set(self.encoder.modules()) if self.encoder is not None else set()
 
     def _check_loaded(self) -> None:
@@ -78,18 +79,19 @@ class Runner:
 
     def __enter__(self) -> Runner:
         if self.encoder is not None:
-            self._hook = self.encoder.register_forward_hook(self._remember)
+            for module in (self.encoder, getattr(unwrapped(self.model), _PROJECTION, None)):
+                if isinstance(module, nn.Module):
+                    self._hooks.callback(module.register_forward_hook(self._remember).remove)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._hook is not None:
-            self._hook.remove()
+        self._hooks.close()
 
     def _remember(self, _: nn.Module, args: Any, output: Any) -> None:
         hidden = output[0] if not isinstance(output, Tensor) else output
-        self._encoder_output = weakref.ref(hidden)
+        self._encoder_outputs.append(weakref.ref(hidden))
 
     def run(self, batch: Batch, watched: Collection[nn.Module] = ()) -> Any:
         """One forward pass.
@@ -131,7 +133,7 @@ class Runner:
         Raises:
             TypeError: the batch is no dict, tensor, tuple or list.
         """
-        self.masks, self._encoder_output = {}, None
+        self.masks, self._encoder_outputs = {}, []
         first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
         if isinstance(first, Tensor):
             self._has_content = torch.ones((), dtype=torch.bool, device=self.device)
@@ -181,8 +183,10 @@ class Runner:
 
     def _as_in_mask(self, module: nn.Module, x: Tensor, mask: Tensor) -> Tensor | None:
         """x as (*mask.shape, d_in), if it is of those tokens; some models pad texts further by themselves."""
+        if x.dim() == 3 and module in self._token_first:
+            x = x.transpose(0, 1)
         if x.dim() == 3 and self._model_type in _PAD_FURTHER:
-            x = (x.transpose(0, 1) if module in self._token_first else x)[:, : mask.shape[1]]
+            x = x[:, : mask.shape[1]]
         return x if x.shape[:-1] == mask.shape else None
 
     def pieces(self, module: Any, x: Tensor) -> Iterator[Tensor]:
@@ -199,8 +203,21 @@ class Runner:
     def _mask_name(self, module: nn.Module, x: Tensor) -> str:
         if self.encoder is None or module in self._encoder_modules:
             return "attention_mask"
-        fed_by_encoder = self._encoder_output is not None and self._encoder_output() is x
+        fed_by_encoder = any(_is_same(known(), x) for known in self._encoder_outputs)
         return "attention_mask" if fed_by_encoder else "decoder_attention_mask"
+
+
+def _is_same(known: Tensor | None, x: Tensor) -> bool:
+    """Whether x is that tensor, or it transposed."""
+    if known is None or known is x:
+        return known is x
+    return known.data_ptr() == x.data_ptr() != 0 and known.numel() == x.numel()
+
+
+def _class_of(module: nn.Module) -> str:
+    """The name of its class, after that of the file: some models call their layers as others do."""
+    kind = type(module)
+    return f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}"
 
 
 def _is_one_argument(batch: Mapping[str, Any], model: nn.Module) -> bool:
@@ -233,8 +250,16 @@ def _has_choices(inputs: Mapping[str, Any], mask: Tensor) -> bool:
 _TEXTS = ("input_ids", "inputs_embeds")
 _PAD_FURTHER = {"longformer", "led", "big_bird", "bigbird_pegasus"}
 """Models that pad texts to whole windows of their attention."""
-_TOKEN_FIRST = {"LongformerSelfAttention", "LEDEncoderSelfAttention"}
-"""Attention whose layers get (tokens, batch, width)."""
+_TOKEN_FIRST = {
+    "modeling_longformer.LongformerSelfAttention",
+    "modeling_led.LEDEncoderSelfAttention",
+    "modeling_xlnet.XLNetFeedForward",
+    "modeling_fsmt.EncoderLayer",
+    "modeling_fsmt.DecoderLayer",
+}
+"""Modules whose layers get (tokens, batch, width)."""
+_PROJECTION = "enc_to_dec_proj"
+"""What makes the encoder's output as wide as the decoder, where Transformers put two models together."""
 _DECODER_TOKENS = {"decoder_input_ids", "decoder_inputs_embeds"}
 
 
