@@ -57,10 +57,10 @@ def save_base(folder: Path, width: int = 128) -> str:
     return str(folder)
 
 
-def load(folder: str, quantisation: str, packing: bool = False) -> Any:
+def load(folder: str, quantisation: str, packing: bool = False, dtype: torch.dtype = torch.float32) -> Any:
     """The model in a format; unless `packing`, bitsandbytes keeps 4-bit weights as they are at calls in eval mode."""
     model = AutoModelForCausalLM.from_pretrained(
-        folder, quantization_config=FORMATS[quantisation](), dtype=torch.float32, device_map={"": "cpu"}
+        folder, quantization_config=FORMATS[quantisation](), dtype=dtype, device_map={"": "cpu"}
     )
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu") and not packing:

@@ -469,6 +469,9 @@ def test_a_quantised_layer_says_what_it_computes_in(quantised, tmp_path):
         if hasattr(module, "compute_dtype"):
             module.compute_dtype = torch.bfloat16
     assert {layer.dtype for layer in adapted_layers(quantised.adapted(base, "lora"))} == {torch.bfloat16}
+    for kind in ("torchao int8", "torchao int4"):
+        base = quantised.load(str(tmp_path), kind, dtype=torch.bfloat16)
+        assert {layer.dtype for layer in adapted_layers(quantised.adapted(base, "lora"))} == {torch.bfloat16}
 
 
 def with_output_layer(base):

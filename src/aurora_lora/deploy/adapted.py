@@ -50,8 +50,8 @@ class AdaptedLayer:
     @property
     def dtype(self) -> torch.dtype:
         """What the layer computes in; float32 of a quantised one that does not say."""
-        base = self.module.get_base_layer()
-        found = base.weight.dtype if self.format is None else getattr(base, "compute_dtype", None)
+        found: torch.dtype | None
+        found = self.module.get_base_layer().weight.dtype if self.format is None else self.format.dtype
         return found or torch.float32
 
     def weights(self) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -31,6 +31,11 @@ class Format(ABC):
         self.base_layer = base_layer
         self.backend = backend
 
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """What the layer computes in, if that is fixed."""
+        return getattr(self.base_layer, "compute_dtype", None)
+
     def dense(self) -> Tensor:
         """The weight that it holds, dequantised, in float32."""
         return dequantized(self.base_layer, self.backend).float()
@@ -151,6 +156,12 @@ class Bnb8Bit(Format):
 
 class TorchAo(Format):
     """Integers of torchao: a scale and a zero point for each block of a row."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the weight before it was quantised."""
+        found: torch.dtype = self.base_layer.weight.dtype
+        return found
 
     @staticmethod
     def reads(weight: Any) -> bool:

@@ -105,9 +105,10 @@ def merge_gap(
     the nearest values and with those that `merge_quantized` chooses.
 
     A merge is measured on the adapted linear layers alone: their merged weight is rounded, in a copy; all else, and the
-    precision of the computation, is as in the model. Changes nothing: weights, forms, training mode and random state
-    are as before. Use inputs that neither the training nor `calibrate` saw. Each of several processes has its own
-    inputs, to measure on and to round by.
+    precision of the computation, is as in the model. Only of LLM.int8(), whose layers round their inputs to 8 bits too,
+    a merged layer takes them as they are, and what that changes is part of the end-to-end figures. Changes nothing:
+    weights, forms, training mode and random state are as before. Use inputs that neither the training nor `calibrate`
+    saw. Each of several processes has its own inputs, to measure on and to round by.
 
     Args:
         model: a model with active adapters, not merged: of AuroRA, trained in the dynamic form, or a `PeftModel` of any
