@@ -379,6 +379,16 @@ def test_an_input_that_is_changed_in_place_is_not_shared(mode):
     assert explained() == explained(share_inputs=False)
 
 
+def test_the_default_device_does_not_matter(make_gpt2, batches):
+    def found(calibrating):
+        model = get_peft_model(make_gpt2(), AuroraConfig(target_modules=["c_attn", "c_proj"], init_weights=False))
+        with calibrating:
+            calibrate(model, batches)
+        return matrices(model)
+
+    assert_same(found(torch.device("meta")), found(contextlib.nullcontext()), atol=0)
+
+
 def test_a_layer_that_is_called_twice_counts_both():
     class Twice(nn.Module):
         def __init__(self):

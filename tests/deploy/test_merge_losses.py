@@ -92,6 +92,13 @@ def by_name(gap):
     return {merge.merge: merge for merge in gap.merges}
 
 
+def test_the_default_device_does_not_matter(make_bert, batches):
+    expected = merge_gap(adapted(make_bert()), batches)
+    model = adapted(make_bert())
+    with torch.device("meta"):
+        assert merge_gap(model, batches) == expected
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_merges_in_a_dtype_are_those_of_peft(method, make_bert, batches):
     """float32 loses nothing but the noise of the computation; bfloat16 what PEFT's merge into it loses."""

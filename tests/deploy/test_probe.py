@@ -211,6 +211,15 @@ def test_it_takes_gradients_where_there_are_none(make_gpt2, texts, mode):
     assert torch.is_grad_enabled()
 
 
+def test_the_default_device_does_not_matter(make_gpt2, texts):
+    expected = probe(make_gpt2(), texts)
+    model = make_gpt2()
+    with torch.device("meta"):
+        found = probe(model, texts)
+    for one, other in zip(found.layers, expected.layers, strict=True):
+        assert torch.equal(one.directions, other.directions)
+
+
 def test_weights_of_inference_mode_are_refused(make_gpt2, texts):
     with torch.inference_mode():
         model = make_gpt2()

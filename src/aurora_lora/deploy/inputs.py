@@ -113,7 +113,7 @@ class Runner:
         by_name = isinstance(inputs, dict) and not _is_one_argument(inputs, plain_model(self.model))
         if by_name and watched and self._can_spare_logits(watched):
             # which position, not how many: by a number, Gemma 4 cuts the inputs of its layers too
-            inputs = {"logits_to_keep": torch.zeros(1, dtype=torch.int64), "use_cache": False, **inputs}
+            inputs = {"logits_to_keep": torch.zeros(1, dtype=torch.int64, device="cpu"), "use_cache": False, **inputs}
             inputs.pop("labels", None)
         return model(**inputs) if by_name else model(inputs)
 

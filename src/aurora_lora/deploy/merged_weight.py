@@ -94,7 +94,7 @@ def check_change(path: str, layer: Any, names: Sequence[str], update: Tensor, bi
         bias: the merged one, b + db, (d_out,).
         S: E[x x^T], (d_in, d_in).
     """
-    noise = torch.randn(8, len(S), generator=torch.Generator().manual_seed(0)).to(S.device)
+    noise = torch.randn(8, len(S), generator=torch.Generator().manual_seed(0), device="cpu").to(S.device)
     dtype = layer.get_base_layer().weight.dtype
     x = (noise * S.diagonal().sqrt()).to(dtype if dtype.is_floating_point else torch.float32)
     plain = layer.get_base_layer()(x)

@@ -55,7 +55,8 @@ class Sketch:
         self.device = runner.device if held is None or held.is_meta else computing_device(held)
         self.dtype = torch.float64 if held is not None and held.dtype == torch.float64 else torch.float32
         draw = torch.Generator().manual_seed(seed)
-        self.rows = torch.randn(self.columns, weight.d_in, generator=draw, dtype=self.dtype)  # Omega^T; then V^T
+        # Omega^T; then V^T
+        self.rows = torch.randn(self.columns, weight.d_in, generator=draw, dtype=self.dtype, device="cpu")
         self.basis = torch.empty(0)  # Q, (d_out, columns)
         self.total = torch.empty(0)
         self.singular_values = torch.zeros(1)

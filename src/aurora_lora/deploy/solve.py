@@ -70,7 +70,7 @@ def _freedom(factor: Tensor, added: float) -> float:
     """tr(S (S + lambda I)^-1), the degrees of freedom of a row of the matrix; from the factor of S + lambda I."""
     if not added:
         return float(len(factor))
-    signs = torch.randint(2, (len(factor), _PROBES), generator=torch.Generator().manual_seed(0))
+    signs = torch.randint(2, (len(factor), _PROBES), generator=torch.Generator().manual_seed(0), device="cpu")
     probes = (2 * signs - 1).to(factor)
     trace = (probes * torch.cholesky_solve(probes, factor)).sum() / _PROBES
     return len(factor) - added * float(trace)
