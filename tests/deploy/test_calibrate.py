@@ -18,7 +18,7 @@ from aurora_lora import AlreadyMergedError, AuroraConfig, CalibrationError, cali
 from aurora_lora.deploy.collector import Collector
 from aurora_lora.deploy.float64 import CHUNK_BYTES
 from aurora_lora.deploy.inputs import Runner
-from aurora_lora.deploy.moments import LayerMoments, SharedInput, Target
+from aurora_lora.deploy.moments import LayerMoments, SharedInput, Target, means_by_input
 from aurora_lora.deploy.products import mirror
 from aurora_lora.deploy.solve import RIDGES, solve
 from aurora_lora.tuner import aurora_layers
@@ -377,6 +377,15 @@ def test_an_input_that_is_changed_in_place_is_not_shared(mode):
             return [layer.explained for layer in calibrate(model, data, **options).layers]
 
     assert explained() == explained(share_inputs=False)
+
+
+def test_moments_of_a_device_without_float64_come_back_to_it(monkeypatch):
+    monkeypatch.setattr("aurora_lora.deploy.moments.float64_device", lambda device: torch.device("cpu"))
+    for device in ("cpu", "meta"):
+        shared = SharedInput("0", moment=2 * torch.eye(3, dtype=torch.float64), vectors=2)
+        layer = LayerMoments(Target("0", nn.Linear(3, 3, device=device)), shared)
+        ((S, _),) = means_by_input([layer])
+        assert (S.device.type, S.dtype) == (device, torch.float32)
 
 
 def test_the_default_device_does_not_matter(make_gpt2, batches):

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import CalibrationError
 from ..finite import is_finite
 from ..tuner.linear import linear_shape
-from ..tuner.tensors import changes
+from ..tuner.tensors import changes, computing_device
 from .float64 import float64_device, has_slow_float64, row_pieces
 from .processes import count_over_processes, sum_over_processes
 from .products import add_gram, mirror
@@ -156,7 +156,7 @@ def by_input(layers: list[LayerMoments]) -> Iterator[list[LayerMoments]]:
 
 
 def means_by_input(layers: list[LayerMoments]) -> Iterator[tuple[Tensor, list[LayerMoments]]]:
-    """E[x x^T] (d_in, d_in) in float32, and the layers that share it; the sums are gone then.
+    """E[x x^T] (d_in, d_in) in float32, where their weights are, and the layers that share it; the sums are gone then.
 
     Raises:
         CalibrationError: inputs whose squares are finite in float64 alone.
@@ -169,4 +169,6 @@ def means_by_input(layers: list[LayerMoments]) -> Iterator[tuple[Tensor, list[La
             raise CalibrationError(
                 f"The inputs of {shared.leader} are too large, above 1e19: is the model or a batch broken?"
             )
-        yield S, together
+        device = computing_device(next(together[0].target.module.parameters()))
+        # elsewhere the sums are where they belong; a weight that is offloaded says nothing of that
+        yield S if float64_device(device) == device else S.to(device), together

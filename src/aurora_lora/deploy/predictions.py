@@ -138,7 +138,7 @@ class _Predictions:
         if self.metric is None:
             self.score.add(logits, labels)
         else:
-            self.kept.append(logits.double().cpu())
+            self.kept.append(logits.cpu().double())
             self.labels.append(labels.cpu())
 
     def _compare(self, mine: Tensor, theirs: Tensor) -> None:

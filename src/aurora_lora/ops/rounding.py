@@ -144,6 +144,9 @@ def input_moment(moment: Tensor, damping: float = 1e-3) -> InputMoment:
     Raises:
         NotFiniteError: the moment is not finite; no damping would help.
     """
+    if moment.is_mps:  # which has no float64
+        found = input_moment(moment.cpu(), damping)
+        return InputMoment(*(each.to(moment.device) for each in (found.order, found.S, found.U)))
     importance = moment.diagonal()
     mean = importance.double().mean()
     check_finite([("E[x x^T]", moment), ("the mean of its diagonal", mean)], "the inputs of a layer")
