@@ -66,6 +66,29 @@ def test_end_to_end_figures(model, labelled):
     assert calibrated.kl < static.kl
 
 
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_an_adapter_trained_static_beside(make_bert, config, batches, calibrated):
+    """It is the same in all forms of the other, and has no forms to compare."""
+    model = get_peft_model(make_bert(), config(task_type=None, init_weights=False))
+    model.add_adapter("static", config(task_type=None, train_form="static", init_weights=False))
+    model.base_model.set_adapter(["default", "static"])
+    if calibrated:
+        aurora_lora.calibrate(model, batches, adapter_name="default")
+    forms = ["dynamic", "static", *(["calibrated"] if calibrated else [])]
+    gap = merge_gap(model, batches)
+    assert {layer.adapter for layer in gap.layers} == {"default"}
+    assert [entry.form for entry in gap.end_to_end] == forms
+    logits = {}
+    for form in forms:
+        with torch.no_grad(), set_form(model, form, adapter_name="default"):
+            logits[form] = torch.cat([model.eval()(**batch).logits for batch in batches]).double()
+    for entry in gap.end_to_end:
+        off = float((logits[entry.form] - logits["dynamic"]).abs().max())
+        assert entry.largest_logit_difference == pytest.approx(off, abs=1e-6)
+    if calibrated:
+        assert merge_gap(model, batches, merges=True).end_to_end == gap.end_to_end
+
+
 def test_of_many_batches_the_first_examples(model, batches):
     first = len(batches[0]["input_ids"])
     assert merge_gap(model, batches, examples=first) == merge_gap(model, batches[:1])

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..errors import CalibrationError, FormError
 from ..finite import is_finite
-from ..forms import DYNAMIC
+from ..forms import DYNAMIC, FormName
 from ..tuner import AuroraLayer, active_adapters, active_configs, set_form
 from ..tuner.adapters import plain_layers
 from ..values import is_number, require
@@ -269,11 +269,21 @@ def check_unmerged(model: nn.Module, action: str) -> None:
 @contextmanager
 def trained_state(model: nn.Module) -> Iterator[None]:
     """Within this context the model is evaluated in its trained form; see `evaluated`."""
+    with evaluated(model), in_form(model, DYNAMIC):
+        yield
+
+
+def dynamic_adapters(model: nn.Module) -> list[str]:
+    """The active adapters that were trained in the dynamic form: others have the static one alone."""
+    return [name for name, config in active_configs(model).items() if config.train_form == DYNAMIC]
+
+
+@contextmanager
+def in_form(model: nn.Module, form: FormName) -> Iterator[None]:
+    """While the block runs, the adapters that have several forms evaluate in this one."""
     with ExitStack() as stack:
-        stack.enter_context(evaluated(model))
-        for name, config in active_configs(model).items():
-            if config.train_form == DYNAMIC:
-                stack.enter_context(set_form(model, DYNAMIC, adapter_name=name))
+        for name in dynamic_adapters(model):
+            stack.enter_context(set_form(model, form, adapter_name=name))
         yield
 
 

@@ -13,13 +13,13 @@ from torch import nn
 
 from ..errors import NotCalibratedError
 from ..forms import CALIBRATED, DYNAMIC, STATIC, FormName
-from ..tuner import AuroraLayer, aurora_layers, check_calibrated, set_form
+from ..tuner import AuroraLayer, aurora_layers, set_form
 from ..tuner.adapters import active_layers
 from ..tuner.fields import is_list_of, is_name
 from ..values import one_of, require, short
 from .adapted import AdaptedLayer, adapted_layers
 from .batches import as_batches
-from .calibrate import check_unmerged, trained_state
+from .calibrate import check_unmerged, dynamic_adapters, in_form, trained_state
 from .formats import QUANTIZATIONS, check_quantization
 from .inputs import Runner
 from .layer_gaps import FormSums, LayerGap
@@ -146,8 +146,8 @@ def merge_gap(
             numbers; as `calibrate`.
         ValueError: no active adapter that changes a weight, or an argument that is not allowed or not used, such as an
             unknown quantisation, or `rounding_batches` where no merge rounds by inputs.
-        FormError: AuroRA was trained in the static form, which merges exactly, and no merges are asked for; or they are
-            and it evaluates in the dynamic form.
+        FormError: all of AuroRA was trained in the static form, which merges exactly, and no merges are asked for; or
+            they are and it evaluates in the dynamic form.
         NotCalibratedError, StaleCalibrationError: merges are asked for, and there is no calibrated matrix to merge.
     """
 
@@ -229,7 +229,7 @@ def _gap_of_merges(
         sums.measure(runner, data, rounding)
         reference: tuple[str, Callable[[], AbstractContextManager[Any]]] = (UNMERGED, nullcontext)
         if forms is not None:
-            reference = (DYNAMIC, lambda: set_form(model, DYNAMIC))
+            reference = (DYNAMIC, lambda: in_form(model, DYNAMIC))
         ends, n = sums.compare(runner, data, dict([reference]), metric)
     first, *others = ends
     losses = tuple(MergeLoss(end.form, sums.layers_of(end.form), end) for end in others)
@@ -248,18 +248,20 @@ def _gap_of_forms(model: nn.Module, data: Passes, metric: Metric | None, *, perp
     with trained_state(model), Runner(model, "merge_gap") as runner:
         sums = FormSums(model, runner, [form for form in forms if form != DYNAMIC])
         variants: dict[str, Callable[[], AbstractContextManager[Any]]] = {
-            form: partial(set_form, model, form) for form in forms
+            form: partial(in_form, model, form) for form in forms
         }
         ends, n = compare(runner, data.one_pass(), variants, metric, watch=sums.watching, perplexity=perplexity)
     return MergeGap(sums.result(), ends, n)
 
 
 def _forms(model: nn.Module) -> tuple[FormName, ...]:
-    """The forms that can be compared; calibrated only where every active adapter has a fresh matrix."""
-    with set_form(model, DYNAMIC):  # refuses adapters that were trained static
-        pass
+    """The forms that can be compared; calibrated only where every active adapter that needs one has a fresh matrix."""
+    if not (names := dynamic_adapters(model)):
+        set_form(model, DYNAMIC)  # refuses adapters that were trained static
     try:
-        check_calibrated(model)
+        for _, layer, name in active_layers(model):
+            if name in names:
+                layer.get_factors(name, CALIBRATED)
     except NotCalibratedError:
         return (DYNAMIC, STATIC)
     return (DYNAMIC, STATIC, CALIBRATED)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CalibrationError
-from ..forms import FormName
+from ..forms import STATIC, FormName
 from ..tuner import AuroraLayer, active_layers
 from .float64 import ROUNDING, row_pieces, to_float64
 from .inputs import Runner, input_geometry, watched_inputs
@@ -43,7 +43,8 @@ class FormSums:
         self.runner = runner
         self.layers: dict[tuple[str, str], _LayerSums] = {}
         for path, layer, name in active_layers(model):
-            if layer.has_forms:  # an embedding merges exactly
+            # an embedding merges exactly, and so does an adapter that was trained static
+            if layer.has_forms and layer.aurora_config[name].train_form != STATIC:
                 self.layers[path, name] = _LayerSums(layer, name, forms)
 
     def watching(self) -> AbstractContextManager[None]:
