@@ -165,6 +165,22 @@ def test_an_input_whose_gradient_is_asked_for_has_one_in_each_pass() -> None:
         assert (batch["inputs_embeds"].requires_grad, batch["mask"].requires_grad) == (True, False)
 
 
+def test_layers_of_torchs_own_transformer_are_called() -> None:
+    """In eval mode it reads their weights, in place of that."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.TransformerEncoderLayer(16, 2, 24, batch_first=True))
+    config = LoraConfig(target_modules=["linear1", "linear2"], init_lora_weights=False)
+    model, x = get_peft_model(net, config).eval(), torch.randn(4, 7, 16)
+    called: list[nn.Module] = []
+    model.base_model.model[0].linear2.register_forward_hook(lambda *_: called.append(model))
+    with evaluated(model):
+        model(x)
+    assert called
+    assert torch.backends.mha.get_fastpath_enabled()
+    losses = {merge.merge: merge.end_to_end.largest_logit_difference for merge in merge_gap(model, [x]).merges}
+    assert losses["bfloat16"] > 10 * losses["float32"]
+
+
 def test_batches_of_a_single_pass_are_not_held() -> None:
     batches = Counted()
     data = Passes(batches)

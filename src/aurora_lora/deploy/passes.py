@@ -33,6 +33,7 @@ def evaluated(model: nn.Module) -> Iterator[None]:
         stack.callback(iterations_of_now())
         stack.enter_context(ordinary_tensors())  # inference mode keeps no count of changes in place
         stack.enter_context(_unpacked_weights(model))
+        stack.enter_context(_without_fast_path())
         if any(map(_is_compiled, model.modules())):
             stack.enter_context(torch.compiler.set_stance("force_eager"))  # a compiled graph does not see new hooks
         stack.enter_context(meanwhile(model.modules(), training=False))
@@ -46,6 +47,18 @@ def _unpacked_weights(model: nn.Module) -> AbstractContextManager[None]:
     """
     packing = [module for module in model.modules() if getattr(module, "support_avx512bf16_for_cpu", False)]
     return meanwhile(packing, support_avx512bf16_for_cpu=False)
+
+
+@contextmanager
+def _without_fast_path() -> Iterator[None]:
+    """Keep `nn.TransformerEncoderLayer` from reading the weights of its layers in place of calling them, as it does in
+    eval mode: no adapter takes part then."""
+    earlier = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(earlier)
 
 
 def _gpus_of(model: nn.Module) -> list[int]:
