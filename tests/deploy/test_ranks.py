@@ -322,6 +322,25 @@ def test_a_budget_in_words_counts_all_layers_of_these_names(make_bert, labelled)
     assert in_words.to_dict() == ranked_config(measured, budget, **fields).to_dict()
 
 
+def test_a_budget_in_words_counts_layers_without_gradient(tmp_path):
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other = (nn.ModuleDict({"lin": nn.Linear(6, 4)}) for _ in range(2))
+
+        def forward(self, x):
+            return self.one["lin"](x)
+
+    torch.manual_seed(0)
+    net = Half()
+    found = probe(net, [torch.randn(20, 6)], loss=lambda model, x: model(x).square().mean(), rank=4)
+    found.save(tmp_path / "probe.safetensors")
+    for kept in (found, Probe.load(tmp_path / "probe.safetensors")):
+        assert (kept.without_gradient, kept.widths_without_gradient) == (("other.lin",), (10,))
+        config = ranked_config(kept, "r=2 on lin")
+        assert (config.r, config.target_modules) == (budget_in(net, "r=2 on lin") // 10, {"one.lin"})
+
+
 def test_a_budget_in_words_leaves_out_the_head():
     with torch.random.fork_rng():
         model = RobertaForSequenceClassification(RobertaConfig(**SMALL))

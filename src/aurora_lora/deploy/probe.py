@@ -136,11 +136,12 @@ def probe(
             raise _no_gradient(reentrant)
         work.forward(found)
     layers = tuple(one.result() for one in found)
-    without = tuple(one.name for one in sketches if one not in found)
+    without = {one.name: one.weight.d_in + one.weight.d_out for one in sketches if one not in found}
     modules = tuple(path for path, _ in plain_model(model).named_modules() if path)
     experts = _taken_for_experts([one.layer for one in layers], plain_model(model))
     seconds = time.perf_counter() - start
-    return Probe(layers, without, work.batches, data.passes, work.groups, seconds, modules, experts)
+    counts = work.batches, data.passes, work.groups
+    return Probe(layers, tuple(without), *counts, seconds, modules, experts, tuple(without.values()))
 
 
 def _check_not_merged(model: nn.Module) -> None:

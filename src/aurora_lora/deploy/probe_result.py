@@ -34,6 +34,8 @@ class Probe(Report):
     """The paths of all modules of the model, by which names of some can be told from those of others."""
     taken_for_experts: tuple[str, ...] = ()
     """Layers that PEFT's LoRA cannot be put on: it takes their names for those of the model's fused experts."""
+    widths_without_gradient: tuple[int, ...] = field(default=(), repr=False)
+    """d_in + d_out of each of `without_gradient`: a budget in words counts them, too."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON, without the directions: `save` keeps these, too."""
@@ -97,7 +99,16 @@ class Probe(Report):
 
 
 _OF_LAYER = ("singular_values", "directions", "deviations")
-_OF_PROBE = ("without_gradient", "batches", "passes", "groups", "seconds", "modules", "taken_for_experts")
+_OF_PROBE = (
+    "without_gradient",
+    "batches",
+    "passes",
+    "groups",
+    "seconds",
+    "modules",
+    "taken_for_experts",
+    "widths_without_gradient",
+)
 
 
 def check_probe(found: Any) -> None:

@@ -241,7 +241,8 @@ def ranked_config(
     Args:
         found: of `probe`.
         budget: weights; see `share_out`. LoRA of rank r on some layers takes r times the sum of their widths, and
-            `"r=8 on query and value"` is as many as that, in all probed layers of these names, chosen or not.
+            `"r=8 on query and value"` is as many as that, in all probed layers of these names, chosen or not, with
+            a gradient or without.
         config: `AuroraConfig` or PEFT's `LoraConfig`.
         scaling: of every layer: alpha / r, or alpha / sqrt(r) with `use_rslora`.
         worth: what decides; see `share_out`.
@@ -279,6 +280,7 @@ def ranked_config(
         warnings.warn(f"Layers are left out.{_of_experts(refused)}", stacklevel=2)
     layers = [layer for layer in found.layers if layer.layer in left]
     every = {layer.layer: cost(layer) for layer in found.layers}
+    every |= zip(found.without_gradient, found.widths_without_gradient, strict=True)
     counted = [path for path in named(every, ".*", modules_to_save=whole) if not trained_whole(path, whole)]
     budget = weights_of(budget, {path: every[path] for path in counted})
     ranks = share_out(layers, budget, worth)
