@@ -556,6 +556,21 @@ def test_to_see_which_layers_are_reached_one_batch_is_run(with_idle_layer):
     assert len(calls) == 6
 
 
+@pytest.mark.parametrize("max_memory", [None, 2 * CHUNK_BYTES + 600])  # one group of layers, one layer each
+def test_a_layer_that_adds_nothing_yet_and_that_a_later_batch_reaches(max_memory):
+    """It has the matrix of its inputs, as when all layers fit at once."""
+    torch.manual_seed(0)
+    model = get_peft_model(Later(), AuroraConfig(target_modules=["q", "k"], skip=False))
+    layers = model.base_model.model.q, model.base_model.model.k
+    nn.init.normal_(layers[0].aurora_B["default"])
+    batches = [-torch.rand(8, 4), torch.rand(9, 4)]
+    report = calibrate(model, batches, max_memory=max_memory)
+    assert [layer.vectors for layer in report.layers] == [17, 9]
+    assert report.groups == (1 if max_memory is None else 2)
+    expected = least_squares(layers[1], batches[1], report.layers[1].ridge)
+    torch.testing.assert_close(layers[1].aurora_A_cal["default"].double(), expected, atol=1e-5, rtol=1e-4)
+
+
 def test_zero_inputs_and_rank_deficient_inputs_do_not_fail():
     model, layer = linear_model(fixed_activation="tanh", spline=None)
     report = calibrate(model, [torch.zeros(4, 6)])

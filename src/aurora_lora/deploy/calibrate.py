@@ -24,7 +24,8 @@ from .memory_bound import memory_bound
 from .merged_weight import check_in_use
 from .moments import Target, by_input
 from .passes import Passes, evaluated
-from .plan import plan
+from .plan import Group, pack_layers, plan
+from .processes import several_processes
 from .products import LEAST_RIDGE_OF_SLICES
 from .reports import Report, worst_of
 from .solve import Solution, solve
@@ -168,13 +169,16 @@ def calibrate(
     data = Passes(source, "calibrating" if progress else "")
     targets = _targets(model, adapter_name)
     with trained_state(model), Runner(model, "calibrate") as runner:
-        groups = plan(runner, targets, data, memory_bound(max_memory, *runner.devices), share_inputs)
+        bound = memory_bound(max_memory, *runner.devices)
+        groups = plan(runner, targets, data, bound, share_inputs)
+        options: dict[str, Any] = {"share_inputs": share_inputs, "sliced": ridge >= LEAST_RIDGE_OF_SLICES}
         with _restored_on_error(targets):
-            solutions: list[Solution] = []
-            for group in groups:
-                collector = Collector(runner, group, share_inputs, sliced=ridge >= LEAST_RIDGE_OF_SLICES)
-                for layers in by_input(collector.collect(data.one_pass())):
-                    solutions += solve(layers, ridge)
+            planned = {target.name for group in groups for target in group}
+            idle = [target for target in targets if target.name not in planned]
+            unseen = [] if several_processes() else idle  # several have looked at all batches
+            solutions, reached = _solutions(runner, groups, data, ridge, options, unseen)
+            late = pack_layers([[target] for target in idle if target.name in reached], bound)
+            solutions += _solutions(runner, late, data, ridge, options)[0]
             _store(solutions)
             found = {(s.target.name, s.adapter): _report(s) for s in solutions}
             for target in targets:
@@ -182,7 +186,26 @@ def calibrate(
                     if (target.name, adapter) not in found:
                         found[target.name, adapter] = _of_idle(target, adapter)
     reports = tuple(found[target.name, adapter] for target in targets for adapter in target.adapters)
-    return CalibrationReport(reports, data.passes, len(groups), time.perf_counter() - start)
+    return CalibrationReport(reports, data.passes, len(groups) + len(late), time.perf_counter() - start)
+
+
+def _solutions(
+    runner: Runner,
+    groups: list[Group],
+    data: Passes,
+    ridge: float,
+    options: dict[str, Any],
+    others: Sequence[Target] = (),
+) -> tuple[list[Solution], set[str]]:
+    """The matrices of each group, from a pass over the batches, and which of the other layers an input has reached."""
+    solutions: list[Solution] = []
+    reached: set[str] = set()
+    for group in groups:
+        collector = Collector(runner, group, others=others, **options)
+        for layers in by_input(collector.collect(data.one_pass())):
+            solutions += solve(layers, ridge)
+        reached |= collector.reached_others
+    return solutions, reached
 
 
 def _store(solutions: list[Solution]) -> None:

@@ -33,6 +33,7 @@ class Collector:
             puts its relative positions through, that batch is run once more, for a sum of each alone.
         sliced: take the moments in exact float32 products on devices where float64 is slow; see `add_gram`.
         watch_only: only see which layers share an input, without any sums.
+        others: layers of which it is only seen whether an input reaches them (`reached_others`).
     """
 
     def __init__(
@@ -43,12 +44,15 @@ class Collector:
         *,
         sliced: bool = False,
         watch_only: bool = False,
+        others: Iterable[Target] = (),
     ) -> None:
         self.runner = runner
         self.targets = list(targets)
         self.share_inputs = share_inputs
         self.sliced = sliced
         self.watch_only = watch_only
+        self.others = {target.name: target for target in others}
+        self.reached_others: set[str] = set()
         self.layers: dict[str, LayerMoments] = {}
         self.failure: CalibrationError | None = None
         self._latest: SharedInput | None = None
@@ -89,6 +93,9 @@ class Collector:
                 layer.add(vectors, self.sliced)
         if layer.vectors != shared.vectors:  # the leader was called with another one before
             self._part(layer)
+
+    def _note(self, name: str, _: Tensor) -> None:
+        self.reached_others.add(name)
 
     def _part(self, layer: LayerMoments) -> None:
         """A layer was not called with all that its leader was called with: the sums of this batch are taken anew.
@@ -139,9 +146,10 @@ class Collector:
 
         A CalibrationError is kept for `leaders`, which every process must come to.
         """
-        n, watched = 0, [target.module for target in self.targets]
+        n, watched = 0, [target.module for target in (*self.targets, *self.others.values())]
+        note = [(target.module, partial(self._note, name)) for name, target in self.others.items()]
         try:
-            with watched_inputs((target.module, partial(self._see, target)) for target in self.targets):
+            with watched_inputs([*((target.module, partial(self._see, target)) for target in self.targets), *note]):
                 for batch in batches:
                     self._run(batch, watched, may_repeat=n == 0 or not several_processes())
                     n += 1

@@ -54,7 +54,8 @@ def plan(
     """Groups of layers, in the order of execution, whose moments fit in the bound at once.
 
     Where everything fits even if no input is shared, that is one group, and which inputs are shared is seen on the way.
-    Otherwise one batch is run first to see it, or more until every layer was reached; all, with several processes.
+    Otherwise one batch is run first to see it, or more until every layer was reached whose adapters add something; all,
+    with several processes. Layers that no input has reached by then are in no group.
 
     Args:
         work: memory that targets take beside their moments, while they are worked on one after the other.
