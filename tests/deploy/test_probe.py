@@ -30,6 +30,7 @@ from aurora_lora.deploy import passes
 from aurora_lora.deploy.align import aligned_rows
 from aurora_lora.deploy.gradients import Weight, frozen_weights, watched_gradients
 from aurora_lora.deploy.processes import leave_processes
+from aurora_lora.deploy.sketch import Sketch
 
 
 @pytest.fixture
@@ -424,6 +425,26 @@ def test_little_memory(make_gpt2, texts):
     assert_same(found, expected)
     with pytest.raises(CalibrationError, match="needs 1 MiB for its sketch and input, more than max_memory allows"):
         probe(model, texts, max_memory=1000)
+
+
+def test_between_passes_one_matrix_of_a_layer_is_kept(make_bert, labelled, monkeypatch):
+    kept = []
+
+    def note(name):
+        original = getattr(Sketch, name)
+
+        def noting(one, batches):
+            original(one, batches)
+            kept.append((name, one.basis.numel(), 0 if one.rows is None else one.rows.numel()))
+
+        monkeypatch.setattr(Sketch, name, noting)
+
+    note("end_of_range")
+    note("end_of_co_range")
+    found = probe(make_bert(), labelled[:1], target_modules=["intermediate.dense"], rank=4, power_iterations=2)
+    assert [(layer.d_out, layer.d_in) for layer in found.layers] == 2 * [(40, 32)]
+    in_each = 2 * [("end_of_range", 12 * 40, 0)] + 2 * [("end_of_co_range", 0, 12 * 32)]
+    assert kept == 2 * in_each
 
 
 def test_the_seed_decides(make_bert, labelled):

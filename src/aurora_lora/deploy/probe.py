@@ -86,7 +86,9 @@ def probe(
         seed: of the random columns.
         max_memory: bound on the memory for sketches and inputs, in bytes or as in "4GiB"; half of what is free if None,
             and nine tenths for a layer that needs more. Layers are worked through in groups that fit, with passes of
-            their own for each.
+            their own for each. Not counted is what is kept of all layers: from one pass to the next up to
+            (rank + 8) max(d_in, d_out) numbers each in main memory, and in the last pass their directions, rank d_in
+            numbers each, where their weights are.
         tokenizer: as in `calibrate`.
         text_columns: as in `calibrate`.
         batch_size: as in `calibrate`.

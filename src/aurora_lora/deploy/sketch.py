@@ -45,7 +45,7 @@ class LayerProbe:
 
 
 class Sketch:
-    """The running sums of one layer. What is kept between passes is in main memory."""
+    """The running sums of one layer. What is kept between passes is in main memory: Q, or what was found so far."""
 
     def __init__(self, name: str, weight: Weight, rank: int, seed: int, runner: Runner) -> None:
         self.name, self.weight, self.runner = name, weight, runner
@@ -54,10 +54,9 @@ class Sketch:
         held = next(chain(weight.layer.parameters(), weight.layer.buffers()), None)
         self.device = runner.device if held is None or held.is_meta else computing_device(held)
         self.dtype = torch.float64 if held is not None and held.dtype == torch.float64 else torch.float32
-        draw = torch.Generator().manual_seed(seed)
-        # Omega^T; then V^T
-        self.rows = torch.randn(self.columns, weight.d_in, generator=draw, dtype=self.dtype, device="cpu")
-        self.basis = torch.empty(0)  # Q, (d_out, columns)
+        self.seed = seed
+        self.rows: Tensor | None = None  # V^T, (columns, d_in), once it is found
+        self.basis = torch.empty(0)  # Q, (d_out, columns), until then
         self.total = torch.empty(0)
         self.singular_values = torch.zeros(1)
         self.held = 0
@@ -68,9 +67,19 @@ class Sketch:
         """Bytes of the matrices that a pass works with."""
         return (8 if self.dtype == torch.float64 else 4) * 2 * self.columns * (self.weight.d_in + self.weight.d_out)
 
+    def _omega(self) -> Tensor:
+        """Omega^T, (columns, d_in): the same each time."""
+        draw = torch.Generator().manual_seed(self.seed)
+        return torch.randn(self.columns, self.weight.d_in, generator=draw, dtype=self.dtype, device="cpu")
+
+    def _directions(self) -> Tensor:
+        """V^T of the wanted rank."""
+        assert self.rows is not None
+        return self.rows[: self.rank]
+
     def sees_inputs(self) -> Any:
-        """For the range: of each input x, x Omega is kept."""
-        rows, weight = self.rows.to(self.device), self.weight
+        """For the range: of each input x, x Omega is kept; V in place of Omega where it is there."""
+        rows, weight = (self._omega() if self.rows is None else self.rows).to(self.device), self.weight
         self.total = rows.new_zeros(weight.d_out, self.columns)
         self._of_a_batch = 0
 
@@ -105,6 +114,7 @@ class Sketch:
     def end_of_range(self, batches: int) -> None:
         """Y -> Q."""
         self.basis = torch.linalg.qr(self._mean(batches).double())[0].to(self.dtype)
+        self.rows = None
 
     def end_of_co_range(self, batches: int) -> None:
         """G^T Q = V S W^T: singular values and right singular vectors of Q Q^T G, each vector with its largest entry
@@ -113,6 +123,7 @@ class Sketch:
         at_largest = V.gather(0, V.abs().argmax(0, keepdim=True))
         self.rows = (V * torch.where(at_largest < 0, -1.0, 1.0)).T.to(self.dtype).contiguous()
         self.singular_values = S[: self.rank]
+        self.basis = torch.empty(0)
 
     def _mean(self, batches: int) -> Tensor:
         mean = (self.total / batches).cpu()
@@ -123,7 +134,7 @@ class Sketch:
 
     def sees_vectors(self) -> Any:
         """For the deviations: sums of 1, z and z^2 over the vectors that are no padding."""
-        rows, weight = self.rows[: self.rank].to(self.device), self.weight
+        rows, weight = self._directions().to(self.device), self.weight
         self.total = torch.zeros(2, self.rank, dtype=torch.float64, device=float64_device(self.device))
         self.count = torch.zeros((), dtype=torch.int64, device=self.device)
 
@@ -148,6 +159,6 @@ class Sketch:
             self.weight.d_in,
             self.weight.groups,
             self.singular_values.float(),
-            self.rows[: self.rank].float(),
+            self._directions().float(),
             variance.sqrt().float(),
         )
