@@ -154,6 +154,9 @@ def test_a_file_that_keeps_no_probe(tmp_path):
     write_probe(path, {"start": {"l": torch.ones(1, 2)}}, {"ranks": None})
     with pytest.raises(CheckpointError, match="keeps what a run began with"):
         Probe.load(path)
+    write_probe(path, {}, {"layers": []})
+    with pytest.raises(CheckpointError, match="is of an earlier version, without without_gradient: probe again"):
+        Probe.load(path)
     probed(("l", [1.0])).save(path)
     assert Probe.load(path).layers[0].layer == "l"
     path.write_bytes(path.read_bytes()[:-1] + b"x")

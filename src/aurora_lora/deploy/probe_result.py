@@ -89,6 +89,8 @@ class Probe(Report):
         tensors, facts = read_probe(Path(path))
         if "layers" not in facts:
             raise CheckpointError(f"{path} keeps what a run began with, not all directions that Probe.save keeps.")
+        if missing := [name for name in _OF_PROBE if name not in facts]:
+            raise CheckpointError(f"{path} is of an earlier version, without {missing[0]}: probe again.")
         layers = tuple(
             LayerProbe(name, *sizes, *(tensors[what][name] for what in _OF_LAYER)) for name, *sizes in facts["layers"]
         )
