@@ -159,7 +159,7 @@ class TorchAo(Format):
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the weight before it was quantised."""
+        """The dtype of the weight before it was quantised."""
         found: torch.dtype = self.base_layer.weight.dtype
         return found
 
