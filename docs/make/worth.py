@@ -133,20 +133,23 @@ def answered(summaries: Mapping[str, Mapping[str, Any]], case: str) -> str:
         case: of `CASES`.
     """
     table = TextTable("", ["study", "first", "second", "difference", "95% interval", "first vs second"], align="lllrrl")
-    shown: list[Answer] = []
+    rows: list[tuple[str, Answer]] = []
     for study, asked in CASES[case].items():
         by_question: dict[str, list[tuple[str, Answer]]] = {}
         for heading, found in _by_its_metrics(summaries[study]) if study in summaries else ():
             for one in found:
                 by_question.setdefault(one.ask, []).append((f"{study}, {heading}", one))
-        rows = [row for name in asked for row in by_question.get(name, ())]
-        table.rows += [[heading, one.first, one.second, *one.cells()] for heading, one in rows]
-        shown += [one for _, one in rows]
-    sides = [one.side for one in shown]
-    kept = [one.side for one in _discoveries(shown)]
+        rows += [row for name in asked for row in by_question.get(name, ())]
+    shown = [one for _, one in rows]
+    remaining = _discoveries(shown)
+    for heading, one in rows:
+        *cells, verdict = one.cells()
+        mark = " †" if any(one is other for other in remaining) else ""
+        table.rows.append([heading, one.first, one.second, *cells, f"{verdict}{mark}"])
+    sides, kept = [one.side for one in shown], [one.side for one in remaining]
     return (
         f"{table.markdown()}\n\nIntervals: {len(sides)}, not corrected for their number; the first is better in "
-        f"{sides.count('better')}, worse in {sides.count('worse')}. Corrected, with a false discovery rate of 5%: "
+        f"{sides.count('better')}, worse in {sides.count('worse')}. Corrected, with a false discovery rate of 5% (†): "
         f"better in {kept.count('better')}, worse in {kept.count('worse')}."
     )
 

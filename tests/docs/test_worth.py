@@ -60,10 +60,10 @@ def test_a_study_that_is_not_there_is_left_out() -> None:
     found = answered({"captured-effect": one}, "same rank").splitlines()
     assert len(found) == 5
     assert found[2].startswith("| captured-effect, captured % | ours, merged | theirs, merged | +10.0 | ")
-    assert found[2].endswith(" | better |")
+    assert found[2].endswith(" | better † |")
     assert found[-1] == (
         "Intervals: 1, not corrected for their number; the first is better in 1, worse in 0. Corrected, with a false "
-        "discovery rate of 5%: better in 1, worse in 0."
+        "discovery rate of 5% (†): better in 1, worse in 0."
     )
 
 
@@ -73,9 +73,11 @@ def test_what_is_significant_by_chance_is_none_after_correction() -> None:
     assert answered({"captured-effect": barely}, "same rank").endswith("better in 6, worse in 0.")
     one = {"setting": "ours", "form": None}
     barely["study"]["questions"][1:] = [{"ask": ask, "first": one, "second": one} for ask in asked[1:]]
-    assert answered({"captured-effect": barely}, "same rank").endswith(
-        "the first is better in 1, worse in 0. Corrected, with a false discovery rate of 5%: better in 0, worse in 0."
+    found = answered({"captured-effect": barely}, "same rank")
+    assert found.endswith(
+        "the first is better in 1, worse in 0. Corrected, with a false discovery rate of 5% (†): better in 0, worse in 0."
     )
+    assert found.count("†") == 1
 
 
 def test_p_values_are_those_of_a_paired_t_test() -> None:
