@@ -75,7 +75,8 @@ def test_what_is_significant_by_chance_is_none_after_correction() -> None:
     barely["study"]["questions"][1:] = [{"ask": ask, "first": one, "second": one} for ask in asked[1:]]
     found = answered({"captured-effect": barely}, "same rank")
     assert found.endswith(
-        "the first is better in 1, worse in 0. Corrected, with a false discovery rate of 5% (†): better in 0, worse in 0."
+        "the first is better in 1, worse in 0. Corrected, with a false discovery rate of 5% (†): "
+        "better in 0, worse in 0."
     )
     assert found.count("†") == 1
 

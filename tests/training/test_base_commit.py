@@ -232,6 +232,27 @@ def test_a_run_goes_on_where_its_model_and_data_have_moved(
         train(at("there"), tmp_path / "run")
 
 
+def test_a_run_does_not_go_on_with_its_files_in_other_places(model: Path, tmp_path: Path) -> None:
+    """What was trained on would be scored as a test, without another sign of it."""
+    own_files.write_texts(tmp_path)
+    lines = (tmp_path / "reviews.csv").read_text().splitlines(keepends=True)
+    for name, rows in (("train", lines[1:31]), ("validation", lines[31:41]), ("test", lines[41:])):
+        (tmp_path / f"{name}.csv").write_text("".join([lines[0], *rows]))
+
+    def with_files(**named: str) -> Recipe:
+        task = {"name": "classification", "text": "review", "label": "stars"}
+        task |= {field: str(tmp_path / f"{name}.csv") for field, name in named.items()}
+        return validate(tiny.recipe(model, task=task), "recipe")
+
+    places = {"data": "train", "validation_data": "validation", "test_data": "test"}
+    with pytest.raises(KeyboardInterrupt):
+        train(with_files(**places), tmp_path / "run", make_callbacks=lambda: [tiny.Stop(6)])
+    with pytest.raises(UserError, match=r"they differ in task\.test_data"):
+        train(with_files(data="train", validation_data="validation"), tmp_path / "run")
+    with pytest.raises(UserError, match=r"was started with the files .* in this order"):
+        train(with_files(**{**places, "test_data": "validation", "validation_data": "test"}), tmp_path / "run")
+
+
 def test_a_run_that_goes_on_with_a_newer_commit_says_so(cache: Path, write_recipe: WriteRecipe, tmp_path: Path) -> None:
     """Most often one of the README: that is no reason to give up a run."""
     recipe = load_recipe(write_recipe(model=NAME), ["training.eval_every=1"])

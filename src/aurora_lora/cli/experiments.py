@@ -251,7 +251,7 @@ def _stop_if_failed(failed: list[dict[str, Any]], diverged: int = 0) -> None:
         if diverged:
             others = "" if diverged == len(failed) else "; the same command tries the others again"
             again = f"{diverged} diverged, and would again: give the study other values, or begin it anew{others}"
-        stderr().print(f"{len(failed)} failed; {again}")
+        note(f"{len(failed)} failed; {again}")
         raise typer.Exit(1)
 
 

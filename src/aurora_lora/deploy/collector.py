@@ -16,6 +16,7 @@ from .moments import LayerMoments, SharedInput, Target
 from .passes import random_state_of_now
 from .processes import calls_of_processes, several_processes
 
+_PARTLY_SHARED = "{} saw the same input as {} in one call, but not in all of the batch that first reached them"
 _NOT_SHARED = "{} saw the same input as {} in the first batch, but not in a later one"
 _SHARED_ELSEWHERE = "{} saw the same input as another layer on one process, but not on all"
 _WAYS_OUT = {"calibrate": "call calibrate with share_inputs=False"}
@@ -119,7 +120,7 @@ class Collector:
             return
         if not may_repeat:
             layer = next(each for each in self._new() if each.target.name in again and not each.leads)
-            raise self._apart(_NOT_SHARED.format(layer.target.name, layer.shared.leader))
+            raise self._apart(_PARTLY_SHARED.format(layer.target.name, layer.shared.leader))
         for name in again:
             del self.layers[name]
         put_back()

@@ -156,7 +156,7 @@ def by_input(layers: list[LayerMoments]) -> Iterator[list[LayerMoments]]:
 
 
 def means_by_input(layers: list[LayerMoments]) -> Iterator[tuple[Tensor, list[LayerMoments]]]:
-    """E[x x^T] (d_in, d_in) in float32, where their weights are, and the layers that share it; the sums are gone then.
+    """E[x x^T] (d_in, d_in) in float32, where the layers compute, and the layers that share it; the sums are gone then.
 
     Raises:
         CalibrationError: inputs whose squares are finite in float64 alone.

@@ -154,7 +154,8 @@ def input_moment(moment: Tensor, damping: float = 1e-3) -> InputMoment:
     S = moment[order][:, order].double()
     scale = float(mean)
     if scale <= 0:
-        return InputMoment(order, torch.eye(len(S)).to(moment), torch.eye(len(S)).to(moment))
+        eye = torch.eye(len(S), dtype=moment.dtype, device=moment.device)
+        return InputMoment(order, eye, eye.clone())
     added = 0.0
     while True:
         more = max(10 * added, 1e-12 * scale, damping * scale)

@@ -127,14 +127,15 @@ def check_same_commit(folder: Path, name: str, there: str | None, here: str | No
     Raises:
         UserError: the model in a folder has other weights than the run was started on.
     """
-    if not _differ(there, here):
+    if there is None or there == here:
         return
     if _kind(there):
         raise UserError(
             f"{folder} was started on other weights than {name} has here: put those back, or choose another output "
             "folder"
         )
-    warnings.warn(f"{folder} was started on commit {there} of {name}, and goes on with commit {here}", stacklevel=2)
+    if _differ(there, here):
+        warnings.warn(f"{folder} was started on commit {there} of {name}, and goes on with commit {here}", stacklevel=2)
 
 
 def _differ(there: str | None, here: str | None) -> TypeGuard[str]:

@@ -26,6 +26,7 @@ def keep_data(folder: Path, data: Data) -> None:
     stored, is_begun = _stored(folder / DATA), storage.is_begun(folder)
     if is_begun:
         check_data(folder, data)
+        _check_order(folder, stored, data)
     elif stored is not None:
         if "files" not in stored:
             raise _not_ours(folder / DATA)
@@ -40,6 +41,15 @@ def keep_data(folder: Path, data: Data) -> None:
     if data.rows is not None and not (is_begun and (folder / SPLITS).exists()):
         lines = [f"  {json.dumps(name)}: {json.dumps(rows)}" for name, rows in data.rows.items()]
         files.write_text(folder / SPLITS, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def _check_order(folder: Path, stored: Mapping[str, Any] | None, data: Data) -> None:
+    """Raise a UserError where a run would go on with the same files in other places, as with a split of its own."""
+    there, here = ((record or {}).get("files", {}) for record in (stored, data.record))
+    if stored is not None and list(dict.fromkeys(there.values())) != list(dict.fromkeys(here.values())):
+        raise UserError(
+            f"{folder} was started with the files {abridged(list(there))}, in this order: goes on with them alone"
+        )
 
 
 def data_format(folder: Path) -> str | None:

@@ -24,6 +24,7 @@ from ..tuner.peft_names import CONFIG_NAME
 from . import yaml_text
 from .reading import validate_as
 from .recipe import CHANGE_NOTHING, Recipe, RunRecipe
+from .weights_digest import SAMPLED
 
 RECIPE, ADAPTER, LORA, CHECKPOINTS, REFERENCE = "recipe.yaml", "adapter", "lora", "checkpoints", "reference"
 RESULT = "result.json"
@@ -241,27 +242,26 @@ def check_recipe(folder: Path, recipe: RunRecipe) -> None:
         written = {RECIPE, DATA, SPLITS, CHECKPOINTS, LOG, LOGS, UPDATES}
         if {path.name for path in folder.iterdir() if not path.name.startswith(".")} <= written:
             return
-    stored, holds = yaml_text.read(folder / RECIPE), f"{folder} holds"
-    try:
-        check_same_recipe(stored, recipe, folder / RECIPE, holds)
-    except UserError:
-        moved = _may_have_moved(folder, recipe)
-        if not moved:
-            raise
-        check_same_recipe(stored, recipe, folder / RECIPE, holds, but=moved)
+    check_same_recipe(
+        yaml_text.read(folder / RECIPE),
+        recipe,
+        folder / RECIPE,
+        f"{folder} holds",
+        may_have_moved=lambda fields: fields <= _places_known_again(folder, recipe),
+    )
 
 
-def _may_have_moved(folder: Path, recipe: RunRecipe) -> tuple[str, ...]:
+def _places_known_again(folder: Path, recipe: RunRecipe) -> set[str]:
     """The fields with paths that may be others where a run goes on: from a checkpoint, what is there is compared with
     what the run began with, by digests."""
     if (folder / RESULT).exists() or not isinstance(recipe, Recipe):
-        return ()
-    whole = [checkpoint for checkpoint in checkpoints(folder / CHECKPOINTS).values() if is_intact(checkpoint)]
-    if not whole:
-        return ()
-    commit = str(files.read_json(whole[-1] / RUN_STATE).get("model_commit"))
-    is_folder = ":" in commit and files.expanded(recipe.model).is_dir()  # a commit of the hub has none
-    return (*_PLACES_OF_DATA, *(_PLACES_OF_MODEL if is_folder else ()))
+        return set()
+    last = next((one for one in reversed(checkpoints(folder / CHECKPOINTS).values()) if is_intact(one)), None)
+    if last is None:
+        return set()
+    commit = str(files.read_json(last / RUN_STATE).get("model_commit"))
+    is_folder = commit.startswith(SAMPLED) and files.expanded(recipe.model).is_dir()
+    return {*_PLACES_OF_DATA, *(_PLACES_OF_MODEL if is_folder else ())}
 
 
 def write_recipe(folder: Path, recipe: RunRecipe) -> None:
@@ -286,7 +286,12 @@ def _is_written(path: Path, kind: type[RunRecipe]) -> bool:
 
 
 def check_same_recipe(
-    values: Any, recipe: RunRecipe, source: Path | str, holds: str, *, but: Collection[str] = ()
+    values: Any,
+    recipe: RunRecipe,
+    source: Path | str,
+    holds: str,
+    *,
+    may_have_moved: Callable[[set[str]], bool] = lambda fields: False,
 ) -> None:
     """Raise a UserError if the plain values are those of another recipe.
 
@@ -295,14 +300,17 @@ def check_same_recipe(
         recipe: that is asked for.
         source: where they are stored.
         holds: how the message begins: what holds the run of another recipe.
-        but: further fields that may differ.
+        may_have_moved: whether fields of paths may differ; asked where no others do.
     """
     # validated, so that a field which a later version adds counts as its default
     stored = validate_as(type(recipe), values, str(source))
     there, here = (
-        {field: value for field, value in flatten(one.resolved()).items() if field not in (*CHANGE_NOTHING, *but)}
+        {field: value for field, value in flatten(one.resolved()).items() if field not in CHANGE_NOTHING}
         for one in (stored, recipe)
     )
+    both = {field for field in there.keys() & here.keys() if there[field] != here[field]}
+    if both and there.keys() == here.keys() and both <= {*_PLACES_OF_DATA, *_PLACES_OF_MODEL} and may_have_moved(both):
+        return
     if differing := differences(there, here):
         raise UserError(
             f"{holds} the run of another recipe; they differ in {', '.join(differing)}: choose another output folder"
