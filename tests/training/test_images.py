@@ -382,7 +382,7 @@ def test_the_images_of_training_are_scored_unchanged(vit: Path, processor: Any, 
     found = evaluate(run.folder, split="train", forms=["static"])["static"]
     network, _ = load_trained_model(load_run(run.folder))
     rows = load_data(run.recipe, processor).splits["train"].data
-    pixels = torch.stack([plain_transform(processor)(row["image"].convert("RGB")) for row in rows])
+    pixels = torch.stack([plain_transform(processor)(read_image(row["image"], "vision")) for row in rows])
     with run.recipe.method.using(network, "static"), torch.no_grad():
         logits = network(pixel_values=pixels).logits
     nll = torch.nn.functional.cross_entropy(logits, torch.tensor(rows["label"]))
