@@ -126,6 +126,16 @@ def test_what_torch_holds_unused_on_a_gpu_is_free(monkeypatch):
     assert memory_bound._free_everywhere(device) == 1400
 
 
+def test_processes_share_the_gpus_of_their_machine(monkeypatch):
+    for name, value in (("mem_get_info", (1000, 9000)), ("memory_reserved", 0), ("memory_allocated", 0)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    monkeypatch.setattr(memory_bound, "processes", lambda: 4)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    for gpus, free in ((4, 1000), (2, 500), (1, 250)):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        assert memory_bound._free(torch.device("cuda", 0)) == free
+
+
 @pytest.mark.parametrize(("on_this_machine", "size"), [("2", 250), (None, 125)])
 def test_processes_share_the_main_memory_of_their_machine(monkeypatch, on_this_machine, size):
     monkeypatch.setattr(memory_bound, "free_memory", lambda: 1000)

@@ -164,7 +164,10 @@ def test_packed_conversations_do_not_see_each_other(read: Read, model: Path) -> 
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     totals, shapes = [], []
     for packing, attention in (("true", "sdpa"), ("true", "flash_attention_2"), ("false", "sdpa")):
-        data = examples(read("messages", f"task.packing={packing}", f"model.attention={attention}"), model)
+        data = examples(
+            read("messages", f"task.packing={packing}", f"model.attention={attention}", "training.precision=bf16"),
+            model,
+        )
         total = 0.0
         rows = data.splits["train"]
         for at in range(0, len(rows), 3):
@@ -523,6 +526,12 @@ def test_answers_are_written_in_the_memory_of_the_training_or_not_at_all(
         done = train(read("messages", "task.max_length=40"), tmp_path / "run")
     assert not done.result.get("samples")
     assert limits == [40]
+
+
+def test_answers_are_written_in_the_precision_of_the_training(read: Read, tmp_path: Path) -> None:
+    """Where a module that is trained in full is in float32, and the layers before it are not."""
+    done = train(read("messages", "training.precision=bf16", "method.modules_to_save=[lm_head]"), tmp_path / "run")
+    assert len(done.result["samples"]) == 3
 
 
 @pytest.mark.parametrize("samples", [0, 1])

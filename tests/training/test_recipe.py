@@ -376,3 +376,14 @@ def test_what_does_not_fit_the_task(
     write_recipe: WriteRecipe, refused: Refused, task: dict[str, Any], message: str
 ) -> None:
     refused(write_recipe(task=task), message)
+
+
+def test_flash_attention_goes_with_16_bits(write_recipe: WriteRecipe) -> None:
+    wanted = ["model.attention=flash_attention_2", "training.precision=bf16"]
+    recipe = load_recipe(write_recipe(), wanted)
+    assert recipe.base.is_flash
+    assert recipe.in_float32.base.attention is None
+    with pytest.raises(
+        UserError, match=r"model\.attention: 'flash_attention_2' computes in 16 bits alone: set training"
+    ):
+        load_recipe(write_recipe(), wanted[:1])

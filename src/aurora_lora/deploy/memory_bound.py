@@ -123,12 +123,10 @@ def _free_everywhere(*devices: torch.device) -> int:
 
 
 def _free(device: torch.device) -> int:
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes())) if processes() > 1 else 1  # that share the machine's
     if device.type == "cuda":
-        return _free_on_cuda(device)
-    free = free_memory()
-    if processes() > 1:  # they share it
-        free //= int(os.environ.get("LOCAL_WORLD_SIZE", processes()))
-    return free
+        return _free_on_cuda(device) // math.ceil(here / max(1, torch.cuda.device_count()))
+    return free_memory() // here
 
 
 def _free_on_cuda(device: torch.device) -> int:

@@ -148,6 +148,7 @@ class MergeSums:
         for start in range(0, len(self.merges), at_once):
             variants = dict(reference) | {m.name: self._variant(m) for m in self.merges[start : start + at_once]}
             ends, n = compare(runner, data.one_pass(), variants, metric, perplexity=True)
+            del variants  # before the next ones are made
             found |= {end.form: end for end in ends}
         return tuple(found.values()), n
 

@@ -109,7 +109,7 @@ def encode_chats(
         made["train"] = prepare.pack(unpacked, max_length)
     pad_id = tokenizer.pad_token_id
     # flash attention takes all rows as one; of others, whose mask and work grow with the square, each is by itself
-    in_one = is_flash(recipe)
+    in_one = recipe.base.is_flash
     collate = Conversations(
         DataCollatorForLanguageModeling(pad_id),
         DataCollatorForLanguageModeling(pad_id, padding_free=in_one, return_position_ids=not in_one),
@@ -127,11 +127,6 @@ def encode_chats(
         lengths={name: _lengths(split).tolist() for name, split in made.items()},
         asked=_asked(splits, SAMPLES if section.samples is None else section.samples),
     )
-
-
-def is_flash(recipe: Recipe) -> bool:
-    """Whether the model of a recipe computes by flash attention, as far as the recipe says."""
-    return (recipe.base.attention or "").startswith("flash")
 
 
 def asked_in(row: Mapping[str, Any], trained: str | None = None) -> Question | str:

@@ -63,10 +63,11 @@ def _sample_answers(recipe: Recipe, trainer: RecipeTrainer, data: ChatData) -> l
     prompts = [one["prompt"] for one in data.asked]
     longest = recipe.task.max_length  # as in the training: what is held out may be far longer
     trainer.module.eval()
+    autocast = trainer.accelerator.autocast  # `generate` does not go through the `forward` that has it
     try:
-        with recipe.method.using(trainer.module, recipe.method.deployed_form):
+        with autocast(), recipe.method.using(trainer.module, recipe.method.deployed_form):
             after, _ = answers_greedily(trainer.module, tokenizer, prompts, SAMPLE_TOKENS, longest)
-        with _untrained(recipe, trainer, data) as model:
+        with autocast(), _untrained(recipe, trainer, data) as model:
             before, _ = answers_greedily(model, tokenizer, prompts, SAMPLE_TOKENS, longest)
     except torch.OutOfMemoryError:  # as for a base that is loaded beside the trained model: no run is lost for that
         warnings.warn("no sample answers are written: the GPU has too little memory for them", stacklevel=2)

@@ -14,7 +14,6 @@ from ..deploy.float64 import to_float64
 from ..deploy.passes import evaluated
 from ..deploy.wrappers import plain_model
 from ..errors import UserError, one_line
-from .chat_data import is_flash
 from .choice_trainer import LanguageTrainer
 from .choices import learned_positions, takes
 from .recipe import Recipe
@@ -34,7 +33,7 @@ class ChatTrainer(LanguageTrainer):
         super().__init__(recipe, checkpoints, **kwargs)
         if recipe.task.packing and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             with self.accelerator.autocast():
-                check_packing(self.module, in_one=is_flash(recipe))
+                check_packing(self.module, in_one=recipe.base.is_flash)
 
     def prediction_step(
         self,

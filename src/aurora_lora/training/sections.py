@@ -77,7 +77,13 @@ class ModelSection(Section):
     """Of the frozen weights; `null`: that of `training.precision`, and `fp32` is the only other one that is allowed: it
     keeps them exact, at 4 bytes a parameter, while a lower precision is computed in. Not with `quantization`."""
     attention: Literal["eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3"] | None = None
-    """Transformers' implementation of attention; `null`: its own choice."""
+    """Transformers' implementation of attention; `null`: its own choice. Flash attention computes in 16 bits alone, and
+    `aurora predict` and others that compute in fp32 take the usual one."""
+
+    @property
+    def is_flash(self) -> bool:
+        """Whether it computes by flash attention, as far as the recipe says."""
+        return (self.attention or "").startswith("flash")
 
     @model_validator(mode="before")
     @classmethod

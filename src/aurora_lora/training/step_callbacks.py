@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .. import termination
@@ -64,6 +65,8 @@ class Clock(TrainerCallback):
 
     def _stop(self) -> None:
         if self._since is not None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()  # the last step is still under way
             self.seconds += time.perf_counter() - self._since
         self._since = None
 

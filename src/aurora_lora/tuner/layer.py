@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from ..finite import is_finite
 from ..forms import FormName
-from ..ops import sigma, without_autocast
+from ..ops import full_float32, sigma, without_autocast
 from .base_weight import check_takes_merge
 from .changed_weight import changed_by_others, keep_change, take_out
 from .config import AuroraConfig
@@ -163,7 +163,7 @@ class AuroraLayer(AdapterState):
 
     def _product(self, lora_A: Tensor, lora_B: Tensor) -> Tensor:
         """dW in the layout of the base weight and the precision of the factors, also within autocast."""
-        with without_autocast(lora_B):
+        with full_float32(), without_autocast(lora_B):
             return self.as_weight(lora_B @ lora_A)
 
     def _factors_to_merge(self, adapter_name: str) -> tuple[Tensor, Tensor]:

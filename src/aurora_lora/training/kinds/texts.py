@@ -122,7 +122,7 @@ class HeadKind(TextKind):
             for name, value in inputs.items()
         }
         with torch.no_grad():
-            logits = model(**taken).logits.float()
+            logits = model(**taken).logits.float().cpu()  # at once: each answer asks for several of its numbers
         names = ("an image" if isinstance(text, bytes) else text for text in texts)
         check_finite(zip(names, logits, strict=True), f"{source} has no answer")
         return as_answers(texts, (self.answer(row, model.config) for row in logits), cut)
