@@ -159,15 +159,15 @@ def test_a_template_without_marks_learns_the_same(read: Read, model: Path, tmp_p
     assert [(one["input_ids"], one["labels"]) for one in plain] == [(one["input_ids"], one["labels"]) for one in marked]
 
 
-def test_packed_conversations_do_not_see_each_other(read: Read, model: Path) -> None:
-    """In rows of their own, or for flash attention, which needs no mask, in one."""
+@pytest.mark.parametrize("loss_on", ["answer", "all"])
+def test_packed_conversations_do_not_see_each_other(read: Read, model: Path, loss_on: str) -> None:
+    """In rows of their own, or for flash attention, which needs no mask, in one; nor is one's first token predicted
+    from another."""
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     totals, shapes = [], []
     for packing, attention in (("true", "sdpa"), ("true", "flash_attention_2"), ("false", "sdpa")):
-        data = examples(
-            read("messages", f"task.packing={packing}", f"model.attention={attention}", "training.precision=bf16"),
-            model,
-        )
+        changes = (f"model.attention={attention}", "training.precision=bf16", f"task.loss_on={loss_on}")
+        data = examples(read("messages", f"task.packing={packing}", *changes), model)
         total = 0.0
         rows = data.splits["train"]
         for at in range(0, len(rows), 3):
