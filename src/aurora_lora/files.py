@@ -116,8 +116,8 @@ def expanded(path: Path | str) -> Path:
 
 
 def is_path(name: str) -> bool:
-    """Whether it is a path of this machine, and no `owner/name` or `name` of the hub: by its form, or as there is
-    something. A relative path of the hub's form, where nothing is any more, cannot be told from a name."""
+    """Whether it is a path of this machine, and no `owner/name` or `name` of the hub: by its form, or because such a
+    file or folder exists. A relative path of the hub's form whose file is gone cannot be told from a name."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 

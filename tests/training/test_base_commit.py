@@ -249,7 +249,7 @@ def test_a_run_does_not_go_on_with_its_files_in_other_places(model: Path, tmp_pa
         train(with_files(**places), tmp_path / "run", make_callbacks=lambda: [tiny.Stop(6)])
     with pytest.raises(UserError, match=r"they differ in task\.test_data"):
         train(with_files(data="train", validation_data="validation"), tmp_path / "run")
-    with pytest.raises(UserError, match=r"was started with the files .* in this order"):
+    with pytest.raises(UserError, match=r"was started with .* in this order, and these files are now given in another"):
         train(with_files(**{**places, "test_data": "validation", "validation_data": "test"}), tmp_path / "run")
 
 

@@ -9,13 +9,14 @@ from peft.utils import set_peft_model_state_dict
 from safetensors.torch import load, load_file, save_file
 from torch import nn
 from torch.distributed import checkpoint as dcp
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 from transformers import AutoModelForSeq2SeqLM, T5Config, T5ForConditionalGeneration
 
 import aurora_lora
 from aurora_lora import AuroraConfig, CheckpointError, NotCalibratedError
 from aurora_lora.tuner import aurora_layers
-from aurora_lora.tuner.checkpoint import fit_checkpoint
+from aurora_lora.tuner.checkpoint import fit_checkpoint, without_empty_matrices
 
 
 @pytest.fixture
@@ -218,3 +219,14 @@ def test_a_folder_that_has_been_corrected_is_loaded_by_the_same_name(calibrated,
     calibrated.load_adapter(tmp_path, "other")
     assert not calibrated.peft_config["other"].calibrated
     assert {layer.form("other") for _, layer in aurora_layers(calibrated.eval())} == {"dynamic"}
+
+
+def test_matrices_are_saved_of_layers_within_wrappers_as_of_the_others(calibrated):
+    """The names in a state are without what FSDP and its checkpointing put around a layer, those of modules with it."""
+    expected = calibrated.state_dict()
+    encoder = calibrated.get_base_model().bert.encoder
+    encoder.layer[0] = checkpoint_wrapper(encoder.layer[0])
+    assert any("_checkpoint_wrapped_module" in path for path, _ in aurora_layers(calibrated))
+    config = calibrated.peft_config["default"]
+    assert without_empty_matrices(calibrated, config, "default", expected) == expected
+    assert config.calibrated

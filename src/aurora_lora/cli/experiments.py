@@ -204,10 +204,12 @@ def sweep(
             bar.expect(tuned + len(runs.final_jobs()) - told)
         runs.run_seeds()
         summary = runs.summary()
-    failed += map(_failure, diverged := runs.diverged())
+    diverged = [_failure(one) for one in runs.diverged()]
     for setting in runs.without_score():
-        error = "none of its runs gave a validation score"
-        failed.append({"run": setting.name, "error": error, "folder": str(output / "runs" / setting.slug)})
+        error, folder = "none of its runs gave a validation score", str(output / "runs" / setting.slug)
+        where = diverged if runs.has_diverged(setting) else failed
+        where.append({"run": setting.name, "error": error, "folder": folder})
+    failed += diverged
     if as_json:
         print_json({**summary, "failed": failed})
     else:

@@ -12,7 +12,8 @@ from .common import Json, Split, quiet
 from .measured import Figures, MeasuredInto, check_place, write_measured
 from .printing import complain, print_json, stderr, stdout
 
-GAP_FIGURES = ("gap", "merges")
+_PART_OF_FIGURE = {"gap": "layers", "merges": "merges"}
+"""What of a report each figure is of."""
 
 
 def gap(
@@ -86,7 +87,7 @@ def _run_gap(
 
     run = load_run(folder)
     target = output or folder
-    check_place(target / GAP, GAP_FIGURES)
+    check_place(target / GAP, _PART_OF_FIGURE)
     quiet()
     split = split or run.test_sets[0]
     with stderr().status(f"running the forms on the {split} split"):
@@ -118,7 +119,7 @@ def _adapter_gap(
     if data is None:
         raise UserError(f"{folder} is an adapter: --data FILE says on which texts its merges are measured")
     if output is not None:
-        check_place(output / GAP, GAP_FIGURES)
+        check_place(output / GAP, _PART_OF_FIGURE)
     quiet()
     with stderr().status(f"trying merges on {data.name}"):
         found = adapter_gap(
@@ -146,9 +147,9 @@ def _adapter_gap(
 
 
 def _gap_figures(record: dict[str, Any]) -> Figures:
-    """The figures of `GAP_FIGURES` that a gap report has something for."""
+    """The figures that a gap report has something for."""
     from aurora_lora.lab.report.gap_figure import gap_figure
     from aurora_lora.lab.report.merges_figure import merges_figure
 
-    found: Figures = {"gap": gap_figure} if record["layers"] else {}
-    return found | ({"merges": merges_figure} if record["merges"] else {})
+    drawn_by = {"gap": gap_figure, "merges": merges_figure}
+    return {name: drawn_by[name] for name, part in _PART_OF_FIGURE.items() if record[part]}

@@ -242,19 +242,18 @@ def _targets(model: nn.Module, adapter_name: str | None) -> list[Target]:
         if name not in active:
             raise ValueError(f"adapter_name={name!r} is not an active AuroRA adapter (active: {', '.join(active)}).")
     check_unmerged(model, "calibrate")
-    targets = calibrated_layers(model, names)
+    if targets := calibrated_layers(model, names):
+        return targets
     layers = [(layer, name) for _, layer in plain_layers(model) for name in names if name in layer.aurora_A]
-    static = [name for layer, name in layers if not targets and not layer.forms_coincide(name)]
-    if static:
+    static = next((name for layer, name in layers if not layer.forms_coincide(name)), None)
+    if static is not None:
         raise FormError(
-            f"Adapter {static[0]!r} was trained in the static form, which merges exactly: nothing to calibrate."
+            f"Adapter {static!r} was trained in the static form, which merges exactly: nothing to calibrate."
         )
-    if not targets:
-        raise FormError(
-            f"Nothing of {', '.join(names)} can be calibrated: plain LoRA (sigma is the identity) and embeddings merge "
-            "exactly as they are."
-        )
-    return targets
+    raise FormError(
+        f"Nothing of {', '.join(names)} can be calibrated: plain LoRA (sigma is the identity) and embeddings merge "
+        "exactly as they are."
+    )
 
 
 def calibrated_layers(model: nn.Module, names: Sequence[str] | None = None) -> list[Target]:

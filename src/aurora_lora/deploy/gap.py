@@ -13,7 +13,7 @@ from torch import nn
 
 from ..errors import NotCalibratedError
 from ..forms import CALIBRATED, DYNAMIC, STATIC, FormName
-from ..tuner import AuroraLayer, aurora_layers, set_form
+from ..tuner import AuroraLayer, aurora_layers, check_calibrated, set_form
 from ..tuner.adapters import active_layers
 from ..tuner.fields import is_list_of, is_name
 from ..values import one_of, require, short
@@ -259,9 +259,7 @@ def _forms(model: nn.Module) -> tuple[FormName, ...]:
     if not (names := dynamic_adapters(model)):
         set_form(model, DYNAMIC)  # refuses adapters that were trained static
     try:
-        for _, layer, name in active_layers(model):
-            if name in names:
-                layer.get_factors(name, CALIBRATED)
+        check_calibrated(model, names)
     except NotCalibratedError:
         return (DYNAMIC, STATIC)
     return (DYNAMIC, STATIC, CALIBRATED)

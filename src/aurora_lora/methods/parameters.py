@@ -157,7 +157,7 @@ def load_trained(model: nn.Module, directory: Path) -> None:
 
 
 def check_loaded(model: nn.Module, result: Any, source: Path) -> None:
-    """Raise a CheckpointError if there was no place for a weight, or none for a place that is trained.
+    """Raise a CheckpointError if the model has no place for a weight that was loaded, or a trained one got none.
 
     Args:
         model: after loading.

@@ -58,8 +58,7 @@ class ChoiceTrainer(LanguageTrainer):
         """Whether evaluations also let the model write its answer, which takes many times as long."""
 
     def scoring(self, split: str) -> None:
-        task = self.recipe.task
-        self.generate = task.scorer == "generated" and split in (task.test_sets or ())
+        self.generate = self.recipe.task.scorer == "generated" and split in self.recipe.test_sets
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset[Any] | None = None) -> DataLoader[Any]:
         room = NEW_TOKENS if self.generate else 0

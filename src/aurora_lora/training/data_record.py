@@ -26,7 +26,8 @@ def keep_data(folder: Path, data: Data) -> None:
     stored, is_begun = _stored(folder / DATA), storage.is_begun(folder)
     if is_begun:
         check_data(folder, data)
-        _check_order(folder, stored, data)
+        if stored is not None:
+            _check_order(folder, stored, data)
     elif stored is not None:
         if "files" not in stored:
             raise _not_ours(folder / DATA)
@@ -43,12 +44,13 @@ def keep_data(folder: Path, data: Data) -> None:
         files.write_text(folder / SPLITS, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
-def _check_order(folder: Path, stored: Mapping[str, Any] | None, data: Data) -> None:
-    """Raise a UserError where a run would go on with the same files in other places, as with a split of its own."""
-    there, here = ((record or {}).get("files", {}) for record in (stored, data.record))
-    if stored is not None and list(dict.fromkeys(there.values())) != list(dict.fromkeys(here.values())):
+def _check_order(folder: Path, stored: Mapping[str, Any], data: Data) -> None:
+    """Raise a UserError where a run would go on with other of its files as training, validation and test data."""
+    there, here = stored.get("files", {}), (data.record or {}).get("files", {})
+    if list(dict.fromkeys(there.values())) != list(dict.fromkeys(here.values())):
         raise UserError(
-            f"{folder} was started with the files {abridged(list(there))}, in this order: goes on with them alone"
+            f"{folder} was started with {abridged(list(there))} as its data, in this order, and these files are now "
+            "given in another: name them as before"
         )
 
 

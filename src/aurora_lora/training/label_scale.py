@@ -66,7 +66,7 @@ def mean_and_deviation(labels: Sequence[float]) -> tuple[float, float]:
 
 
 def held_by_float32(labels: Sequence[float]) -> bool:
-    """Whether it has each of them, to the last digit."""
+    """Whether float32 holds each label exactly."""
     exact = np.asarray(labels, dtype=np.float64)
     return bool(np.array_equal(exact, exact.astype(np.float32)))
 

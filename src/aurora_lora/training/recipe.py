@@ -247,8 +247,7 @@ class Recipe(RunRecipe):
     def in_precision(self, precision: Precision) -> Recipe:
         """The same in a precision, its frozen weights too; a quantised base stays as it is."""
         training = self.training.model_copy(update={"precision": precision})
-        in_half = precision == "fp32" and self.base.is_flash
-        changes = {"dtype": None, "attention": None if in_half else self.base.attention}
+        changes = {"dtype": None, "attention": self.base.attention if self.base.computes_in(precision) else None}
         return self.model_copy(update={"training": training, "base": self.base.model_copy(update=changes)})
 
     @property
@@ -278,7 +277,7 @@ class Recipe(RunRecipe):
             allowed = " or ".join(map(repr, dict.fromkeys(("fp32", precision))))
             why = f"{dtype!r} is not allowed with training.precision {precision!r}: it must be {allowed}"
             raise PydanticCustomError("below", "model.dtype: {why}", {"why": why})
-        if precision == "fp32" and self.base.is_flash:
+        if not self.base.computes_in(precision):
             why = f"{self.base.attention!r} computes in 16 bits alone: set training.precision to bf16 or fp16"
             raise PydanticCustomError("below", "model.attention: {why}", {"why": why})
         if self.base.quantization is None:

@@ -85,6 +85,10 @@ class ModelSection(Section):
         """Whether it computes by flash attention, as far as the recipe says."""
         return (self.attention or "").startswith("flash")
 
+    def computes_in(self, precision: Precision) -> bool:
+        """Whether the implementation of attention does."""
+        return precision != "fp32" or not self.is_flash
+
     @model_validator(mode="before")
     @classmethod
     def _from_name(cls, data: Any) -> Any:

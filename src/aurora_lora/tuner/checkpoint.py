@@ -14,10 +14,7 @@ from .config import AS_GIVEN, AuroraConfig
 from .layer import AuroraLayer
 from .peft_names import PEFT_PREFIX
 from .registration import PREFIX
-from .stacked import name_alone, names_within, without_inner
-
-_FSDP = "_fsdp_wrapped_module."
-"""What FSDP puts before the paths of the model that it is around; the names in its state are without."""
+from .stacked import name_alone, names_within, without_inner, without_wrappers
 
 
 def fit_checkpoint(
@@ -55,7 +52,7 @@ def fit_checkpoint(
     buffers = {f"{path}.{buffer}" for path in calibrations for buffer in BUFFERS} if is_calibrated else set()
     _check(adapter_name, present.keys(), weights.keys() | buffers)
     if not is_calibrated:
-        _expect_no_more(config, adapter_name, calibrations.values())
+        _check_not_awaited(config, adapter_name, calibrations.values())
     # PEFT takes the prefix away again for a model that is no PeftModel
     within = names_within(model)
     named = {key: within[name] for key in state_dict if (name := key.removeprefix(PEFT_PREFIX)) in within}
@@ -74,8 +71,8 @@ def fit_checkpoint(
     return {named.get(key, key): value for key, value in state_dict.items()}
 
 
-def _expect_no_more(config: AuroraConfig, adapter_name: str, calibrations: Collection[Calibration]) -> None:
-    """The checkpoint has no matrix that the config may have spoken of, and the next one need not have any.
+def _check_not_awaited(config: AuroraConfig, adapter_name: str, calibrations: Collection[Calibration]) -> None:
+    """Refuse a checkpoint without the calibrated matrices that the config promises; the next may lack them, too.
 
     Training is resumed from checkpoints of before the calibration with the config of after it, and makes a matrix
     outdated anyway: there it is a warning.
@@ -102,7 +99,7 @@ def without_empty_matrices(
     state may be the caller's: one of trained weights alone has no matrix, whatever the layers have.
     """
     layers = {
-        path.removeprefix(_FSDP): layer
+        without_wrappers(path): layer
         for path, layer in aurora_layers(model)
         if adapter_name in layer.aurora_A and adapter_name in layer.calibration
     }
@@ -136,7 +133,7 @@ def _layers(model: nn.Module, adapter_name: str) -> dict[str, tuple[str, AuroraL
 
 
 def _in_model(path: str) -> str:
-    return path.removeprefix(_FSDP).removeprefix(PEFT_PREFIX)
+    return without_wrappers(path).removeprefix(PEFT_PREFIX)
 
 
 def _as_saved(key: str, layers: Collection[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from types import TracebackType
 from typing import get_args
 
@@ -22,8 +23,12 @@ from .adapters import (
 from .config import AuroraConfig
 
 
-def check_calibrated(model: nn.Module) -> None:
+def check_calibrated(model: nn.Module, names: Collection[str] | None = None) -> None:
     """See that each active adapter has a calibrated matrix that belongs to its present weights, or B = 0.
+
+    Args:
+        model: a model with AuroRA adapters.
+        names: of the adapters that are asked for; all active ones if None.
 
     Raises:
         NotCalibratedError, StaleCalibrationError: one has none, or an outdated one.
@@ -32,7 +37,8 @@ def check_calibrated(model: nn.Module) -> None:
     """
     check_adapted(model)
     for _, layer, name in active_layers(model):
-        layer.get_factors(name, CALIBRATED)
+        if names is None or name in names:
+            layer.get_factors(name, CALIBRATED)
 
 
 class set_form:  # noqa: N801 - used as a function and as a context manager, like torch.no_grad

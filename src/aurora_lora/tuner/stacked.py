@@ -52,6 +52,11 @@ def by_plain_path(model: nn.Module, modules: Iterable[tuple[str, M]]) -> Iterato
         yield plain, module
 
 
+def without_wrappers(path: str) -> str:
+    """A path as states have it: without what FSDP, its checkpointing and torch.compile put around modules."""
+    return ".".join(part for part in path.split(".") if part not in _NAMES_OF_WRAPPERS)
+
+
 def name_alone(model: nn.Module, name: str) -> str:
     """The name that a module, or a weight, would have in the model without the layers of other methods."""
     return _without(model, name, lambda module, part: part == _INNER and _is_of_another_method(module))

@@ -5,9 +5,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from aurora_lora.lab.bench.analytic_cost import LLAMA3_8B, LLAMA3_70B, METHODS, CostedMethod, costs
-from aurora_lora.lab.bench.counts import saved_bytes
 from aurora_lora.lab.bench.variants import VARIANTS, build, share
 from aurora_lora.lab.bench.workloads import linear_case
+from aurora_lora.lab.saved_tensors import count_saved
 from aurora_lora.ops import dispatch
 
 LORA8, LORA32, AURORA = METHODS
@@ -63,7 +63,7 @@ def test_kept_in_the_rank_space(
         case = linear_case(tokens, 32, dtype=dtype)
         model = build(VARIANTS[variant], case, training=True).to(dtype)
         x = case.batch(0)["x"]
-        sizes.append(saved_bytes(lambda model=model, x=x: model(x), but=[x]))
+        sizes.append(count_saved(lambda model=model, x=x: model(x), [x]).bytes())
     assert (sizes[1] - sizes[0]) / 128 == method.saved_bytes(width, operator=operator)
 
 

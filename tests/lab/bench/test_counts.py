@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from aurora_lora.lab.bench.counts import Calls, calls_of, peak_bytes, profiled_calls, saved_bytes
+from aurora_lora.lab.bench.counts import Calls, calls_of, peak_bytes, profiled_calls
 from aurora_lora.lab.bench.measure import Inference, TrainingStep, count_run, count_step
 from aurora_lora.lab.bench.variants import VARIANTS, build
 from aurora_lora.lab.bench.workloads import Case, linear_case
+from aurora_lora.lab.saved_tensors import count_saved
 from aurora_lora.ops import dispatch, sigma
 from aurora_lora.ops.anl import ANL
 
@@ -53,9 +54,9 @@ def test_the_profiler_counts_eager_calls_alike() -> None:
 def test_saved_bytes_count_a_storage_once() -> None:
     x = torch.randn(100, 10, requires_grad=True)
     weight = torch.randn(10, 10, requires_grad=True)
-    assert saved_bytes(lambda: x @ weight + x @ weight) == 4000 + 400
-    assert saved_bytes(lambda: x @ weight, but=[weight]) == 4000
-    assert saved_bytes(lambda: x + 1) == 0
+    assert count_saved(lambda: x @ weight + x @ weight).bytes() == 4000 + 400
+    assert count_saved(lambda: x @ weight, [weight]).bytes() == 4000
+    assert count_saved(lambda: x + 1).bytes() == 0
 
 
 def test_peak_bytes() -> None:

@@ -329,6 +329,20 @@ def test_a_final_run_that_diverged_is_not_run_again(
             assert f"Finalists that were left out: LoRA r=2, lr 0.03 ({why})." in missing_note(answer)
 
 
+def test_a_setting_of_which_all_diverged_is_not_said_to_be_tried_again(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverges(job: Job) -> Outcome:
+        return (
+            fake_forms(job) if job.recipe.method.name == "aurora" else Outcome(job, error=f"{DIVERGED}: nan at step 3")
+        )
+
+    for _ in range(2):
+        done, answer = sweep_command(write(), tmp_path / "out", diverges, monkeypatch)
+        assert [one["run"] for one in answer["failed"]] == ["LoRA r=2"]
+        assert "1 failed; 1 diverged, and would again" in done.stderr
+
+
 def test_a_finalist_that_lost_a_run_is_left_out_with_the_reason_and_tried_again(
     write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -466,7 +480,7 @@ def test_another_metric_may_choose(write: Callable[..., Path], tmp_path: Path) -
     for setting in study.settings:
         assert [score for _, score in sweep.trials(setting)] == [1e-3, 3e-2, 1e-1]
         assert sweep.choices.chosen(setting) == ({"training.learning_rate": 1e-3}, 1e-3)
-        assert sweep.optuna_studies[setting.name].best_value == 1e-3  # a sampler looks where it is low, too
+        assert sweep._trials[setting.name].optuna_study.best_value == 1e-3  # a sampler looks where it is low, too
 
     def first_epoch(job: Job) -> Outcome:
         outcome = fake(job)
@@ -543,6 +557,32 @@ def test_a_run_that_failed_of_something_else_is_tried_again(write: Callable[...,
     sweep.tune()
     for setting in study.settings:
         assert [score for _, score in sweep.trials(setting)] == [1.0, pytest.approx(0.971)]
+
+
+def test_of_equal_values_the_first_is_chosen_also_where_its_run_was_tried_again(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    """What is chosen does not depend on an interruption."""
+    study = load_study(write(settings=[ONE]))
+    fails = True
+
+    def equal(job: Job) -> Outcome:
+        nonlocal fails
+        if fails:
+            fails = False
+            return Outcome(job, error="the disk is full")
+        outcome = fake(job)
+        result: Any = outcome.result
+        result["metric"]["selected_by"]["value"] = 0.5
+        for epoch in result["epochs"]:
+            epoch["validation"]["accuracy"] = 0.5
+        return outcome
+
+    for _ in range(2):
+        sweep = Sweep(study, tmp_path / "out", InProcess(equal))
+        sweep.tune()
+    tried = [values["training.learning_rate"] for values, _ in sweep.trials(study.settings[0])]
+    assert tried == list(study.tuning.space["training.learning_rate"])  # type: ignore[arg-type]
 
 
 def test_a_run_that_another_process_took_for_lost_may_diverge(write: Callable[..., Path], tmp_path: Path) -> None:
@@ -728,7 +768,7 @@ def test_a_trial_that_another_process_is_at_is_left_to_it(write: Callable[..., P
     job.folder.mkdir(parents=True)
     with storage.lock(job.folder):
         mine._reclaim(setting)
-        assert [trial.state for trial in mine._running(setting)] == [TrialState.RUNNING]
+        assert [trial.state for trial in mine._trials[setting.name].running()] == [TrialState.RUNNING]
         others = {}
         assert len(list(mine._ask(others))) == 1  # the other value only
     mine._reclaim(setting)  # its process has died

@@ -9,18 +9,16 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...files import read_json
-from ..saved_tensors import count_saved
 
 # not marked as views in their schemas, though they move no data
 _AS_VIEWS = frozenset({"_unsafe_view", "detach"})
@@ -113,15 +111,6 @@ def cuda_launches(function: Callable[[], Any]) -> int:
         function()
         torch.cuda.synchronize()
     return sum(event.name.startswith(_LAUNCHES) for event in record.events() or ())
-
-
-def saved_bytes(function: Callable[[], Any], but: Iterable[Tensor] = ()) -> int:
-    """Bytes that autograd keeps for the backward pass of what `function` returns; shared storages count once.
-
-    Args:
-        but: tensors that are not to be counted, such as a model's parameters.
-    """
-    return count_saved(function, but).bytes()
 
 
 def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:

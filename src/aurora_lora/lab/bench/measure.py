@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ...errors import UserError
+from ..saved_tensors import count_saved
 from . import counts
 from .timing import clock_of, interleave, paired_ratio
 from .variants import BASE, REFERENCE, Variant, build
@@ -165,9 +166,9 @@ def count_step(step: TrainingStep) -> dict[str, Any]:
     if device.type == "cuda":
         result["launches"] = counts.cuda_launches(both)
         step.clear(batch)
-    result["saved_bytes"] = counts.saved_bytes(forward)
+    result["saved_bytes"] = count_saved(forward).bytes()
     weights = (*step.model.parameters(), *step.model.buffers())
-    result["saved_bytes_but_weights"] = counts.saved_bytes(forward, but=weights)
+    result["saved_bytes_but_weights"] = count_saved(forward, weights).bytes()
     result["peak_bytes"] = counts.peak_bytes(step, device)
     result["parameters"] = sum(p.numel() for p in step.model.parameters() if p.requires_grad)
     return result

@@ -23,7 +23,7 @@ LAUNCHERS = ("local", "accelerate", "slurm")
 DAY = 24 * 60
 """Minutes."""
 ON_THIS_MACHINE = ("local", "debug")
-"""Clusters of submitit's that are none: it starts the jobs here, all at once."""
+"""Values of submitit's `cluster` by which it runs jobs on this machine instead of Slurm, all at once."""
 POLL_SECONDS = 2.0
 """Seconds between two looks at a run that another process is at."""
 

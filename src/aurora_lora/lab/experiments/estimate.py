@@ -8,7 +8,7 @@ is the sum of
   inputs of the layers and all of one;
 - of a causal model's loss, 12 bytes a logit: the log-probabilities, their gradient and that of the logits, in float32;
 
-or, where that is more, the weights with what calibrating the widest layer takes.
+or, where that is more, the weights and the moments with what calibrating the widest layer takes.
 
 Time is work by the speed that a machine attains in a training, see `work` and `machines`; within about a factor of two.
 """
@@ -35,6 +35,8 @@ from .machines import GPUS, PROCESS_GB, Machine, here, named
 from .reproduce import Reproduction
 from .text_lengths import Sizes
 
+MOMENTS = 8
+"""Bytes of AdamW's two for each trained weight."""
 LOGIT = 12
 """Bytes of the loss for each logit."""
 RECOMPUTED = 1.5
@@ -50,7 +52,7 @@ class Estimate:
 
     Args:
         params: trained outside and inside the head, and all.
-        memory_gb: at the peak of training.
+        memory_gb: at the peak of the run: of its training, or of the calibration after it, where that takes more.
         parts: the hours of each part; None where the number of examples is not known.
     """
 
@@ -155,7 +157,7 @@ def training_memory(recipe: Recipe, sizes: Sizes | None = None) -> float:
     else:
         passing = outside + max(layers * layer, AT_WORK * flops.WIDTH[training.precision] * tokens * inner) + head
     before = gradients if recipe.training.gradient_accumulation_steps > 1 else 0
-    return float(own.bytes + 8 * trained + max(gradients, before + passing))
+    return _held(own) + float(max(gradients, before + passing))
 
 
 def calibration_memory(recipe: Recipe, sizes: Sizes | None = None) -> float:
@@ -165,7 +167,12 @@ def calibration_memory(recipe: Recipe, sizes: Sizes | None = None) -> float:
         UserError: as `trained_parameters`.
     """
     own = shapes.weights(recipe, sizes)
-    return float(own.bytes + 8 * (own.params.adapter + own.params.head) + own.calibration) if own.calibration else 0.0
+    return _held(own) + own.calibration if own.calibration else 0.0
+
+
+def _held(own: shapes.Weights) -> float:
+    """Bytes that are there all the time: the weights, and AdamW's moments of those that are trained."""
+    return float(own.bytes + MOMENTS * (own.params.adapter + own.params.head))
 
 
 def describe(todo: Reproduction, gpu: str | None = None) -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
@@ -17,27 +16,6 @@ def open_journal(path: Path) -> JournalStorage:
     """The storage of a journal file, which is made if it is not there."""
     lock: Any = JournalLock(path)  # Optuna asks for these two methods alone
     return JournalStorage(JournalFileBackend(str(path), lock))
-
-
-def mark_diverged(optuna_study: optuna.Study, run: Path, why: str) -> None:
-    """Keep that a run of a setting over the seeds diverged, and would do so again; trials have a mark of their own.
-
-    Args:
-        optuna_study: of the setting.
-        run: its folder in that of the study.
-        why: its error.
-    """
-    optuna_study.set_user_attr(_diverged(run), why)  # one for each run: several processes may write at once
-
-
-def why_diverged(optuna_study: optuna.Study, run: Path) -> str | None:
-    """The error of a run that diverged, if it did; see `mark_diverged`."""
-    why: str | None = optuna_study.user_attrs.get(_diverged(run))
-    return why
-
-
-def _diverged(run: Path) -> str:
-    return f"diverged {run.as_posix()}"
 
 
 class JournalLock:

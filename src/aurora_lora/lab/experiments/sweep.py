@@ -7,42 +7,27 @@ where it was, and the tuned run of a seed is also its final one.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import JournalStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from ... import files
 from ...errors import DIVERGED
-from ...locks import held
 from ...training.results import Result, chance_of
 from ...training.storage import is_locked
 from .chosen import Choices
 from .engines import POLL_SECONDS, Engine, outcomes
 from .jobs import Job, Outcome
-from .journal import mark_diverged, open_journal, why_diverged
+from .journal import open_journal
 from .runs_file import RunsFile
-from .same_study import SameInputs, base_of, check_same_setting
-from .study import SUMMARY, Range, Setting, Study, Value, point
+from .same_study import SameInputs
+from .study import SUMMARY, Setting, Study, point
 from .study_scores import by_form_and_metric, validation, with_own_forms
-
-JOURNAL = "journal.log"
-_LOCK = ".journal.lock"
-"""Held while trials are read and then written: Optuna's journal alone does not keep two processes apart there."""
-_VALUES = "values"
-"""Attribute of a trial: the values of the tuned fields, as the study file writes them."""
-_AGAIN = "again"
-"""Attribute of a trial: the number of the lost or failed one whose values it has."""
-_DIVERGED = "diverged"
-"""Attribute of a failed trial: it would fail again."""
+from .trials import JOURNAL, Trials
 
 Report = Callable[[str, Outcome], Any]
 
@@ -78,56 +63,27 @@ class Sweep:
         for folder, result in self.runs.read().items():
             self._inputs.check(result, folder)
         storage = open_journal(self.folder / JOURNAL)
-        self.optuna_studies = {setting.name: self._open(setting, storage) for setting in study.settings}
+        self._trials = {setting.name: Trials(study, setting, self.folder, storage) for setting in study.settings}
 
     # ---------------------------------------------------------------- tuning
 
     def tune(self) -> None:
         """Spend the budget of every setting. What died goes on, what failed is tried again."""
-        for setting in self.study.settings:
-            self._try_again(setting)
+        for trials in self._trials.values():
+            trials.try_again()
         while True:
             asked: dict[Path, tuple[Setting, optuna.Trial]] = {}
             for outcome in outcomes(self._ask(asked), self.engine):
                 setting, trial = asked[outcome.job.folder]
                 if self._score(outcome) is None and (outcome.result is not None or DIVERGED in (outcome.error or "")):
-                    with suppress(UpdateFinishedTrialError):  # another process took it for lost, and proposed it again
-                        trial.set_user_attr(_DIVERGED, True)
+                    self._trials[setting.name].mark_diverged(trial)
                 self._tell(setting, trial.number, outcome)
                 self.report("tuning", outcome)
-            if not any(self._running(setting) for setting in self.study.settings):
+            if not any(trials.running() for trials in self._trials.values()):
                 return
             time.sleep(POLL_SECONDS)  # another process is at the last ones
             for setting in self.study.settings:
                 self._reclaim(setting)
-
-    def _open(self, setting: Setting, storage: JournalStorage) -> optuna.Study:
-        """The setting's study in Optuna. All of a grid is enqueued, so that processes share it without asking twice."""
-        tuning = self.study.tuning
-        optuna_study = optuna.create_study(
-            study_name=f"{self.study.name}/{setting.slug}",
-            storage=storage,
-            direction="minimize" if self.study.metric.lower_is_better else "maximize",
-            load_if_exists=True,
-        )
-        space = self.study.space(setting)
-        described = {
-            "method": setting.method,
-            "fields": setting.fields,
-            # what is tried does not depend on how the best is chosen
-            "tuning": tuning.model_copy(update={"space": space}).model_dump(
-                mode="json", exclude_none=True, exclude={"each_form", "finalists"}
-            ),
-        }
-        described["base"] = base_of(self.study)
-        check_same_setting(optuna_study.user_attrs.get("setting"), described, setting.name, self.folder / JOURNAL)
-        optuna_study.set_user_attr("setting", described)
-        if tuning.sampler == "grid":
-            names, lists = list(space), [values for values in space.values() if isinstance(values, tuple)]
-            with held(self.folder / _LOCK):
-                for places in product(*(range(len(values)) for values in lists)):
-                    optuna_study.enqueue_trial(dict(zip(names, places, strict=True)), skip_if_exists=True)
-        return optuna_study
 
     def _ask(self, asked: dict[Path, tuple[Setting, optuna.Trial]]) -> Iterator[Job]:
         """The next trial of each setting in turn, until all budgets are spent."""
@@ -136,37 +92,15 @@ class Sweep:
         open_settings = list(self.study.settings)
         while open_settings:
             for setting in list(open_settings):
-                with held(self.folder / _LOCK):
-                    if self._spent(setting) >= self.study.tuning.budget:
-                        open_settings.remove(setting)
-                        continue
-                    optuna_study = self.optuna_studies[setting.name]
-                    optuna_study.sampler = self._sampler(setting, len(optuna_study.get_trials(deepcopy=False)))
-                    trial = optuna_study.ask()
-                    space = self.study.space(setting)
-                    values = {field: self._suggest(trial, field, space[field]) for field in space}
-                    trial.set_user_attr(_VALUES, values)
+                drawn = self._trials[setting.name].ask()
+                if drawn is None:
+                    open_settings.remove(setting)
+                    continue
+                trial, values = drawn
                 job = self.job(setting, values, self.study.tuning.seed)
                 asked[job.folder] = setting, trial
                 self._inputs.check_before(job)
                 yield job
-
-    def _sampler(self, setting: Setting, trials: int) -> optuna.samplers.BaseSampler:
-        """Seeded by the number of the draw: a process that goes on, or joins in, draws new values and not the first
-        ones again."""
-        tuning = self.study.tuning
-        drawn = f"{tuning.seed}\n{setting.slug}\n{trials}".encode()
-        seed = int.from_bytes(hashlib.sha256(drawn).digest()[:4])
-        if tuning.sampler == "tpe":
-            return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
-        return optuna.samplers.RandomSampler(seed=seed)
-
-    @staticmethod
-    def _suggest(trial: optuna.Trial, field: str, space: Range | tuple[Value, ...]) -> Any:
-        if isinstance(space, Range):
-            return trial.suggest_float(field, space.low, space.high, log=space.log)
-        # by place: Optuna keeps a value of a list as it is, and 1 and 1.0 would be one
-        return space[int(trial.suggest_categorical(field, list(range(len(space)))))]
 
     def _score(self, outcome: Outcome) -> float | None:
         """The score on validation data; None where the run failed or the score is not a number."""
@@ -174,9 +108,7 @@ class Sweep:
 
     def _tell(self, setting: Setting, number: int, outcome: Outcome) -> None:
         self._keep(outcome)
-        value = self._score(outcome)
-        state = TrialState.FAIL if value is None else TrialState.COMPLETE
-        self.optuna_studies[setting.name].tell(number, value, state=state, skip_if_finished=True)
+        self._trials[setting.name].tell(number, self._score(outcome))
 
     def _keep(self, outcome: Outcome) -> None:
         if outcome.result is not None:
@@ -184,51 +116,25 @@ class Sweep:
             self._inputs.check(outcome.result, outcome.job.folder)
 
     def _reclaim(self, setting: Setting) -> None:
-        """Trials whose process died: told if their run was finished, else proposed again with the same values."""
-        optuna_study = self.optuna_studies[setting.name]
-        with held(self.folder / _LOCK):
-            for trial in optuna_study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                values = trial.user_attrs.get(_VALUES)
-                job = None if values is None else self.job(setting, values, self.study.tuning.seed)
-                if job is not None and is_locked(job.folder):
-                    continue
-                result = None if job is None else job.result()
-                if job is not None and result is not None:
-                    self._tell(setting, trial.number, Outcome(job, result))
-                    continue
-                optuna_study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-                self._propose_again(optuna_study, trial)
+        """Trials whose process died: see `Trials.reclaim`."""
 
-    def _try_again(self, setting: Setting) -> None:
-        """Propose again what failed: a full disk or a lost node says nothing of the values. Divergence does."""
-        optuna_study = self.optuna_studies[setting.name]
-        with held(self.folder / _LOCK):
-            failed = optuna_study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-            replaced = {trial.user_attrs.get(_AGAIN) for trial in optuna_study.get_trials(deepcopy=False)}
-            for trial in failed:
-                if trial.number not in replaced and not trial.user_attrs.get(_DIVERGED):
-                    self._propose_again(optuna_study, trial)
+        def job(values: Mapping[str, Any]) -> Job:
+            return self.job(setting, values, self.study.tuning.seed)
 
-    @staticmethod
-    def _propose_again(optuna_study: optuna.Study, trial: FrozenTrial) -> None:
-        proposed = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-        optuna_study.enqueue_trial(proposed, user_attrs={_AGAIN: trial.number})
+        def tell_if_run(trial: FrozenTrial, values: Mapping[str, Any]) -> bool:
+            its = job(values)
+            result = its.result()
+            if result is not None:
+                self._tell(setting, trial.number, Outcome(its, result))
+            return result is not None
 
-    def _spent(self, setting: Setting) -> int:
-        """Trials asked for; one that was proposed again counts once."""
-        trials = self.optuna_studies[setting.name].get_trials(deepcopy=False)
-        again = sum(_AGAIN in trial.user_attrs for trial in trials)
-        return sum(trial.state != TrialState.WAITING for trial in trials) - again
-
-    def _running(self, setting: Setting) -> list[FrozenTrial]:
-        return self.optuna_studies[setting.name].get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        self._trials[setting.name].reclaim(lambda values: is_locked(job(values).folder), tell_if_run)
 
     def told(self) -> int:
         """Trials that have ended, in earlier calls say, and are not run again."""
         for setting in self.study.settings:
             self._reclaim(setting)
-        trials = [trial for each in self.optuna_studies.values() for trial in each.get_trials(deepcopy=False)]
-        return sum(trial.state == TrialState.COMPLETE or _DIVERGED in trial.user_attrs for trial in trials)
+        return sum(trials.told() for trials in self._trials.values())
 
     # ---------------------------------------------------------------- seeds
 
@@ -245,7 +151,8 @@ class Sweep:
             if error is not None:
                 self._errors[folder] = error
                 if DIVERGED in error:
-                    mark_diverged(self.optuna_studies[settings[folder].name], folder.relative_to(self.folder), error)
+                    of_setting = self._trials[settings[folder].name]
+                    of_setting.mark_run_diverged(folder.relative_to(self.folder), error)
             self.report("seeds", outcome)
 
     def _not_diverged(self, final: list[tuple[Job, Setting]]) -> Iterator[Job]:
@@ -257,7 +164,7 @@ class Sweep:
                 self.report("seeds", Outcome(job, error=error, was_there=True))
 
     def _why_diverged(self, job: Job, setting: Setting) -> str | None:
-        error = why_diverged(self.optuna_studies[setting.name], job.folder.relative_to(self.folder))
+        error = self._trials[setting.name].why_run_diverged(job.folder.relative_to(self.folder))
         return error if error is not None and job.finished() is None else None
 
     def final_jobs(self) -> list[Job]:
@@ -310,16 +217,15 @@ class Sweep:
 
     def trials(self, setting: Setting) -> list[tuple[dict[str, Any], float | None]]:
         """The tuned values of a setting with their validation scores, best first; None where the run failed."""
-        trials = self.optuna_studies[setting.name].get_trials(deepcopy=False)
-        lost = {trial.user_attrs.get(_AGAIN) for trial in trials}
-        ended = [trial for trial in trials if trial.state.is_finished() and trial.number not in lost]
-        found = [(dict(trial.user_attrs[_VALUES]), trial.value) for trial in ended if _VALUES in trial.user_attrs]
-        sign = self.study.metric.sign
-        return sorted(found, key=lambda one: (one[1] is None, -sign * (one[1] or 0.0)))
+        return self._trials[setting.name].ranked()
 
     def without_score(self) -> list[Setting]:
         """The settings none of whose trials gave a score."""
         return [setting for setting in self.study.settings if all(score is None for _, score in self.trials(setting))]
+
+    def has_diverged(self, setting: Setting) -> bool:
+        """Whether every trial of a setting diverged, and would do so again."""
+        return self._trials[setting.name].has_diverged
 
     # ---------------------------------------------------------------- what came out
 

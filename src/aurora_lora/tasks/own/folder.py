@@ -53,7 +53,7 @@ def read_folder(path: Path, config: str | None, encoding: str | None) -> dataset
     known = {*ImageFolder.EXTENSIONS, *more_suffixes()}
     images, unread, texts = (_ending(every, suffixes) for suffixes in (known, IMAGES - known, {".txt"}))
     if len(images) > len(tables) or (unread and not tables and not texts):
-        return _images(path, every, known, encoding)
+        return _images(path, every, images, unread, known, encoding)
     return _tables(path, every, tables, encoding)
 
 
@@ -80,18 +80,26 @@ def _by_card(path: Path, config: str | None) -> datasets.DatasetDict:
     return load(path, str(path), name=config)
 
 
-def _images(path: Path, every: Sequence[Path], known: Collection[str], encoding: str | None) -> datasets.DatasetDict:
+def _images(
+    path: Path,
+    every: Sequence[Path],
+    images: Sequence[Path],
+    unread: Sequence[Path],
+    known: Collection[str],
+    encoding: str | None,
+) -> datasets.DatasetDict:
     """Images by class, or those that a table describes.
 
     Args:
         path: the folder.
         every: its files.
+        images: those of them that are images.
+        unread: those that are, and cannot be read.
         known: suffixes of images that can be read.
         encoding: of a table that describes them.
     """
     from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-    images, unread = _ending(every, known), _ending(every, IMAGES.difference(known))
     described = [file for file in every if file.name in ImageFolder.METADATA_FILENAMES]
     of_classes = [file for file in unread if file.parent != path or not images]  # a logo beside them is no example
     if of_classes and not described:
