@@ -271,7 +271,7 @@ def test_the_scores_are_those_of_the_answers_tokens(
 
     data = examples(run.recipe, model)
     positions = learned_positions(data.collate(list(data.splits["test"])))["labels"].shape[1]
-    monkeypatch.setattr(chat_trainer, "LARGEST", 4 * positions * network.config.vocab_size)
+    monkeypatch.setattr(chat_trainer, "LOGITS", 4 * positions * network.config.vocab_size)
     monkeypatch.setattr(ChatTrainer, "_sums", staticmethod(sums))
     assert evaluate(run, forms=["dynamic"])["dynamic"] == pytest.approx(by_hand, rel=1e-5)
     assert sizes == [4, 2]

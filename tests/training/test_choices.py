@@ -32,17 +32,19 @@ from aurora_lora.training.choices import (
     encode_questions,
     generated_choices,
     next_token_loss,
+    questions_at_once,
 )
 from aurora_lora.training.evaluating import evaluate
 from aurora_lora.training.gap_and_export import gap
 from aurora_lora.training.merging import merge
-from aurora_lora.training.model_inputs import most_tokens
+from aurora_lora.training.model_inputs import cached_width, most_tokens
 from aurora_lora.training.predicting import predict
 
 WriteRecipe = Callable[..., Path]
 Refused = Callable[..., None]
 TASK = {"name": "tiny-questions", "train_size": 64, "validation_size": 32, "test_size": 32}
 METHOD = {"name": "aurora", "target_modules": ["q_proj", "v_proj", "down_proj"]}
+QUESTIONS = "aurora_lora.training.choices"
 PROMPTS = ["the film was very", "film", "the plot of the scene was dull and slow , it was"]
 CHOICES = [["good", "very bad and slow"], ["fine", "bad", "dull film"], ["warm", "cold"]]
 
@@ -75,6 +77,45 @@ def test_scores_against_one_text_at_a_time(language_model: Any) -> None:
                 assert scores[row, column, 0] == pytest.approx(total.item(), abs=1e-4)
                 assert scores[row, column, 1] == pytest.approx(total.item() / len(choice), abs=1e-5)
             assert torch.isneginf(scores[row, len(choices) :]).all()
+
+
+@pytest.mark.parametrize(
+    ("bound", "seen"), [("LOGITS", [1, 2, 1, 3, 1, 2]), ("CACHED", [1, 2, 1, 3, 1, 2]), (None, [3, 7])]
+)
+def test_large_batches_are_scored_in_parts(
+    language_model: Any, monkeypatch: pytest.MonkeyPatch, bound: str | None, seen: list[int]
+) -> None:
+    """One question at least is scored at a time: its prompt, and its choices after it."""
+    model, tokenizer = language_model
+    batch = Questions(tokenizer, max_choices=4)(encode_questions(tokenizer, PROMPTS, CHOICES, [0, 2, 1]))
+    with torch.no_grad():
+        expected = choice_scores(model, batch, 4)
+    if bound is not None:
+        monkeypatch.setattr(f"{QUESTIONS}.{bound}", 1)
+    rows: list[int] = []
+    hook = model.register_forward_pre_hook(
+        lambda _, args, inputs: rows.append(len(inputs["input_ids"])), with_kwargs=True
+    )
+    with torch.no_grad(), hook:
+        torch.testing.assert_close(choice_scores(model, batch, 4), expected, rtol=0, atol=1e-5)
+    assert rows == seen
+
+
+def test_what_is_scored_at_once(language_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the keys and values that the model really keeps, and by its logits."""
+    model, tokenizer = language_model
+    ids = tokenizer("the film was very good", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        output = model(input_ids=ids, use_cache=True)
+    kept = sum(layer.keys.numel() + layer.values.numel() for layer in output.past_key_values.layers)
+    assert cached_width(model.config) * ids.shape[1] == kept
+    for_seven = {"LOGITS": 7 * 4 * 3 * output.logits.shape[-1], "CACHED": 7 * 4 * (9 + 3) * cached_width(model.config)}
+    for name, bound in for_seven.items():
+        with monkeypatch.context() as patched:
+            patched.setattr(f"{QUESTIONS}.{name}", bound)
+            assert questions_at_once(model.config, 4, 9, 3) == 7
+            patched.setattr(f"{QUESTIONS}.{name}", bound - 1)
+            assert questions_at_once(model.config, 4, 9, 3) == 6
 
 
 def test_the_output_layer_sees_contiguous_states(language_model: Any) -> None:

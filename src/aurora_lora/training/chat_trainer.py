@@ -15,11 +15,8 @@ from ..deploy.passes import evaluated
 from ..deploy.wrappers import plain_model
 from ..errors import UserError, one_line
 from .choice_trainer import LanguageTrainer
-from .choices import learned_positions, takes
+from .choices import LOGITS, learned_positions, takes
 from .recipe import Recipe
-
-LARGEST = 2**28
-"""Logits that are computed at once when conversations are scored."""
 
 
 class ChatTrainer(LanguageTrainer):
@@ -51,7 +48,7 @@ class ChatTrainer(LanguageTrainer):
         labels = batch.pop("labels")
         config: Any = self.module.config
         width = getattr(config.get_text_config(), "vocab_size", 1)
-        rows = max(1, LARGEST // (labels.shape[1] * width))
+        rows = max(1, LOGITS // (labels.shape[1] * width))
         parts = zip(ids.split(rows), mask.split(rows), labels.split(rows), strict=True)
         with torch.no_grad(), self.accelerator.autocast():
             sums = torch.cat([self._sums(model, *part, **batch) for part in parts])

@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +18,17 @@ from ..deploy.wrappers import plain_model
 from ..errors import UserError
 from ..tasks.prompts import RESPONSE, key_of, parse_answer
 from .losses import per_item
-from .model_inputs import room
+from .model_inputs import cached_width, room
 from .tokens import PLAIN, answers_after, open_ended, pad, padded, written_after
 
 Example = dict[str, Any]
 
 BEAMS, NEW_TOKENS = 4, 32
 """LLM-Adapters' generation."""
+LOGITS = 2**28
+"""Logits that an evaluation computes at once, at most: a batch that has more is scored in parts."""
+CACHED = 2**30
+"""Numbers in the keys and values that an evaluation keeps at once, at most, likewise."""
 
 
 def encode_questions(
@@ -199,7 +203,8 @@ def takes(model: nn.Module, name: str) -> bool:
 def choice_scores(model: nn.Module, batch: Mapping[str, Any], max_choices: int) -> Tensor:
     """The log-likelihood of each choice after its prompt.
 
-    The prompt is run once: its keys and values serve all of its choices.
+    The prompt is run once: its keys and values serve all of its choices. A batch of more than `LOGITS` or `CACHED` is
+    scored in parts, each of whole questions.
 
     Args:
         model: a causal language model, in eval mode.
@@ -209,6 +214,38 @@ def choice_scores(model: nn.Module, batch: Mapping[str, Any], max_choices: int) 
     Returns:
         (batch, max_choices, 2): the sum over the choice's tokens, and the same per character; -inf for no choice.
     """
+    prompt, config = batch["prompt_ids"], cast(Any, plain_model(model)).config.get_text_config()
+    size = questions_at_once(config, max_choices, prompt.shape[1], batch["choice_ids"].shape[1])
+    if size >= len(prompt):
+        return _scores(model, batch, max_choices)
+    parts = (_part(batch, start, start + size) for start in range(0, len(prompt), size))
+    return torch.cat([_scores(model, part, max_choices) for part in parts])
+
+
+def _part(batch: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]:
+    """The questions from one place to another, of a batch from `Questions`."""
+    question, column = batch["places"].unbind(1)
+    own = (question >= start) & (question < stop)
+    questions = {name: batch[name][start:stop] for name in ("prompt_ids", "prompt_mask")}
+    choices = {name: batch[name][own] for name in ("choice_ids", "choice_mask", "lengths")}
+    return {**questions, **choices, "places": torch.stack((question[own] - start, column[own]), dim=1)}
+
+
+def questions_at_once(config: Any, choices: int, prompt: int, choice: int) -> int:
+    """How many questions are scored at once, by `LOGITS` and `CACHED`; one at least.
+
+    Args:
+        config: of the language model.
+        choices: of a question, at most.
+        prompt, choice: tokens of the longest.
+    """
+    logits = choices * choice * getattr(config, "vocab_size", 1)
+    cached = choices * (prompt + choice) * cached_width(config)
+    return max(1, min(LOGITS // logits, CACHED // cached))
+
+
+def _scores(model: nn.Module, batch: Mapping[str, Any], max_choices: int) -> Tensor:
+    """`choice_scores` of a batch at once."""
     prompt, mask, choices = batch["prompt_ids"], batch["prompt_mask"], batch["choice_ids"]
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     # By index: the slice that Transformers takes for 1 is not contiguous, and a CPU is far slower on it.

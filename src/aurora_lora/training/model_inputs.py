@@ -78,6 +78,15 @@ def positions(config: PretrainedConfig) -> int | None:
     return int(most) if most is not None and most > 0 else None  # XLNet has -1
 
 
+def cached_width(config: PretrainedConfig) -> int:
+    """How many numbers the keys and values of a token are, in all layers of a causal language model; an upper bound
+    where its attention keeps them compressed, or no layer's but a state."""
+    heads = getattr(config, "num_attention_heads", None) or 1
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return 2 * int(config.num_hidden_layers * groups * width)
+
+
 def room(model: Any, max_new_tokens: int) -> tuple[int, int]:
     """The tokens of a prompt and of its answer that a model has positions for: at most half are the answer's."""
     most = positions(model.config.get_text_config()) or 2**31

@@ -165,6 +165,20 @@ def test_changes_that_fit_are_found_in_their_order() -> None:
         assert found.needs == needs
 
 
+def test_smaller_batches_in_evaluations_are_tried_where_these_take_most() -> None:
+    """Before anything that is trained is changed; and not where an evaluation takes little."""
+    large = ("training.gradient_checkpointing=true", "training.batch_size=2", "task.max_length=128")
+    recipe, wanted = (recipe_of("classification", *large, f"training.eval_batch_size={n}") for n in (4096, 2))
+    whole, needs = (estimate(one, small(1)).memory_gb for one in (recipe, wanted))
+    assert needs < whole / 2
+    found = fitting(recipe, small(1.001 * needs / ROOM))
+    assert found is not None
+    assert (found.overrides, found.fits) == (("training.eval_batch_size=2",), True)
+    least = fitting(wanted, small(1e-9))
+    assert least is not None
+    assert not any("eval_batch_size" in one for one in least.overrides)
+
+
 def test_where_nothing_fits_the_least_is_told() -> None:
     recipe = recipe_of("chat")
     found = fitting(recipe, small(1e-9))
@@ -180,8 +194,9 @@ def test_only_what_the_recipe_allows_is_tried() -> None:
     assert found is not None
     assert "training.precision=fp16" in found.overrides
     assert "model.quantization=nf4" not in found.overrides
-    assert list(changes(recipe_of("classification", *LONG, "training.batch_size=1"), small_gpu)) == []
-    assert fitting(recipe_of("classification", *LONG, "training.batch_size=1"), small_gpu) is None
+    smallest = recipe_of("classification", *LONG, "training.batch_size=1", "training.eval_batch_size=1")
+    assert list(changes(smallest, small_gpu)) == []
+    assert fitting(smallest, small_gpu) is None
     assert list(smaller_batches(recipe_of("chat", "training.batch_size=1").training)) == []
 
 

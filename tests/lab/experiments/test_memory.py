@@ -20,14 +20,23 @@ from transformers import Trainer
 
 from aurora_lora.lab.experiments import shapes, text_lengths
 from aurora_lora.lab.experiments.architectures import architecture
-from aurora_lora.lab.experiments.estimate import calibration_memory, estimate, training_memory
+from aurora_lora.lab.experiments.estimate import (
+    MOMENTS,
+    calibration_memory,
+    estimate,
+    evaluation_memory,
+    training_memory,
+)
 from aurora_lora.lab.experiments.fake_models import fused_attention, to_fake
 from aurora_lora.lab.experiments.machines import named
 from aurora_lora.lab.experiments.reproduce import prepare
+from aurora_lora.lab.experiments.text_lengths import Sizes
 from aurora_lora.training import choice_trainer, models
 from aurora_lora.training.batches import divide
 from aurora_lora.training.build import make_model
 from aurora_lora.training.choice_trainer import ChoiceTrainer
+from aurora_lora.training.choices import choice_scores, questions_at_once
+from aurora_lora.training.kinds.multiple_choice import MultipleChoice
 from aurora_lora.training.memory import base_for, checkpoint_activations
 from aurora_lora.training.recipe import Recipe
 from aurora_lora.training.trainer import RecipeTrainer, training_arguments
@@ -147,6 +156,23 @@ def every_position(inputs: dict[str, Any]) -> dict[str, Any]:
     return {**inputs, "logits_to_keep": torch.arange(inputs["labels"].shape[1])}
 
 
+def scored_peak(recipe: Recipe, layers: int, questions: int) -> float:
+    """GB while so many questions are scored at once, each with four answers, without AdamW's moments."""
+    with without_weights(recipe, layers):
+        model: Any = make_model(recipe, base_for(recipe, recipe.task.definition, None, []))  # type: ignore[arg-type]
+    choices, prompt, answer = 4, text_lengths.longest(recipe), MultipleChoice.learned_tokens
+    count = questions * choices
+    long = functools.partial(torch.zeros, dtype=torch.long)
+    with FakeTensorMode(allow_non_fake_inputs=True), fused_attention(), Alive() as alive:
+        to_fake(model)
+        rows = {"prompt_ids": long(questions, prompt), "prompt_mask": long(questions, prompt)}
+        columns = {"choice_ids": long(count, answer), "choice_mask": long(count, answer), "lengths": long(count)}
+        alive.peak = alive.now
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            choice_scores(model.eval(), {**rows, **columns, "places": long(count, 2)}, choices)
+    return alive.peak / 1e9
+
+
 def full_peak(recipe: Recipe, tmp_path: Path) -> float:
     """Of the whole model, from two and three of its layers: they are all alike."""
     two, three = (peak(recipe, tmp_path, layers) for layers in (2, 3))
@@ -173,6 +199,26 @@ def test_the_calibration_after_it_fits_in_24_gb_too(tmp_path: Path) -> None:
     assert named("RTX 4090").fits(estimate(recipe, named("RTX 4090")).memory_gb)
     lora = suite_recipe("table2", "lora", tmp_path)
     assert calibration_memory(lora) == 0
+
+
+@pytest.mark.parametrize("questions", [4, 64])
+def test_the_evaluation_of_questions_is_bounded(questions: int, tmp_path: Path) -> None:
+    """Of 8 billion parameters: 64 questions of four answers would keep 7 GB of keys and values."""
+    recipe = suite_recipe("table2", "aurora-paper", tmp_path)
+    training = recipe.training.model_copy(update={"eval_batch_size": questions})
+    recipe = recipe.model_copy(
+        update={"training": training, "task": recipe.task.model_copy(update={"scorer": "choices"})}
+    )
+    config = architecture(recipe.model)
+    longest, tokens = text_lengths.longest(recipe, config.max_position_embeddings), MultipleChoice.learned_tokens
+    at_once = min(questions, questions_at_once(config, 4, longest, tokens))
+    two, three = (scored_peak(recipe, layers, at_once) for layers in (2, 3))
+    measured = two + (three - two) * (config.num_hidden_layers - 2)
+    counts = shapes.weights(recipe).params
+    sizes = Sizes({}, {}, 1, choices=4)
+    planned = evaluation_memory(recipe, sizes) - MOMENTS * counts.adapter
+    assert planned / 1e9 == pytest.approx(measured, rel=0.1)
+    assert planned / 1e9 - 16.1 < 5
 
 
 def test_aurora_with_all_its_layers(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ is the sum of
   inputs of the layers and all of one;
 - of a causal model's loss, 12 bytes a logit: the log-probabilities, their gradient and that of the logits, in float32;
 
-or, where that is more, the weights and the moments with what calibrating the widest layer takes.
+or, where that is more, the weights and the moments with what an evaluation or calibrating the widest layer takes.
 
 Time is work by the speed that a machine attains in a training, see `work` and `machines`; within about a factor of two.
 """
@@ -25,7 +25,8 @@ from ...diffusion.recipe import SubjectRecipe
 from ...errors import UserError
 from ...methods import ParameterCounts
 from ...tasks.loading import reason
-from ...training.model_inputs import positions
+from ...training.choices import BEAMS, LOGITS, NEW_TOKENS, questions_at_once
+from ...training.model_inputs import cached_width, positions
 from ...training.recipe import Recipe, RunRecipe
 from . import estimate_diffusion, flops, shapes, text_lengths
 from .architectures import architecture, image_tokens, is_stored_quantised
@@ -52,7 +53,7 @@ class Estimate:
 
     Args:
         params: trained outside and inside the head, and all.
-        memory_gb: at the peak of the run: of its training, or of the calibration after it, where that takes more.
+        memory_gb: at the peak of the run: of its training, an evaluation or the calibration, whichever takes most.
         parts: the hours of each part; None where the number of examples is not known.
     """
 
@@ -107,8 +108,8 @@ def _estimate(recipe: RunRecipe, machine: Machine, sizes: Sizes | None) -> Estim
         assert isinstance(recipe, Recipe)
         reference = recipe.reference_recipe()
         params = trained_parameters(recipe, sizes)
-        memory = max(training_memory(recipe, sizes), calibration_memory(recipe, sizes))
-        memory = memory if reference is None else max(memory, training_memory(reference, sizes))
+        trained = (recipe,) if reference is None else (recipe, reference)
+        memory = max(peak(one, sizes) for one in trained for peak in PEAKS)
     return Estimate(params, memory / 1e9 + more, _parts(recipe, machine, sizes))
 
 
@@ -168,6 +169,35 @@ def calibration_memory(recipe: Recipe, sizes: Sizes | None = None) -> float:
     """
     own = shapes.weights(recipe, sizes)
     return _held(own) + own.calibration if own.calibration else 0.0
+
+
+def evaluation_memory(recipe: Recipe, sizes: Sizes | None = None) -> float:
+    """Bytes of GPU memory while held-out examples are scored.
+
+    Raises:
+        UserError: as `trained_parameters`.
+    """
+    training, config = recipe.training, architecture(recipe.base).get_text_config()
+    width, own = flops.WIDTH[training.precision], shapes.weights(recipe, sizes)
+    longest = image_tokens(config) or text_lengths.longest(recipe, positions(config), sizes)
+    inner = getattr(config, "intermediate_size", 4 * config.hidden_size)
+    rows, logits, cached = training.eval_batch_size, 0, 0
+    if recipe.task.kind.name == "multiple-choice":
+        choices, tokens = text_lengths.choices(recipe, sizes), recipe.task.kind.learned_tokens or longest
+        rows = min(rows, questions_at_once(config, choices, longest, tokens))
+        logits = rows * choices * tokens * config.vocab_size
+        cached = rows * choices * (longest + tokens) * cached_width(config)
+        if recipe.task.scorer == "generated":
+            cached = max(cached, training.eval_batch_size * BEAMS * (longest + NEW_TOKENS) * cached_width(config))
+    elif recipe.task.kind.task_type == "CAUSAL_LM":
+        rows = min(rows, max(1, LOGITS // (longest * config.vocab_size)))
+        logits = rows * longest * config.vocab_size
+    passing = AT_WORK * width * rows * longest * inner
+    return _held(own) + float(passing + LOGIT * logits + width * cached)
+
+
+PEAKS = (training_memory, evaluation_memory, calibration_memory)
+"""Of these a run needs the largest."""
 
 
 def _held(own: shapes.Weights) -> float:

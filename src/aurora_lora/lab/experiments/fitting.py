@@ -11,7 +11,7 @@ from ...training.reading import override
 from ...training.recipe import Recipe, RunRecipe
 from . import shapes
 from .architectures import is_stored_quantised
-from .estimate import Estimate, estimate
+from .estimate import Estimate, estimate, evaluation_memory, training_memory
 from .machines import Machine
 from .recipe_kinds import as_recipe
 from .text_lengths import Sizes
@@ -35,6 +35,8 @@ class Fitting:
 def fitting(recipe: RunRecipe, machine: Machine, sizes: Sizes | None = None) -> Fitting | None:
     """The first of `changes` that fits; where none does, the one that needs least; None where nothing can be changed.
 
+    Where an evaluation takes most, batches in evaluations that are as those of training are tried, too.
+
     Args:
         recipe: that does not fit.
         machine: that it is planned for.
@@ -44,17 +46,33 @@ def fitting(recipe: RunRecipe, machine: Machine, sizes: Sizes | None = None) -> 
         UserError: as `estimate`.
     """
     least = None
-    for overrides in changes(recipe, machine):
-        try:
-            changed = as_recipe(override(recipe.resolved(), overrides, (("", type(recipe)),)), recipe.name)
-        except UserError:  # not every method trains on 4 bits
-            continue
+    for overrides, changed in _changed(recipe, machine, sizes):
         needs = estimate(changed, machine, sizes)
         if machine.fits(needs.memory_gb):
             return Fitting(overrides, needs, True)
         if least is None or needs.memory_gb < least.needs.memory_gb:
             least = Fitting(overrides, needs, False)
     return least
+
+
+def _changed(recipe: RunRecipe, machine: Machine, sizes: Sizes | None) -> Iterator[tuple[tuple[str, ...], RunRecipe]]:
+    """What is tried, and the recipe with it."""
+    for overrides in ((), *changes(recipe, machine)):
+        try:
+            changed = _with(recipe, overrides)
+        except UserError:  # not every method trains on 4 bits
+            continue
+        if overrides:
+            yield overrides, changed
+        if isinstance(changed, Recipe) and evaluation_memory(changed, sizes) > training_memory(changed, sizes):
+            size = changed.training.batch_size
+            if size < changed.training.eval_batch_size:
+                more = (*overrides, f"training.eval_batch_size={size}")
+                yield more, _with(recipe, more)
+
+
+def _with(recipe: RunRecipe, overrides: tuple[str, ...]) -> RunRecipe:
+    return as_recipe(override(recipe.resolved(), overrides, (("", type(recipe)),)), recipe.name)
 
 
 def changes(recipe: RunRecipe, machine: Machine) -> Iterator[tuple[str, ...]]:

@@ -34,6 +34,8 @@ LENGTHS = {
 SmolLM2, which cuts English much as those of RoBERTa and LLaMA3 do, or, of the packaged film reviews, with MiniLM's.
 CoLA's are rough; of the longest of QNLI the limit is taken; HellaSwag's share of `commonsense` is such that batches of
 16 have 228 tokens."""
+CHOICES = 5
+"""Those of ARC; its other tasks have up to four."""
 _POINTS = (np.arange(512) + 0.5) / 512
 
 
@@ -45,17 +47,20 @@ class Sizes:
         examples: of each split, as they are trained on: of packed conversations, rows.
         lengths: of each split, tokens of its texts, see `Data.lengths`.
         labels: outputs of the model's head.
+        choices: of a question, at most; None where there are no questions.
     """
 
     examples: Mapping[str, int]
     lengths: Mapping[str, Sequence[int]]
     labels: int
+    choices: int | None = None
 
     @classmethod
     def of(cls, data: Data) -> Sizes:
         """The sizes of a recipe's data."""
         examples = {name: len(split) for name, split in data.splits.items()}
-        return cls(examples, data.lengths, len(data.labels) or data.task.num_labels)
+        choices = None if data.questions is None else data.questions.max_choices
+        return cls(examples, data.lengths, len(data.labels) or data.task.num_labels, choices)
 
 
 def examples(recipe: Recipe, split: str, sizes: Sizes | None = None) -> int | None:
@@ -67,6 +72,12 @@ def examples(recipe: Recipe, split: str, sizes: Sizes | None = None) -> int | No
     if wanted is not None:
         return wanted
     return task.train_examples if split == "train" else task.held_out.get(split)
+
+
+def choices(recipe: Recipe, sizes: Sizes | None = None) -> int:
+    """How many answers a question has, at most; of questions of unknown form, as many as any of `commonsense`."""
+    known = recipe.task.definition.classes if sizes is None else sizes.choices
+    return known or CHOICES
 
 
 def limit(recipe: Recipe, positions: int | None = None) -> int:
