@@ -234,9 +234,9 @@ def interval(values: Sequence[float]) -> tuple[float | None, float | None]:
 
 
 def half_interval(values: Sequence[float]) -> float:
-    """Half the width of the interval; 0 for one value."""
+    """Half the width of the interval; not a number for one value."""
     low, high = interval(values)
-    return 0.0 if low is None or high is None else (high - low) / 2
+    return math.nan if low is None or high is None else (high - low) / 2
 
 
 def plain(value: Any) -> str:

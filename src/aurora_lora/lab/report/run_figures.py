@@ -186,5 +186,5 @@ def _errorbar(
 
 def _bars(several: Sequence[Sequence[float]], scale: float) -> list[float] | None:
     """Half the intervals of some means; not a number, which is not drawn, of one seed."""
-    halves = [scale * half_interval(values) if len(values) > 1 else math.nan for values in several]
+    halves = [scale * half_interval(values) for values in several]
     return None if all(map(math.isnan, halves)) else halves
