@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -93,12 +94,37 @@ def test_large_batches_are_scored_in_parts(
     if bound is not None:
         monkeypatch.setattr(f"{QUESTIONS}.{bound}", 1)
     rows: list[int] = []
-    hook = model.register_forward_pre_hook(
-        lambda _, args, inputs: rows.append(len(inputs["input_ids"])), with_kwargs=True
-    )
-    with torch.no_grad(), hook:
+    caches: list[weakref.ref[Any]] = []
+
+    def see(_: Any, args: Any, inputs: dict[str, Any]) -> None:
+        rows.append(len(inputs["input_ids"]))
+        if inputs.get("past_key_values") is None:  # the next questions: what was kept of those before is let go
+            assert not any(cache() for cache in caches)
+        else:
+            caches.append(weakref.ref(inputs["past_key_values"].layers[0].keys))
+
+    with torch.no_grad(), model.register_forward_pre_hook(see, with_kwargs=True):
         torch.testing.assert_close(choice_scores(model, batch, 4), expected, rtol=0, atol=1e-5)
     assert rows == seen
+
+
+@pytest.mark.parametrize("kind", ["gemma4", "falcon"])
+def test_the_keys_and_values_of_other_models(kind: str) -> None:
+    """Layers of Gemma 4 differ in their heads; all heads of Falcon have one pair of key and value."""
+    models = pytest.importorskip(f"transformers.models.{kind}", reason=f"Transformers has no {kind}")
+    sizes: dict[str, Any] = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
+    if kind == "falcon":
+        model = models.FalconForCausalLM(models.FalconConfig(**sizes, multi_query=True, new_decoder_architecture=False))
+    else:
+        heads = {"num_key_value_heads": 2, "head_dim": 8, "global_head_dim": 16, "vocab_size_per_layer_input": 50}
+        layers = {"intermediate_size": 40, "layer_types": ["sliding_attention", "full_attention"] * 2}
+        config = models.Gemma4TextConfig(**sizes, **heads, **layers, hidden_size_per_layer_input=8)
+        model = models.Gemma4ForCausalLM(config)
+    ids = torch.ones(1, 5, dtype=torch.long)
+    with torch.no_grad():
+        output = model.eval()(input_ids=ids, use_cache=True)
+    kept = sum(layer.keys.numel() + layer.values.numel() for layer in output.past_key_values.layers)
+    assert cached_width(model.config.get_text_config()) * ids.shape[1] == kept
 
 
 def test_what_is_scored_at_once(language_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

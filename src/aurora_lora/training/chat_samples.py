@@ -51,7 +51,7 @@ def sample_answers(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> list[d
     assert isinstance(data, ChatData)
     if not data.asked:
         return []
-    if state().num_processes > 1 and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+    if state().num_processes > 1 and trainer.is_sharded:
         if is_main():
             warnings.warn("no sample answers are written: the processes share out the model", stacklevel=2)
         return []

@@ -28,7 +28,7 @@ class ChatTrainer(LanguageTrainer):
 
     def __init__(self, recipe: Recipe, checkpoints: Path, **kwargs: Any) -> None:
         super().__init__(recipe, checkpoints, **kwargs)
-        if recipe.task.packing and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+        if recipe.task.packing and not self.is_sharded:
             with self.accelerator.autocast():
                 check_packing(self.module, in_one=recipe.base.is_flash)
 
@@ -48,7 +48,7 @@ class ChatTrainer(LanguageTrainer):
         labels = batch.pop("labels")
         config: Any = self.module.config
         width = getattr(config.get_text_config(), "vocab_size", 1)
-        rows = max(1, LOGITS // (labels.shape[1] * width))
+        rows = len(ids) if self.is_sharded else max(1, LOGITS // (labels.shape[1] * width))
         parts = zip(ids.split(rows), mask.split(rows), labels.split(rows), strict=True)
         with torch.no_grad(), self.accelerator.autocast():
             sums = torch.cat([self._sums(model, *part, **batch) for part in parts])

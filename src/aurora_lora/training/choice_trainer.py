@@ -78,7 +78,7 @@ class ChoiceTrainer(LanguageTrainer):
         batch = self._prepare_inputs(inputs)
         most = self.questions.max_choices
         with torch.no_grad(), self.accelerator.autocast():  # `generate` does not go through the prepared forward pass
-            scores = choice_scores(model, batch, most)
+            scores = choice_scores(model, batch, most, whole=self.is_sharded)
             if self.generate:
                 written = generated_choices(self.accelerator.unwrap_model(model), batch, most, self.questions.padding)
                 scores = torch.cat((scores, written), dim=-1)

@@ -200,7 +200,7 @@ def takes(model: nn.Module, name: str) -> bool:
     return name in inspect.signature(plain_model(model).forward).parameters
 
 
-def choice_scores(model: nn.Module, batch: Mapping[str, Any], max_choices: int) -> Tensor:
+def choice_scores(model: nn.Module, batch: Mapping[str, Any], max_choices: int, *, whole: bool = False) -> Tensor:
     """The log-likelihood of each choice after its prompt.
 
     The prompt is run once: its keys and values serve all of its choices. A batch of more than `LOGITS` or `CACHED` is
@@ -210,13 +210,14 @@ def choice_scores(model: nn.Module, batch: Mapping[str, Any], max_choices: int) 
         model: a causal language model, in eval mode.
         batch: from `Questions`.
         max_choices: columns of the result.
+        whole: in one part, however large.
 
     Returns:
         (batch, max_choices, 2): the sum over the choice's tokens, and the same per character; -inf for no choice.
     """
     prompt, config = batch["prompt_ids"], cast(Any, plain_model(model)).config.get_text_config()
     size = questions_at_once(config, max_choices, prompt.shape[1], batch["choice_ids"].shape[1])
-    if size >= len(prompt):
+    if whole or size >= len(prompt):
         return _scores(model, batch, max_choices)
     parts = (_part(batch, start, start + size) for start in range(0, len(prompt), size))
     return torch.cat([_scores(model, part, max_choices) for part in parts])

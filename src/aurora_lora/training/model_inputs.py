@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from torch import nn
 from transformers import BaseImageProcessor, PretrainedConfig, PreTrainedTokenizerBase
@@ -81,10 +81,17 @@ def positions(config: PretrainedConfig) -> int | None:
 def cached_width(config: PretrainedConfig) -> int:
     """How many numbers the keys and values of a token are, in all layers of a causal language model; an upper bound
     where its attention keeps them compressed, or no layer's but a state."""
+    if getattr(config, "is_heterogeneous", False):  # those of Gemma 4: its config has no one number for all layers
+        return sum(map(_cached_in_a_layer, cast(Any, config).per_layer_config))
+    return int(config.num_hidden_layers) * _cached_in_a_layer(config)
+
+
+def _cached_in_a_layer(config: PretrainedConfig) -> int:
     heads = getattr(config, "num_attention_heads", None) or 1
-    groups = getattr(config, "num_key_value_heads", None) or heads
+    one = getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False)  # Falcon
+    groups = getattr(config, "num_key_value_heads", None) or (1 if one else heads)
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return 2 * int(config.num_hidden_layers * groups * width)
+    return 2 * int(groups * width)
 
 
 def room(model: Any, max_new_tokens: int) -> tuple[int, int]:

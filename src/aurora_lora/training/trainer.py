@@ -142,6 +142,11 @@ class RecipeTrainer(Trainer):
         assert self.model is not None
         return self.model
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether processes share out the model: all of them run it equally often then."""
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW on up to four groups: adapter and head, each with and without weight decay (biases and norms)."""
         model = self.module if model is None else model
@@ -307,7 +312,7 @@ class RecipeTrainer(Trainer):
     # ---------------------------------------------------------------- methods without a PEFT adapter
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        if hasattr(self.model, "peft_config") or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if hasattr(self.model, "peft_config") or self.is_sharded:
             super()._save(output_dir, state_dict)
         elif self.args.should_save:
             folder = Path(output_dir or self.checkpoints)

@@ -36,8 +36,8 @@ from aurora_lora.training.batches import divide
 from aurora_lora.training.build import make_model
 from aurora_lora.training.choice_trainer import ChoiceTrainer
 from aurora_lora.training.choices import choice_scores, questions_at_once
-from aurora_lora.training.kinds.multiple_choice import MultipleChoice
 from aurora_lora.training.memory import base_for, checkpoint_activations
+from aurora_lora.training.model_inputs import cached_width
 from aurora_lora.training.recipe import Recipe
 from aurora_lora.training.trainer import RecipeTrainer, training_arguments
 
@@ -156,11 +156,17 @@ def every_position(inputs: dict[str, Any]) -> dict[str, Any]:
     return {**inputs, "logits_to_keep": torch.arange(inputs["labels"].shape[1])}
 
 
-def scored_peak(recipe: Recipe, layers: int, questions: int) -> float:
-    """GB while so many questions are scored at once, each with four answers, without AdamW's moments."""
+def sizes_of_questions(recipe: Recipe, examples: int, prompt: int, choices: int, answer: int) -> Sizes:
+    """Of data with so many questions in each split, of so many tokens, with so many answers of so many tokens."""
+    splits = ("train", "validation", *recipe.test_sets)
+    return Sizes(dict.fromkeys(splits, examples), {split: [prompt] for split in splits}, 1, choices, answer)
+
+
+def scored_peak(recipe: Recipe, sizes: Sizes, layers: int, questions: int) -> float:
+    """GB while so many questions are scored at once, without AdamW's moments."""
     with without_weights(recipe, layers):
         model: Any = make_model(recipe, base_for(recipe, recipe.task.definition, None, []))  # type: ignore[arg-type]
-    choices, prompt, answer = 4, text_lengths.longest(recipe), MultipleChoice.learned_tokens
+    (choices, answer), prompt = text_lengths.choices(recipe, sizes), text_lengths.longest_scored(recipe, None, sizes)
     count = questions * choices
     long = functools.partial(torch.zeros, dtype=torch.long)
     with FakeTensorMode(allow_non_fake_inputs=True), fused_attention(), Alive() as alive:
@@ -202,23 +208,43 @@ def test_the_calibration_after_it_fits_in_24_gb_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("questions", [4, 64])
-def test_the_evaluation_of_questions_is_bounded(questions: int, tmp_path: Path) -> None:
-    """Of 8 billion parameters: 64 questions of four answers would keep 7 GB of keys and values."""
+def test_the_plan_of_what_is_scored_at_once(questions: int, tmp_path: Path) -> None:
+    """Of 8 billion parameters; of 64 questions, as many as `choice_scores` takes at a time: all would keep 9 GB."""
     recipe = suite_recipe("table2", "aurora-paper", tmp_path)
     training = recipe.training.model_copy(update={"eval_batch_size": questions})
     recipe = recipe.model_copy(
         update={"training": training, "task": recipe.task.model_copy(update={"scorer": "choices"})}
     )
-    config = architecture(recipe.model)
-    longest, tokens = text_lengths.longest(recipe, config.max_position_embeddings), MultipleChoice.learned_tokens
-    at_once = min(questions, questions_at_once(config, 4, longest, tokens))
-    two, three = (scored_peak(recipe, layers, at_once) for layers in (2, 3))
+    config, sizes = (
+        architecture(recipe.model),
+        sizes_of_questions(recipe, examples=1000, prompt=300, choices=4, answer=20),
+    )
+    at_once = min(questions, questions_at_once(config, 4, 300, 20))
+    assert at_once == {4: 4, 64: 12}[questions]
+    two, three = (scored_peak(recipe, sizes, layers, at_once) for layers in (2, 3))
     measured = two + (three - two) * (config.num_hidden_layers - 2)
-    counts = shapes.weights(recipe).params
-    sizes = Sizes({}, {}, 1, choices=4)
-    planned = evaluation_memory(recipe, sizes) - MOMENTS * counts.adapter
+    planned = evaluation_memory(recipe, sizes) - MOMENTS * shapes.weights(recipe).params.adapter
     assert planned / 1e9 == pytest.approx(measured, rel=0.1)
-    assert planned / 1e9 - 16.1 < 5
+
+
+def test_what_an_evaluation_holds_at_once(tmp_path: Path) -> None:
+    """No more questions than there are; all of them, with four beams each, where answers are written."""
+    recipe = suite_recipe("table2", "lora", tmp_path)
+    training = recipe.training.model_copy(update={"eval_batch_size": 64})
+    task = recipe.task.model_copy(update={"scorer": "choices"})
+    chosen = recipe.model_copy(update={"training": training, "task": task})
+    written = recipe.model_copy(update={"training": training})
+    assert written.task.scorer == "generated"
+    few, many = (sizes_of_questions(recipe, n, prompt=1000, choices=2, answer=4) for n in (2, 1000))
+    assert evaluation_memory(chosen, few) < evaluation_memory(chosen, many)
+    kept = 4 * 64 * (1000 + 32) * cached_width(architecture(recipe.model)) * 2
+    assert kept == pytest.approx(34.6e9, rel=0.01)
+    assert evaluation_memory(written, many) > evaluation_memory(chosen, many) + kept / 2
+    assert (
+        evaluation_memory(written, many)
+        > kept
+        > 16 * (evaluation_memory(written, few) - evaluation_memory(chosen, few))
+    )
 
 
 def test_aurora_with_all_its_layers(tmp_path: Path) -> None:

@@ -179,19 +179,23 @@ def evaluation_memory(recipe: Recipe, sizes: Sizes | None = None) -> float:
     """
     training, config = recipe.training, architecture(recipe.base).get_text_config()
     width, own = flops.WIDTH[training.precision], shapes.weights(recipe, sizes)
-    longest = image_tokens(config) or text_lengths.longest(recipe, positions(config), sizes)
+    longest = image_tokens(config) or text_lengths.longest_scored(recipe, positions(config), sizes)
     inner = getattr(config, "intermediate_size", 4 * config.hidden_size)
-    rows, logits, cached = training.eval_batch_size, 0, 0
+    held_out = [text_lengths.examples(recipe, split, sizes) for split in ("validation", *recipe.test_sets)]
+    batch = min(training.eval_batch_size, max(size or training.eval_batch_size for size in held_out))
+    rows, logits, cached = batch, 0, 0
     if recipe.task.kind.name == "multiple-choice":
-        choices, tokens = text_lengths.choices(recipe, sizes), recipe.task.kind.learned_tokens or longest
-        rows = min(rows, questions_at_once(config, choices, longest, tokens))
+        choices, tokens = text_lengths.choices(recipe, sizes)
+        rows = min(batch, questions_at_once(config, choices, longest, tokens))
         logits = rows * choices * tokens * config.vocab_size
         cached = rows * choices * (longest + tokens) * cached_width(config)
-        if recipe.task.scorer == "generated":
-            cached = max(cached, training.eval_batch_size * BEAMS * (longest + NEW_TOKENS) * cached_width(config))
+        if recipe.task.scorer == "generated":  # not in parts
+            rows = max(rows, BEAMS * batch)
+            cached = max(cached, BEAMS * batch * (longest + NEW_TOKENS) * cached_width(config))
     elif recipe.task.kind.task_type == "CAUSAL_LM":
-        rows = min(rows, max(1, LOGITS // (longest * config.vocab_size)))
-        logits = rows * longest * config.vocab_size
+        at_once = min(batch, max(1, LOGITS // (longest * config.vocab_size)))
+        logits = at_once * longest * config.vocab_size
+        rows = at_once if recipe.task.loss_on == "all" else batch  # as many, where few tokens have a loss
     passing = AT_WORK * width * rows * longest * inner
     return _held(own) + float(passing + LOGIT * logits + width * cached)
 

@@ -35,7 +35,7 @@ class Fitting:
 def fitting(recipe: RunRecipe, machine: Machine, sizes: Sizes | None = None) -> Fitting | None:
     """The first of `changes` that fits; where none does, the one that needs least; None where nothing can be changed.
 
-    Where an evaluation takes most, batches in evaluations that are as those of training are tried, too.
+    Where an evaluation takes most, smaller batches in evaluations are tried, too: as those of training, and of one.
 
     Args:
         recipe: that does not fit.
@@ -65,10 +65,10 @@ def _changed(recipe: RunRecipe, machine: Machine, sizes: Sizes | None) -> Iterat
         if overrides:
             yield overrides, changed
         if isinstance(changed, Recipe) and evaluation_memory(changed, sizes) > training_memory(changed, sizes):
-            size = changed.training.batch_size
-            if size < changed.training.eval_batch_size:
-                more = (*overrides, f"training.eval_batch_size={size}")
-                yield more, _with(recipe, more)
+            for size in dict.fromkeys((changed.training.batch_size, 1)):
+                if size < changed.training.eval_batch_size:
+                    more = (*overrides, f"training.eval_batch_size={size}")
+                    yield more, _with(recipe, more)
 
 
 def _with(recipe: RunRecipe, overrides: tuple[str, ...]) -> RunRecipe:

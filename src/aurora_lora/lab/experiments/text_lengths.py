@@ -48,19 +48,25 @@ class Sizes:
         lengths: of each split, tokens of its texts, see `Data.lengths`.
         labels: outputs of the model's head.
         choices: of a question, at most; None where there are no questions.
+        choice_tokens: of the longest choice of any.
     """
 
     examples: Mapping[str, int]
     lengths: Mapping[str, Sequence[int]]
     labels: int
     choices: int | None = None
+    choice_tokens: int | None = None
 
     @classmethod
     def of(cls, data: Data) -> Sizes:
         """The sizes of a recipe's data."""
         examples = {name: len(split) for name, split in data.splits.items()}
-        choices = None if data.questions is None else data.questions.max_choices
-        return cls(examples, data.lengths, len(data.labels) or data.task.num_labels, choices)
+        labels = len(data.labels) or data.task.num_labels
+        if data.questions is None:
+            return cls(examples, data.lengths, labels)
+        questions = (split[place] for split in data.splits.values() for place in range(len(split)))
+        tokens = max(len(ids) for one in questions for ids in one["choices"])
+        return cls(examples, data.lengths, labels, data.questions.max_choices, tokens)
 
 
 def examples(recipe: Recipe, split: str, sizes: Sizes | None = None) -> int | None:
@@ -74,10 +80,11 @@ def examples(recipe: Recipe, split: str, sizes: Sizes | None = None) -> int | No
     return task.train_examples if split == "train" else task.held_out.get(split)
 
 
-def choices(recipe: Recipe, sizes: Sizes | None = None) -> int:
-    """How many answers a question has, at most; of questions of unknown form, as many as any of `commonsense`."""
-    known = recipe.task.definition.classes if sizes is None else sizes.choices
-    return known or CHOICES
+def choices(recipe: Recipe, sizes: Sizes | None = None) -> tuple[int, int]:
+    """How many answers a question has, at most, and the tokens of one; of questions of unknown form, few."""
+    if sizes is not None and sizes.choices and sizes.choice_tokens:
+        return sizes.choices, sizes.choice_tokens
+    return recipe.task.definition.classes or CHOICES, recipe.task.kind.learned_tokens or 1
 
 
 def limit(recipe: Recipe, positions: int | None = None) -> int:
@@ -90,6 +97,15 @@ def longest(recipe: Recipe, positions: int | None = None, sizes: Sizes | None = 
     """The longest training text, after it is cut; of a task whose texts are not known, what the recipe allows."""
     known = _known(recipe, "train", sizes)
     return min(max(known), limit(recipe, positions)) if known else limit(recipe, positions)
+
+
+def longest_scored(recipe: Recipe, positions: int | None = None, sizes: Sizes | None = None) -> int:
+    """The longest held-out text, as `longest`; questions are not cut when they are scored."""
+    texts = filter(None, (_known(recipe, split, sizes) for split in ("validation", *recipe.test_sets)))
+    found, most = max(map(max, texts), default=None), limit(recipe, positions)
+    if found is not None and recipe.task.kind.name == "multiple-choice":
+        most = positions or found
+    return most if found is None else min(found, most)
 
 
 def padded(
