@@ -227,6 +227,7 @@ def warn_of_rounding(found: Iterable[float | None]) -> None:
         warnings.warn(
             f"Merging into quantised weights quantises them again: that rounding is {min(lost):.0%} to "
             f"{max(lost):.0%} of the size of the update, over {len(lost)} layers. To keep all of it, merge "
-            "into the dequantised base: model.dequantize(), and then the merge.",
+            "into the dequantised base (with bitsandbytes: model.dequantize(), and then the merge), or serve the "
+            "exported LoRA beside the quantised base.",
             stacklevel=3,
         )
