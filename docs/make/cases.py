@@ -15,6 +15,7 @@ SAME_START = tuple(f"{ask} with the same start" for ask in (*RANKS[:2], *_LORA_R
 QUARTER = tuple(f"Are {whose}ranks by the gradients better than r=2 on query and value" for whose in ("", "LoRA's "))
 _LORA_HALF = "Are LoRA's ranks by the gradients better than r=4 on query and value"
 _HALF_OWN_START = tuple(f"{ask}, with LoRA's start" for ask in (RANKS[2], _LORA_HALF))
+_UNIFORM_DEFAULT_START = tuple(f"{ask} with its default start" for ask in (*QUARTER, RANKS[2], _LORA_HALF))
 _SAME_RANKS = "With the same ranks by the gradients, is AuroRA above LoRA"
 TWO_METHODS = tuple(f"{_SAME_RANKS} at {share}" for share in ("half of the weights", "a quarter"))
 _TWO_METHODS_TOO = (
@@ -92,6 +93,7 @@ CASES = {
             *SAME_START,
             *QUARTER,
             _LORA_HALF,
+            *_UNIFORM_DEFAULT_START,
             EVERYWHERE,
             *_TWO_EVERYWHERE,
         ),
@@ -137,8 +139,7 @@ CASES = {
             (SAME_LAYERS, *_SAME_TOO, *(_NO_SKIP[r] for r in (2, 8)), *TWO_METHODS, _TWO_METHODS_TOO[1]),
         ),
         "ranks-wikihow-goal": (
-            *_SAME_PAIRS[:3],
-            f"{SAME_LAYERS}, both with the aligned start",
+            *_SAME_PAIRS,
             *_NO_SKIP.values(),
             *TWO_METHODS,
             _TWO_METHODS_TOO[1],
@@ -174,7 +175,10 @@ CASES = {
             *(f"Does the aligned start help {method} r={r}" for r in (2, 4, 8) for method in ("AuroRA", "LoRA")),
             *_START_OF_RANKS,
         ),
-        **dict.fromkeys(_OTHERS, (*_START, _LORA_START)),
+        **dict.fromkeys(_IMAGES, (*_START, _LORA_START)),
+        "ranks-wikihow-goal": tuple(
+            f"Does the aligned start help {method} r={r}" for r in (2, 4, 8) for method in ("AuroRA", "LoRA")
+        ),
     },
     "methods": {
         "ranks-short": (
