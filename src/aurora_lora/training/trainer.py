@@ -144,7 +144,7 @@ class RecipeTrainer(Trainer):
 
     @property
     def is_sharded(self) -> bool:
-        """Whether processes share out the model: all of them run it equally often then."""
+        """Whether processes share out the model: then all of them must run it equally often."""
         return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:

@@ -234,6 +234,7 @@ def test_what_an_evaluation_holds_at_once(tmp_path: Path) -> None:
     task = recipe.task.model_copy(update={"scorer": "choices"})
     chosen = recipe.model_copy(update={"training": training, "task": task})
     written = recipe.model_copy(update={"training": training})
+    assert text_lengths.longest_scored(recipe) == 1000  # of BoolQ, whatever the texts that are trained on
     assert written.task.scorer == "generated"
     few, many = (sizes_of_questions(recipe, n, prompt=1000, choices=2, answer=4) for n in (2, 1000))
     assert evaluation_memory(chosen, few) < evaluation_memory(chosen, many)

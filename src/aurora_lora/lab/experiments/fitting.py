@@ -11,7 +11,7 @@ from ...training.reading import override
 from ...training.recipe import Recipe, RunRecipe
 from . import shapes
 from .architectures import is_stored_quantised
-from .estimate import Estimate, estimate, evaluation_memory, training_memory
+from .estimate import PEAKS, Estimate, estimate, evaluation_memory
 from .machines import Machine
 from .recipe_kinds import as_recipe
 from .text_lengths import Sizes
@@ -64,11 +64,15 @@ def _changed(recipe: RunRecipe, machine: Machine, sizes: Sizes | None) -> Iterat
             continue
         if overrides:
             yield overrides, changed
-        if isinstance(changed, Recipe) and evaluation_memory(changed, sizes) > training_memory(changed, sizes):
+        if isinstance(changed, Recipe) and _evaluation_takes_most(changed, sizes):
             for size in dict.fromkeys((changed.training.batch_size, 1)):
                 if size < changed.training.eval_batch_size:
                     more = (*overrides, f"training.eval_batch_size={size}")
                     yield more, _with(recipe, more)
+
+
+def _evaluation_takes_most(recipe: Recipe, sizes: Sizes | None) -> bool:
+    return max(PEAKS, key=lambda peak: peak(recipe, sizes)) is evaluation_memory
 
 
 def _with(recipe: RunRecipe, overrides: tuple[str, ...]) -> RunRecipe:

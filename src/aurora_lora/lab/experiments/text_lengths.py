@@ -34,8 +34,10 @@ LENGTHS = {
 SmolLM2, which cuts English much as those of RoBERTa and LLaMA3 do, or, of the packaged film reviews, with MiniLM's.
 CoLA's are rough; of the longest of QNLI the limit is taken; HellaSwag's share of `commonsense` is such that batches of
 16 have 228 tokens."""
+LONGEST_HELD_OUT = {"commonsense": 1000}
+"""Tokens of the longest held-out text, about, where it is far longer than those of training: passages of BoolQ."""
 CHOICES = 5
-"""Those of ARC; its other tasks have up to four."""
+"""Answers of a question of ARC; of the other commonsense tasks a question has up to four."""
 _POINTS = (np.arange(512) + 0.5) / 512
 
 
@@ -81,7 +83,8 @@ def examples(recipe: Recipe, split: str, sizes: Sizes | None = None) -> int | No
 
 
 def choices(recipe: Recipe, sizes: Sizes | None = None) -> tuple[int, int]:
-    """How many answers a question has, at most, and the tokens of one; of questions of unknown form, few."""
+    """How many answers a question has, at most, and the tokens of one; without data, `CHOICES` answers where the task
+    does not say, and the tokens that the kind names."""
     if sizes is not None and sizes.choices and sizes.choice_tokens:
         return sizes.choices, sizes.choice_tokens
     return recipe.task.definition.classes or CHOICES, recipe.task.kind.learned_tokens or 1
@@ -100,9 +103,12 @@ def longest(recipe: Recipe, positions: int | None = None, sizes: Sizes | None = 
 
 
 def longest_scored(recipe: Recipe, positions: int | None = None, sizes: Sizes | None = None) -> int:
-    """The longest held-out text, as `longest`; questions are not cut when they are scored."""
+    """The longest held-out text, as `longest`; questions are not cut when they are scored. Without data, held-out texts
+    are taken to be as long as those of training, but for `LONGEST_HELD_OUT`."""
     texts = filter(None, (_known(recipe, split, sizes) for split in ("validation", *recipe.test_sets)))
     found, most = max(map(max, texts), default=None), limit(recipe, positions)
+    if sizes is None and found is not None:
+        found = max(found, LONGEST_HELD_OUT.get(recipe.task.name, 0))
     if found is not None and recipe.task.kind.name == "multiple-choice":
         most = positions or found
     return most if found is None else min(found, most)
