@@ -184,7 +184,7 @@ def evaluation_memory(recipe: Recipe, sizes: Sizes | None = None) -> float:
     held_out = [text_lengths.examples(recipe, split, sizes) for split in ("validation", *recipe.test_sets)]
     batch = min(training.eval_batch_size, max(size or training.eval_batch_size for size in held_out))
     rows, logits, cached = batch, 0, 0
-    if recipe.task.kind.name == "multiple-choice":
+    if recipe.task.kind.has_choices:
         choices, tokens = text_lengths.choices(recipe, sizes)
         rows = min(batch, questions_at_once(config, choices, longest, tokens))
         logits = rows * choices * tokens * config.vocab_size

@@ -109,7 +109,7 @@ def longest_scored(recipe: Recipe, positions: int | None = None, sizes: Sizes | 
     found, most = max(map(max, texts), default=None), limit(recipe, positions)
     if sizes is None and found is not None:
         found = max(found, LONGEST_HELD_OUT.get(recipe.task.name, 0))
-    if found is not None and recipe.task.kind.name == "multiple-choice":
+    if found is not None and recipe.task.kind.has_choices:
         most = positions or found
     return most if found is None else min(found, most)
 

@@ -56,6 +56,7 @@ class Kind:
         fields: those of a recipe's task that only some kinds have.
         scores_batches: whether `compute_metrics` takes the outputs on batches as they are trained on.
         scored_at_least: examples that its metrics need.
+        has_choices: whether an example is a question with choices, which is scored whole, for plans.
         scored_tokens: tokens of an example that come on top of its text when it is scored, for plans.
         learned_tokens: tokens of a text that have a loss where not all do, for plans; None where all may have one.
         no_answer: why `predict` has nothing to say.
@@ -72,6 +73,7 @@ class Kind:
     fields: ClassVar[tuple[str, ...]] = ("max_length",)
     scores_batches: ClassVar[bool] = True
     scored_at_least: ClassVar[int] = 1
+    has_choices: ClassVar[bool] = False
     scored_tokens: ClassVar[int] = 0
     learned_tokens: ClassVar[int | None] = None
     no_answer: ClassVar[str | None] = None

@@ -48,6 +48,7 @@ class MultipleChoice(Kind):
     metrics = ("accuracy", "accuracy_norm", "nll", "nll_norm", *WRITTEN)
     fields = ("max_length", "prompt", "scorer", "loss_on")
     scores_batches = False
+    has_choices = True
     scored_tokens = 18
     learned_tokens = 8
 
