@@ -81,7 +81,7 @@ def positions(config: PretrainedConfig) -> int | None:
 def cached_width(config: PretrainedConfig) -> int:
     """How many numbers a causal language model keeps as the keys and values of one token, in all layers; an upper
     bound where they are kept compressed, or where a layer keeps a state instead."""
-    if getattr(config, "is_heterogeneous", False):  # those of Gemma 4: its config has no one number for all layers
+    if getattr(config, "is_heterogeneous", False):  # Gemma 4: its layers differ
         return sum(map(_cached_in_a_layer, cast(Any, config).per_layer_config))
     return int(config.num_hidden_layers) * _cached_in_a_layer(config)
 

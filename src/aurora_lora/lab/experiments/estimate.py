@@ -144,7 +144,7 @@ def training_memory(recipe: Recipe, sizes: Sizes | None = None) -> float:
     longest = image_tokens(config) or text_lengths.longest(recipe, positions(config), sizes)
     batch = min(training.batch_size, text_lengths.examples(recipe, "train", sizes) or training.batch_size)
     tokens = batch * longest
-    layers, inner = config.num_hidden_layers, getattr(config, "intermediate_size", 4 * config.hidden_size)
+    layers = config.num_hidden_layers
     outside, layer = (constant + slope * tokens for constant, slope in (kept.outside, kept.layer))
     head = 0
     if recipe.task.kind.task_type == "CAUSAL_LM":
@@ -156,7 +156,7 @@ def training_memory(recipe: Recipe, sizes: Sizes | None = None) -> float:
     if training.gradient_checkpointing:
         passing = outside + layers * kept.entering * tokens + max(head, RECOMPUTED * layer)
     else:
-        passing = outside + max(layers * layer, AT_WORK * flops.WIDTH[training.precision] * tokens * inner) + head
+        passing = outside + max(layers * layer, _at_work(recipe, tokens)) + head
     before = gradients if recipe.training.gradient_accumulation_steps > 1 else 0
     return _held(own) + float(max(gradients, before + passing))
 
@@ -180,7 +180,6 @@ def evaluation_memory(recipe: Recipe, sizes: Sizes | None = None) -> float:
     training, config = recipe.training, architecture(recipe.base).get_text_config()
     width, own = flops.WIDTH[training.precision], shapes.weights(recipe, sizes)
     longest = image_tokens(config) or text_lengths.longest_scored(recipe, positions(config), sizes)
-    inner = getattr(config, "intermediate_size", 4 * config.hidden_size)
     held_out = [text_lengths.examples(recipe, split, sizes) for split in ("validation", *recipe.test_sets)]
     batch = min(training.eval_batch_size, max(size or training.eval_batch_size for size in held_out))
     rows, logits, cached = batch, 0, 0
@@ -195,13 +194,19 @@ def evaluation_memory(recipe: Recipe, sizes: Sizes | None = None) -> float:
     elif recipe.task.kind.task_type == "CAUSAL_LM":
         at_once = min(batch, max(1, LOGITS // (longest * config.vocab_size)))
         logits = at_once * longest * config.vocab_size
-        rows = at_once if recipe.task.loss_on == "all" else batch  # as many, where few tokens have a loss
-    passing = AT_WORK * width * rows * longest * inner
-    return _held(own) + float(passing + LOGIT * logits + width * cached)
+        rows = at_once if recipe.task.loss_on == "all" else batch  # the whole batch, where few tokens have a loss
+    return _held(own) + float(_at_work(recipe, rows * longest) + LOGIT * logits + width * cached)
 
 
 PEAKS = (training_memory, evaluation_memory, calibration_memory)
 """Of these a run needs the largest."""
+
+
+def _at_work(recipe: Recipe, tokens: int) -> int:
+    """Bytes of what a layer computes with at a time on so many tokens, where nothing is kept."""
+    config = architecture(recipe.base).get_text_config()
+    inner: int = getattr(config, "intermediate_size", 4 * config.hidden_size)
+    return AT_WORK * flops.WIDTH[recipe.training.precision] * tokens * inner
 
 
 def _held(own: shapes.Weights) -> float:
