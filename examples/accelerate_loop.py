@@ -1,7 +1,7 @@
 """A plain training loop with Accelerate, in one process or several.
 
 python examples/accelerate_loop.py --output runs/accelerate
-accelerate launch --num_processes 2 examples/accelerate_loop.py --output runs/accelerate
+accelerate launch --multi_gpu --num_processes 2 examples/accelerate_loop.py --output runs/accelerate
 """
 
 from __future__ import annotations
