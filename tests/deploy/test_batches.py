@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from aurora_lora import AuroraConfig, calibrate, merge_gap, probe
 from aurora_lora.deploy.batches import as_batches
+from aurora_lora.deploy.passes import Passes
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -149,8 +150,9 @@ def test_a_row_without_a_text_is_named() -> None:
 
 
 def test_the_first_batches_of_an_iterator_are_the_same_in_each_pass() -> None:
-    batches = as_batches(iter([torch.full((2, 3), float(n)) for n in range(6)]), examples=4)
-    assert [[float(batch[0, 0]) for batch in batches] for _ in range(2)] == [[0.0, 1.0]] * 2
+    data = Passes(as_batches(iter([torch.full((2, 3), float(n)) for n in range(6)]), examples=4))
+    data.hold()
+    assert [[float(batch[0, 0]) for batch in data.one_pass()] for _ in range(2)] == [[0.0, 1.0]] * 2
 
 
 def test_what_goes_with_a_dataset_is_refused_without_one(bert, batches):

@@ -23,6 +23,8 @@ from transformers import (
     OPTForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
+    ViTConfig,
+    ViTForImageClassification,
 )
 
 from aurora_lora import AlreadyMergedError, AuroraConfig, CalibrationError, calibrate, probe, ranked_config
@@ -178,6 +180,24 @@ def test_convolutions():
     more = [nn.functional.unfold(one["x"], 3, stride=2).transpose(1, 2).reshape(-1, 36) for one in data[1:]]
     z = torch.cat([patches, *more]) @ found.layers[0].directions.T
     torch.testing.assert_close(found.layers[0].deviations, z.std(0, correction=0), atol=1e-4, rtol=1e-4)
+
+
+def test_of_a_depthwise_convolution_no_more_than_its_input_is_kept():
+    """x Omega has as many numbers for each of its positions as the sketch has columns."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.Flatten(), nn.Linear(16 * 49, 2))
+    x, kept = torch.randn(4, 16, 7, 7), []
+
+    def keep(tensor):
+        kept.append(tensor.nbytes)
+        return tensor
+
+    def loss(model, x):
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            return model(x).square().mean()
+
+    probe(net, [x], loss=loss, target_modules=["0"])
+    assert max(kept) == x.nbytes
 
 
 def test_deviations_leave_padding_out(make_bert, labelled):
@@ -337,6 +357,18 @@ def test_gradient_checkpointing(make_gpt2, texts, reentrant):
     assert not any(module.training for module in model.modules())
 
 
+def test_reentrant_checkpointing_of_a_wrapped_model():
+    """Whose pixels have no gradient: the embeddings of the model within give them one."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, **sizes))
+    images = [{"pixel_values": torch.randn(6, 3, 8, 8), "labels": torch.randint(0, 2, (6,))}]
+    expected = probe(model, images, rank=2, target_modules=["query", "value", "q_proj", "v_proj"])
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    wrapped = nn.DataParallel(model)
+    assert_same(probe(wrapped, images, rank=2, target_modules=["query", "value", "q_proj", "v_proj"]), expected)
+
+
 def test_gradient_checkpointing_without_dropout(texts):
     """Layers whose own forward drops out in train mode do not while they are probed."""
     config = OPTConfig(
@@ -470,6 +502,14 @@ def test_as_many_examples_as_are_asked_for(make_bert, labelled):
         assert torch.equal(one.singular_values, other.singular_values)
     with pytest.raises(ValueError, match="examples=0 is not allowed: it must be a whole number of at least 1"):
         probe(model, labelled, examples=0)
+
+
+def test_examples_of_an_iterator_leave_the_random_state(make_bert, labelled):
+    """Whose sampler draws when the first batch is asked for."""
+    model, loader = make_bert(), iter(DataLoader(labelled, batch_size=None, shuffle=True))
+    before = torch.get_rng_state()
+    assert probe(model, loader, rank=2, examples=1).batches == 1
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_each_pass_draws_the_same(make_bert, labelled):
@@ -677,6 +717,19 @@ def test_reentrant_checkpointing_without_a_gradient_is_named(make_gpt2, texts):
         probe(model, embedded, target_modules=names)
     model.gradient_checkpointing_enable({"use_reentrant": False})
     assert probe(model, embedded, target_modules=names).layers
+
+
+def test_so_it_is_where_layers_outside_have_one(make_bert, labelled):
+    """The pooler, which is not checkpointed."""
+    model = make_bert()
+    embed = model.get_input_embeddings()
+    embedded = [{"inputs_embeds": embed(batch["input_ids"]).detach(), "labels": batch["labels"]} for batch in labelled]
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    with pytest.raises(CalibrationError, match=r"none of the checkpointed layers: reentrant .* use_reentrant=False"):
+        probe(model, embedded)
+    assert [one.layer for one in probe(model, embedded, target_modules=["pooler.dense"]).layers] == [
+        "bert.pooler.dense"
+    ]
 
 
 @pytest.mark.parametrize("quantisation", ["nf4", "int8", "torchao int8"])

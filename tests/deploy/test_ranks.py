@@ -72,6 +72,7 @@ def test_ranks_go_to_the_most_worth_until_the_budget_is_used(budget, ranks, weig
         ("r=3 on a, b, and c", 120),
         ("r=1 on a,c", 20),
         ("r=2 on x.b", 40),
+        ("r=1 on b and x.b", 20),  # as LoRA with both names has it
     ],
 )
 def test_a_budget_in_words(budget, weights):
@@ -347,6 +348,10 @@ def test_a_budget_in_words_leaves_out_the_head():
     lora = get_peft_model(copy.deepcopy(model), LoraConfig(r=1, target_modules=["dense"], task_type="SEQ_CLS"))
     count = sum(p.numel() for name, p in lora.named_parameters() if "lora_" in name)
     assert budget_in(model, "r=1 on dense") == count
+    fields = {"target_modules": ["query", "dense"], "modules_to_save": ["output"], "task_type": "SEQ_CLS"}
+    lora = get_peft_model(copy.deepcopy(model), LoraConfig(r=1, **fields))
+    count = sum(p.numel() for name, p in lora.named_parameters() if "lora_" in name)
+    assert budget_in(model, "r=1 on query and dense", ["output"]) == count
 
 
 @pytest.mark.parametrize("field", ["r", "alpha", "lora_alpha", "rank_pattern", "alpha_pattern"])

@@ -245,6 +245,10 @@ def test_a_damaged_file(model: Path, tmp_path: Path) -> None:
             r"method\.start='Aligned' is not allowed: it must be 'default', 'aligned' or 'eva'",
         ),
         ({"name": "lora", "budget": 500, "rank_pattern": {"query": 2}}, "rank_pattern does not go with budget"),
+        (
+            {"name": "lora", "start": "aligned", "layer_replication": [[0, 2], [1, 2]], **Q_V},
+            "layer_replication does not go with budget or start: it numbers the probed layers anew",
+        ),
         ({"name": "lora", "start": "aligned", "init_lora_weights": "pissa"}, "init_lora_weights does not go with"),
         ({"name": "aurora", "start": "aligned", "init_weights": False}, "init_weights: false does not go with"),
         ({"name": "aurora", "start": "eva", **Q_V}, "start: eva is for lora"),

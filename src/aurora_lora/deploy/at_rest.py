@@ -16,6 +16,7 @@ from ..tuner import aurora_layers
 from .calibrate import trained_state
 from .gradients import frozen
 from .passes import evaluated
+from .wrappers import input_embeddings, plain_model
 
 FUNCTION = "_gradient_checkpointing_func"
 """What Transformers calls the function that checkpoints, in each module that it marks."""
@@ -33,7 +34,7 @@ def at_rest(model: nn.Module) -> Iterator[None]:
             stack.enter_context(_checkpointed_at_rest(layer))
         if layers:
             stack.enter_context(_without_cache(model))
-        embeddings = _input_embeddings(model) if any(map(_is_marked, model.modules())) else None
+        embeddings = input_embeddings(plain_model(model)) if any(map(_is_marked, model.modules())) else None
         if embeddings is not None:  # reentrant checkpointing needs an input with a gradient
             stack.callback(embeddings.register_forward_hook(_tracked).remove)
         yield
@@ -88,14 +89,6 @@ def _without_cache(model: nn.Module) -> AbstractContextManager[None]:
     configs: list[Any] = [getattr(module, "config", None) for module in model.modules()]
     using = {id(one): one for one in configs if getattr(one, "use_cache", False)}
     return meanwhile(using.values(), use_cache=False)
-
-
-def _input_embeddings(model: Any) -> nn.Module | None:
-    try:
-        found = model.get_input_embeddings()
-    except (AttributeError, NotImplementedError):
-        return None
-    return found if isinstance(found, nn.Module) else None
 
 
 def _tracked(_: nn.Module, args: Any, output: Any) -> Any:

@@ -76,7 +76,7 @@ def as_batches(
         if examples is None:
             return batches
         first = _First(batches, examples)
-        return list(first) if isinstance(batches, Iterator) else first
+        return iter(first) if isinstance(batches, Iterator) else first  # to be read once, and not yet
     if tokenizer is None:
         raise TypeError(
             "A datasets.Dataset needs tokenizer=, to make tokens of its texts. One that has tokens already goes into a "

@@ -18,7 +18,7 @@ from ..tuner import AuroraLayer
 from ..tuner.tensors import computing_device
 from .batch import IGNORED, Batch, copied
 from .float64 import rows_of_piece
-from .wrappers import output_embeddings, plain_model, unwrapped, without_parallel
+from .wrappers import input_embeddings, output_embeddings, plain_model, unwrapped, without_parallel
 
 
 class Runner:
@@ -43,6 +43,7 @@ class Runner:
         self._has_content: Tensor | None = None  # whether some position of the batches so far is no padding
         self._check_loaded()
         self._encoder_outputs: list[weakref.ref[Tensor]] = []
+        self._texts: list[tuple[Tensor, Tensor]] = []  # tokens and mask of each, where a batch names several apart
         self._hooks = ExitStack()
         self.encoder = self._find_encoder()
         self._model_type = getattr(getattr(unwrapped(model), "config", None), "model_type", None)
@@ -82,6 +83,8 @@ class Runner:
             for module in (self.encoder, getattr(unwrapped(self.model), _PROJECTION, None)):
                 if isinstance(module, nn.Module):
                     self._hooks.callback(module.register_forward_hook(self._remember).remove)
+        elif (embeddings := input_embeddings(plain_model(self.model))) is not None:
+            self._hooks.callback(embeddings.register_forward_pre_hook(self._note_text).remove)
         return self
 
     def __exit__(
@@ -92,6 +95,12 @@ class Runner:
     def _remember(self, _: nn.Module, args: Any, output: Any) -> None:
         hidden = output[0] if not isinstance(output, Tensor) else output
         self._encoder_outputs.append(weakref.ref(hidden))
+
+    def _note_text(self, _: nn.Module, args: Any) -> None:
+        """Note the mask of the text that the model is called with: the next layers are of its pass."""
+        for tokens, mask in self._texts:
+            if args and args[0] is tokens:
+                self.masks["attention_mask"] = mask
 
     def run(self, batch: Batch, watched: Collection[nn.Module] = ()) -> Any:
         """One forward pass.
@@ -133,7 +142,7 @@ class Runner:
         Raises:
             TypeError: the batch is no dict, tensor, tuple or list.
         """
-        self.masks, self._encoder_outputs = {}, []
+        self.masks, self._encoder_outputs, self._texts = {}, [], []
         first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
         if isinstance(first, Tensor):
             self._has_content = torch.ones((), dtype=torch.bool, device=self.device)
@@ -152,7 +161,10 @@ class Runner:
                 self.masks[name] = mask.bool()
         if self.encoder is not None and "decoder_attention_mask" not in self.masks:
             self._note_decoder_mask(inputs)
-        here = [mask.any() for mask in self.masks.values()] or [torch.ones((), dtype=torch.bool, device=self.device)]
+        if not self.masks:
+            self._texts = _named_apart(inputs)
+        masks = [*self.masks.values(), *(mask for _, mask in self._texts)]
+        here = [mask.any() for mask in masks] or [torch.ones((), dtype=torch.bool, device=self.device)]
         before = [] if self._has_content is None else [self._has_content]
         self._has_content = torch.stack([*before, *here]).any()
         return inputs
@@ -245,6 +257,17 @@ def _without_regulariser(model: nn.Module) -> nn.Module:
 def _has_choices(inputs: Mapping[str, Any], mask: Tensor) -> bool:
     """Whether each example is several texts, (batch, choices, tokens), of which the model makes one long batch."""
     return any(isinstance(one := inputs.get(name), Tensor) and one.shape[:3] == mask.shape for name in _TEXTS)
+
+
+def _named_apart(inputs: Mapping[str, Any]) -> list[tuple[Tensor, Tensor]]:
+    """Tokens and mask of each text of a batch of sentence-transformers' trainer: `anchor_input_ids`,
+    `anchor_attention_mask`, and so for each column. The model is called for one after another."""
+    pairs = (
+        (tokens, inputs.get(f"{name.removesuffix('input_ids')}attention_mask"))
+        for name, tokens in inputs.items()
+        if name.endswith("_input_ids")
+    )
+    return [(tokens, mask.bool()) for tokens, mask in pairs if isinstance(mask, Tensor)]
 
 
 _TEXTS = ("input_ids", "inputs_embeds")

@@ -19,7 +19,7 @@ from ..tuner.fused_experts import fused_experts
 from ..tuner.naming import ALL_LINEAR, named
 from ..tuner.tensors import outside_inference_mode
 from ..values import is_int, require, short
-from .at_rest import at_rest, is_reentrant
+from .at_rest import at_rest, checkpointed, is_reentrant
 from .batch import IGNORED
 from .batches import as_batches, no_batches, read_once
 from .gradients import LOSS_SCALES, Weight, backward, frozen_weights, watched_gradients
@@ -86,7 +86,8 @@ def probe(
         seed: of the random columns.
         max_memory: bound on the memory for sketches and inputs, in bytes or as in "4GiB"; half of what is free if None,
             and nine tenths for a layer that needs more. Layers are worked through in groups that fit, with passes of
-            their own for each. Not counted is what is kept of all layers: from one pass to the next up to
+            their own for each. Not counted is what a first pass keeps of the inputs of one batch, at most as much as
+            they are, and what is kept of all layers: from one pass to the next up to
             (rank + 8) max(d_in, d_out) numbers each in main memory, and in the last pass their directions, rank d_in
             numbers each, where their weights are.
         tokenizer: as in `calibrate`.
@@ -135,7 +136,12 @@ def probe(
             work.backward(sketches, Sketch.sees_both, Sketch.end_of_co_range, lambda one: one.bytes + one.held)
         found = [one for one in sketches if one.singular_values[0] > 0]
         if not found:
-            raise _no_gradient(reentrant)
+            raise _no_gradient("the layers", reentrant)
+        if reentrant:
+            inside = {part for layer in checkpointed(model) for part in layer.modules()}
+            within = [one for one in sketches if one.weight.layer in inside]
+            if within and not set(within) & set(found):
+                raise _no_gradient("the checkpointed layers", reentrant)
         work.forward(found)
     layers = tuple(one.result() for one in found)
     without = {one.name: one.weight.d_in + one.weight.d_out for one in sketches if one not in found}
@@ -177,14 +183,14 @@ def _chosen(
     return chosen
 
 
-def _no_gradient(reentrant: bool) -> CalibrationError:
+def _no_gradient(layers: str, reentrant: bool) -> CalibrationError:
     cause = "is it computed from the model's output?"
     if reentrant:
         cause = (
             "reentrant gradient checkpointing gives no gradient where no input of a layer has one, as with "
             "inputs_embeds. Enable it with use_reentrant=False."
         )
-    return CalibrationError(f"The loss depends on none of the layers: {cause}")
+    return CalibrationError(f"The loss depends on none of {layers}: {cause}")
 
 
 def _taken_for_experts(paths: Sequence[str], model: nn.Module) -> tuple[str, ...]:

@@ -72,25 +72,34 @@ def weights_of(budget: Budget, costs: Mapping[str, int]) -> int:
         return int(budget)
     match = LIKE.fullmatch(budget)
     assert match is not None
-    widths = 0
+    layers: set[str] = set()
     for name in re.split(r"\s*,\s*(?:and\s+)?|\s+and\s+", match[2].strip()):
-        named = [width for path, width in costs.items() if path == name or path.endswith(f".{name}")]
-        if not named:
+        meant = {path for path in costs if path == name or path.endswith(f".{name}")}
+        if not meant:
             last = sorted({path.rpartition(".")[2] for path in costs})
             raise ValueError(f"budget={budget!r}: no layer is named {name!r} (there are {', '.join(last)}).")
-        widths += sum(named)
-    return int(match[1]) * widths
+        layers |= meant
+    return int(match[1]) * sum(costs[path] for path in layers)
 
 
-def budget_in(model: nn.Module, budget: Budget | None) -> int | None:
-    """The weights of a budget in a model, plain or of PEFT, if there is one; a head's layers do not count.
+def budget_in(model: nn.Module, budget: Budget | None, whole: Collection[str] = ()) -> int | None:
+    """The weights of a budget in a model, plain or of PEFT, if there is one. What is trained whole does not count.
+
+    Args:
+        model: with the layers.
+        budget: a number, or rank and names of layers.
+        whole: names of modules that are trained whole, beside those that PEFT takes for a head.
 
     Raises:
         ValueError: as `weights_of`.
     """
     if budget is None:
         return None
-    weights = {path: each for path, each in frozen_weights(model).items() if not _is_head(path)}
+    weights = {
+        path: each
+        for path, each in frozen_weights(model).items()
+        if not _is_head(path) and not trained_whole(path, whole)
+    }
     return weights_of(budget, {path: weight.d_in + weight.d_out for path, weight in weights.items()})
 
 

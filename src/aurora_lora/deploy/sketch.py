@@ -78,14 +78,20 @@ class Sketch:
         return self.rows[: self.rank]
 
     def sees_inputs(self) -> Any:
-        """For the range: of each input x, x Omega is kept; V in place of Omega where it is there."""
+        """For the range: of each input x, x Omega is kept, or x where that is smaller; V in place of Omega where it is
+        there."""
         rows, weight = (self._omega() if self.rows is None else self.rows).to(self.device), self.weight
         self.total = rows.new_zeros(weight.d_out, self.columns)
         self._of_a_batch = 0
 
         def keep(x: Tensor) -> tuple[Tensor, See]:
-            self._of_a_batch += x.numel() * x.element_size()
-            return weight.project(x.to(self.device, self.dtype), rows), see
+            self._of_a_batch += x.nbytes
+            seen = weight.project(x.to(self.device, self.dtype), rows)
+            # of a narrow layer, and of each group of a convolution, x Omega can be many times x
+            return (seen, see) if seen.nbytes <= x.nbytes else (x, see_input)
+
+        def see_input(x: Tensor, g: Tensor) -> None:
+            see(weight.project(x.to(self.device, self.dtype), rows), g)
 
         def see(seen: Tensor, g: Tensor) -> None:
             by_group = weight.outputs(g).to(self.device, self.dtype).transpose(1, 2) @ seen

@@ -33,6 +33,15 @@ def plain_model(model: Any) -> nn.Module:
     return unwrapped(inner.get_base_model()) if hasattr(inner, "get_base_model") else inner
 
 
+def input_embeddings(model: nn.Module) -> nn.Module | None:
+    """What makes vectors of a plain model's tokens or patches; None of a model that does not say."""
+    try:
+        found = model.get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        return None
+    return found if isinstance(found, nn.Module) else None
+
+
 def output_embeddings(model: nn.Module) -> nn.Module | None:
     """The output layer of a plain language model, as pretrained as the rest; None of any other model."""
     get_output_embeddings: Any = getattr(model, "get_output_embeddings", lambda: None)

@@ -14,7 +14,7 @@ from transformers import set_seed
 
 from aurora_lora import calibrate
 
-from .. import files, termination
+from .. import files, folders, termination
 from ..files import expanded
 from ..forms import CALIBRATED
 from ..methods import Sample, count_parameters
@@ -111,11 +111,19 @@ class _Training:
         if checkpoint is not None:
             self.loop.resume(checkpoint)
             self.watcher.say(f"{recipe.method.name}: going on from step {self.loop.progress.step}")
+        if self.loop.progress.step < recipe.training.steps:
+            on_main(self._remove_final_images)
         each = self.watcher.begin(recipe.method.name, recipe.training.steps, self.loop.progress.step)
         with termination.deferred():
             self.loop.run(self._validate, each)
         self.watcher.end()
         return self._finish()
+
+    def _remove_final_images(self) -> None:
+        """Those of an earlier end of this run, whose last checkpoint was lost: they are of other weights."""
+        for path in (self.folder / IMAGES).glob("*"):
+            if path.name.startswith(("form-", "scores-")):
+                folders.remove(path)
 
     def _load_scorers(self) -> None:
         """The models that score the images in the end, in the main process; until then on the CPU."""

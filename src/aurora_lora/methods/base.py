@@ -16,12 +16,12 @@ from ..errors import CheckpointError, FormError, UserError, one_line, unknown
 from ..forms import MERGED
 from ..tuner.naming import trained_whole
 from .parameters import (
-    head_modules,
     keep_in_float32,
     keep_trained_in_float32,
     left_random,
     load_trained,
     save_trained,
+    whole_modules,
 )
 
 if TYPE_CHECKING:
@@ -235,8 +235,7 @@ class PeftMethod(Method):
 
     def _modules_to_save(self, model: nn.Module) -> list[str]:
         """The modules that PEFT copies and trains whole, in float32 before it copies them."""
-        given = self.options.get("modules_to_save") or ()
-        names = sorted({*given, *(head for head in head_modules(model) if not trained_whole(head, given))})
+        names = whole_modules(model, self.options.get("modules_to_save"))
         for path, module in model.named_modules():
             if trained_whole(path, names):
                 keep_in_float32(module.parameters())

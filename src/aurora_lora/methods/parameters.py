@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
+from ..tuner.naming import trained_whole
 
 if TYPE_CHECKING:
     from torch import nn
@@ -78,6 +79,12 @@ def head_modules(model: nn.Module) -> list[str]:
         if name != body and child is not pretrained and any(True for _ in child.parameters())
     ]
     return [*top, *marked_random(model)]
+
+
+def whole_modules(model: nn.Module, given: Collection[str] | None) -> list[str]:
+    """The modules that a method of PEFT trains whole: the head, and those of the option `modules_to_save`."""
+    names = given or ()
+    return sorted({*names, *(head for head in head_modules(model) if not trained_whole(head, names))})
 
 
 def is_head(model: nn.Module, parameter: str) -> bool:

@@ -53,6 +53,8 @@ class ProbedMethod(PeftMethod):
         if not given:
             return found
         probed = check(given, _FIELDS)
+        if options.get("layer_replication") and (probed["budget"] is not None or probed["start"] != "default"):
+            raise ValueError("layer_replication does not go with budget or start: it numbers the probed layers anew.")
         for name in PATTERNS if probed["budget"] is not None else ():
             if options.get(name):
                 raise ValueError(f"{name} does not go with budget, which gives each layer its rank.")

@@ -165,9 +165,12 @@ def _gathered(output: Path, of: str, batch_size: int) -> Iterator[tuple[TextIO, 
         head = json.dumps({"answers_of": of}) + "\n"
         with hold(lock, f"{output}: another aurora predict is writing it"):
             try:
-                with partial.open("a+", encoding="utf-8", newline="") as out:
-                    out.seek(0)
-                    earlier = _whole_batches(out, batch_size) if out.readline() == head else None
+                with (
+                    partial.open("a", encoding="utf-8", newline="") as out,
+                    # what a full disk has cut off may end within a character
+                    partial.open(encoding="utf-8", errors="replace", newline="") as kept,
+                ):
+                    earlier = _whole_batches(kept, batch_size) if kept.readline() == head else None
                     if earlier is None:
                         out.truncate(0)
                         out.write(head)

@@ -24,6 +24,7 @@ from ..methods.base import Method
 from ..methods.linear import is_linear
 from ..methods.lora import LORA
 from ..methods.options import TARGETS
+from ..methods.parameters import whole_modules
 from ..methods.start import ALIGNED, EVA, PROBED, ordinary, wants_probe
 from ..methods.targets import check_modules, lora_targets, target_paths
 from ..tuner.config import scaling_divisor
@@ -113,7 +114,8 @@ def start_for(recipe: Recipe, base: Any, data: Data, folder: Path, loss: Callabl
             judge = loss()  # in every process: it brings the model to the device
             start, batches = on_main(lambda: _by_eva(recipe, base, data, judge))
         else:
-            budget = budget_in(base, recipe.method.options["budget"])
+            options = recipe.method.options
+            budget = budget_in(base, options["budget"], whole_modules(base, options.get("modules_to_save")))
             found = probe_for(recipe, base, data, loss())
             start, batches = decided(recipe.method, found, budget), found.batches
     except (AuroraError, ValueError) as error:

@@ -1,5 +1,6 @@
 """Studies: the same budget for each setting, choice on validation data, resuming, and several processes."""
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -418,8 +419,8 @@ def test_of_equal_finalists_the_loss_decides(write: Callable[..., Path], tmp_pat
         return outcome
 
     tuning = {"budget": 2, "space": {"training.learning_rate": [1e-3, 3e-2]}, "finalists": 2}
-    for number, better in enumerate((1e-3, 3e-2)):
-        losses = {1e-3: 0.5, 3e-2: 0.5, better: 0.4}
+    for number, (better, other) in enumerate(itertools.product((1e-3, 3e-2), (0.5, None))):  # None: not finite
+        losses = {1e-3: other, 3e-2: other, better: 0.4}
         sweep = Sweep(load_study(write(tuning=tuning)), tmp_path / str(number), InProcess(equal))
         sweep.tune()
         sweep.run_seeds()

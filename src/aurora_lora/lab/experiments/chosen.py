@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -139,8 +140,9 @@ class Choices:
         has_loss = self._has_loss(setting, means[0][0])
 
         def order(one: Chosen) -> tuple[float, float]:
-            loss = self._mean(setting, one[0], form, LOSS) if has_loss else None
-            return round(-sign * one[1], 12), 0.0 if loss is None else loss  # a sum's rounding decides no tie
+            loss = self._mean(setting, one[0], form, LOSS) if has_loss else 0.0
+            # a sum's rounding decides no tie; a loss that was not finite is the worst
+            return round(-sign * one[1], 12), math.inf if loss is None else loss
 
         return min(means, key=order)
 

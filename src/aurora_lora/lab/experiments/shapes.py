@@ -25,7 +25,7 @@ from ...methods import ParameterCounts, count_parameters, get_method
 from ...methods.apply import apply_method, plain_method_errors
 from ...methods.linear import is_linear
 from ...methods.options import TARGETS
-from ...methods.parameters import head_modules, is_in
+from ...methods.parameters import head_modules, is_in, whole_modules
 from ...methods.start import ordinary
 from ...methods.targets import check_modules, target_paths
 from ...tasks.loading import NO_CODE, cannot_load, check_attention
@@ -175,7 +175,7 @@ def _at_its_budget(base: nn.Module, options: dict[str, Any], share: float) -> di
         options: of the method.
         share: of the model, and so of a budget that is a number.
     """
-    budget = budget_in(base, options.get("budget"))
+    budget = budget_in(base, options.get("budget"), whole_modules(base, options.get("modules_to_save")))
     if budget is None:
         return options
     of_base = share * budget if isinstance(options["budget"], int) else budget
