@@ -27,14 +27,14 @@ from aurora_lora.deploy.memory_bound import MemoryBound
 from aurora_lora.deploy.moments import Target
 from aurora_lora.deploy.plan import pack_layers, rounding_bytes
 from aurora_lora.files import write_json
+from aurora_lora.lab.bench.analytic_cost import LLAMA3_8B, Shapes
 from aurora_lora.lab.bench.timing import cpu_seconds
 from aurora_lora.training.data import load_data
 from aurora_lora.training.models import load_tokenizer
 from aurora_lora.training.progress import quiet_libraries
 
-PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-BLOCKS, D, D_KV, D_FF = 32, 4096, 1024, 14336
-"""LLaMA3-8B."""
+PROJECTIONS = list(LLAMA3_8B.layers())
+BLOCKS, D, D_KV, D_FF = LLAMA3_8B.blocks, LLAMA3_8B.hidden, LLAMA3_8B.kv, LLAMA3_8B.intermediate
 INPUTS = {
     "q_proj": "h",
     "k_proj": "h",
@@ -49,8 +49,7 @@ INPUTS = {
 
 def shapes(d: int, d_kv: int, d_ff: int) -> dict[str, tuple[int, int]]:
     """(d_in, d_out) of a block's projections."""
-    outs = {"q_proj": d, "k_proj": d_kv, "v_proj": d_kv, "o_proj": d, "gate_proj": d_ff, "up_proj": d_ff}
-    return {name: (d, out) for name, out in outs.items()} | {"down_proj": (d_ff, d)}
+    return Shapes("a block", d, d_kv, d_ff, blocks=1, vocabulary=0).layers()
 
 
 def operations(d: int, d_kv: int, d_ff: int) -> dict[str, int]:
