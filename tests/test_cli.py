@@ -262,6 +262,12 @@ def test_gap_without_matplotlib(aurora: Invoke, finished: Any, tmp_path: Path, m
         assert missing in begun.stderr
 
 
+def test_a_seed_that_no_generator_takes(aurora: Invoke) -> None:
+    done = aurora("theory", "--seed", 2**64)
+    assert done.exit_code == 2
+    assert "--seed" in done.stderr
+
+
 def test_export(aurora: Invoke, finished: Any, tmp_path: Path) -> None:
     folder, _ = finished
     output = tmp_path / "lora"

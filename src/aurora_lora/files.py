@@ -6,6 +6,7 @@ What was on its way has a name that starts with a dot and that no one else gives
 from __future__ import annotations
 
 import errno
+import fnmatch
 import hashlib
 import json
 import math
@@ -151,6 +152,11 @@ def file_digest(path: Path) -> str:
     """The sha256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def below(folder: Path, pattern: str) -> list[Path]:
+    """The files of such a name in and below a folder, from which other processes may take folders meanwhile."""
+    return [Path(at, name) for at, _, names in os.walk(folder) for name in fnmatch.filter(names, pattern)]
 
 
 def check_writable(folder: Path) -> None:

@@ -170,19 +170,18 @@ def sweep(
         from aurora_lora.lab.experiments.sweep import Sweep
         from aurora_lora.lab.report.study import study_tables
         from aurora_lora.tasks.access import check_access
-        from aurora_lora.training.reading import name_of
 
     plan = load_study(study, overrides or ())
     if dry_run:
         _print_plan(plan, as_json)
         return
     output = output or Path("runs") / "studies" / plan.slug
-    model = str(name_of("model", plan.base))
 
     def prepare() -> None:
         with bar.paused():
-            check_access(model)
-            make_models([model])
+            for model in plan.models:
+                check_access(model)
+            make_models(plan.models)
 
     engine = Prepared(make_engine(launcher, jobs, _pairs(settings), _minutes(gpu)), prepare)
     failed: list[dict[str, Any]] = []

@@ -15,7 +15,7 @@ def theory(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where theory.json and the figures go.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Random seed.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Random seed.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Check the paper's two propositions and its Appendix C by computation; about a minute.

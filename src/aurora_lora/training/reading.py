@@ -109,7 +109,10 @@ def set_field(data: dict[str, Any], key: str, value: Any) -> None:
     """
     *sections, last = key.split(".")
     here = data
-    for name in sections:
+    for place, name in enumerate(sections):
+        if (rest := ".".join((*sections[place:], last))) in here:  # a name with dots, as those in a study's `space`
+            here[rest] = value
+            return
         below = here.get(name)
         if below is None:
             below = here[name] = {}

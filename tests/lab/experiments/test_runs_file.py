@@ -1,5 +1,6 @@
 """A study's runs in one file: the same report as from folders, and nothing lost or twice whatever is killed."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -20,7 +21,7 @@ from aurora_lora import cli, files
 from aurora_lora.errors import UserError
 from aurora_lora.lab.experiments.engines import InProcess
 from aurora_lora.lab.experiments.jobs import Job, Outcome
-from aurora_lora.lab.experiments.runs_file import RunsFile
+from aurora_lora.lab.experiments.runs_file import RUNS, RunsFile
 from aurora_lora.lab.experiments.study import load_study
 from aurora_lora.lab.experiments.sweep import Sweep
 from aurora_lora.lab.report.catalogue import write_figures
@@ -360,3 +361,21 @@ def test_git_keeps_the_file_whatever_the_study_is_called(tmp_path: Path) -> None
     assert set(kept.split()) == {
         f"results/studies/{name}/{file}" for name in names for file in ("runs.jsonl", "study.json")
     }
+
+
+def test_folders_that_go_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training process deletes its earlier checkpoints."""
+    checkpoints = tmp_path / RUNS / "lora" / "seed0" / "checkpoints"
+    for step in (10, 20):
+        (checkpoints / f"checkpoint-{step}").mkdir(parents=True)
+    listed = os.scandir
+
+    def scandir(path: Any) -> Any:
+        there = listed(path)
+        if Path(path) == checkpoints:
+            there = contextlib.nullcontext(iter(list(there)))
+            shutil.rmtree(checkpoints / "checkpoint-10")
+        return there
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert RunsFile(tmp_path).collect() == 0

@@ -10,6 +10,7 @@ from aurora_lora.errors import UserError
 from aurora_lora.files import file_digest
 from aurora_lora.lab.experiments.same_study import SameInputs
 from aurora_lora.tasks.models import VIT_FASHION
+from aurora_lora.training.recipe import TaskSection
 
 ON_HUB, HERE = "owner/name", VIT_FASHION.name
 
@@ -26,7 +27,7 @@ def pretrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def job(model: str, result: Any = None) -> Any:
-    return SimpleNamespace(recipe=SimpleNamespace(model=model), folder=Path("new"), result=lambda: result)
+    return SimpleNamespace(recipe=SimpleNamespace(model=model, task=None), folder=Path("new"), result=lambda: result)
 
 
 def checked(*results: dict[str, Any]) -> SameInputs:
@@ -58,3 +59,15 @@ def test_a_run_on_another_pretrained_model_is_found_before_it_is_done(pretrained
             same.check_before(job(HERE))
         same.check_before(job(HERE, result={}))  # is done
         same.check_before(job(ON_HUB))
+
+
+def test_a_run_on_other_contents_of_a_file_is_found_before_it_is_done(tmp_path: Path) -> None:
+    file = tmp_path / "mine.csv"
+    file.write_text("text,label\na,0\n")
+    same = checked({"data": {"files": {str(file): file_digest(file)}}})
+    task = TaskSection(name="classification", data=str(file))
+    new = SimpleNamespace(recipe=SimpleNamespace(model=ON_HUB, task=task), folder=Path("new"), result=lambda: None)
+    same.check_before(new)
+    file.write_text("text,label\nb,1\n")
+    with pytest.raises(UserError, match=r"mine\.csv is not what it was when run0 was run: put it back"):
+        same.check_before(new)

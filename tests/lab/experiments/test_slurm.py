@@ -13,7 +13,7 @@ import tiny
 from typer.testing import CliRunner
 
 from aurora_lora import cli, termination
-from aurora_lora.errors import UserError
+from aurora_lora.errors import ArgumentError, UserError
 from aurora_lora.lab.experiments import cluster, engines, estimate
 from aurora_lora.lab.experiments.engines import make_engine, outcomes
 from aurora_lora.lab.experiments.jobs import Job, Outcome, run_until_asked
@@ -70,6 +70,11 @@ def test_a_job_of_slurm_asks_for_a_gpu_and_the_time_of_the_plan(
         ({}, {"time": "1234", "gpus-per-node": "1"}),
         ({"timeout_min": "7", "slurm_gres": "gpu:a100:1"}, {"time": "7", "gres": "gpu:a100:1"}),
         ({"gpus_per_node": "0", "slurm_mem": "9GB"}, {"time": "1234", "gpus-per-node": "0", "mem": "9GB"}),
+        (
+            {"slurm_mem_per_gpu": "40GB", "name": "mine"},
+            {"time": "1234", "gpus-per-node": "1", "mem-per-gpu": "40GB", "job-name": "mine"},
+        ),
+        ({"mem_gb": "64.5", "gpus_per_node": "1"}, {"time": "1234", "gpus-per-node": "1", "mem": "66048MB"}),
     ],
 )
 def test_what_is_given_counts(
@@ -87,8 +92,24 @@ def test_what_is_given_counts(
     with engine.open() as submit:
         submit(next(iter(todo.jobs.values())))
     found = parameters(slurm)
-    names = ("time", "gpus-per-node", "gres", "mem")
-    assert {name: found[name] for name in names if name in found} == asked
+    names = ("time", "gpus-per-node", "gres", "mem", "mem-per-gpu")
+    there = {name: found[name] for name in names if name in found}
+    assert {**there, **{name: found[name] for name in asked}} == asked
+
+
+def test_lists_and_truth_values_of_submitit(slurm: Path, tmp_path: Path) -> None:
+    options = {"slurm_setup": "module load cuda", "slurm_srun_args": "--mpi=pmi2", "slurm_use_srun": "false"}
+    engine = make_engine("slurm", 1, {"logs": str(tmp_path / "logs"), **options})
+    given = engine.executor._executor.parameters  # type: ignore[attr-defined]
+    assert given["setup"] == ["module load cuda"]
+    assert given["srun_args"] == ["--mpi=pmi2"]
+    assert given["use_srun"] is False
+
+
+@pytest.mark.parametrize("name", ["timeout_min", "cpus_per_task", "mem_gb"])
+def test_a_value_of_another_type_is_a_users_mistake(slurm: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(ArgumentError, match=name):
+        make_engine("slurm", 1, {"logs": str(tmp_path / "logs"), name: "1h"})
 
 
 @pytest.mark.parametrize(("cluster", "slots"), [("local", 1), ("debug", 1), ("slurm", 64)])

@@ -237,6 +237,10 @@ def test_a_form_whose_own_run_failed_has_no_score_there(write: Callable[..., Pat
     sweep.run_seeds()
     _, aurora = sweep.summary()["settings"]
     assert aurora["by_form"]["static"]["accuracy"]["scores"] == [1e-3, None]
+    table = study_tables(sweep.summary())[-1].markdown()
+    (line,) = [line for line in table.splitlines() if "static" in line]
+    assert "(1 of 2 seeds)" in line
+    assert "finite" not in table
     assert aurora["by_form"]["dynamic"]["accuracy"]["scores"] == [3e-2, 10 + 3e-2]
 
 
@@ -846,8 +850,19 @@ def test_wrong_studies(write: Callable[..., Path], changes: dict[str, Any], mess
 def test_another_study_in_the_folder(write: Callable[..., Path], tmp_path: Path) -> None:
     Sweep(load_study(write()), tmp_path / "out", InProcess(fake))
     changed: Study = load_study(write(tuning={"budget": 1, "space": {"training.learning_rate": [1e-3]}}))
-    with pytest.raises(UserError, match="holds a study whose setting 'LoRA r=2' was another"):
+    with pytest.raises(UserError, match=r"whose setting 'LoRA r=2' was another; tuning\.budget \(there 2, here 1\)"):
         Sweep(changed, tmp_path / "out", InProcess(fake))
+
+
+def test_the_values_of_a_study_can_be_given_by_their_names(write: Callable[..., Path]) -> None:
+    study = load_study(write(), ["tuning.space.training.learning_rate=[1e-4,2e-4]"])
+    assert study.tuning.space == {"training.learning_rate": (1e-4, 2e-4)}
+
+
+def test_a_study_of_several_models(write: Callable[..., Path]) -> None:
+    (base,) = load_study(write(settings=[ONE])).models
+    other = {**ONE, "name": "b", "fields": {"model": "minilm-l6"}}
+    assert load_study(write(settings=[ONE, other])).models == sorted({base, "minilm-l6"})
 
 
 def test_a_study_of_another_base_in_the_folder(write: Callable[..., Path], tmp_path: Path) -> None:

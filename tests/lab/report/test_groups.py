@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -192,3 +193,11 @@ def test_a_line_is_a_method_over_its_ranks_at_the_best_learning_rate(make_result
         (2, 1e-3),
         (8, 1e-3),
     ]
+
+
+def test_runs_on_other_contents_of_a_file_are_not_compared(results: list[dict[str, Any]]) -> None:
+    runs = [{**run, "data": {"files": {"reviews.csv": "sha256"}}} for run in results[:3:2]]
+    assert sum(len(group.runs) for group in next(iter(groups(runs).values()))) == 2
+    runs[1]["data"]["files"]["reviews.csv"] = "b"
+    with pytest.raises(UserError, match=r"runs on other contents of reviews\.csv are not compared: a and b"):
+        groups(runs, [Path("a"), Path("b")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -36,13 +37,14 @@ class Cluster:
             self.executor = submitit.AutoExecutor(folder / "%j", cluster=cluster)
             if cluster is None and self.executor.cluster != "slurm":
                 raise ArgumentError("`launcher` slurm: there is no Slurm here (srun is not found)")
-            wanted: dict[str, int | str] = {"name": "aurora"}
-            if self.executor.cluster == "slurm" and not any("gpu" in name or "gres" in name for name in options):
+            wanted: dict[str, Any] = {"name": "aurora"}
+            if self.executor.cluster == "slurm" and not any(name.removeprefix("slurm_") in _GPUS for name in options):
                 wanted["gpus_per_node"] = 1
-            self.executor.update_parameters(**wanted, **{name: _number(value) for name, value in options.items()})
+            wanted.update({name: _value(name, text) for name, text in options.items()})
+            self.executor.update_parameters(**wanted)
         except ArgumentError:
             raise
-        except (NameError, ValueError, TypeError, RuntimeError) as error:
+        except (AssertionError, NameError, ValueError, TypeError, RuntimeError) as error:
             raise ArgumentError(f"`options`: {one_line(error)}") from error
 
     def open(self) -> AbstractContextManager[Callable[[Job], Any]]:
@@ -93,5 +95,17 @@ class _ClusterJob:
         return outcome
 
 
-def _number(value: str) -> int | str:
-    return int(value) if value.lstrip("-").isdigit() else value
+_GPUS = ("gpus_per_node", "gpus_per_task", "num_gpus", "gres")
+"""The parameters that ask for GPUs, and say how many."""
+_LISTS = ("setup", "teardown", "srun_args")
+
+
+def _value(name: str, text: str) -> Any:
+    """The value of a parameter of submitit, which checks the types of some and writes the others as they are."""
+    if name.removeprefix("slurm_") in _LISTS:
+        return [text]
+    if text in ("true", "false"):
+        return text == "true"
+    if re.fullmatch(r"-?[0-9]+", text):
+        return int(text)
+    return float(text) if re.fullmatch(r"-?[0-9]+\.[0-9]+", text) else text

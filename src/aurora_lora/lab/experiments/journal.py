@@ -11,6 +11,9 @@ from optuna.storages.journal import JournalFileBackend
 
 from ...locks import held
 
+JOURNAL = "journal.log"
+"""The file in a study's folder with what was tried."""
+
 
 def open_journal(path: Path) -> JournalStorage:
     """The storage of a journal file, which is made if it is not there."""

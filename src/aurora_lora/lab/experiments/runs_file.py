@@ -103,7 +103,7 @@ class RunsFile:
             UserError: as `add`.
         """
         found = {}
-        for folder in (path.parent for path in (self.study / RUNS).rglob(RESULT) if path.parent.name != REFERENCE):
+        for folder in (path.parent for path in files.below(self.study / RUNS, RESULT) if path.parent.name != REFERENCE):
             with suppress(UserError):
                 if (result := read_result(folder)) is not None:
                     found[folder] = result

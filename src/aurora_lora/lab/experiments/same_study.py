@@ -9,10 +9,14 @@ from typing import Any
 from ...errors import UserError
 from ...tasks.models import MODELS, PretrainedHere
 from ...training.base_commit import digest_of
+from ...training.data_record import named_files
+from ...training.own_section import OwnFields
 from ...training.recipe import CHANGE_NOTHING
 from ...training.results import Result
 from ...training.storage import differences, flatten
 from .jobs import Job
+from .journal import JOURNAL
+from .runs_file import RUNS_FILE
 from .study import Study
 
 
@@ -32,8 +36,10 @@ def check_same_setting(there: Mapping[str, Any] | None, here: Mapping[str, Any],
     """
     there = there or {}
     choose = f"choose another output folder, or delete {journal}; finished runs are taken as they are"
-    if any(value != here[field] for field, value in there.items() if field != "base"):
-        raise UserError(f"{journal.parent} holds a study whose setting '{name}' was another ({there}): {choose}")
+    kept = {field: value for field, value in there.items() if field != "base"}
+    if differing := differences(flatten(kept), flatten({field: here[field] for field in kept}), missing=None):
+        shown = ", ".join(differing)
+        raise UserError(f"{journal.parent} holds a study whose setting '{name}' was another; {shown}: {choose}")
     if differing := differences(there.get("base", here["base"]), here["base"], missing=None):
         shown = ", ".join(differing)
         raise UserError(f"{journal.parent} holds a study of another base; they differ in {shown}: {choose}")
@@ -53,7 +59,7 @@ class SameInputs:
             if other := self._other(f"file {file}", sha256, folder):
                 raise UserError(
                     f"the data has changed: {folder} and {other} were run on other contents of {file}: choose another "
-                    "output folder"
+                    f"output folder, or delete the wrong one, its line in {RUNS_FILE}, and {JOURNAL}"
                 )
         name, commit = result.get("model", ""), result.get("model_commit")
         if commit or isinstance(MODELS.get(name), PretrainedHere):  # early results do not say it of these
@@ -61,10 +67,18 @@ class SameInputs:
             self._check_base(name, commit, folder, asked.get("revision") if isinstance(asked, Mapping) else None)
 
     def check_before(self, job: Job) -> None:
-        """Raise a UserError for a run that is yet to be done, on a base model that was pretrained here, if the runs
-        before had another one."""
-        made = MODELS.get(job.recipe.model)
-        if isinstance(made, PretrainedHere) and made.is_there and job.result() is None:
+        """Raise a UserError for a run that is yet to be done, if a file that it names, or the base model that was
+        pretrained here, is another one than that of the runs before."""
+        made, task = MODELS.get(job.recipe.model), job.recipe.task
+        if job.result() is not None:
+            return
+        for file, sha256 in (named_files(task) if isinstance(task, OwnFields) else {}).items():
+            if other := self._other(f"file {file}", sha256, job.folder):
+                raise UserError(
+                    f"the data has changed: {file} is not what it was when {other} was run: put it back, or choose "
+                    "another output folder"
+                )
+        if isinstance(made, PretrainedHere) and made.is_there:
             self._check_base(made.name, digest_of(str(made.folder)), job.folder)
 
     def _check_base(self, name: str, commit: str | None, folder: Path, revision: str | None = None) -> None:

@@ -246,8 +246,19 @@ class Study(Section):
         if self.tuning.metric is not None:
             return metric_named(self.tuning.metric)
         setting = self.settings[0]
-        first = {field: _samples(values)[0] for field, values in self.space(setting).items()}
-        return metric_named(self.recipe(setting, first, self.seeds[0]).task.definition.metric)
+        return metric_named(self.recipe(setting, self.points(setting)[0], self.seeds[0]).task.definition.metric)
+
+    @property
+    def models(self) -> list[str]:
+        """What its settings fine-tune."""
+        points = ((one, values) for one in self.settings for values in self.points(one))
+        return sorted({self.recipe(one, values, self.tuning.seed).model for one, values in points})
+
+    def points(self, setting: Setting) -> list[dict[str, Any]]:
+        """The first of the tuned values of a setting, and each of the others in its place."""
+        space = {field: _samples(values) for field, values in self.space(setting).items()}
+        first = {field: values[0] for field, values in space.items()}
+        return [first, *({**first, field: value} for field, values in space.items() for value in values[1:])]
 
     def space(self, setting: Setting) -> Space:
         """What is tuned of a setting."""
@@ -312,12 +323,9 @@ def load_study(given: Path | str, overrides: Sequence[str] = ()) -> Study:
             )
     recipes = {}
     for setting in study.settings:
-        space = {field: _samples(values) for field, values in study.space(setting).items()}
-        first = {field: values[0] for field, values in space.items()}
-        for field, values in space.items():
-            for value in values:
-                study.recipe(setting, {**first, field: value}, study.tuning.seed)
-        recipes[setting.name] = study.recipe(setting, first, study.tuning.seed)
+        recipes[setting.name], *_ = [
+            study.recipe(setting, values, study.tuning.seed) for values in study.points(setting)
+        ]
     metric = study.tuning.metric
     for setting, recipe in zip(study.settings, recipes.values(), strict=True):
         chosen_by = "training.select_by"

@@ -16,19 +16,14 @@ def with_own_forms(result: Mapping[str, Any], own: Mapping[str, Mapping[int, Map
     Args:
         result: of the run of the setting's choice.
         own: by form and seed, the results of the runs of that form's choice; a form that is not there stays. Where its
-            run of this seed is not finished, there is no score.
+            run of this seed is not finished, the form is not there.
         seed: of the result.
     """
     by_form = result["metric"]["by_form"]
     taken = {
-        form: (
-            by_form[form]
-            if form not in own
-            else own[form][seed]["metric"]["by_form"][form]
-            if seed in own[form]
-            else dict.fromkeys(by_form[form])
-        )
+        form: own[form][seed]["metric"]["by_form"][form] if form in own else by_form[form]
         for form in by_form
+        if form not in own or seed in own[form]
     }
     return {**result, "metric": {**result["metric"], "by_form": taken}}
 
@@ -61,11 +56,12 @@ def validation(result: Result, metric: str | None) -> float | None:
 
 def by_form_and_metric(results: list[Result]) -> dict[str, dict[str, dict[str, Any]]]:
     """For each form and metric: the scores seed by seed (None where there is none), their mean, and their standard
-    deviation."""
+    deviation; and, where a form has no run of some, which places of the scores these are."""
     table: dict[str, dict[str, dict[str, Any]]] = {}
     by_form = [result["metric"]["by_form"] for result in results]
     for form in dict.fromkeys(form for one in by_form for form in one):
         # runs of an earlier version may lack some
+        missing = [place for place, one in enumerate(by_form) if form not in one]
         for metric in dict.fromkeys(metric for one in by_form for metric in one.get(form, {})):
             scores = [one.get(form, {}).get(metric) for one in by_form]
             numbers = [score for score in scores if score is not None]
@@ -73,5 +69,6 @@ def by_form_and_metric(results: list[Result]) -> dict[str, dict[str, dict[str, A
                 "scores": scores,
                 "mean": statistics.fmean(numbers) if numbers else None,
                 "std": statistics.stdev(numbers) if len(numbers) > 1 else None,
+                **({"missing": missing} if missing else {}),
             }
     return table

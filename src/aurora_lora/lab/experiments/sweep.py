@@ -22,12 +22,12 @@ from ...training.storage import is_locked
 from .chosen import Choices
 from .engines import POLL_SECONDS, Engine, outcomes
 from .jobs import Job, Outcome
-from .journal import open_journal
+from .journal import JOURNAL, open_journal
 from .runs_file import RunsFile
 from .same_study import SameInputs
 from .study import SUMMARY, Setting, Study, point
 from .study_scores import by_form_and_metric, validation, with_own_forms
-from .trials import JOURNAL, Trials
+from .trials import Trials
 
 Report = Callable[[str, Outcome], Any]
 

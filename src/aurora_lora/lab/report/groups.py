@@ -122,6 +122,10 @@ class Group:
         found = [one.get(form, {}).get(metric) for one in by_form]
         return finite(found)
 
+    def runs_of(self, form: str) -> int:
+        """How many runs have scores of a form."""
+        return sum(bool(run["metric"]["by_form"].get(form)) for run in self.runs)
+
     def with_form(self, label: str) -> str:
         """A label with the form that is deployed, where there are several."""
         return f"{label} ({self.deployed})" if len(self.forms) > 1 else label
@@ -135,13 +139,15 @@ def groups(results: Sequence[Result], folders: Sequence[Path | None] = ()) -> di
         folders: those of the runs; none if empty.
 
     Raises:
-        UserError: two runs of one setting have the same seed: they would count twice.
+        UserError: two runs of one setting have the same seed: they would count twice; or two runs were on other
+            contents of a file of one name.
     """
     places: dict[tuple[str, str], list[tuple[Result, Path | None]]] = {}
     for result, folder in zip(results, folders or [None] * len(results), strict=True):
         places.setdefault((result["task"], result["model"]), []).append((result, folder))
     found = {}
     for where, there in places.items():
+        _check_same_files(there)
         by_setting: dict[str, list[tuple[Result, Path | None]]] = {}
         same = without_splits_of_seeds([result for result, _ in there])
         for run, one in zip(there, same, strict=True):
@@ -154,6 +160,17 @@ def groups(results: Sequence[Result], folders: Sequence[Path | None] = ()) -> di
             for name, line, runs in zip(labels(firsts), lines(firsts), several, strict=True)
         ]
     return found
+
+
+def _check_same_files(runs: Iterable[tuple[Result, Path | None]]) -> None:
+    """Raise a UserError for runs on other contents of a file of one name: their scores are not compared."""
+    first: dict[str, tuple[str, Path | None]] = {}
+    for result, folder in runs:
+        for name, sha256 in ((result.get("data") or {}).get("files") or {}).items():
+            there, other = first.setdefault(name, (sha256, folder))
+            if there != sha256:
+                where = "" if folder is None else f": {other} and {folder}"
+                raise UserError(f"runs on other contents of {name} are not compared{where}; report them apart")
 
 
 def _by_seed(runs: Iterable[tuple[Result, Path | None]]) -> list[tuple[Result, Path | None]]:

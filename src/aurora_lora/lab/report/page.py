@@ -128,7 +128,8 @@ def _rows(group: Group, metrics: Sequence[str], section: Section) -> Iterable[di
             "form": form,
             "deployed": form == group.deployed and len(group.forms) > 1,
             "scores": [
-                _score(group.scores(form, metric), metric_named(metric), len(group.runs), wanted) for metric in metrics
+                _score(group.scores(form, metric), metric_named(metric), group.runs_of(form), wanted)
+                for metric in metrics
             ],
         }
 

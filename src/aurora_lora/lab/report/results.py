@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ArgumentError, UserError, abridged
-from ...files import parse_json, reading
+from ...files import below, parse_json, reading
 from ...training.reading import is_result
 from ...training.results import check_result
 from ...training.storage import RESULT, differences, flatten
@@ -48,9 +48,9 @@ def find_results(
     seen = set() if seen is None else seen
     results = []
     for path in map(Path, paths):
-        files = [path] if path.is_file() else [*path.rglob(RUNS_FILE), *path.rglob("*.json")]
-        files = [file for file in files if not any(folder in file.parents for folder in leave_out)]
-        found = [one for file in files for one in _read(file, must_be=path.is_file())]
+        there = [path] if path.is_file() else [*below(path, RUNS_FILE), *below(path, "*.json")]
+        there = [file for file in there if not any(folder in file.parents for folder in leave_out)]
+        found = [one for file in there for one in _read(file, must_be=path.is_file())]
         found.sort(key=lambda one: one[0])  # of a run that is there as a folder, too, the line stays first
         if not found and not may_be_none:
             raise UserError(f"{path} holds no result.json of a finished run")

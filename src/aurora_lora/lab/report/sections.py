@@ -10,7 +10,7 @@ from typing import Any
 
 from ...errors import UserError
 from ...field_errors import validated
-from ...files import read_json, reading, slug
+from ...files import below, read_json, reading, slug
 from ...tasks import TASKS
 from ...training.reading import name_of, task_name, title_of
 from ...training.storage import RESULT
@@ -81,7 +81,7 @@ def load_sections(paths: Iterable[Path | str]) -> list[Section]:
     others, seen = [], set[Path]()
     for path in map(Path, paths):
         is_study = path.name == SUMMARY and path.is_file()
-        found = [path] if is_study else [] if path.is_file() else sorted(path.rglob(SUMMARY))
+        found = [path] if is_study else [] if path.is_file() else sorted(below(path, SUMMARY))
         for file in found:
             studies.setdefault(file.resolve(), (file, _read_study(file)))
         if is_study:
@@ -108,7 +108,10 @@ def _study_section(summary: Mapping[str, Any], folder: Path) -> Section:
     found = [_study_group(one, study, settings[one["name"]], folder) for one in summary["settings"] if one["seeds"]]
     if not found:
         raise UserError(f"{folder / SUMMARY}: none of the study's final runs is finished: run aurora sweep again")
-    return Section(study.name, str(name_of("model", study.base)), found, summary)
+    models = {run["model"] for group in found for run in group.runs if "model" in run} or {
+        name_of("model", study.base) or "several models"
+    }
+    return Section(study.name, ", ".join(sorted(models)), found, summary)
 
 
 def _study_group(summary: Mapping[str, Any], study: Study, setting: Setting, folder: Path) -> Group:
@@ -132,7 +135,9 @@ def _summarised(summary: Mapping[str, Any], study: Study, setting: Setting, plac
     method = {"name": setting.method} if isinstance(setting.method, str) else setting.method
     seed = summary["seeds"][place]
     by_form = {
-        form: {metric: found["scores"][place] for metric, found in metrics.items()}
+        form: {
+            metric: found["scores"][place] for metric, found in metrics.items() if place not in found.get("missing", ())
+        }
         for form, metrics in summary["by_form"].items()
     }
     task = TASKS.get(str(task_name(study.base)))

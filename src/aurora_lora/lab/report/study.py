@@ -195,8 +195,9 @@ def _score(metric: str, score: Mapping[str, Any] | None, seeds: int) -> str:
     if score is None or score["mean"] is None:
         return NOT_FINITE
     show = metric_named(metric).shown
-    shown = mean_and_std(show(score["mean"]), None if score["std"] is None else show(score["std"]), score["scores"])
-    return f"{shown} {of_seeds(len(score['scores']), seeds)}".strip()
+    there = [one for place, one in enumerate(score["scores"]) if place not in score.get("missing", ())]
+    shown = mean_and_std(show(score["mean"]), None if score["std"] is None else show(score["std"]), there)
+    return f"{shown} {of_seeds(len(there), seeds)}".strip()
 
 
 def metric_names(summary: Mapping[str, Any]) -> list[str]:
