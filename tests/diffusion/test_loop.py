@@ -120,6 +120,21 @@ def test_a_run_goes_on_with_the_weights_it_was_started_on(make_loop: MakeLoop, m
     assert again.progress.model_commit == sampled_digest(model)
 
 
+def test_a_run_goes_on_with_the_images_it_was_started_with(make_loop: MakeLoop) -> None:
+    first, again = make_loop(), make_loop()
+    assert first.progress.images is not None
+    first._save()
+    checkpoint = storage.last_intact(again.checkpoints)
+    assert checkpoint is not None
+    again.progress.images = "0" * 64
+    with pytest.raises(UserError, match=r"the images in .* have changed since the run in .* began: put them back"):
+        again.resume(checkpoint)
+    first.progress.images = None  # as in a checkpoint of an earlier version
+    first._save()
+    again.resume(checkpoint)
+    assert again.progress.images == "0" * 64
+
+
 def test_a_validation_has_the_mean_loss_since_the_one_before(make_loop: MakeLoop) -> None:
     loop = make_loop(steps=4, gradient_accumulation_steps=1)
     validation = loop.recipe.validation.model_copy(update={"every": 2})

@@ -11,7 +11,7 @@ from unittest.mock import Mock
 import chats
 import pytest
 import torch
-from transformers import XLNetConfig
+from transformers import AddedToken, XLNetConfig
 from typer.testing import CliRunner
 
 from aurora_lora import cli
@@ -108,6 +108,32 @@ def test_samples_of_long_conversations(few: Path, tmp_path: Path) -> None:
     method = "method={name: aurora, target_modules: [c_attn]}"
     recipe = chats.read(tmp_path, few, "messages", method, "task.max_length=32", "training.epochs=1")
     assert len(train(recipe, tmp_path / "run").result["samples"]) == 3
+
+
+def test_an_end_of_the_turn_that_is_no_special_token_is_no_part_of_the_answer(model: Path) -> None:
+    predictor = load_predictor(model)
+    tokenizer: Any = predictor.processor
+    inner: Any = predictor.model
+    tokenizer.add_tokens([AddedToken("<|im_end|>", special=False)])
+    inner.resize_token_embeddings(len(tokenizer))
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] + '<|im_end|>' }}{% endfor %}"
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    written = torch.tensor([tokenizer("fine", add_special_tokens=False)["input_ids"] + [end]])
+
+    def generate(input_ids: Any, streamer: Any = None, **_: Any) -> Any:
+        for tokens in (input_ids, *written[0].split(1)) if streamer is not None else ():
+            streamer.put(tokens)
+        if streamer is not None:
+            streamer.end()
+        return torch.cat((input_ids, written.expand(len(input_ids), -1)), dim=1)
+
+    inner.generate = generate
+    shown: list[str] = []
+    talk = Talk(predictor, max_new_tokens=4)
+    assert talk.say("a film", shown.append) == "fine"
+    assert "".join(shown).strip() == "fine"
+    (answer, *_), _ = answers_greedily(inner, tokenizer, [user("a film")], 4)
+    assert answer == "fine"
 
 
 def test_a_message_that_is_too_long_ends_no_talk(few: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -37,6 +38,8 @@ from aurora_lora.training.choices import (
 )
 from aurora_lora.training.evaluating import evaluate
 from aurora_lora.training.gap_and_export import gap
+from aurora_lora.training.kinds.base import TrainedWith
+from aurora_lora.training.kinds.multiple_choice import ChoiceQuestion, MultipleChoice
 from aurora_lora.training.merging import merge
 from aurora_lora.training.model_inputs import cached_width, most_tokens
 from aurora_lora.training.predicting import predict
@@ -458,3 +461,18 @@ def test_the_models_own_settings_do_not_write_the_answers(lm: Path) -> None:
     for name, value in {"repetition_penalty": 3.0, "no_repeat_ngram_size": 1, "length_penalty": -9.0}.items():
         setattr(model.generation_config, name, value)
     assert answers_by_beam_search(model, tokenizer, ["the film was good ?"]) == plain
+
+
+def test_new_questions_are_asked_as_those_that_a_packaged_task_trained_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def stops(tokenizer: Any, prompts: list[str], choices: Any, labels: Any) -> None:
+        asked.extend(prompts)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("aurora_lora.training.choices.encode_questions", stops)
+    for trained in (TrainedWith(prompt="cloze", task="winowhy"), TrainedWith(prompt="cloze", task="choices")):
+        with pytest.raises(KeyboardInterrupt):
+            MultipleChoice()._chosen(None, Mock(), [ChoiceQuestion("Why?", ["a", "b"], [0, 1])], "it", trained)
+    assert asked[0].endswith(" The above reasoning is")
+    assert asked[1].endswith("Answer:")

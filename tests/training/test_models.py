@@ -64,6 +64,13 @@ def test_a_length_is_a_whole_number(model: Path, tmp_path: Path, length: object,
     assert (found, type(found)) == (expected, int)
 
 
+def test_texts_are_cut_at_their_end_whatever_the_tokenizer_says(model: Path, tmp_path: Path) -> None:
+    transformers.AutoTokenizer.from_pretrained(model, truncation_side="left").save_pretrained(tmp_path)
+    cut = load_tokenizer(str(tmp_path))("a film of a film fine good", truncation=True, max_length=4)["input_ids"]
+    whole = load_tokenizer(str(tmp_path))("a film of a film fine good")["input_ids"]
+    assert cut[:3] == whole[:3]
+
+
 def with_length(model: Path, tmp_path: Path, length: object) -> Path:
     """A copy of a model whose tokenizer says how long a text may be."""
     folder = Path(shutil.copytree(model, tmp_path / "model"))

@@ -20,6 +20,7 @@ from ..errors import UserError
 from ..finite import check_loss
 from ..meanwhile import kept
 from ..methods.parameters import load_trained, save_trained
+from ..tasks.own.files import sha256_of
 from ..training import storage
 from ..training.base_commit import check_same_commit
 from ..training.batches import divide, examples_of_a_step
@@ -69,6 +70,8 @@ class Progress:
     """The commit of the pipeline, see `commit_of_pipeline`."""
     scaler: dict[str, Any] = field(default_factory=dict)
     """The loss scale of fp16."""
+    images: str | None = None
+    """The digest of the folder with the images of the subject."""
 
 
 class _Trained(nn.Module):
@@ -109,7 +112,8 @@ class Loop:
         self.accelerator = accelerator
         self.share = divide(recipe.training, accelerator.num_processes)
         commit = subject.diffusion.commit
-        self.progress = Progress(processes=accelerator.num_processes, model_commit=commit)
+        images = sha256_of(recipe.task.images)
+        self.progress = Progress(processes=accelerator.num_processes, model_commit=commit, images=images)
         wanted = recipe.training
         if wanted.gradient_checkpointing:
             subject.diffusion.pipe.unet.enable_gradient_checkpointing()
@@ -219,13 +223,19 @@ class Loop:
         """Go on from a checkpoint.
 
         Raises:
-            UserError: the run was started with another number of processes, or on another model of the same name.
+            UserError: the run was started with another number of processes, on another model of the same name, or with
+                other images.
         """
         here, there = self.progress, Progress(**files.read_json(checkpoint / STATE))
         folder = self.checkpoints.parent
         check_as_many(folder, there.processes, here.processes)
         check_same_commit(folder, self.recipe.model, there.model_commit, here.model_commit)
-        self.progress = replace(there, model_commit=here.model_commit)
+        if None not in (there.images, here.images) and there.images != here.images:  # earlier versions kept none
+            raise UserError(
+                f"the images in {self.recipe.task.images} have changed since the run in {folder} began: put them back, "
+                "or choose another output folder"
+            )
+        self.progress = replace(there, model_commit=here.model_commit, images=here.images)
         load_trained(self.module, checkpoint)
         kept: dict[int, dict[str, Tensor]] = {}
         for key, value in load_file(checkpoint / OPTIMIZER).items():

@@ -16,7 +16,7 @@ from ..tasks.own.columns import text
 from ..tasks.own.split import BadRow
 from .chat_format import is_plain, recorded_format, template_ids
 from .model_inputs import room
-from .tokens import PLAIN, answers_after, open_ended
+from .tokens import PLAIN, answers_after, ends_of, open_ended, until_end
 
 if TYPE_CHECKING:
     from .predicting import Predictor
@@ -175,9 +175,10 @@ class Talk:
                 input_ids=inputs,
                 attention_mask=torch.ones_like(inputs),
                 generation_config=self.settings,
-                streamer=_Show(self.tokenizer, show),
+                streamer=_Show(self.tokenizer, show, ends_of(self.settings)),
             )
-        answer = str(self.tokenizer.decode(written[0, len(ids) :], skip_special_tokens=True)).strip()
+        found = until_end(written[0, len(ids) :].tolist(), self.settings)
+        answer = str(self.tokenizer.decode(found, skip_special_tokens=True)).strip()
         if not self.is_plain:  # a text is no turn of a conversation
             self.said = [*said, {"role": "assistant", "content": answer}]
         return answer
@@ -211,9 +212,13 @@ def _check_text(said: str, name: str) -> None:
 class _Show(TextStreamer):
     """Gives on what is written, without the prompt and the end of the turn."""
 
-    def __init__(self, tokenizer: Any, show: Callable[[str], None]) -> None:
+    def __init__(self, tokenizer: Any, show: Callable[[str], None], ends: set[int]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.show = show
+        self.show, self.ends = show, ends
+
+    def put(self, value: Any) -> None:
+        if self.next_tokens_are_prompt or int(value.reshape(-1)[-1]) not in self.ends:
+            super().put(value)  # type: ignore[no-untyped-call]
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         self.show(text)

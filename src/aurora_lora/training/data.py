@@ -259,6 +259,11 @@ def notes(record: Mapping[str, Any]) -> list[str]:
         lines.append(f"{len(classes):,} labels: {counts}")
     if record.get("untrained"):
         lines.append(f"{record['untrained']:,} of the labels have no training example: task.train_size takes too few")
+    if (place := record.get("only_place")) is not None:
+        lines.append(
+            f"the right option is number {place + 1} in every row: with task.prompt=instruction, which answers by that "
+            "number, nothing is learned from the questions; mix the options, or take task.prompt=cloze"
+        )
     if record["repeated"]:
         out = f", {record['left_out']:,} of them left out of training or validation" if record["left_out"] else ""
         differ = f", {record['contradict']:,} of them with different labels" if record.get("contradict") else ""

@@ -145,7 +145,7 @@ class TrainedRun(FinishedRun):
     @property
     def trained_with(self) -> TrainedWith:
         """What the answers to new examples need to know of its recipe."""
-        return TrainedWith(self.recipe.task.max_length, self.recipe.task.prompt)
+        return TrainedWith(self.recipe.task.max_length, self.recipe.task.prompt, self.recipe.task.name)
 
     @property
     def labels(self) -> tuple[str, ...]:

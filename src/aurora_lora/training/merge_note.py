@@ -28,10 +28,11 @@ def noted_training(folder: Path) -> TrainedWith:
     """What the model that was merged into a folder was trained with, as far as its note tells."""
     noted = (merge_note(folder) or {}).get("trained_with")
     noted = noted if isinstance(noted, dict) else {}
-    max_length, prompt = noted.get("max_length"), noted.get("prompt")
+    max_length, prompt, task = noted.get("max_length"), noted.get("prompt"), noted.get("task")
     return TrainedWith(
         max_length if isinstance(max_length, int) and max_length > 0 else None,
         prompt if prompt in ("cloze", "instruction") else None,
+        task if isinstance(task, str) else None,
     )
 
 

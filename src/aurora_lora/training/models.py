@@ -88,6 +88,7 @@ def load_tokenizer(model: ModelSection | str) -> PreTrainedTokenizerBase:
         is_whole = is_number(length) and length >= 1 and int(length) == length
         require(is_whole, "the tokenizer's model_max_length", length, "a whole number of tokens from 1")
         tokenizer.model_max_length = int(length)
+        tokenizer.truncation_side = "right"  # texts are cut at their end, whatever it says
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token is None:

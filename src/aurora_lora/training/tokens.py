@@ -64,5 +64,18 @@ def written_after(
     device = next(model.parameters()).device
     with torch.no_grad():
         written = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings)
-    texts = tokenizer.batch_decode(written[:, ids.shape[1] :], skip_special_tokens=True)
+    rows = [until_end(row, settings) for row in written[:, ids.shape[1] :].tolist()]
+    texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
     return [str(text).strip() for text in texts]
+
+
+def ends_of(settings: GenerationConfig) -> set[int]:
+    """The tokens that end what is written."""
+    found = settings.eos_token_id
+    return set(found) if isinstance(found, list) else set() if found is None else {found}
+
+
+def until_end(ids: list[int], settings: GenerationConfig) -> list[int]:
+    """The tokens before the one that ends them, which need not be special, and would be decoded."""
+    stops = ends_of(settings)
+    return ids[: next((place for place, token in enumerate(ids) if token in stops), len(ids))]

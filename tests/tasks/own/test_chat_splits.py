@@ -16,6 +16,10 @@ SAID: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"role": "assistant", "content": "It is {n}."},
         {"role": "assistant", "content": "It is {n}.", "weight": 1, "name": "A", "tool_calls": None},
     ),
+    "line breaks": (
+        {"role": "assistant", "content": "It is {n}."},
+        {"role": "assistant", "content": "It is\n{n}.\r\n"},
+    ),
     "calls": (
         {"role": "assistant", "content": "It is {n}.", "tool_calls": [CALL]},
         {"role": "assistant", "tool_calls": [dict(reversed(CALL.items()))], "content": "It is {n}."},
@@ -34,7 +38,7 @@ def test_the_same_conversation_is_never_in_two_splits(case: str) -> None:
 
     here, there = SAID[case]
     splits = load("chat", rows(here, 30), {}, test_data=rows(there, 10))
-    said = {name: {row["messages"][1]["content"] for row in split} for name, split in splits.items()}
+    said = {name: {" ".join(row["messages"][1]["content"].split()) for row in split} for name, split in splits.items()}
     assert len(said["test"]) == 10
     assert not said["test"] & (said["train"] | said["validation"])
     assert splits.record["repeated"] == 10

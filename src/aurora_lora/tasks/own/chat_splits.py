@@ -43,7 +43,7 @@ def prepare_chats(pieces: Pieces, columns: Mapping[str, Sequence[str]], labels: 
     def key(row: Row) -> str:
         shown = conversation(row, form)
         template_options(row)
-        said = [_said(shown[name]) for name in sorted(shown)]
+        said = _on_one_line([_said(shown[name]) for name in sorted(shown)])
         return same_text(json.dumps(said, ensure_ascii=False, default=str))
 
     def prepared(piece: Piece) -> Piece:
@@ -94,6 +94,15 @@ def _said(value: Any) -> Any:
             one["tool_calls"] = calls
         said.append(one)
     return said
+
+
+def _on_one_line(value: Any) -> Any:
+    """Texts with a space for each line break and tab, of which JSON would make letters."""
+    if isinstance(value, str):
+        return " ".join(value.split())
+    if isinstance(value, Mapping):
+        return {name: _on_one_line(one) for name, one in value.items()}
+    return [_on_one_line(one) for one in value] if isinstance(value, list) else value
 
 
 def format_of(piece: Piece, trained: str | None = None) -> str:

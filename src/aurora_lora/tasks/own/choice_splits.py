@@ -73,7 +73,15 @@ def prepare_choices(pieces: Pieces, columns: Columns, labels: Sequence[str] | No
         )
 
     ready = Pieces({name: prepared(piece) for name, piece in pieces.items()}, pieces.files)
-    return Prepared(ready, used, key, answers=answers, finish=asked)
+    record: dict[str, Any] = {}
+    if form == "instruction" and "train" in pieces:
+        places = set()
+        for row in pieces["train"].rows(used):
+            with contextlib.suppress(BadRow):  # refused with its number when the keys are made
+                places.add(read(row)[2])
+        if len(places) == 1:
+            record["only_place"] = places.pop()
+    return Prepared(ready, used, key, answers=answers, finish=asked, record=record)
 
 
 def _way(

@@ -35,10 +35,12 @@ class TrainedWith:
     Args:
         max_length: tokens; longer texts were cut.
         prompt: the form of questions with options.
+        task: its name.
     """
 
     max_length: int | None = None
     prompt: str | None = None
+    task: str | None = None
 
 
 class Kind:

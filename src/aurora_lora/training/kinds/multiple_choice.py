@@ -160,11 +160,12 @@ class MultipleChoice(Kind):
         import torch
 
         from ...finite import check_finite
+        from ...tasks.bigbench import FORMS
         from ...tasks.prompts import QUESTION_FORMS
         from ..choices import Questions, choice_scores, encode_questions
         from ..model_inputs import most_tokens
 
-        form = QUESTION_FORMS[trained.prompt or "cloze"]
+        form = FORMS.get(trained.task or "", QUESTION_FORMS)[trained.prompt or "cloze"]
         prompts, choices = zip(*(form(one.text, list(one.options)) for one in asked), strict=True)
         examples = encode_questions(tokenizer, prompts, choices, [0] * len(asked))
         most = max(map(len, choices))
