@@ -471,8 +471,10 @@ def test_new_questions_are_asked_as_those_that_a_packaged_task_trained_with(monk
         raise KeyboardInterrupt
 
     monkeypatch.setattr("aurora_lora.training.choices.encode_questions", stops)
-    for trained in (TrainedWith(prompt="cloze", task="winowhy"), TrainedWith(prompt="cloze", task="choices")):
+    question = ChoiceQuestion("Why?", ["a", "b", "c"], [0, 1, 2])
+    for form, task in (("cloze", "winowhy"), ("cloze", "choices"), ("instruction", "strategyqa")):
         with pytest.raises(KeyboardInterrupt):
-            MultipleChoice()._chosen(None, Mock(), [ChoiceQuestion("Why?", ["a", "b"], [0, 1])], "it", trained)
+            MultipleChoice()._chosen(None, Mock(), [question], "it", TrainedWith(prompt=form, task=task))
     assert asked[0].endswith(" The above reasoning is")
     assert asked[1].endswith("Answer:")
+    assert "answer3" in asked[2]  # strategyqa has yes and no alone

@@ -90,13 +90,12 @@ def check_record(folder: Path, record: Mapping[str, Any]) -> None:
 
 def check_files(folder: Path, section: OwnFields) -> None:
     """Raise a UserError where a file or folder that a finished run read has changed; it may be gone."""
-    _check_files(folder, named_files(section))
+    _check_files(folder, {name: sha256 for name in data_of(section) if (sha256 := sha256_of(name))})
 
 
-def named_files(section: OwnFields) -> dict[str, str]:
-    """The sha256 of each file and folder that a recipe names, where it is there."""
-    named = (section.data, section.validation_data, section.test_data)
-    return {name: sha256 for name in named if name and (sha256 := sha256_of(name))}
+def data_of(section: OwnFields) -> list[str]:
+    """The files and folders of data that a recipe names."""
+    return [name for name in (section.data, section.validation_data, section.test_data) if name]
 
 
 def _check_files(folder: Path, files: Mapping[str, str]) -> None:

@@ -27,7 +27,7 @@ def pretrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def job(model: str, result: Any = None) -> Any:
-    return SimpleNamespace(recipe=SimpleNamespace(model=model, task=None), folder=Path("new"), result=lambda: result)
+    return SimpleNamespace(recipe=SimpleNamespace(model=model, task=None), folder=Path("new"), finished=lambda: result)
 
 
 def checked(*results: dict[str, Any]) -> SameInputs:
@@ -66,7 +66,7 @@ def test_a_run_on_other_contents_of_a_file_is_found_before_it_is_done(tmp_path: 
     file.write_text("text,label\na,0\n")
     same = checked({"data": {"files": {str(file): file_digest(file)}}})
     task = TaskSection(name="classification", data=str(file))
-    new = SimpleNamespace(recipe=SimpleNamespace(model=ON_HUB, task=task), folder=Path("new"), result=lambda: None)
+    new = SimpleNamespace(recipe=SimpleNamespace(model=ON_HUB, task=task), folder=Path("new"), finished=lambda: None)
     same.check_before(new)
     file.write_text("text,label\nb,1\n")
     with pytest.raises(UserError, match=r"mine\.csv is not what it was when run0 was run: put it back"):

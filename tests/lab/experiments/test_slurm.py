@@ -99,11 +99,13 @@ def test_what_is_given_counts(
 
 def test_lists_and_truth_values_of_submitit(slurm: Path, tmp_path: Path) -> None:
     options = {"slurm_setup": "module load cuda", "slurm_srun_args": "--mpi=pmi2", "slurm_use_srun": "false"}
+    options |= {"slurm_comment": "2.10", "name": "2024"}
     engine = make_engine("slurm", 1, {"logs": str(tmp_path / "logs"), **options})
     given = engine.executor._executor.parameters  # type: ignore[attr-defined]
     assert given["setup"] == ["module load cuda"]
     assert given["srun_args"] == ["--mpi=pmi2"]
     assert given["use_srun"] is False
+    assert (given["comment"], given["job_name"]) == ("2.10", "2024")
 
 
 @pytest.mark.parametrize("name", ["timeout_min", "cpus_per_task", "mem_gb"])

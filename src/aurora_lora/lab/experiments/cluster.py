@@ -98,14 +98,16 @@ class _ClusterJob:
 _GPUS = ("gpus_per_node", "gpus_per_task", "num_gpus", "gres")
 """The parameters that ask for GPUs, and say how many."""
 _LISTS = ("setup", "teardown", "srun_args")
+_TRUE_OR_FALSE = ("stderr_to_stdout", "use_srun", "exclusive")
 
 
 def _value(name: str, text: str) -> Any:
     """The value of a parameter of submitit, which checks the types of some and writes the others as they are."""
-    if name.removeprefix("slurm_") in _LISTS:
+    own = name.removeprefix("slurm_")
+    if own in _LISTS:
         return [text]
-    if text in ("true", "false"):
-        return text == "true"
-    if re.fullmatch(r"-?[0-9]+", text):
+    if own in _TRUE_OR_FALSE and text in ("true", "false"):
+        return text == "true" or (None if own == "exclusive" else False)  # None is left out
+    if own != "name" and re.fullmatch(r"-?[0-9]+", text):
         return int(text)
-    return float(text) if re.fullmatch(r"-?[0-9]+\.[0-9]+", text) else text
+    return float(text) if own == "mem_gb" and re.fullmatch(r"[0-9]+\.[0-9]+", text) else text

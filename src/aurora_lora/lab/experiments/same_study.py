@@ -8,8 +8,9 @@ from typing import Any
 
 from ...errors import UserError
 from ...tasks.models import MODELS, PretrainedHere
+from ...tasks.own.files import sha256_of
 from ...training.base_commit import digest_of
-from ...training.data_record import named_files
+from ...training.data_record import data_of
 from ...training.own_section import OwnFields
 from ...training.recipe import CHANGE_NOTHING
 from ...training.results import Result
@@ -66,20 +67,24 @@ class SameInputs:
             asked = (result.get("recipe") or {}).get("model")
             self._check_base(name, commit, folder, asked.get("revision") if isinstance(asked, Mapping) else None)
 
-    def check_before(self, job: Job) -> None:
-        """Raise a UserError for a run that is yet to be done, if a file that it names, or the base model that was
-        pretrained here, is another one than that of the runs before."""
-        made, task = MODELS.get(job.recipe.model), job.recipe.task
-        if job.result() is not None:
-            return
-        for file, sha256 in (named_files(task) if isinstance(task, OwnFields) else {}).items():
-            if other := self._other(f"file {file}", sha256, job.folder):
-                raise UserError(
-                    f"the data has changed: {file} is not what it was when {other} was run: put it back, or choose "
-                    "another output folder"
-                )
-        if isinstance(made, PretrainedHere) and made.is_there:
-            self._check_base(made.name, digest_of(str(made.folder)), job.folder)
+    def check_before(self, *jobs: Job) -> None:
+        """Raise a UserError for runs that are yet to be done, if their data, or the base model that was pretrained
+        here, are not those of the runs before."""
+        read: dict[str, str | None] = {}
+        for job in (job for job in jobs if job.finished() is None):
+            for file in data_of(job.recipe.task) if isinstance(job.recipe.task, OwnFields) else ():
+                if (before := self._first.get(f"file {file}")) is None:
+                    continue
+                if file not in read:  # once for all runs
+                    read[file] = sha256_of(file)
+                if read[file] not in (None, before[0]):
+                    raise UserError(
+                        f"the data has changed: {file} is not what it was when {before[1]} was run: put it back, or "
+                        "choose another output folder"
+                    )
+            made = MODELS.get(job.recipe.model)
+            if isinstance(made, PretrainedHere) and made.is_there:
+                self._check_base(made.name, digest_of(str(made.folder)), job.folder)
 
     def _check_base(self, name: str, commit: str | None, folder: Path, revision: str | None = None) -> None:
         """A study may compare revisions of one model, each of which is one commit."""

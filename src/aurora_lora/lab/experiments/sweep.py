@@ -142,8 +142,7 @@ class Sweep:
         """Run what was chosen over the seeds; a setting none of whose trials gave a score is left out, and what has
         diverged is not run again."""
         final = self._final_jobs()
-        for job, _ in final:
-            self._inputs.check_before(job)
+        self._inputs.check_before(*(job for job, _ in final))
         settings = {job.folder: setting for job, setting in final}
         for outcome in outcomes(self._not_diverged(final), self.engine):
             self._keep(outcome)

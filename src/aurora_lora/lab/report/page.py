@@ -116,7 +116,7 @@ def _tuning(study: Mapping[str, Any]) -> str:
 
 def _rows(group: Group, metrics: Sequence[str], section: Section) -> Iterable[dict[str, Any]]:
     chosen = section.chosen(group)
-    wanted = 0 if section.study is None else len(section.study["study"]["seeds"])
+    wanted = len(group.runs) if section.study is None else len(section.study["study"]["seeds"])
     for form in group.forms:
         yield {
             "label": group.label,

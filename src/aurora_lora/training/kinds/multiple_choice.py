@@ -165,8 +165,16 @@ class MultipleChoice(Kind):
         from ..choices import Questions, choice_scores, encode_questions
         from ..model_inputs import most_tokens
 
-        form = FORMS.get(trained.task or "", QUESTION_FORMS)[trained.prompt or "cloze"]
-        prompts, choices = zip(*(form(one.text, list(one.options)) for one in asked), strict=True)
+        name = trained.prompt or "cloze"
+        own = FORMS.get(trained.task or "", QUESTION_FORMS)[name]
+
+        def prompted(one: ChoiceQuestion) -> tuple[str, list[str]]:
+            try:
+                return own(one.text, list(one.options))
+            except (UserError, ValueError):  # options that the task never has
+                return QUESTION_FORMS[name](one.text, list(one.options))
+
+        prompts, choices = zip(*map(prompted, asked), strict=True)
         examples = encode_questions(tokenizer, prompts, choices, [0] * len(asked))
         most = max(map(len, choices))
         collate, device = Questions(tokenizer, most, most_tokens(model)), next(model.parameters()).device
