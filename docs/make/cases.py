@@ -57,6 +57,7 @@ _HIGH = tuple(f"At a rate far too high, is AuroRA {form}above LoRA" for form in 
 _HIGH_SKIP = "At a rate far too high, does the skip help"
 _IMAGES = ("ranks-digits", "ranks-cifar10")
 _OTHERS = (*_IMAGES, "ranks-wikihow-goal")
+_STARTS = ("starts-digits",)
 _SAME = {r: f"Does AuroRA r={r} without skip beat LoRA r={r}" for r in (1, 2, 4, 8, 16)}
 _SAME_WITH_SKIP = "Does AuroRA r=2 beat LoRA r=2"
 SAME_LAYERS = "Is AuroRA above LoRA at r=8"
@@ -66,10 +67,22 @@ _SAME_PAIRS = tuple(
 )
 _NO_SKIP = {r: f"Is AuroRA without skip above LoRA at r={r}" for r in (2, 4, 8)}
 _NO_SKIP_ALIGNED = {r: f"{ask}, both with the aligned start" for r, ask in _NO_SKIP.items()}
+_EACH_SKIP = tuple(
+    f"Does the skip help at r={r}{start}" for start in ("", " with the aligned start") for r in (2, 4, 8)
+)
+_EACH_MERGE = tuple(
+    f"Does the calibrated merge lose at r={r}{skip}{start}"
+    for r in (2, 4, 8)
+    for skip in ("", " without the skip")
+    for start in ("", " with the aligned start")
+)
 _METHODS = ("PiSSA", "EVA", "LoRA-GA", "MoSLoRA", "SineLoRA", "HiRA", "full fine-tuning")
 _SKIP = ("Does the skip help",)
 _START = ("Does the aligned start help AuroRA r=8",)
 _LORA_START = "Does the aligned start help LoRA r=8"
+_START_OF_EACH = tuple(
+    f"Does the aligned start help {method} r={r}" for r in (2, 4, 8) for method in ("AuroRA", "LoRA")
+)
 _START_OF_RANKS = ("Does the aligned start help ranks by the gradients",)
 _OWN_START = "LoRA with half of the weights and its own start: above LoRA r=8"
 
@@ -144,6 +157,7 @@ CASES = {
             *TWO_METHODS,
             _TWO_METHODS_TOO[1],
         ),
+        **dict.fromkeys(_STARTS, (*_SAME_PAIRS, *_NO_SKIP.values(), *_NO_SKIP_ALIGNED.values())),
     },
     "skip": {
         **dict.fromkeys(("captured-effect", "movie-sentiment", "movie-rating"), _SKIP),
@@ -154,31 +168,24 @@ CASES = {
         "ranks-converged": ("Does the skip help at r=2",),
         **dict.fromkeys(_IMAGES, tuple(f"Does the skip help at r={r}" for r in (8, 2))),
         "ranks-wikihow-goal": tuple(f"Does the skip help at r={r}" for r in (2, 4, 8)),
-        "ranks-movie-rating": tuple(
-            f"Does the skip help at r={r}{start}" for start in ("", " with the aligned start") for r in (2, 4, 8)
-        ),
+        **dict.fromkeys(("ranks-movie-rating", *_STARTS), _EACH_SKIP),
         "high-rates": (_HIGH_SKIP,),
     },
     "start": {
         "ranks-short": (
-            *(f"Does the aligned start help {method} r={r}" for r in (2, 4, 8) for method in ("AuroRA", "LoRA")),
+            *_START_OF_EACH,
             "Does the aligned start help r=1 everywhere",
             *_START_OF_RANKS,
             f"{_START_OF_RANKS[0]} with as many weights as r=1 everywhere",
         ),
         "ranks-converged": (
-            *(f"Does the aligned start help {method} r={r}" for r in (2, 4, 8) for method in ("AuroRA", "LoRA")),
+            *_START_OF_EACH,
             "Does the aligned start help r=1 everywhere",
             "Does the aligned start help a quarter",
         ),
-        "ranks-movie-rating": (
-            *(f"Does the aligned start help {method} r={r}" for r in (2, 4, 8) for method in ("AuroRA", "LoRA")),
-            *_START_OF_RANKS,
-        ),
+        "ranks-movie-rating": (*_START_OF_EACH, *_START_OF_RANKS),
         **dict.fromkeys(_IMAGES, (*_START, _LORA_START)),
-        "ranks-wikihow-goal": tuple(
-            f"Does the aligned start help {method} r={r}" for r in (2, 4, 8) for method in ("AuroRA", "LoRA")
-        ),
+        **dict.fromkeys(("ranks-wikihow-goal", *_STARTS), _START_OF_EACH),
     },
     "methods": {
         "ranks-short": (
@@ -201,6 +208,7 @@ CASES = {
             "In the paper's setting, does the static merge lose against the trained form",
             "In the paper's setting, is training the static form better",
         ),
+        **dict.fromkeys(_STARTS, _EACH_MERGE),
     },
 }
 """By case and study, the questions that decide it, by each study's own metric."""

@@ -904,7 +904,7 @@ def test_another_base_model_is_found_before_a_run_is_done(
     write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Path] = []
-    monkeypatch.setattr(SameInputs, "check_before", lambda self, job: asked.append(job.folder))
+    monkeypatch.setattr(SameInputs, "check_before", lambda self, *jobs: asked.extend(job.folder for job in jobs))
     done: list[Path] = []
 
     def run(job: Job) -> Outcome:

@@ -108,10 +108,9 @@ def _study_section(summary: Mapping[str, Any], folder: Path) -> Section:
     found = [_study_group(one, study, settings[one["name"]], folder) for one in summary["settings"] if one["seeds"]]
     if not found:
         raise UserError(f"{folder / SUMMARY}: none of the study's final runs is finished: run aurora sweep again")
-    models = {run["model"] for group in found for run in group.runs if "model" in run} or {
-        name_of("model", study.base) or "several models"
-    }
-    return Section(study.name, ", ".join(sorted(models)), found, summary)
+    of_runs = {run["model"] for group in found for run in group.runs if "model" in run}
+    model = name_of("model", study.base) or ", ".join(sorted(of_runs)) or "several models"  # settings may name it
+    return Section(study.name, str(model), found, summary)
 
 
 def _study_group(summary: Mapping[str, Any], study: Study, setting: Setting, folder: Path) -> Group:
