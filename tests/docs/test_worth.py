@@ -233,9 +233,8 @@ def test_every_pair_of_the_same_ranks_is_asked() -> None:
         questions = summary["study"]["questions"]
         asked = {(one["first"]["setting"], one["second"]["setting"]): one["ask"] for one in questions}
         for aurora in names if study not in CASES["high rates"] else ():
-            default = (
-                aurora if study.startswith(("ranks-", "starts-")) else aurora.removesuffix(" without skip")
-            )  # older studies'
+            is_old = not study.startswith(("ranks-", "starts-"))  # their default has no skip
+            default = aurora.removesuffix(" without skip") if is_old else aurora
             lora = default.replace("AuroRA ", "LoRA ")
             if aurora.startswith("AuroRA ") and lora in names:
                 assert asked[aurora, lora] in CASES["same rank"][study], (study, aurora)

@@ -120,7 +120,7 @@ class _Training:
         return self._finish()
 
     def _remove_final_images(self) -> None:
-        """Remove the images of an earlier end of this run, whose last checkpoint was lost: they are of other weights."""
+        """Remove the images of an earlier end, whose last checkpoint was lost: they are of other weights."""
         for path in (self.folder / IMAGES).glob("*"):
             if path.name.startswith(("form-", "scores-")):
                 folders.remove(path)
