@@ -126,7 +126,8 @@ def test_fingerprints_of_earlier_adapters(calibrated, make_bert, config, logits,
     for low_cpu_mem_usage in (False, True):
         loaded = PeftModel.from_pretrained(make_bert(), tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)
         assert forms(loaded) == {"calibrated"}
-        assert torch.equal(logits(loaded), logits(calibrated))
+        # on some CPUs a product rounds otherwise where its factors lie elsewhere in memory
+        torch.testing.assert_close(logits(loaded), logits(calibrated), atol=1e-6, rtol=0)
     other = get_peft_model(make_bert(), config(task_type=None))
     set_peft_model_state_dict(other, state)
     assert forms(other.eval()) == {"calibrated"}

@@ -212,7 +212,7 @@ def test_leaves_that_diffusers_offloads(form: str, on_disk: bool, tmp_path: Path
     if on_disk:
         for parameter in model.parameters():  # diffusers leaves there what there was in memory
             parameter.data.fill_(float("nan"))
-    for _ in range(2):
-        assert torch.equal(model.eval()(X), wanted)
+    for _ in range(2):  # on some CPUs a product rounds otherwise where its factors lie elsewhere in memory
+        torch.testing.assert_close(model.eval()(X), wanted, atol=1e-6, rtol=0)
     layer = model[0]
     assert layer.aurora_A["default"] is layer.aurora_A._parameters["default"]
