@@ -107,7 +107,7 @@ def _value(name: str, text: str) -> Any:
     if own in _LISTS:
         return [text]
     if own in _TRUE_OR_FALSE and text in ("true", "false"):
-        return text == "true" or (None if own == "exclusive" else False)  # None is left out
+        return True if text == "true" else None if own == "exclusive" else False  # None is left out
     if own != "name" and re.fullmatch(r"-?[0-9]+", text):
         return int(text)
     return float(text) if own == "mem_gb" and re.fullmatch(r"[0-9]+\.[0-9]+", text) else text

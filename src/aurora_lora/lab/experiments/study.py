@@ -22,13 +22,11 @@ What is left out has a default.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
-from pydantic_core import PydanticCustomError
 
 from ...errors import UserError, unknown
 from ...field_errors import validated
@@ -36,97 +34,13 @@ from ...files import slug
 from ...tasks.metrics import Metric, metric_named
 from ...training.reading import override, set_field, validate
 from ...training.recipe import Recipe
-from ...training.sections import Section, Seed, Size
+from ...training.sections import Section, Seed
 from .recipes import find
 from .runs_file import RUNS
+from .tuning import Space, Tuning, check_space, folder_name, points
 
 SUMMARY = "study.json"
 """The file in the folder of a study that is done: what was tried and chosen, and how that scored."""
-
-Value = str | int | float | bool
-
-
-class Range(Section):
-    """A range to draw from, on a linear or logarithmic scale."""
-
-    low: Annotated[float, Field(allow_inf_nan=False)]
-    high: Annotated[float, Field(allow_inf_nan=False)]
-    log: bool = False
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Range:
-        if not self.low < self.high or (self.log and self.low <= 0):
-            raise ValueError(f"low={self.low}, high={self.high}: low must be below high, and above 0 with log")
-        return self
-
-
-Space = dict[str, Range | Annotated[tuple[Value, ...], Field(strict=False)]]
-
-
-def check_space(space: Space) -> Space:
-    """Raise an error for a field without values, or with two whose runs would be in one folder and count twice."""
-    for field, values in space.items():
-        if isinstance(values, tuple) and (why := _wrong_values(field, values)):
-            raise PydanticCustomError("below", "{field}: {why}", {"field": field, "why": why})
-    return space
-
-
-def _wrong_values(field: str, values: Sequence[Value]) -> str | None:
-    if not values:
-        return "give at least one value"
-    by_folder: dict[str, Value] = {}
-    for value in values:
-        folder = folder_name({field: value})
-        if folder in by_folder:
-            first = by_folder[folder]
-            if (type(first), first) == (type(value), value):
-                return f"{value!r} is given twice"
-            return f"the runs of {first!r} and {value!r} would have one folder, {folder}"
-        by_folder[folder] = value
-    return None
-
-
-class Tuning(Section):
-    """How each setting is tuned: on one seed, by a validation score of the form that it deploys."""
-
-    budget: Size
-    """Runs for each setting."""
-    space: Space
-    """Dotted fields of the recipe, each with a list of values, or a range: `{low: 1e-4, high: 1e-2, log: true}`."""
-    sampler: Literal["grid", "random", "tpe"] = "grid"
-    """Of Optuna. A grid takes lists alone, and the budget is the number of its points."""
-    seed: Seed = 0
-    """Of the runs, and of the sampler."""
-    metric: str | None = None
-    """Of the validation scores: what the values are chosen by; `null`: the task's own. The epoch of each run is chosen
-    by its `training.select_by`, with which this must be given."""
-    each_form: bool = False
-    """Whether each form of AuroRA has the values that its own validation scores choose, and not those of the deployed
-    form; every distinct choice is run over the seeds."""
-    finalists: Size = 1
-    """How many of the best values of a setting, and of such a form, are run over all seeds: of several, the best mean
-    validation score over the seeds decides. On one seed the second best may be ahead by chance."""
-
-    @field_validator("space")
-    @classmethod
-    def _distinct_values(cls, space: Space) -> Space:
-        return check_space(space)
-
-    @model_validator(mode="after")
-    def _fits(self) -> Tuning:
-        self.check_grid(self.space)
-        if self.finalists > self.budget:
-            raise ValueError(f"finalists={self.finalists} is not allowed: budget={self.budget} values are tried")
-        return self
-
-    def check_grid(self, space: Space) -> None:
-        """Raise a ValueError for a grid that is not as large as the budget."""
-        if self.sampler == "grid":
-            if ranges := [field for field, values in space.items() if isinstance(values, Range)]:
-                raise ValueError(f"{ranges[0]}: a grid needs a list of values, not a range")
-            size = math.prod(len(values) for values in space.values() if isinstance(values, tuple))
-            if size != self.budget:
-                raise ValueError(f"budget={self.budget} is not allowed: the grid has {size} points")
 
 
 class Setting(Section):
@@ -246,19 +160,12 @@ class Study(Section):
         if self.tuning.metric is not None:
             return metric_named(self.tuning.metric)
         setting = self.settings[0]
-        return metric_named(self.recipe(setting, self.points(setting)[0], self.seeds[0]).task.definition.metric)
+        return metric_named(self.recipe(setting, points(self.space(setting))[0], self.seeds[0]).task.definition.metric)
 
     @property
     def models(self) -> list[str]:
         """What its settings fine-tune."""
-        points = ((one, values) for one in self.settings for values in self.points(one))
-        return sorted({self.recipe(one, values, self.tuning.seed).model for one, values in points})
-
-    def points(self, setting: Setting) -> list[dict[str, Any]]:
-        """The first of the tuned values of a setting, and each of the others in its place."""
-        space = {field: _samples(values) for field, values in self.space(setting).items()}
-        first = {field: values[0] for field, values in space.items()}
-        return [first, *({**first, field: value} for field, values in space.items() for value in values[1:])]
+        return sorted({recipe.model for setting in self.settings for recipe in self.recipes(setting)})
 
     def space(self, setting: Setting) -> Space:
         """What is tuned of a setting."""
@@ -267,6 +174,10 @@ class Study(Section):
     def run_folder(self, setting: Setting, values: Mapping[str, Any], seed: int) -> Path:
         """Where a run of a setting lies in the folder of the study."""
         return Path(RUNS) / setting.slug / folder_name(values) / f"seed{seed}"
+
+    def recipes(self, setting: Setting) -> list[Recipe]:
+        """The recipes of the runs that tune a setting, with every value of each field; errors as of `recipe`."""
+        return [self.recipe(setting, values, self.tuning.seed) for values in points(self.space(setting))]
 
     def recipe(self, setting: Setting, chosen: Mapping[str, Any], seed: int) -> Recipe:
         """The recipe of a run of a setting, with the tuned fields as chosen.
@@ -282,22 +193,6 @@ class Study(Section):
         if self.split_by_seed:
             set_field(values, "task.split_seed", seed)
         return validate(values, f"{self.name}, setting {setting.name}")
-
-
-def point(values: Mapping[str, Any]) -> str:
-    """Tuned values in one word: `learning_rate=0.005`; by their whole names where the last parts are the same."""
-    ends = [field.rpartition(".")[2] for field in values]
-    shown = {
-        end if ends.count(end) == 1 else field: value for (field, value), end in zip(values.items(), ends, strict=True)
-    }
-    return ",".join(
-        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in shown.items()
-    )
-
-
-def folder_name(values: Mapping[str, Any]) -> str:
-    """Tuned values as the name of the folder of their runs."""
-    return point(values).replace("/", "-") or "as-given"
 
 
 def load_study(given: Path | str, overrides: Sequence[str] = ()) -> Study:
@@ -323,9 +218,7 @@ def load_study(given: Path | str, overrides: Sequence[str] = ()) -> Study:
             )
     recipes = {}
     for setting in study.settings:
-        recipes[setting.name], *_ = [
-            study.recipe(setting, values, study.tuning.seed) for values in study.points(setting)
-        ]
+        recipes[setting.name] = study.recipes(setting)[0]
     metric = study.tuning.metric
     for setting, recipe in zip(study.settings, recipes.values(), strict=True):
         chosen_by = "training.select_by"
@@ -342,10 +235,3 @@ def load_study(given: Path | str, overrides: Sequence[str] = ()) -> Study:
         if side.form is not None and side.form not in forms:
             raise UserError(f"{path}: questions: {side.setting} has no form '{side.form}' (it has {', '.join(forms)})")
     return study
-
-
-def _samples(values: Range | tuple[Value, ...]) -> tuple[Value, ...]:
-    """Every value that may be proposed; of a range its ends and one between them, which no whole number allows."""
-    if isinstance(values, tuple):
-        return values
-    return values.low, values.high, values.low + (values.high - values.low) / math.pi

@@ -25,9 +25,10 @@ from .jobs import Job, Outcome
 from .journal import JOURNAL, open_journal
 from .runs_file import RunsFile
 from .same_study import SameInputs
-from .study import SUMMARY, Setting, Study, point
+from .study import SUMMARY, Setting, Study
 from .study_scores import by_form_and_metric, validation, with_own_forms
 from .trials import Trials
+from .tuning import point
 
 Report = Callable[[str, Outcome], Any]
 

@@ -17,7 +17,8 @@ from optuna.trial import FrozenTrial, TrialState
 from ...locks import held
 from .journal import JOURNAL
 from .same_study import base_of, check_same_setting
-from .study import Range, Setting, Study, Value
+from .study import Setting, Study
+from .tuning import Range, Value
 
 _LOCK = ".journal.lock"
 """Held while trials are read and then written: Optuna's journal alone does not keep two processes apart there."""

@@ -138,14 +138,14 @@ def missing_note(summary: Mapping[str, Any]) -> str:
     tuning = summary["study"]["tuning"]
     wanted = [one["name"] for one in summary["study"].get("settings", ())] or list(there)
     without = [name for name in wanted if name not in there or not there[name]["by_form"]]
-    failed = sum(trial["validation"] is None for one in there.values() for trial in one["trials"])
-    failed += tuning["budget"] * sum(name not in there for name in wanted)  # it has no trial with a score
     without += [
         f"{one['name']}, {form}"
         for one in there.values()
         for form in one.get("chosen_by_form", ())
         if one["by_form"] and form not in one["by_form"]
     ]
+    failed = sum(trial["validation"] is None for one in there.values() for trial in one["trials"])
+    failed += tuning["budget"] * sum(name not in there for name in wanted)  # it has no trial with a score
     notes = [f"No result: {', '.join(without)}"] if without else []
     notes += [f"Not answered: {'; '.join(asked)}"] if (asked := unanswered(summary)) else []
     notes += [f"{counted(failed, 'tuning run')} gave no score"] if failed else []
