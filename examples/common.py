@@ -1,7 +1,7 @@
 """What the examples share: their options, a causal language model, sentences, and batches of tokens.
 
 `--model smollm2-135m` and its film sentences come from the Python package index, once. `--model tiny` is a random Llama
-of a few thousand weights on made-up sentences: it learns little, but runs anywhere in a second. Any other name is a
+of about 80,000 weights on made-up sentences: it learns little, but runs anywhere in a second. Any other name is a
 folder or a hub id.
 """
 

@@ -103,6 +103,16 @@ def test_a_run_that_goes_on_has_the_rate_of_its_step(make_loop: MakeLoop) -> Non
     assert all(torch.equal(one, other) for one, other in zip(first.trained, again.trained, strict=True))
 
 
+def test_the_rate_rises_over_the_warmup_and_falls_to_the_last_step(make_loop: MakeLoop) -> None:
+    training = {"scheduler": "linear", "warmup_steps": 2, "steps": 6, "learning_rate": 1e-2}
+    loop = make_loop(**training, gradient_accumulation_steps=2)
+    rates = []
+    for _ in range(6):
+        rates.append(loop.optimizer.param_groups[0]["lr"])
+        loop.schedule.step()
+    assert rates == pytest.approx([0, 0.005, 0.01, 0.0075, 0.005, 0.0025])
+
+
 def test_a_run_goes_on_with_the_weights_it_was_started_on(make_loop: MakeLoop, model: Path) -> None:
     first, again = make_loop(), make_loop()
     assert first.progress.model_commit == sampled_digest(model)

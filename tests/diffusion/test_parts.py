@@ -75,6 +75,15 @@ def test_frame_mirrors_half_of_the_images() -> None:
     assert 15 < sum(pixels.equal(plain) for pixels in flipped) < 45
 
 
+def test_large_images_are_shrunk_with_a_filter() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    found = resize(Image.fromarray(noise), 16)
+    plain = torch.from_numpy(noise).permute(2, 0, 1)[None].float() / 255
+    expected = nn.functional.interpolate(plain, size=(16, 24), mode="bilinear", antialias=True)[0]
+    assert found.size == (40, 60)
+    torch.testing.assert_close(found.pixels, expected, atol=1e-3, rtol=0)
+
+
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_target_and_snr_weights(prediction: str) -> None:
     scheduler = DDPMScheduler(beta_schedule="scaled_linear", prediction_type=prediction)

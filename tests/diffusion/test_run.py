@@ -18,6 +18,7 @@ from aurora_lora.diffusion.finished_run import load_subject_run
 from aurora_lora.diffusion.pipeline import load_diffusion
 from aurora_lora.diffusion.recipe import SubjectRecipe
 from aurora_lora.errors import UserError
+from aurora_lora.methods.lora_drop import LoRADropMethod
 from aurora_lora.training import yaml_text
 from aurora_lora.training.reading import validate_as
 from aurora_lora.training.results import read_result
@@ -182,6 +183,26 @@ def test_the_calibration_has_every_prompt_and_the_recipes_ridge(
     prompts = [diffusion.prompts[recipe.task.fill(prompt)] for prompt in recipe.validation_prompts]
     counts = [sum(row.equal(one.hidden[0]) for row in seen) for one in (*prompts, diffusion.unprompted)]
     assert counts == [4, 2, 2]  # the first one is the prompt of the task, too
+
+
+def test_the_share_that_a_method_looks_at_and_the_images_a_second(
+    tiny: Any, model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def prepare(method: Any, model: Any, sample: Any) -> None:
+        seen.extend(len(sample.batches(share)) for share in (0.1, 0.34, 0.67, 1.0))
+
+    monkeypatch.setattr(LoRADropMethod, "prepare", prepare)
+    changes = {
+        "method": {"name": "lora-drop"},
+        "training": {"steps": 2, "batch_size": 1, "gradient_accumulation_steps": 2, "threads": 1},
+        "validation": {"prompts": [], "inference_steps": 1},
+    }
+    recipe = validate_as(SubjectRecipe, tiny.recipe(model, images, **changes), "tiny")
+    took = run.train_subject(recipe, tmp_path / "run").result["time"]
+    assert seen == [1, 1, 2, 3]  # of three images
+    assert took["samples_per_s"] * took["train_s"] == pytest.approx(4, rel=0.05)
 
 
 def test_a_run_that_made_nothing_leaves_its_folder_to_the_next(train: Train, tmp_path: Path) -> None:

@@ -100,6 +100,19 @@ def test_gradients_are_those_without_dropout(make_model: MakeModel, sample: Samp
     torch.testing.assert_close(found[1], found[0])
 
 
+def test_the_gradient_is_the_mean_over_all_batches(
+    make_model: MakeModel, sample: Sample, labelled: dict[str, torch.Tensor]
+) -> None:
+    halves = [{name: value[part] for name, value in labelled.items()} for part in (slice(0, 8), slice(8, 16))]
+    model = make_model("bert").eval()
+    layer = {PATHS["bert"]: model.get_submodule(PATHS["bert"])}
+    whole, both, last = (
+        gradients(model, layer, sample, some)[PATHS["bert"]] for some in ([labelled], halves, halves[1:])
+    )
+    torch.testing.assert_close(both, whole, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(last, whole, rtol=0.1, atol=1e-6)
+
+
 def test_a_step_at_the_start_follows_the_gradient(make_model: MakeModel, sample: Sample, tmp_path: Path) -> None:
     """A first step of gradient descent changes the weight more like full fine-tuning than a step of LoRA does."""
 

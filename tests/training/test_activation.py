@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from aurora_lora.deploy.hidden import hidden_values
 from aurora_lora.errors import UserError
 from aurora_lora.training import load_recipe, load_run, train
 from aurora_lora.training.activation import learned_activation
@@ -33,8 +34,12 @@ def test_curves_and_histogram(write_recipe: WriteRecipe, tmp_path: Path, start: 
     assert sum(channel["counts"]) == first["vectors"]
     assert len(channel["edges"]) == len(channel["counts"]) + 1
     assert (channel["edges"][0], channel["edges"][-1]) == (channel["z"][0], channel["z"][-1])
-    trainer, _ = make_trainer(recipe, tmp_path / "new")  # as the run began
+    trainer, data = make_trainer(recipe, tmp_path / "new")  # as the run began
     trained, _ = load_trained_model(load_run(tmp_path / "run"))
+    z = hidden_values(trained, data.calibration_batches(recipe.calibration))[LAYER, "default"]
+    for place, one in enumerate(first["channels"]):
+        ends = (z[:, place].min().item(), z[:, place].max().item())
+        assert (one["z"][0], one["z"][-1]) == pytest.approx(ends, rel=1e-3)
     inputs = torch.zeros(len(channel["z"]), 3)
     inputs[:, 1] = torch.tensor(channel["z"])
     for model, curve in ((trainer.module, channel["before"]), (trained, channel["after"])):

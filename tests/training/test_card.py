@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from aurora_lora import set_form
-from aurora_lora.tasks.models import MODELS
+from aurora_lora.tasks.models import MODELS, ModelSource
 from aurora_lora.training import TrainedRun, card, load_recipe, outcome, train, yaml_text
 
 WriteRecipe = Callable[..., Path]
@@ -151,10 +152,14 @@ def test_an_adapter_that_cannot_be_exported_is_not_lost(
     )
 
 
+@pytest.mark.parametrize("gguf_file", [None, "weights.Q4_1.gguf"])
 def test_a_packaged_base_is_named_for_other_machines(
-    write_recipe: WriteRecipe, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_recipe: WriteRecipe, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gguf_file: str | None
 ) -> None:
-    """The cache folder, where the model was loaded from, means nothing elsewhere."""
+    """The cache folder, where it was loaded from, means nothing elsewhere; a GGUF file rounds the hub's weights."""
+    packaged = MODELS["minilm-l6"]
+    assert isinstance(packaged, ModelSource)
+    monkeypatch.setitem(MODELS, "minilm-l6", replace(packaged, gguf_file=gguf_file))
     for module in ("training.models", "tasks.models"):
         monkeypatch.setattr(f"aurora_lora.{module}.resolve_model", lambda name: str(model))
     run = train(load_recipe(write_recipe(model="minilm-l6")), tmp_path / "run")
@@ -170,3 +175,6 @@ def test_a_packaged_base_is_named_for_other_machines(
     code = (run.folder / "lora" / card.CARD).read_text()
     assert "base = 'sentence-transformers/all-MiniLM-L6-v2'" in code
     assert AutoModelForSequenceClassification.__name__ in code
+    told = "weights of `weights.Q4_1.gguf`, which rounds those of sentence-transformers/all-MiniLM-L6-v2"
+    assert (told in code) == (gguf_file is not None)
+    assert told not in (run.folder / "adapter" / card.CARD).read_text()  # which loads the package's

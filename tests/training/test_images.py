@@ -17,7 +17,7 @@ pytest.importorskip("torchvision")
 import tiny
 from PIL import Image as Pillow
 from torchvision.transforms import v2
-from transformers import AutoImageProcessor, AutoModelForImageClassification, TrainerCallback
+from transformers import AutoImageProcessor, AutoModelForImageClassification, TrainerCallback, ViTImageProcessor
 from typer.testing import CliRunner
 
 from aurora_lora import cli
@@ -87,6 +87,14 @@ def test_shift_moves_by_at_most_an_eighth(processor: Any) -> None:
         seen |= {index for index, one in enumerate(allowed) if torch.allclose(one, pixels, atol=1e-5)}
         assert any(torch.allclose(one, pixels, atol=1e-5) for one in allowed)
     assert len(seen) == 9
+
+
+def test_the_shift_grows_with_the_side() -> None:
+    given = ViTImageProcessor(size={"height": 32, "width": 32}, do_normalize=False)
+    transform, white = training_transform(given, "shift"), Pillow.new("RGB", (32, 32), (255, 255, 255))
+    torch.manual_seed(0)
+    black = [int((transform(white).amax((0, 1)) == 0).sum()) for _ in range(60)]  # columns
+    assert (min(black), max(black)) == (0, 4)
 
 
 def test_flips_mirror_half_of_the_images(processor: Any) -> None:

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from aurora_lora import cli
 from aurora_lora.methods import METHODS
-from aurora_lora.training import gap_and_export, load_run, yaml_text
+from aurora_lora.training import adapters, gap_and_export, load_run, yaml_text
 from aurora_lora.training.build import make_trainer
 from aurora_lora.training.predicting import load_predictor
 from aurora_lora.training.reading import load_recipe
@@ -226,6 +226,26 @@ def test_quantised_merges_of_an_adapter_round_by_other_texts(language_model: tup
     assert {path.name for path in (tmp_path / "gap").iterdir()} == {"gap.json", "merges.png", "merges.svg"}
 
 
+def test_the_texts_that_are_rounded_by_are_not_measured_on(
+    language_model: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, adapter = language_model
+    file = tmp_path / "texts.txt"
+    file.write_text("\n".join(TEXTS))
+    seen: dict[str, Any] = {}
+
+    def merge_gap(model: Any, batches: Any, **more: Any) -> None:
+        seen.update(measured=batches, rounding=more["rounding_batches"])
+
+    monkeypatch.setattr(adapters, "merge_gap", merge_gap)
+    adapters.adapter_gap(adapter, str(base), file, column="text", encoding=None, quantizations=["int8"], examples=None)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    for name, texts in (("measured", TEXTS[::2]), ("rounding", TEXTS[1::2])):
+        (batch,) = seen[name]
+        rows = zip(batch["input_ids"], batch["attention_mask"], strict=True)
+        assert [ids[mask.bool()].tolist() for ids, mask in rows] == [tokenizer(text).input_ids for text in texts]
+
+
 def test_merges_into_a_quantised_base_round_by_other_texts(tmp_path: Path) -> None:
     """They are measured whether asked for or not."""
     lm = tiny.save_language_model(tmp_path / "lm", width=64)
@@ -320,6 +340,22 @@ def test_the_labels_of_the_gap_of_a_classifier(run: Path, tmp_path: Path) -> Non
     done = measured(["0", "1", "0", "1", "2", "0"])
     assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
     assert "texts.csv, row 5: the label 2 is not one of 0 to 1, the classes of the adapter's head" in done.stderr
+
+
+def test_each_text_of_an_adapter_is_measured_by_its_own_label(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the second batch, too."""
+    seen: list[Any] = []
+    monkeypatch.setattr(adapters, "merge_gap", lambda model, batches, **_: seen.extend(batches))
+    labels = [n % 2 for n in range(adapters.BATCH)] + [1, 1, 1, 0]
+    rows = "".join(f"{TEXTS[n % 6]},{label}\n" for n, label in enumerate(labels))
+    (tmp_path / "texts.csv").write_text(f"text,label\n{rows}")
+    adapters.adapter_gap(
+        run / "lora", None, tmp_path / "texts.csv", column="text", encoding=None, quantizations=[], examples=None
+    )
+    measured = [batch["labels"].tolist() for batch in seen]
+    assert measured == [labels[: adapters.BATCH], labels[adapters.BATCH :]]
 
 
 def test_mistakes_of_the_gap_of_an_adapter(run: Path, language_model: tuple[Path, Path], tmp_path: Path) -> None:

@@ -168,6 +168,8 @@ def test_reference_has_its_own_learning_rate(write_recipe: WriteRecipe) -> None:
         ("method={name: lora, target_modules: '('}", "method.target_modules='(' is not allowed: it must be a list of"),
         ("method={name: lora, rank_pattern: 3}", "method.rank_pattern=3 is not allowed: it must be ranks by names of"),
         ("method={name: lora, eva_config: 3}", "method: "),
+        ("method={name: lora, start: eva, eva_config: {rho: 1.0}}", "method: eva_config is not allowed"),
+        ("method={name: lora-ga, lora_ga_config: {stable_gamma: 64}}", "method: lora_ga_config is not allowed"),
         (
             "method={name: lora, init_lora_weights: eva}",
             "method.init_lora_weights='eva' is not allowed: it needs training data: see start: eva of the method lora.",

@@ -17,6 +17,8 @@ LORA_DEFAULTS = defaults(fields(LORA_TABLE))
 _CHECKED = fields({**LORA_TABLE, **TARGETS, **MORE})
 _OTHERWISE = {"eva": "see start: eva of the method lora", "lora_ga": "see the method lora-ga"}
 """Starts that PEFT makes by a second call, and leaves at its default without: how recipes name them."""
+_UNREAD = {"eva_config": "start: eva has PEFT's defaults", "lora_ga_config": "the method lora-ga has stable_gamma"}
+"""Fields that PEFT reads with such a start alone: what there is instead."""
 
 
 def lora_config(**fixed: Any) -> Callable[..., Any]:
@@ -30,6 +32,9 @@ def lora_config(**fixed: Any) -> Callable[..., Any]:
             raise ValueError(
                 f"init_lora_weights={start!r} is not allowed: it needs training data: {_OTHERWISE[start]}."
             )
+        for name, instead in _UNREAD.items():
+            if options.get(name) is not None:
+                raise ValueError(f"{name} is not allowed, as nothing reads it: {instead}.")
         check({name: value for name, value in options.items() if name in _CHECKED.model_fields}, _CHECKED)
         try:
             return LoraConfig(**options, **fixed)

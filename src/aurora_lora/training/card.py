@@ -19,7 +19,7 @@ from ..methods.aurora import AuroraMethod
 from ..methods.injection import InjectionMethod
 from ..methods.pissa_milora import SingularMethod
 from ..tasks import Task
-from ..tasks.models import MODELS, PretrainedHere, hub_name
+from ..tasks.models import MODELS, ModelSource, PretrainedHere, hub_name
 from ..tuner.tags import TAG
 from . import yaml_text
 from .kinds import kind_of
@@ -102,7 +102,7 @@ def write_lora_card(folder: Path, facts: Facts, form: str) -> None:
 A plain LoRA adapter for [PEFT]({PEFT}) and all that reads PEFT's LoRA; it needs no package beside PEFT.
 
 It was trained as AuroRA ("{PAPER}") and exported: it computes exactly {FORMS[form].description}.
-
+{_other_base(facts)}
 ## Load it
 
 {_python(_load(facts, packaged=False))}
@@ -172,12 +172,23 @@ or, from the folder of the run,
 def _peft(facts: Facts) -> str:
     return f"""
 An adapter for [PEFT]({PEFT}), of the method {facts.recipe.method.name}; it needs no package beside PEFT.
-
+{_other_base(facts)}
 ## Load it
 
 {_python(_load(facts, packaged=False))}
 
 `model.merge_and_unload()` gives a plain Transformers model.
+"""
+
+
+def _other_base(facts: Facts) -> str:
+    """What to know of a base model whose weights on the hub are not those of the training."""
+    source = MODELS.get(facts.recipe.model)
+    if not isinstance(source, ModelSource) or source.gguf_file is None:
+        return ""
+    return f"""
+It was trained on the weights of `{source.gguf_file}`, which rounds those of {source.hub_id}: on these, which are loaded
+below, it computes something a little different. `aurora merge RUN --output OUT` merges it into its own base.
 """
 
 

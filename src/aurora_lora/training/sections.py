@@ -74,8 +74,8 @@ class ModelSection(Section):
     quantization: Quantization | None = None
     """Train an adapter on a base whose linear layers are in 4 or 8 bits (bitsandbytes), as QLoRA does."""
     dtype: Precision | None = None
-    """Of the frozen weights; `null`: that of `training.precision`, and `fp32` is the only other one that is allowed: it
-    keeps them exact, at 4 bytes a parameter, while a lower precision is computed in. Not with `quantization`."""
+    """Of the frozen weights; `null`: that of `training.precision`; the only other choice is `fp32`, which keeps them
+    exact, at 4 bytes a parameter, although the computation is in the lower precision. Not with `quantization`."""
     attention: Literal["eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3"] | None = None
     """Transformers' implementation of attention; `null`: its own choice. Flash attention computes in 16 bits alone, and
     `aurora predict` and others that compute in fp32 take the usual one."""

@@ -69,7 +69,8 @@ class AuroraConfig(PeftConfig):
             `True` is `"identity"`. Where the spline is all of sigma, `"identity"` starts with `L(z) = z` on
             `spline_range`, or, summed, with a random W_s as `"paper"`.
         use_rslora: scale by `alpha / sqrt(r)` instead.
-        calibrated: whether the adapter carries calibrated matrices. Set by `calibrate`, not by hand.
+        calibrated: whether the adapter carries calibrated matrices. Set by `calibrate`; by hand only to make room
+            for those of a checkpoint that `torch.distributed.checkpoint` loads.
         target_modules: names, or a regular expression, of the modules to adapt;
             `"all-linear"` for every linear layer but the output. `None` takes PEFT's LoRA defaults for the
             architecture.

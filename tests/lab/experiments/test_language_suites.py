@@ -81,6 +81,15 @@ def test_adapters_on_glue(tmp_path: Path) -> None:
         training = found.training
         assert (training.epochs, training.learning_rate, training.batch_size) == (epochs, rate, 32)
         assert found.task.max_length == 128
+        if "adapter-h" in name:  # LoRA's code, whose runs are quoted: swish, and the norms stay
+            options = found.method.options
+            assert (options["activation"], options["train_norms"]) == ("silu", False)
+
+
+def test_fourierft_on_glue_is_that_of_its_paper_and_logs(tmp_path: Path) -> None:
+    found = recipe("table1", "large-fourierft-mrpc", tmp_path)
+    rates = (found.training.learning_rate, found.training.head_learning_rate)
+    assert (found.training.epochs, *rates, found.method.options["scaling"]) == (30, 0.06, 0.001, 120.0)
 
 
 def test_quoted_rows_of_table_2(tmp_path: Path) -> None:

@@ -86,6 +86,29 @@ def test_averages(tiny_suite: MakeSuite, tmp_path: Path) -> None:
     assert len(compare(todo.suite, todo.cells[:1], todo.seeds, made)) == 1
 
 
+@pytest.mark.parametrize("statistic", ["median", "mean"])
+def test_the_statistic_of_a_suite(tiny_suite: MakeSuite, tmp_path: Path, statistic: str) -> None:
+    """Of three seeds the mean is not the median; over the columns it is the mean in any case."""
+    columns = [{"name": name, "label": name, "metric": name} for name in ("accuracy", "pearson", "matthews")]
+    groups = [{"name": "Tiny", "rows": [{"name": "LoRA", "recipe": "lora-sentiment"}]}]
+    tiny_suite(columns=columns, groups=groups, seeds=(0, 1, 2), statistic=statistic, average="Avg.")
+    todo = prepare("tiny", "packaged", tmp_path / "runs")
+    scores = {"accuracy": (0.5, 0.6, 0.9), "pearson": (0.1, 0.2, 0.6), "matthews": (0.0, 0.3, 0.3)}
+    made = {
+        (recipe, seed): {
+            "metric": {"by_form": {"merged": {name: some[seed] for name, some in scores.items()}}},
+            "params": {"adapter": 5},
+        }
+        for recipe, seed in todo.jobs
+    }
+    *found, average = compare(todo.suite, todo.cells, todo.seeds, made)
+    medians, means = [60, 20, 30], [200 / 3, 30, 20]
+    assert [one.median for one in found] == pytest.approx(medians)
+    assert [one.mean for one in found] == pytest.approx(means)
+    assert [one.ours for one in found] == pytest.approx(medians if statistic == "median" else means)
+    assert average.ours == pytest.approx((110 if statistic == "median" else 350 / 3) / 3)
+
+
 def test_both_ends_of_the_parameters_where_runs_differ(tiny_suite: MakeSuite, tmp_path: Path) -> None:
     """LoRA-drop keeps other layers on other data and from other seeds."""
     rows = [{"name": "LoRA", "recipe": "lora-{column}"}]

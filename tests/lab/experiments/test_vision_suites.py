@@ -63,6 +63,17 @@ def test_settings_of_table_13(tmp_path: Path, recipe: str, rate: float, head_rat
     )
 
 
+@pytest.mark.parametrize("size", ["base", "large"])
+def test_quoted_rows_of_table_3_keep_to_what_their_source_searched(tmp_path: Path, size: str) -> None:
+    todo = suite("table3", "hub", tmp_path)
+    for short in ("full", "linear-probe", "lora"):
+        training = todo.jobs[f"{size}-{short}-dtd", 7].recipe.training
+        assert training.head_learning_rate == training.learning_rate
+        assert 1e-6 <= training.learning_rate <= 1e-3
+    words = " ".join(todo.suite.recipes[f"{size}-lora-dtd"].words)
+    assert {"base": "4 times 50.", "large": "8 times 25."}[size] in words
+
+
 @pytest.mark.parametrize(("name", "columns"), [("table4", 4), ("table5", 4)])
 def test_tables_4_and_5_share_the_runs_of_table_3(tmp_path: Path, name: str, columns: int) -> None:
     todo = suite(name, "hub", tmp_path)

@@ -177,6 +177,9 @@ def test_learning_curves(results: list[Result]) -> None:
     assert score.lines[0].get_ydata().tolist() == pytest.approx([65, 70, 75])
     band = loss.collections[0].get_paths()[0].vertices
     assert (band[:, 1].min(), band[:, 1].max()) == pytest.approx((1 / 3, 1.2))
+    of_scores = score.collections[0].get_paths()[0].vertices[:, 1]
+    assert 1 < of_scores.min() <= 65  # in per cent, as the line
+    assert 75 <= of_scores.max() <= 100
     assert figure.legends[0].get_texts()[0].get_text() == "aurora (calibrated)"
     for one in results:
         one["metric"]["name"] = "clip_i"  # measured in the end only

@@ -13,9 +13,11 @@ import torch
 from typer.testing import CliRunner
 
 from aurora_lora import cli
+from aurora_lora.forms import CALIBRATED, STATIC
 from aurora_lora.lab import theory
 from aurora_lora.lab.theory import checks
-from aurora_lora.ops import ANL
+from aurora_lora.lab.theory.approximation import Adapter
+from aurora_lora.ops import ANL, adaptive_nonlinear, nonlinear_columns
 
 
 @dataclass
@@ -111,6 +113,30 @@ def test_nothing_passes_a_bound(small: Small) -> None:
     weak, strong = record["nonlinear"]["gains"]
     assert weak["linear"] < strong["linear"]
     assert strong["dynamic"] < strong["linear"]
+
+
+def test_the_merges_are_the_papers_and_that_of_least_squares() -> None:
+    draw, anl = torch.Generator().manual_seed(0), ANL(skip=False)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=draw)
+
+    adapter = Adapter(normal(2, 6), normal(3, 2), normal(2, 2), normal(2, anl.n_basis))
+    x, held_out = normal(50, 6), normal(20, 6)
+    found = checks._merges(adapter, x, held_out, anl)
+    static = nonlinear_columns(adapter.A, adapter.H, adapter.spline_weight, anl)
+    torch.testing.assert_close(found[STATIC], held_out @ (adapter.B @ static).T)
+    hidden = adaptive_nonlinear(x @ adapter.A.T, adapter.H, adapter.spline_weight, anl)
+    best = torch.linalg.lstsq(x, hidden).solution
+    torch.testing.assert_close(found[CALIBRATED], held_out @ best @ adapter.B.T)
+
+
+def test_the_mean_of_a_target_is_no_gain() -> None:
+    x, held_out = torch.randn(2, 30, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    f, g = checks._centred(lambda x: x.abs() + 5, x, held_out)
+    mean = (held_out.abs() + 5).mean(0)
+    torch.testing.assert_close(f, x.abs() + 5 - mean)
+    torch.testing.assert_close(g, held_out.abs() + 5 - mean)
 
 
 def test_gradients_grow_with_the_weights(small: Small) -> None:

@@ -39,7 +39,7 @@ def table1_packaged() -> Suite:
     """Table 1's rows with MiniLM-L6 on rated film-review sentences."""
     recipes, rows = {}, []
     for short, (title, method, _, _) in TABLE_1_METHODS.items():
-        method = {**method, "r": 16} if short.startswith("adapter") else method
+        method = {"name": short, "r": 16} if short.startswith("adapter") else method
         for task in SMALL_TEXT:
             words = (f"Table 1, packaged: {title} on {task}.", SMALL_NOTE)
             recipes[f"{short}-{task}"] = CellRecipe(values=small_text(with_targets(method), task), words=words)
