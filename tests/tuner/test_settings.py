@@ -32,6 +32,8 @@ from transformers import (
     LlamaForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
 )
@@ -221,7 +223,9 @@ def test_names_that_begin_as_those_of_the_weights_do(name, tmp_path):
         assert torch.equal(loaded(IDS).logits, model.eval()(IDS).logits)
 
 
-@pytest.mark.parametrize("name", ["copy", "get", "setdefault", "popitem", "fromkeys", "persistent", "keys", "training"])
+@pytest.mark.parametrize(
+    "name", ["v1.0", "copy", "get", "setdefault", "popitem", "fromkeys", "persistent", "keys", "training"]
+)
 def test_names_that_a_layer_cannot_hold_a_weight_by(name):
     """Said before any layer has changed: the adapters that are there work as before."""
     model = get_peft_model(llama(), AuroraConfig(target_modules=ATTENTION, init_weights=False)).eval()
@@ -257,12 +261,80 @@ def test_a_module_whose_name_begins_so(tmp_path):
     assert torch.equal(PeftModel.from_pretrained(Net(), tmp_path)(x), model(x))
 
 
-def test_a_layer_that_mamba_reads_without_calling_is_refused():
+@pytest.mark.parametrize(
+    ("kind", "name", "models"),
+    [
+        ("mamba", "out_proj", "Mamba-based"),
+        ("mamba", "dt_proj", "Mamba-based"),
+        ("granitemoehybrid", "out_proj", "Mamba-based"),
+        ("wavlm", "q_proj", "wavlm"),
+    ],
+)
+def test_a_layer_that_a_model_reads_without_calling_is_refused(kind, name, models):
     model = nn.Module()
-    model.config = type("Config", (), {"model_type": "mamba", "to_dict": lambda self: {"model_type": "mamba"}})()
-    model.out_proj = nn.Linear(4, 4)
-    with pytest.raises(ValueError, match=r"'out_proj' is incompatible with Mamba-based models: a mamba model never"):
-        get_peft_model(model, AuroraConfig(target_modules=["out_proj"]))
+    model.config = type("Config", (), {"model_type": kind, "to_dict": lambda self: {"model_type": kind}})()
+    setattr(model, name, nn.Linear(4, 4))
+    with pytest.raises(ValueError, match=rf"'{name}' is incompatible with {models} models: a {kind} model reads"):
+        get_peft_model(model, AuroraConfig(target_modules=[name]))
+
+
+def test_all_linear_leaves_out_what_a_model_reads_without_calling():
+    model = nn.ModuleDict({"in_proj": nn.Linear(4, 4), "out_proj": nn.Linear(4, 4)})
+    model.config = type("Config", (), {"model_type": "mamba2", "to_dict": lambda self: {"model_type": "mamba2"}})()
+    with pytest.warns(UserWarning, match="Left out of 'all-linear': out_proj"):
+        adapted_model = get_peft_model(model, AuroraConfig(target_modules="all-linear"))
+    assert [name for name, _ in aurora_layers(adapted_model.base_model.model)] == ["in_proj"]
+
+
+def test_an_embedding_that_looks_up_positions_of_its_own_is_refused():
+    sizes = {"vocab_size": 20, "hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 16}
+    base = OPTForCausalLM(OPTConfig(**sizes, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=8))
+    with pytest.raises(ValueError, match="OPTLearnedPositionalEmbedding, whose forward pass"):
+        get_peft_model(base, AuroraConfig(target_modules=["embed_positions"]))
+
+
+def test_a_router_that_is_linear_is_left_out():
+    class Llama4Router(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).sigmoid(), None
+
+    def base():
+        return nn.ModuleDict({"a": nn.Linear(4, 4), "router": Llama4Router(4, 2)})
+
+    with pytest.warns(UserWarning, match="Left out of 'all-linear': router"):
+        model = get_peft_model(base(), AuroraConfig(target_modules="all-linear"))
+    assert [name for name, _ in aurora_layers(model.base_model.model)] == ["a"]
+    with pytest.raises(ValueError, match="'router' is a Llama4Router, whose forward pass"):
+        get_peft_model(base(), AuroraConfig(target_modules=["router"]))
+
+
+def test_names_to_merge_are_checked_and_count_once():
+    model = adapt(train_form="static")
+    with pytest.raises(ValueError, match="no AuroRA adapter named 'defualt'"):
+        model.merge_and_unload(adapter_names=["defualt"])
+    expected = logits(model)
+    model.merge_adapter(adapter_names=["default", "default"])
+    torch.testing.assert_close(logits(model), expected)
+
+
+def test_a_refused_adapter_leaves_the_model_as_it_was():
+    """PEFT freezes the base of a first adapter alone, and takes what is left of a refused one for another."""
+    base = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.BatchNorm1d(4)})
+    with pytest.raises(ValueError, match="BatchNorm1d"):
+        get_peft_model(base, AuroraConfig(target_modules=["a", "b"]))
+    assert type(base["a"]) is nn.Linear
+    model = get_peft_model(base, AuroraConfig(target_modules=["a"]))
+    assert all("aurora_" in name for name, p in model.named_parameters() if p.requires_grad)
+    with pytest.raises(ValueError, match="BatchNorm1d"):
+        model.add_adapter("other", AuroraConfig(target_modules=["a", "b"]))
+    assert list(model.base_model.model["a"].r) == list(model.peft_config) == ["default"]
+
+
+def test_what_models_read_of_a_layer_is_there():
+    base = nn.ModuleDict({"conv": nn.Conv1d(2, 3, 3, stride=2), "emb": nn.Embedding(5, 4, padding_idx=1)})
+    model = get_peft_model(base, AuroraConfig(target_modules=["conv", "emb"])).base_model.model
+    assert (model["conv"].stride, model["conv"].kernel_size, model["conv"].in_channels) == ((2,), (3,), 2)
+    assert (model["emb"].num_embeddings, model["emb"].padding_idx) == (5, 1)
 
 
 def test_bare_parameters_are_refused():

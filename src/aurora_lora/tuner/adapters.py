@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -13,6 +13,7 @@ from ..errors import AlreadyMergedError, MergeError
 from .config import AuroraConfig
 from .layer import AuroraLayer
 from .offloaded import AdapterBuffers, AdapterParameters
+from .peft_names import AuxiliaryTrainingWrapper, BaseTunerLayer
 from .stacked import by_plain_path
 
 
@@ -105,12 +106,24 @@ def no_adapter(name: str, there: Iterable[str], of: str = "AuroRA") -> ValueErro
 
 def check_adapter_name(name: str) -> None:
     """Raise a ValueError for a name that layers cannot hold a weight by: their dictionaries are modules, whose own
-    attributes are taken."""
-    if any(hasattr(holder, name) for holder in (AdapterParameters(), AdapterBuffers(persistent=True))):
+    attributes are taken, and which take no dots."""
+    holders = (AdapterParameters(), AdapterBuffers(persistent=True))
+    if not name or "." in name or any(hasattr(holder, name) for holder in holders):
         raise ValueError(
-            f"An AuroRA adapter cannot have the name {name!r}, which the dictionaries of weights in PyTorch have as an "
-            "attribute: choose another."
+            f"An AuroRA adapter cannot have the name {name!r}: it is empty, has a dot, or is an attribute of PyTorch's "
+            "dictionaries of weights. Choose another."
         )
+
+
+def check_names(model: nn.Module, names: Sequence[str] | str | None) -> None:
+    """Raise a ValueError if one of these names is that of no adapter of the model, of any method."""
+    if names is None or isinstance(names, str):
+        return
+    holders = (one for one in model.modules() if isinstance(one, (BaseTunerLayer, AuxiliaryTrainingWrapper)))
+    there = {name for holder in holders for name in holder._get_available_adapters()}
+    for name in names:
+        if name not in there:
+            raise no_adapter(name, sorted(there))
 
 
 def adapter_names(model: nn.Module) -> list[str]:

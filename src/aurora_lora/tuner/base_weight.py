@@ -59,6 +59,18 @@ def check_takes_merge(base: nn.Module, backend: QuantizationBackend | None) -> N
             "into: load the base model dequantised to merge, or serve the adapter beside it with "
             "aurora_lora.export_lora(model, folder)."
         )
+    if backend is None and (hasattr(base, "weight_scale") or hasattr(base, "online_quant")):
+        raise MergeError(
+            f"A {type(base).__name__} computes with a scaled or quantised form of its weight that PEFT has no access "
+            "to, and what is merged into it would be lost: load the base model dequantised to merge, or serve the "
+            "adapter beside it with aurora_lora.export_lora(model, folder)."
+        )
+    if backend is None and isinstance(weight, Tensor) and not (weight.is_floating_point() or weight.is_complex()):
+        raise MergeError(
+            f"The base weight of a {type(base).__name__} is stored in {weight.dtype}, which no update can be added to: "
+            "load the base model dequantised to merge, or serve the adapter beside it with "
+            "aurora_lora.export_lora(model, folder)."
+        )
     if backend is None and isinstance(weight, Tensor) and is_float8(weight.dtype):
         raise MergeError(
             "The base weight is stored in float8, which is too coarse for a merge: merge before diffusers' "

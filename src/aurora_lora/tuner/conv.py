@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .layer import AuroraLayer
+from .layer import AuroraLayer, of_base
 
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
@@ -55,6 +55,9 @@ class _AuroraConv(AuroraLayer):
     """
 
     dimensions: int
+    in_channels, out_channels = of_base("in_channels"), of_base("out_channels")
+    kernel_size, stride, padding = of_base("kernel_size"), of_base("stride"), of_base("padding")
+    dilation, groups, padding_mode = of_base("dilation"), of_base("groups"), of_base("padding_mode")
 
     def weight_columns(self) -> int:
         """The length of a patch."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import FormError
-from .layer import AuroraLayer
+from .layer import AuroraLayer, of_base
 
 
 class AuroraEmbedding(AuroraLayer):
@@ -21,6 +21,8 @@ class AuroraEmbedding(AuroraLayer):
     """
 
     has_forms = False
+    num_embeddings, embedding_dim = of_base("num_embeddings"), of_base("embedding_dim")
+    padding_idx = of_base("padding_idx")
 
     @staticmethod
     def reset_A(A: Tensor) -> None:  # noqa: N802 - A is the paper's name

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from .naming import ALL_LINEAR, exactly
+
+OTHER_OUTPUTS = ("Llama4Router", "PhimoeTopKRouter", "DeepseekV4GroupedLinear")
+"""Subclasses of `nn.Linear` in Transformers whose output is more than a linear map of the whole input."""
 
 FUSED = "aurora_kept_activation"
 """The attribute of a `TransformerEncoderLayer` with adapters with what its own switch of the fused kernel was."""
@@ -31,15 +35,27 @@ def may_fuse_layers_of(parent: Any) -> None:
         delattr(parent, FUSED)
 
 
-def leave_out_uncalled(config: Any, model: nn.Module) -> None:
-    """Where `target_modules` is "all-linear", leave out what no model calls: projections of `nn.MultiheadAttention`.
+def leave_out_uncalled(config: Any, model: nn.Module, is_bypassed: Callable[[str], bool]) -> None:
+    """Where `target_modules` is "all-linear", leave out what the model does not call, such as the projections of
+    `nn.MultiheadAttention`, and what is no linear map (`OTHER_OUTPUTS`).
 
     They become `exclude_modules` of the configuration, so that the adapter loads as it was made.
+
+    Args:
+        config: of the adapter.
+        model: that it is for.
+        is_bypassed: whether the model does not call its layers of a name.
     """
     if not isinstance(config.target_modules, str) or config.target_modules.lower() != ALL_LINEAR:
         return
     kind = nn.modules.linear.NonDynamicallyQuantizableLinear
-    paths = sorted(path for path, module in model.named_modules() if isinstance(module, kind))
+    paths = sorted(
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, kind)
+        or type(module).__name__ in OTHER_OUTPUTS
+        or (isinstance(module, nn.Linear) and is_bypassed(path.rpartition(".")[2]))
+    )
     given = config.exclude_modules
     if not paths or (isinstance(given, str) and all(re.fullmatch(given, path) for path in paths)):
         return
@@ -51,9 +67,9 @@ def leave_out_uncalled(config: Any, model: nn.Module) -> None:
     else:
         config.exclude_modules = {*(given or ()), *paths}
     warnings.warn(
-        f"Left out of 'all-linear': {', '.join(paths[:3])}{', ...' if len(paths) > 3 else ''}. They belong to a "
-        "torch.nn.MultiheadAttention, which reads their weight without calling them: an adapter there would do "
-        "nothing.",
+        f"Left out of 'all-linear': {', '.join(paths[:3])}{', ...' if len(paths) > 3 else ''}. The model "
+        "reads their weight without calling them (projections of a torch.nn.MultiheadAttention, layers of Mamba), so "
+        "that an adapter there would do nothing, or they return something else than a linear layer does (routers).",
         stacklevel=4,
     )
 

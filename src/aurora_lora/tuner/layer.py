@@ -30,6 +30,11 @@ BASE = "__base__"
 """PEFT's name in a mixed batch for the model without adapter."""
 
 
+def of_base(name: str) -> property:
+    """An attribute that models read of a layer, and that its base layer has."""
+    return property(lambda self: getattr(self.get_base_layer(), name))
+
+
 class AuroraLayer(AdapterState):
     """A module with AuroRA adapters: `h = W0 x + s B sigma(A x)` (Eq. 4), for what A x means there.
 
@@ -227,7 +232,7 @@ class AuroraLayer(AdapterState):
         silent = self.holds_rounded_merge or not self.keeps_original
         with _no_word_of_merged() if silent else nullcontext():
             names: list[str] = check_adapters_to_merge(self, adapter_names)
-        return [name for name in names if name in self.aurora_A]
+        return [name for name in dict.fromkeys(names) if name in self.aurora_A]
 
     @property
     def holds_rounded_merge(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .adapters import aurora_layers, check_adapter_name, check_before_merge, note_shared_weights
+from .adapters import aurora_layers, check_adapter_name, check_before_merge, check_names, note_shared_weights
 from .checkpoint import fit_checkpoint, without_empty_matrices
 from .combine import check_combination, check_options, concatenate, copy_saved_modules, saved_modules
 from .config import AS_GIVEN, AuroraConfig
@@ -29,10 +30,11 @@ from .peft_names import (
     get_quantization_kwargs,
     onload_layer,
 )
+from .refused_adapter import taken_back_if_refused
 from .registration import PREFIX
 from .stacked import alone
 from .tags import add_tags, take_tags
-from .targets import is_bypassed, layer_class, model_type
+from .targets import MAMBA, is_bypassed, layer_class, model_type
 from .tensors import ordinary_tensors
 from .ties import untie_all
 
@@ -77,8 +79,9 @@ class AuroraModel(BaseTuner):
             config.calibrated = vars(config).setdefault(AS_GIVEN, config.calibrated)
         config.check()
         warn_of_fused_experts(config.target_modules, model)
-        leave_out_uncalled(config, model)
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        leave_out_uncalled(config, model, functools.partial(is_bypassed, model))
+        with taken_back_if_refused(model, adapter_name, self.peft_config):
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
         keep_padding(model, AuroraLayer)
         add_tags(self.model)
         if source is None:
@@ -141,10 +144,12 @@ class AuroraModel(BaseTuner):
     def _check_target_module_compatiblity(self, peft_config: Any, model: nn.Module, target_name: str) -> None:
         """Refuse layers that are never called (the spelling is PEFT's)."""
         if is_bypassed(model, target_name):
+            kind = model_type(model)
+            models = "Mamba-based" if kind in MAMBA else kind
             raise ValueError(
-                f"Target module {target_name!r} is incompatible with Mamba-based models: a {model_type(model)} model "
-                "never calls it, its weight is read by a fused kernel, and an adapter there would do nothing. Leave it "
-                "out of target_modules."
+                f"Target module {target_name!r} is incompatible with {models} models: a {kind} model reads its weight "
+                "without calling it, always or in training, and an adapter there would do nothing. Leave it out of "
+                "target_modules."
             )
 
     # ---------------------------------------------------------------- forward
@@ -177,6 +182,7 @@ class AuroraModel(BaseTuner):
 
     def _check_before_merge(self, adapter_names: list[str] | None, safe_merge: bool) -> list[AuroraLayer]:
         """Raise what `merge` would raise in any layer, before the first layer is changed. Gives those to change."""
+        check_names(self.model, adapter_names)
         return check_before_merge(aurora_layers(self.model), adapter_names, safe_merge)
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
@@ -280,6 +286,7 @@ class AuroraModel(BaseTuner):
             modules_to_save=list(owners) or None,
             task_type=self.peft_config[adapters[0]].task_type,
             base_model_name_or_path=self.peft_config[adapters[0]].base_model_name_or_path,
+            revision=self.peft_config[adapters[0]].revision,
             inference_mode=True,
         )
         self.inject_adapter(self.model, adapter_name)

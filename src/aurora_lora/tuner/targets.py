@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .conv import AuroraConv1d, AuroraConv2d, AuroraConv3d
 from .embedding import AuroraEmbedding
+from .fused_encoder import OTHER_OUTPUTS
 from .layer import AuroraLayer
 from .linear import AuroraLinear
 from .peft_names import resolve_quantization_backend
@@ -24,14 +25,37 @@ LAYERS: dict[type[nn.Module], type[AuroraLayer]] = {
     nn.Embedding: AuroraEmbedding,
 }
 
-BYPASSED_IN_MAMBA = ("out_proj", "conv1d")
-"""Layers whose weight the kernels of Mamba read without calling the layer, so that an adapter would do nothing."""
-MAMBA = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
+MAMBA: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("mamba", "falcon_mamba"), ("conv1d", "x_proj", "dt_proj", "out_proj")),
+    **dict.fromkeys(
+        ("mamba2", "falcon_h1", "nemotron_h", "bamba", "granitemoehybrid", "zamba2"), ("conv1d", "out_proj")
+    ),
+    "jamba": ("conv1d", "dt_proj"),
+    "zamba": ("conv1d",),
+}
+BYPASSED: dict[str, tuple[str, ...]] = {
+    **MAMBA,
+    **dict.fromkeys(
+        ("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "olmo_hybrid", "kimi_linear"),
+        ("conv1d",),
+    ),
+    "wavlm": ("q_proj", "k_proj", "v_proj", "out_proj"),
+    "longcat_flash": ("classifier",),
+    **dict.fromkeys(("gemma3n", "gemma3n_text"), ("correction_coefs",)),
+}
+"""By the type of model, layers whose weight is read without calling the layer, always or by the kernels of training."""
+
+
+SAME_OUTPUTS = {
+    "bitsandbytes.nn.modules": ("Embedding",),
+    "diffusers.models.autoencoders.autoencoder_kl_cogvideox": ("CogVideoXSafeConv3d",),
+}
+"""By module, layers with a forward pass of their own that computes what their kind of layer does."""
 
 
 def is_bypassed(model: Any, name: str) -> bool:
-    """Whether a model never calls its layers of this name, so that an adapter there would do nothing."""
-    return model_type(model) in MAMBA and name in BYPASSED_IN_MAMBA
+    """Whether a model does not call its layers of this name, so that an adapter there would do nothing."""
+    return name in BYPASSED.get(model_type(model) or "", ())
 
 
 def model_type(model: Any) -> str | None:
@@ -60,6 +84,12 @@ def layer_class(base_layer: nn.Module, key: str, quantization: Mapping[str, Any]
             f"Target module {key!r} is split over processes, and tensor parallelism is not supported: load the "
             "base without tp_plan / tp_size. For FSDP2 over a named mesh, call get_peft_model before fully_shard."
         )
+    if computes_otherwise(base_layer):
+        raise ValueError(
+            f"Target module {key!r} is a {type(base_layer).__name__}, whose forward pass is not that of its kind of "
+            "layer (positions, padding, a norm or outputs of its own): an adapter would add something else than a "
+            "merge. Leave it out with exclude_modules."
+        )
     for kind, layer_cls in LAYERS.items():
         if isinstance(base_layer, kind):
             return layer_cls
@@ -70,3 +100,14 @@ def layer_class(base_layer: nn.Module, key: str, quantization: Mapping[str, Any]
         "torch.nn.Linear (also quantised), Conv1d, Conv2d, Conv3d, Embedding and transformers' Conv1D. Leave "
         "it out with exclude_modules."
     )
+
+
+def computes_otherwise(layer: nn.Module) -> bool:
+    """Whether a layer computes something else than its kind of layer does. A scale of what an embedding looks up is
+    carried over."""
+    name = type(layer).__name__
+    if name in OTHER_OUTPUTS or name in SAME_OUTPUTS.get(type(layer).__module__, ()):
+        return name in OTHER_OUTPUTS
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
+    kind = next((kind for kind in kinds if isinstance(layer, kind)), None)
+    return kind is not None and type(layer).forward is not kind.forward and not hasattr(layer, "embed_scale")
