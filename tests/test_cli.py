@@ -384,6 +384,7 @@ def test_version_and_help(aurora: Invoke) -> None:
         (["gap", "RUN", "--split", "dev"], "split 'dev' is not one of train, validation, test"),
         (["gap", "RUN", "--examples", "0"], "examples must be at least 1, got 0"),
         (["gap", "RUN/reference"], "is a run of linear-probe: only adapters of PEFT have a merge to measure"),
+        (["export", "RUN/reference", "-o", "lora"], "is a run of linear-probe: only AuroRA runs are exported as LoRA"),
         (["sigma", "RUN/reference"], "is a run of linear-probe: only AuroRA runs have forms to compare"),
         (["report", "RUN", "--figures", "figures", "--only", "updates"], "trained with training.save_updates=true"),
         (["report", "RUN", "--figures", "figures", "--only", "sigma"], "which `aurora sigma DIR` writes"),

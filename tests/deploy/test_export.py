@@ -4,9 +4,11 @@ import json
 import subprocess
 import sys
 import textwrap
+import tracemalloc
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from peft import AutoPeftModel, LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from safetensors import safe_open
@@ -642,3 +644,22 @@ def test_the_way_out_of_the_dynamic_form(model, make_bert, config, tmp_path):
         FormError, match=r"run aurora_lora\.calibrate\(model, batches\), and choose the calibrated form"
     ):
         fresh.merge_adapter()
+
+
+@pytest.mark.skipif(
+    not hasattr(safetensors.torch, "_flatten_as_ptr"), reason="this version of safetensors copies what it saves"
+)
+def test_weights_are_written_without_a_copy_of_them(tmp_path):
+    weights = {"w": torch.zeros(4 * 2**20)}  # 16 MiB
+    tracemalloc.start()
+    write_export(tmp_path / "weights.safetensors", weights)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20
+
+
+def test_a_weighted_combination_names_the_revision_of_the_base(make_bert, config, tmp_path):
+    model = get_peft_model(make_bert(), config(revision="v2", train_form="static"))
+    model.add_weighted_adapter(["default"], [1.0], "sum")
+    lora = export_lora(model, tmp_path / "lora", adapter_name="sum")
+    assert LoraConfig.from_pretrained(lora).revision == "v2"

@@ -636,3 +636,27 @@ def test_labels_of_models_that_do_not_shift_them(batches):
     assert given["nll"] == pytest.approx(own, rel=1e-5)
     assert merge_gap(model, [{"input_ids": ids}]).end_to_end[0].metric["nll"] == pytest.approx(own, rel=1e-5)
     assert float(_loss_of_texts(model, {"input_ids": ids})) == pytest.approx(own, rel=1e-5)
+
+
+@pytest.mark.parametrize("measure", [lambda model, x: merge_gap(model, x, merges=True), aurora_lora.merge_quantized])
+def test_a_weight_in_float8_is_refused_by_name(measure):
+    class FP8Linear(nn.Linear):
+        def __init__(self):
+            super().__init__(6, 6, bias=False)
+            self.weight = nn.Parameter(self.weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
+            self.weight_scale_inv = nn.Parameter(torch.ones(1, 1))
+
+        def forward(self, x):
+            return nn.functional.linear(x.float(), self.weight.float() * self.weight_scale_inv)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin = FP8Linear()
+
+        def forward(self, x):
+            return self.lin(x)
+
+    config = aurora_lora.AuroraConfig(target_modules=["lin"], train_form="static", init_weights=False)
+    with pytest.raises(MergeError, match=r"^lin: .*float8"):
+        measure(get_peft_model(Net(), config).eval(), [torch.randn(4, 6)])

@@ -551,3 +551,14 @@ def test_packing_changes_no_count_of_conversations(read: Read, model: Path) -> N
     assert data.rows_of_share(0.5) == list(range(0, 48, 2))
     batches = data.calibration_batches(read("messages", "calibration.examples=40").calibration)
     assert sum(len(batch["input_ids"]) for batch in batches) == 40
+
+
+def test_a_merge_keeps_generation_settings_that_transformers_warns_of(read: Read, tmp_path: Path) -> None:
+    """It refuses to save them once they were changed, as the end of an answer is."""
+    base = chats.save_model(tmp_path / "other", chats.GENERATION.replace("[SEP]", "[CLS]"))
+    path = base / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "temperature": 0.9}))
+    run = train(read(base=base), tmp_path / "run").folder
+    done = aurora("merge", run, "-o", tmp_path / "merged")
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "merged" / "generation_config.json").read_text())["temperature"] == 0.9

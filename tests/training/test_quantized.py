@@ -14,9 +14,16 @@ import pytest
 import tiny
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+)
 from typer.testing import CliRunner
 
 from aurora_lora import cli
@@ -488,3 +495,47 @@ def test_a_quantised_base_is_probed(tmp_path: Path, method: dict[str, Any], quan
     recipe.write_text(yaml_text.dump({**tiny.recipe(model, method=method), "model": section}), encoding="utf-8")
     run = train(load_recipe(recipe, ["training.epochs=1"]), tmp_path / "run")
     assert run.result["status"] == "finished"
+
+
+@pytest.mark.parametrize("name", ["nf4", "int8"])
+def test_a_trained_bias_is_merged_with_its_scale(write_recipe: Callable[..., Path], tmp_path: Path, name: str) -> None:
+    """PEFT's own merge into a quantised layer leaves the scale out."""
+    model = tiny.save_model(tmp_path / "model", width=64)
+    method = {"name": "lora", "r": 2, "lora_alpha": 16, "lora_bias": True, "target_modules": ["query"]}
+    run = train(load_recipe(write_recipe(model=model, method=method)), tmp_path / "run").folder
+    for output, options in (("exact", []), ("rounded", ["--quantization", name])):
+        done = aurora("merge", run, "-o", tmp_path / output, *options)
+        assert done.exit_code == 0, done.output
+    exact, rounded = (load_file(tmp_path / one / "model.safetensors") for one in ("exact", "rounded"))
+    biases = [key for key in exact if key.endswith("query.bias")]
+    assert biases
+    for key in biases:
+        torch.testing.assert_close(rounded[key].float(), exact[key])
+
+
+def test_a_trained_bias_without_a_place_is_one_line(tmp_path: Path) -> None:
+    lm = tiny.save_language_model(tmp_path / "lm", width=64)
+    task = {"name": "tiny-questions", "train_size": 16, "validation_size": 8, "test_size": 8}
+    method = {"name": "lora", "r": 2, "lora_bias": True, "target_modules": ["q_proj"]}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml_text.dump(tiny.recipe(lm, task=task, method=method)), encoding="utf-8")
+    run = train(load_recipe(recipe, ["training.epochs=1"]), tmp_path / "run").folder
+    done = aurora("merge", run, "-o", tmp_path / "merged")
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "the bias that lora_bias=True trains cannot be merged" in done.stderr
+
+
+def test_a_full_temporary_folder_is_one_line(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", full)
+    done = aurora("merge", run, "-o", tmp_path / "merged", "--quantization", "nf4")
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "No space left on device" in done.stderr
+    assert "TMPDIR" in done.stderr
+
+
+def test_what_merges_round_by_is_not_measured_on(run: Path) -> None:
+    """Of the 64 training texts, 32 are the calibration's."""
+    assert gap_and_export.gap(run, split="train", quantizations="nf4").predictions == 32

@@ -682,3 +682,14 @@ def test_callback_in_transformers_own_trainer(write_recipe: WriteRecipe, tmp_pat
         plain.train()
     assert trainer.module.peft_config["default"].calibrated
     trainer.module.merge_and_unload()  # raises if the calibration were missing or stale
+
+
+def test_the_base_of_a_run_is_not_replaced_by_its_merge(
+    run: TrainedRun, write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    base = merge(load_run(run.folder), tmp_path / "base").folder
+    second = load_run(train(load_recipe(write_recipe(model=base)), tmp_path / "second").folder)
+    before = (base / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match="was trained on and needs"):
+        merge(second, base, overwrite=True)
+    assert (base / "model.safetensors").read_bytes() == before

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import MergeError, NotFiniteError
 from ..finite import is_finite
 from ..tuner import AuroraLayer
-from ..tuner.base_weight import is_recomputed
+from ..tuner.base_weight import check_takes_merge
 from ..tuner.linear import upright
 from ..tuner.peft_names import TrainableTokensLayer, get_quantization_kwargs, resolve_quantization_backend
 from .collector import Collector
@@ -149,11 +149,16 @@ def held_format(path: str, module: Any, model: nn.Module, action: str) -> Format
         action: the function that asks, for the error.
 
     Raises:
-        MergeError: in a format whose codes cannot be read and written.
+        MergeError: in a format whose codes cannot be read and written, or see `check_takes_merge`.
+        NotImplementedError: see `check_takes_merge`.
     """
     base: Any = module.get_base_layer()
     backend = resolve_quantization_backend(base, **get_quantization_kwargs(plain_model(model)))
     if backend is None:
+        try:
+            check_takes_merge(base, None)
+        except (MergeError, NotImplementedError) as error:
+            raise type(error)(f"{path}: {error}") from error
         return None
     if (found := format_of(base, backend)) is None:
         kind = type(getattr(base, "weight", base)).__name__
@@ -171,8 +176,6 @@ def _format(path: str, module: Any, model: nn.Module) -> Format | None:
     base: Any = module.get_base_layer()
     if not isinstance(base, nn.Linear) and not hasattr(base, "nf"):
         raise MergeError(f"{path}: merge_gap measures merges of linear layers, not of {type(base).__name__}.")
-    if is_recomputed(base):
-        raise MergeError(f"{path}: its weight is computed from other parameters, and cannot be merged into.")
     if base.weight.is_meta:
         raise MergeError(f"{path}: its weight is not in memory: load the whole model to measure merges.")
     return None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import NotFiniteError
@@ -44,13 +44,15 @@ def write_export(
     metadata = {**METADATA, _BESIDE: json.dumps(beside)}
     if components:
         metadata[_COMPONENTS] = json.dumps(components)
-    data = save(weights, metadata)
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
-    text += b" " * (-len(text) % 8)
-    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+    save_file(weights, path, metadata)
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+        assert len(text) <= length  # the same entries in another order
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def in_dtype(weights: dict[str, Tensor], dtype: torch.dtype | str) -> dict[str, Tensor]:

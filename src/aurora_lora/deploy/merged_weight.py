@@ -15,7 +15,7 @@ from ..ops import without_autocast
 from ..tuner import AuroraLayer
 from ..tuner.adapters import check_not_merged
 from ..tuner.peft_names import BaseTunerLayer
-from ..tuner.stacked import by_plain_path
+from ..tuner.stacked import by_plain_path, plain_path
 
 QUANTISING = ("bnb", "hqq", "torchao")
 """Modules of PEFT whose layers, when they merge, dequantise and quantise by themselves."""
@@ -138,6 +138,25 @@ def trains_bias(path: str, layer: Any, name: str) -> bool:
     if trains and getattr(layer.get_base_layer(), "bias", None) is None:
         raise MergeError(f"{path}: the bias that lora_bias=True trains cannot be merged: the layer has none.")
     return trains
+
+
+def prepare_biases(model: nn.Module) -> None:
+    """Before PEFT merges and unloads a model: give LoRA's biases the scale that they have in the forward pass, which
+    PEFT's own merge into a quantised layer leaves out.
+
+    Raises:
+        MergeError: see `trains_bias`; nothing is changed then.
+    """
+    trained = [
+        (layer, name)
+        for path, layer in model.named_modules()
+        if isinstance(layer, BaseTunerLayer) and not layer.merged
+        for name in adapters_of(layer)
+        if trains_bias(plain_path(model, path), layer, name)
+    ]
+    for layer, name in trained:
+        if _quantises(layer):
+            layer.lora_B[name].bias.data *= layer.scaling[name]  # type: ignore[attr-defined]
 
 
 def _quantises(layer: Any) -> bool:

