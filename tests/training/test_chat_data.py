@@ -3,6 +3,7 @@
 import os
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import chats
@@ -14,6 +15,7 @@ from datasets import Dataset
 from aurora_lora.deploy.batch import IGNORED
 from aurora_lora.training import chat_data
 from aurora_lora.training.chat_data import _Preparation
+from aurora_lora.training.chat_format import set_template
 from aurora_lora.training.chat_labels import label_answers
 from aurora_lora.training.models import load_tokenizer
 
@@ -145,3 +147,11 @@ def test_rows_without_options_of_the_template(
     assert made["input_ids"][:] == expected
     if not answers_only and form == "messages":
         assert made["labels"][:] == expected
+
+
+def test_a_template_with_a_byte_order_mark(tmp_path: Path) -> None:
+    """Some editors put one at the beginning of a file: it is no part of the template."""
+    path, tokenizer = tmp_path / "chat.jinja", SimpleNamespace(chat_template=None)
+    path.write_text("{{ messages }}", encoding="utf-8-sig")
+    set_template(tokenizer, str(path))  # type: ignore[arg-type]
+    assert tokenizer.chat_template == "{{ messages }}"

@@ -13,7 +13,14 @@ from unittest.mock import Mock
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    TrainerCallback,
+)
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -478,3 +485,22 @@ def test_new_questions_are_asked_as_those_that_a_packaged_task_trained_with(monk
     assert asked[0].endswith(" The above reasoning is")
     assert asked[1].endswith("Answer:")
     assert "answer3" in asked[2]  # strategyqa has yes and no alone
+
+
+def test_scores_of_a_model_that_keeps_states(lm: Path) -> None:
+    """As those with convolutions or linear attention do, which keep more of a prompt than keys and values."""
+    tokenizer = AutoTokenizer.from_pretrained(lm)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    layers = {"num_key_value_heads": 2, "layer_types": ["conv", "full_attention"], "max_position_embeddings": 128}
+    model = Lfm2ForCausalLM(Lfm2Config(vocab_size=len(tokenizer), **layers, **sizes)).eval()
+    batch = Questions(tokenizer, 4)(encode_questions(tokenizer, PROMPTS, CHOICES, [0, 2, 1]))
+    with torch.no_grad():
+        scores = choice_scores(model, batch, 4)
+        for row, (prompt, choices) in enumerate(zip(PROMPTS, CHOICES, strict=True)):
+            before = tokenizer(prompt)["input_ids"]
+            for column, choice in enumerate(choices):
+                ids = torch.tensor([before + tokenizer(choice, add_special_tokens=False)["input_ids"]])
+                likelihood = model(input_ids=ids).logits[0].log_softmax(-1)
+                total = sum(likelihood[at - 1, ids[0, at]] for at in range(len(before), ids.shape[1]))
+                assert scores[row, column, 0].item() == pytest.approx(float(total), abs=1e-4)

@@ -390,3 +390,21 @@ def test_methods_with_steps_of_their_own(
         assert any(key.endswith("is_shared") for key in one) == (method["name"] == "lora-drop")
         for key, value in one.items():
             torch.testing.assert_close(two[key], value, rtol=1e-3, atol=1e-4, msg=lambda m, k=key: f"{k}: {m}")
+
+
+def test_layers_behind_the_hidden_states_that_are_learned(
+    aurora: Aurora, write_recipe: Callable[..., Path], model_without_dropout: Path, tmp_path: Path
+) -> None:
+    """A pooler gets no gradient from them."""
+    training = {"epochs": 1, "batch_size": 16, "learning_rate": 1e-3, "threads": 1}
+    teacher = write_recipe(model=model_without_dropout, method="full", training=training)
+    train_alone(aurora, teacher, tmp_path / "teacher")
+    task = {"name": "tiny-sentiment", "train_size": 64, "validation_size": 32, "test_size": 32}
+    recipe = write_recipe(
+        model=model_without_dropout,
+        task={**task, "teacher": str(tmp_path / "teacher")},
+        method={"name": "lora", "r": 2, "target_modules": "all-linear"},
+        training=training,
+    )
+    answers = launch(aurora, recipe, tmp_path / "two")
+    assert [answer["status"] for answer in answers] == [0, 0], answers

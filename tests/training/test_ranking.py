@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from aurora_lora import cli
 from aurora_lora.errors import UserError
 from aurora_lora.lab.report.ranks_figure import ranks_tables
-from aurora_lora.training import load_recipe, probing, yaml_text
+from aurora_lora.training import load_recipe, probing, train, yaml_text
 from aurora_lora.training.build import make_trainer
 from aurora_lora.training.probing import kept_start
 from aurora_lora.training.ranking import exhausted, ranking
@@ -100,7 +100,8 @@ def test_a_budget_in_words_leaves_out_what_is_trained_whole(model: Path) -> None
     assert len(set(counts.values())) == 1
 
 
-def test_encoder_and_decoder_are_told_apart(model: Path, tmp_path: Path) -> None:
+def save_bart(folder: Path, model: Path) -> Path:
+    """A tiny encoder-decoder classifier, with the tokenizer of another model."""
     config = BartConfig(
         vocab_size=AutoTokenizer.from_pretrained(model).vocab_size,
         **dict.fromkeys(("encoder_layers", "decoder_layers"), 2),
@@ -113,9 +114,21 @@ def test_encoder_and_decoder_are_told_apart(model: Path, tmp_path: Path) -> None
         eos_token_id=3,
         decoder_start_token_id=3,
     )
-    folder = tmp_path / "bart"
     BartForSequenceClassification(config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("task", ["tiny-sentiment", "tiny-rating"])
+def test_an_encoder_decoder_model_is_scored(model: Path, tmp_path: Path, task: str) -> None:
+    """Its hidden states come beside the logits."""
+    values = tiny.recipe(save_bart(tmp_path / "bart", model), method={"name": "lora", "target_modules": ["q_proj"]})
+    values["task"] = {**values["task"], "name": task}
+    assert train(validate(values, "recipe"), tmp_path / "run").result["epochs"]
+
+
+def test_encoder_and_decoder_are_told_apart(model: Path, tmp_path: Path) -> None:
+    folder = save_bart(tmp_path / "bart", model)
     record = ranking(
         validate(tiny.recipe(folder, method={"name": "lora", "target_modules": ["q_proj"]}), "recipe"), 500
     )

@@ -389,3 +389,11 @@ def test_flash_attention_goes_with_16_bits(write_recipe: WriteRecipe) -> None:
         UserError, match=r"model\.attention: 'flash_attention_2' computes in 16 bits alone: set training"
     ):
         load_recipe(write_recipe(), wanted[:1])
+
+
+def test_the_rate_of_a_reference_falls_too(write_recipe: Callable[..., Path], refused: Callable[..., None]) -> None:
+    refused(
+        write_recipe(reference={"method": "linear-probe", "learning_rate": 1e-7}),
+        "reference.learning_rate: 1e-07 is not allowed with scheduler 'polynomial', which ends at 1e-07",
+        "training.scheduler=polynomial",
+    )

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerControl
 
 from aurora_lora.errors import UserError
-from aurora_lora.training import TrainedRun, load_recipe, load_run, step_callbacks, train
+from aurora_lora.training import TrainedRun, build, load_recipe, load_run, step_callbacks, train
 from aurora_lora.training.build import load_trained_model, make_trainer
 from aurora_lora.training.evaluating import evaluate
 from aurora_lora.training.kinds import KINDS
@@ -333,3 +333,89 @@ def test_a_quantised_language_model(write_recipe: WriteRecipe, tmp_path: Path) -
     layers = {name: type(module) for name, module in rates.model.named_modules()}
     assert layers["base_model.model.lm_head"] is torch.nn.Linear
     assert layers["base_model.model.model.layers.0.self_attn.k_proj"] is bitsandbytes.nn.Linear4bit
+
+
+def test_each_training_is_a_run_of_its_own(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transformers' callback would log the reference into the first one's run of Weights & Biases."""
+    begun: list[str] = []
+    ended: list[tuple[str, int]] = []
+    wandb: Any = ModuleType("wandb")
+
+    def init(name: str, **more: Any) -> None:
+        begun.append(name)
+        wandb.run = SimpleNamespace(name=name, id="1", summary={}, _label=lambda **given: None)
+
+    def finish(exit_code: int) -> None:
+        ended.append((wandb.run.name, exit_code))
+        wandb.run = None
+
+    wandb.run, wandb.init, wandb.finish, wandb.config, wandb.log = None, init, finish, {}, lambda values: None
+    errors: Any = ModuleType("wandb.sdk.lib.config_util")
+    errors.ConfigError = ValueError
+    for one in (wandb, ModuleType("wandb.sdk"), ModuleType("wandb.sdk.lib"), errors):
+        monkeypatch.setitem(sys.modules, one.__name__, one)
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: True)
+    recipe = write_recipe(reference={"method": "linear-probe"})
+    train(load_recipe(recipe, ["training.report_to=[wandb]", "training.epochs=1"]), tmp_path / "run")
+    assert begun == ["tiny", "tiny-reference"]
+    assert ended == [("tiny", 0), ("tiny-reference", 0)]
+
+
+def test_the_losses_of_a_run_that_goes_on(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = build.training_arguments
+
+    def seldom(*given: Any) -> Any:
+        args = own(*given)
+        args.logging_steps = 3  # an epoch is 8 steps
+        return args
+
+    monkeypatch.setattr(build, "training_arguments", seldom)
+    recipe = load_recipe(write_recipe())
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path / "run", make_callbacks=lambda: [tiny.Stop(10)])
+    epochs = train(recipe, tmp_path / "run").result["epochs"]
+    assert epochs == train(recipe, tmp_path / "whole").result["epochs"]
+
+
+def test_what_is_done_at_the_end_of_an_epoch_is_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(step_callbacks, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    clock, control, state = Clock(), TrainerControl(), SimpleNamespace(epoch=1.0)
+    clock.on_epoch_begin(None, state, control)
+    now[0] = 3.0
+    clock.on_step_end(None, state, control)
+    now[0] = 50.0
+    clock.on_epoch_end(None, state, control)
+    assert clock.seconds == 3.0
+
+
+STORED = {"quant_method": "mxfp4"}
+
+
+@pytest.mark.parametrize(
+    ("method", "trainable", "field"),
+    [({"name": "lora", "target_modules": ["query"]}, False, "model"), ("linear-probe", True, "method")],
+)
+def test_a_model_that_is_stored_quantised(
+    write_recipe: WriteRecipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: Any,
+    trainable: bool,
+    field: str,
+) -> None:
+    own = build.base_for
+
+    def stored(*given: Any) -> Any:
+        base: Any = own(*given)
+        base.is_quantized, base.config.quantization_config = True, STORED
+        base.hf_quantizer = SimpleNamespace(is_trainable=trainable, quantization_config=SimpleNamespace(**STORED))
+        return base
+
+    monkeypatch.setattr(build, "base_for", stored)
+    with pytest.raises(UserError, match=rf"^{field}: .*stored quantised \(mxfp4\)"):
+        train(load_recipe(write_recipe(method=method)), tmp_path / "run")

@@ -101,11 +101,12 @@ def test_loggers_and_updates_do_not_keep_a_folder_in_which_nothing_was_trained(
     smaller = recipe.model_copy(update={"training": training})
     tmp_path /= "run"
     storage.write_recipe(tmp_path, recipe)
-    for name in ("logs", "updates"):
+    written = {"logs": "events.out.tfevents.17", "updates": "epoch-000.safetensors"}
+    for name, file in written.items():
         (tmp_path / name).mkdir()
-        (tmp_path / name / "begun").touch()
+        (tmp_path / name / file).touch()
     storage.check_recipe(tmp_path, smaller)
-    assert (tmp_path / "logs" / "begun").exists()
+    assert (tmp_path / "logs" / written["logs"]).exists()
     storage.write_recipe(tmp_path, smaller)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.yaml"]
 
@@ -119,6 +120,15 @@ def test_folders_of_the_users_own_stay(write_recipe: WriteRecipe, tmp_path: Path
     storage.check_recipe(tmp_path / "run", recipe)
     storage.write_recipe(tmp_path / "run", recipe)
     assert all((tmp_path / "run" / name / "precious").exists() for name in ("logs", "updates"))
+
+
+def test_the_users_logs_stay_at_the_second_attempt(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    folder, recipe = tmp_path / "run", load_recipe(write_recipe())
+    storage.write_recipe(folder, recipe)  # the first attempt, which made nothing
+    (folder / "logs").mkdir()
+    (folder / "logs" / "17.out").touch()
+    storage.write_recipe(folder, recipe.model_copy(update={"seed": 1}))
+    assert (folder / "logs" / "17.out").exists()
 
 
 @pytest.mark.parametrize("name", ["config.json", "adapter_config.json", "model_index.json"])

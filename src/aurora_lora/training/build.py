@@ -12,10 +12,11 @@ from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from ..deploy.probe import Loss
+from ..errors import UserError
 from ..forms import CALIBRATED
 from ..methods import Sample, count_parameters
 from ..methods.apply import apply_method, plain_method_errors
-from ..methods.base import load_finite
+from ..methods.base import PeftMethod, load_finite
 from ..methods.parameters import is_head
 from ..methods.targets import check_modules
 from ..tasks.own.split import Splits
@@ -30,7 +31,7 @@ from .finished_run import TrainedRun
 from .loggers import logger_callbacks
 from .memory import PRECISIONS, base_for, checkpoint_activations, frozen_dtype, keep_frozen_in
 from .model_inputs import Processor, check_positions, longest_text
-from .models import load_processor
+from .models import load_processor, quantization_of
 from .probing import start_for
 from .quantized_base import probed
 from .recipe import Recipe
@@ -73,6 +74,7 @@ def make_trainer(
     set_seed(recipe.seed)  # the head and the adapter start at random
     base = base_for(recipe, data.task, processor, data.labels)
     if adapter is None:  # a trained one gives label units
+        _check_stored(recipe, base)
         data = kind.standardised(data, base)
     elif (finished := read_result(adapter.parent)) is not None:
         warn_of_another_commit(adapter.parent, finished, commit_of(base))
@@ -100,13 +102,28 @@ def make_trainer(
     model = _new_model(recipe, base, data, loss, checkpoints) if adapter is None else make_model(recipe, base, adapter)
     if recipe.training.gradient_checkpointing:
         checkpoint_activations(model)
-    # Of the body's own weights, trained without a PEFT adapter, the task may use only some, and no text reaches the
-    # part of a model that sees images: then DDP must search.
+    # Of the body's own weights, trained without a PEFT adapter, the task may use only some, no text reaches the part of
+    # a model that sees images, and no gradient a pooler behind hidden states that are learned: then DDP must search.
     own_weights = not hasattr(model, "peft_config") and count_parameters(model).adapter > 0
-    args.ddp_find_unused_parameters = own_weights or base.config.get_text_config() is not base.config
+    is_partly_used = own_weights or recipe.task.teacher is not None
+    args.ddp_find_unused_parameters = is_partly_used or base.config.get_text_config() is not base.config
     if adapter is None:
         callbacks = [*_of_training(recipe, data, checkpoints.parent), *callbacks]
     return trainer_of(model, [*kind.callbacks(data), *recipe.method.callbacks(), *callbacks]), data
+
+
+def _check_stored(recipe: Recipe, base: Any) -> None:
+    """Raise a UserError where a model is stored quantised, and cannot be trained so by the recipe's methods."""
+    if recipe.base.quantization is not None or not getattr(base, "is_quantized", False):
+        return
+    stored = f"'{recipe.model}' is stored quantised ({quantization_of(base.config)})"
+    if not base.hf_quantizer.is_trainable:
+        raise UserError(f"model: {stored}, in which Transformers trains nothing: name a copy that is not")
+    if getattr(base.hf_quantizer, "is_qat_trainable", False) is True:  # the weights themselves, rounded at each step
+        return
+    for one in (recipe.method, *(() if recipe.reference is None else (recipe.reference.method,))):
+        if not isinstance(one, PeftMethod) or one.base_use != "frozen" or not one.is_trained_quantised:
+            raise UserError(f"method: {one.name!r} is not allowed: {stored}: take an adapter of PEFT on a frozen base")
 
 
 def _data(recipe: Recipe, processor: Processor, adapter: Path | None, scored: Splits | None) -> Data:

@@ -46,7 +46,7 @@ def set_template(tokenizer: PreTrainedTokenizerBase, given: str | None) -> dict[
         tokenizer.chat_template = CHATML.replace("END", str(end))
     elif given is not None:
         try:
-            tokenizer.chat_template = expanded(given).read_text(encoding="utf-8")
+            tokenizer.chat_template = expanded(given).read_text(encoding="utf-8-sig")
             return {given: file_digest(expanded(given))}
         except (OSError, UnicodeError) as error:
             why = getattr(error, "strerror", None) or error

@@ -247,6 +247,18 @@ def questions_at_once(config: Any, choices: int, prompt: int, choice: int) -> in
 
 def _scores(model: nn.Module, batch: Mapping[str, Any], max_choices: int) -> Tensor:
     """`choice_scores` of a batch at once."""
+    prompt, choices = batch["prompt_ids"], batch["choice_ids"]
+    rows, columns = batch["places"].unbind(1)
+    logits = _choice_logits(model, batch).float()
+    nll = cross_entropy(logits.flatten(0, 1), choices.flatten(), reduction="none").view_as(choices)
+    total = -(nll * batch["choice_mask"]).sum(1)
+    scores: Tensor = total.new_full((len(prompt), max_choices, 2), -torch.inf)
+    scores[rows, columns] = torch.stack((total, total / batch["lengths"]), dim=1)
+    return scores
+
+
+def _choice_logits(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    """The logits that foretell each token of each choice, (m, tokens, vocabulary)."""
     prompt, mask, choices = batch["prompt_ids"], batch["prompt_mask"], batch["choice_ids"]
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     # By index: the slice that Transformers takes for 1 is not contiguous, and a CPU is far slower on it.
@@ -254,8 +266,10 @@ def _scores(model: nn.Module, batch: Mapping[str, Any], max_choices: int) -> Ten
     last = {"logits_to_keep": end} if takes(model, "logits_to_keep") else {}
     kept = {"position_ids": positions} if takes(model, "position_ids") else {}
     output = model(input_ids=prompt, attention_mask=mask, use_cache=True, **kept, **last)
-    rows, columns = batch["places"].unbind(1)
-    cache = output.past_key_values
+    rows = batch["places"][:, 0]
+    cache: Any = getattr(output, "past_key_values", None)
+    if _has_states(cache):
+        return _whole_logits(model, batch)
     cache.batch_select_indices(rows)
     if kept:
         ahead = torch.arange(1, choices.shape[1] + 1, device=choices.device)
@@ -263,12 +277,27 @@ def _scores(model: nn.Module, batch: Mapping[str, Any], max_choices: int) -> Ten
     whole_mask = torch.cat((mask[rows], batch["choice_mask"]), dim=1)
     further = model(input_ids=choices, attention_mask=whole_mask, past_key_values=cache, use_cache=True, **kept)
     # Position t predicts token t + 1; the first token of a choice comes from the prompt's last position.
-    logits = torch.cat((output.logits[rows, -1:], further.logits[:, :-1]), dim=1).float()  # (m, tokens, vocabulary)
-    nll = cross_entropy(logits.flatten(0, 1), choices.flatten(), reduction="none").view_as(choices)
-    total = -(nll * batch["choice_mask"]).sum(1)
-    scores: Tensor = total.new_full((len(prompt), max_choices, 2), -torch.inf)
-    scores[rows, columns] = torch.stack((total, total / batch["lengths"]), dim=1)
-    return scores
+    return torch.cat((output.logits[rows, -1:], further.logits[:, :-1]), dim=1)
+
+
+def _has_states(cache: Any) -> bool:
+    """Whether a model keeps more of a prompt than keys and values, as those with convolutions or linear attention do:
+    that cannot be handed to each of several choices."""
+    layers = getattr(cache, "layers", None)
+    return layers is None or any(hasattr(layer, "conv_states") for layer in layers)
+
+
+def _whole_logits(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    """`_choice_logits` by a pass over each choice behind its prompt."""
+    rows, choices = batch["places"][:, 0], batch["choice_ids"]
+    prompt = batch["prompt_ids"][rows]
+    mask = torch.cat((batch["prompt_mask"][rows], batch["choice_mask"]), dim=1)
+    wanted = torch.arange(choices.shape[1], device=choices.device) + prompt.shape[1] - 1
+    kept = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)} if takes(model, "position_ids") else {}
+    some = {"logits_to_keep": wanted} if takes(model, "logits_to_keep") else {}
+    ids = torch.cat((prompt, choices), dim=1)
+    logits: Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False, **kept, **some).logits
+    return logits if some else logits[:, wanted]
 
 
 def generated_choices(

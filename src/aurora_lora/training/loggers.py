@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,23 @@ from transformers.integrations import integration_utils
 
 from ..extras import extra
 from .sections import Logger
+
+
+@contextmanager
+def own_runs(names: Sequence[Logger]) -> Iterator[None]:
+    """Within the block a training may begin a run of Weights & Biases, which ends with it: Transformers' callback goes
+    on with one that is open. One that the caller has begun stays theirs."""
+    wandb: Any = None
+    if "wandb" in names:
+        with extra("wandb"):
+            wandb = importlib.import_module("wandb")
+    is_theirs, failed = wandb is not None and wandb.run is not None, True
+    try:
+        yield
+        failed = False
+    finally:
+        if wandb is not None and not is_theirs and wandb.run is not None:
+            wandb.finish(exit_code=int(failed))
 
 
 def logger_callbacks(names: Sequence[Logger], folder: Path) -> list[TrainerCallback]:

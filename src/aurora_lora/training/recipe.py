@@ -25,6 +25,7 @@ from .kinds import KINDS, Kind, kind_of
 from .kinds.distillation import DISTILLATION
 from .own_section import OwnFields, check_own, either, own_columns, own_task
 from .sections import (
+    LEAST,
     BoundMethod,
     CalibrationSection,
     ModelSection,
@@ -268,6 +269,14 @@ class Recipe(RunRecipe):
             given = f"{wanted!r} is no metric of the validation scores of {self.task.name}"
             why = f"{given} (allowed: {', '.join(map(repr, known))})"
             raise PydanticCustomError("below", "training.select_by: {why}", {"why": why})
+        return self
+
+    @model_validator(mode="after")
+    def _reference_falls(self) -> Recipe:
+        rate = None if self.reference is None else self.reference.learning_rate
+        if rate is not None and self.training.scheduler == "polynomial" and rate <= LEAST:
+            why = f"{rate!r} is not allowed with scheduler 'polynomial', which ends at {LEAST}"
+            raise PydanticCustomError("below", "reference.learning_rate: {why}", {"why": why})
         return self
 
     @model_validator(mode="after")

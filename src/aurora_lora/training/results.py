@@ -275,18 +275,20 @@ def write_result(folder: Path, result: Result) -> None:
 
 def epochs_from_log(history: list[dict[str, Any]], metrics: tuple[str, ...]) -> list[dict[str, Any]]:
     """One entry for each evaluation in Transformers' log: epoch, step, mean training loss since the last, metrics."""
-    entries, losses = [], []
+    entries: list[dict[str, Any]] = []
+    total, steps, last = 0.0, 0, 0
     for record in history:
-        if "loss" in record:
-            losses.append(record["loss"])
+        if "loss" in record:  # the mean over the steps since the one before
+            step = record.get("step", last + 1)
+            total, steps, last = total + record["loss"] * (step - last), steps + step - last, step
         elif any(f"eval_{name}" in record for name in metrics):
             entries.append(
                 {
                     "epoch": record["epoch"],
                     "step": record["step"],
-                    "train_loss": sum(losses) / len(losses) if losses else None,
+                    "train_loss": total / steps if steps else None,
                     "validation": {name: record[f"eval_{name}"] for name in metrics if f"eval_{name}" in record},
                 }
             )
-            losses = []
+            total, steps = 0.0, 0
     return files.finite_or_none(entries)  # type: ignore[no-any-return]

@@ -24,6 +24,7 @@ from .data_record import check_files, keep_data
 from .distributed import draw_apart, on_main, state
 from .finished_run import TrainedRun
 from .kinds import kind_of
+from .loggers import own_runs
 from .memory import reset_peak_memory
 from .outcome import score, scored_result, write_run
 from .reading import load_recipe
@@ -98,27 +99,28 @@ def _train(recipe: Recipe, folder: Path, make_callbacks: MakeCallbacks) -> tuple
     on_main(lambda: check_access(recipe.model))
     reset_peak_memory()
     bars = make_callbacks()
-    trainer, data = make_trainer(recipe, folder / CHECKPOINTS, bars)
-    on_main(lambda: keep_data(folder, data))
-    told = [*notes(data.record or {}), *_notes_of_model(recipe, trainer.module)]
-    for bar in bars:
-        if told and hasattr(bar, "say"):
-            bar.say(told)
-    checkpoint = trainer.resume()
-    prepare_for(recipe, trainer, data, checkpoint)
-    if checkpoint is None:  # each checkpoint has the random state of every process
-        draw_apart(recipe.seed)
-    if not trainer.has_ended(checkpoint):
-        try:
-            with termination.deferred():
-                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        except NotFiniteInputsError as error:  # of a calibration before an evaluation
-            raise UserError(f"{DIVERGED}: {one_line(error)} Lower training.learning_rate") from error
-    trainer.load_best()
-    check_finite(trainer.module.named_parameters(), DIVERGED)
-    calibrate_for(recipe, trainer, data)
-    result = scored_result(recipe, trainer, data)
-    on_main(lambda: write_run(recipe, folder, trainer, data, result))
+    with own_runs(recipe.training.report_to):
+        trainer, data = make_trainer(recipe, folder / CHECKPOINTS, bars)
+        on_main(lambda: keep_data(folder, data))
+        told = [*notes(data.record or {}), *_notes_of_model(recipe, trainer.module)]
+        for bar in bars:
+            if told and hasattr(bar, "say"):
+                bar.say(told)
+        checkpoint = trainer.resume()
+        prepare_for(recipe, trainer, data, checkpoint)
+        if checkpoint is None:  # each checkpoint has the random state of every process
+            draw_apart(recipe.seed)
+        if not trainer.has_ended(checkpoint):
+            try:
+                with termination.deferred():
+                    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            except NotFiniteInputsError as error:  # of a calibration before an evaluation
+                raise UserError(f"{DIVERGED}: {one_line(error)} Lower training.learning_rate") from error
+        trainer.load_best()
+        check_finite(trainer.module.named_parameters(), DIVERGED)
+        calibrate_for(recipe, trainer, data)
+        result = scored_result(recipe, trainer, data)
+        on_main(lambda: write_run(recipe, folder, trainer, data, result))
     return result, False
 
 

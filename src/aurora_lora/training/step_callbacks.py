@@ -57,7 +57,8 @@ class Clock(TrainerCallback):
             self._since = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
-        if control.should_evaluate or control.should_save:
+        # at an epoch's last step, too: what others do there before the epoch ends is no training
+        if control.should_evaluate or control.should_save or float(getattr(state, "epoch", None) or 0.5).is_integer():
             self._stop()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -69,6 +70,16 @@ class Clock(TrainerCallback):
                 torch.cuda.synchronize()  # the last step is still under way
             self.seconds += time.perf_counter() - self._since
         self._since = None
+
+
+class LogFirst(TrainerCallback):
+    """Logs the loss before each evaluation and checkpoint: a run that goes on from there could not tell it."""
+
+    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
+        if control.should_evaluate or control.should_save:
+            control.should_log = True
+
+    on_epoch_end = on_step_end
 
 
 class ExtraCheckpoints(TrainerCallback):

@@ -36,6 +36,8 @@ DATA = "data.json"
 """What data of the user's own was: the sha256 of its files among other things."""
 UPDATES = "updates"
 """The update of the weights at each epoch, where `training.save_updates` asks for it."""
+_INSIDE = {LOGS: "events.out.tfevents.*", UPDATES: "epoch-*.safetensors"}
+"""What a run writes into these folders, which may hold other things."""
 LOG = "log.txt"
 """What a run of many prints."""
 MANIFEST = "manifest.json"
@@ -271,8 +273,11 @@ def write_recipe(folder: Path, recipe: RunRecipe) -> None:
     # an interrupted run may have had other test sets, and one that made nothing another recipe
     if not (folder / RESULT).exists() and not (path.exists() and path.read_text(encoding="utf-8") == text):
         if path.exists() and not is_begun(folder):
-            for name in (LOGS, UPDATES):  # of the recipe before, which made nothing else
-                folders.remove(folder / name)
+            for name, pattern in _INSIDE.items():  # of the recipe before, which made nothing else
+                for file in files.below(folder / name, pattern):
+                    file.unlink()
+                with suppress(OSError):  # not empty, or not there
+                    (folder / name).rmdir()
         files.write_text(path, text)
 
 

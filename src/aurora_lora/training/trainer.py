@@ -25,7 +25,7 @@ from .batches import Filled, IgnoreFilling, Share, WholeSteps, steps_of_an_epoch
 from .distributed import check_as_many, check_precision, on_main
 from .memory import frozen_dtype, peak_memory
 from .recipe import Recipe
-from .step_callbacks import Clock, EachEpoch, EarlyStop, ExtraCheckpoints, StopWhenAsked
+from .step_callbacks import Clock, EachEpoch, EarlyStop, ExtraCheckpoints, LogFirst, StopWhenAsked
 
 TRAINER_STATE = "trainer_state.json"
 """The file in each checkpoint with Transformers' own state."""
@@ -116,7 +116,7 @@ class RecipeTrainer(Trainer):
         self._writing: Path | None = None
         # Before the others: the clock stops when a step ends, not after what follows it. Transformers' flow callback,
         # which decides what follows, always comes first.
-        callbacks = [StopWhenAsked(), self.clock, *kwargs.pop("callbacks", ())]
+        callbacks = [StopWhenAsked(), self.clock, LogFirst(), *kwargs.pop("callbacks", ())]
         if recipe.training.checkpoint_every is not None:
             callbacks.insert(0, ExtraCheckpoints(recipe.training.checkpoint_every))
         self.early_stop = None if recipe.training.patience is None else EarlyStop(recipe.training.patience)
@@ -189,6 +189,17 @@ class RecipeTrainer(Trainer):
             loss = self.compute_loss(model, inputs)
         assert isinstance(loss, Tensor)
         return loss
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The loss, the logits alone and the labels: encoder-decoder models and some of images give more."""
+        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        return loss, logits[0] if isinstance(logits, tuple) else logits, labels
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as Transformers does; a loss that is no longer a number ends the run."""
