@@ -10,6 +10,7 @@ and down. One JSON file for each learning rate and seed, written as it is finish
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import random
 import statistics
@@ -178,6 +179,10 @@ def main() -> None:
         for rate in args.learning_rates:
             path = args.output / f"lr{rate:g}-seed{seed}.json"
             if path.exists():
+                there = json.loads(path.read_text(encoding="utf-8"))
+                asked = {"train_sentences": args.train, "test_sentences": args.test, "epochs": args.epochs}
+                if odd := [name for name, value in asked.items() if there[name] != value]:
+                    raise SystemExit(f"{path} is of another {odd[0]} ({there[odd[0]]}): choose another --output")
                 continue
             sizes = SplitSizes(args.train, 500, args.test)
             write_json(path, run(rate, seed, sizes, args.epochs, args.batch_size))

@@ -119,7 +119,8 @@ def main(prepare: Callable[[Any, Any], None] = lambda run, utils: None) -> None:
     parser.add_argument("--output", type=Path, default=Path("results"), help="where results go")
     parser.add_argument("--official", action="store_true", help="file the result where PEFT's script would")
     args = parser.parse_args()
-    if not (HERE / args.experiment).is_dir():
+    args.experiment = str(Path(args.experiment))  # PEFT's script wants a path of three parts, and no "./"
+    if not (HERE / args.experiment / "adapter_config.json").is_file():
         known = sorted(str(path.parent.relative_to(HERE)) for path in HERE.glob("experiments/*/*/adapter_config.json"))
         raise SystemExit(f"{args.experiment} is no experiment: {', '.join(known)}")
     output, peft = args.output.resolve(), args.peft.resolve()

@@ -78,7 +78,8 @@ def environment(record: Record) -> str:
     there = record["environment"]
     versions = ", ".join(f"{name} {there['versions'][name]}" for name in ("torch", "peft", "transformers"))
     load = f"; load average before: {there['load_before'][0]:.2f}" if there.get("load_before") else ""
-    commit = f"; commit {there['git_commit'][:9]}" if there.get("git_commit") else ""
+    hexadecimal, changed, _ = (there.get("git_commit") or "").partition("-dirty")
+    commit = f"; commit {hexadecimal[:9]}{', with changes' if changed else ''}" if hexadecimal else ""
     return f"{there['device']}; {record['settings']['threads']} thread(s); {versions}{load}{commit}."
 
 

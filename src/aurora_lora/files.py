@@ -116,6 +116,12 @@ def expanded(path: Path | str) -> Path:
         return Path(path)
 
 
+def located(name: str) -> str:
+    """A folder with the home folder in place of a `~`, which other libraries do not know; anything else as it is."""
+    path = expanded(name)
+    return str(path) if path.is_dir() else name
+
+
 def is_path(name: str) -> bool:
     """Whether it is a path of this machine, and no `owner/name` or `name` of the hub: by its form, or because such a
     file or folder exists. A relative path of the hub's form whose file is gone cannot be told from a name."""

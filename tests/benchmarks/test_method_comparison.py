@@ -33,6 +33,7 @@ def test_what_cannot_be_run_is_one_line() -> None:
     for given, message in (
         (["nowhere", "experiments/aurora/llama-3.2-3B-rank2"], "name a checkout of huggingface/peft"),
         (["nowhere", "experiments/aurora/rank3"], "is no experiment: experiments/aurora/"),
+        (["nowhere", "experiments/aurora"], "is no experiment: experiments/aurora/"),
     ):
         done = subprocess.run([sys.executable, HERE / "run.py", *given], capture_output=True, text=True)
         assert done.returncode == 1

@@ -250,3 +250,18 @@ def test_gradients_are_clipped_and_weights_decay(make_loop: MakeLoop, monkeypatc
         found.append(gradients_of_a_step(loop, monkeypatch))
     assert found[0].norm().item() == pytest.approx(1e-3, rel=1e-2)
     torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-8)
+
+
+def test_what_else_is_in_the_folder_of_the_images_may_change(make_loop: MakeLoop, images: Path) -> None:
+    """A run's own output, for example."""
+    make_loop()._save()
+    own = images / "run" / "grid.png"
+    own.parent.mkdir()
+    try:
+        own.write_bytes(b"what a run writes")
+        again = make_loop()
+        checkpoint = storage.last_intact(again.checkpoints)
+        assert checkpoint is not None
+        again.resume(checkpoint)
+    finally:
+        shutil.rmtree(own.parent)

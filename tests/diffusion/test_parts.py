@@ -403,3 +403,9 @@ def test_code_of_a_folders_own_never_runs(
     with pytest.raises(UserError, match=r"scores\.clip: .* code of its own"):
         Clip(str(clip))
     assert not ran.exists()
+
+
+def test_a_model_in_the_home_folder(tiny: Any, model: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(model.parent))
+    recipe = validate_as(SubjectRecipe, tiny.recipe(f"~/{model.name}", images), "x")
+    load_diffusion(recipe, needed_prompts(recipe), torch.device("cpu"))

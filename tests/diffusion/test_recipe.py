@@ -8,6 +8,7 @@ import pytest
 
 from aurora_lora import calibrate
 from aurora_lora.deploy.products import LEAST_RIDGE_OF_SLICES
+from aurora_lora.diffusion.card import _pipeline
 from aurora_lora.diffusion.recipe import DiffusionCalibrationSection, SubjectRecipe
 from aurora_lora.diffusion.subject import SETTINGS, prepare_class_images
 from aurora_lora.errors import UserError
@@ -115,6 +116,15 @@ def test_images_of_the_class_of_other_settings_are_refused(tmp_path: Path) -> No
     (tmp_path / SETTINGS).write_text('{"further": 1}')
     with pytest.raises(UserError, match=r"further \(there 1, here 'not given'\), guidance_scale \(there 'not given'"):
         prepare()
+    recipe = validate_as(SubjectRecipe, {**PLAIN, "prior": {"prompt": "a dog"}}, "x")
+    prepare_class_images(recipe, tmp_path / "kept", "sampled-sha256:1")
+    with pytest.raises(UserError, match=r"weights \(there 'sampled-sha256:1', here 'sampled-sha256:2'\)"):
+        prepare_class_images(recipe, tmp_path / "kept", "sampled-sha256:2")
+
+
+def test_a_card_names_the_variant() -> None:
+    recipe = validate_as(SubjectRecipe, {**PLAIN, "variant": "fp16"}, "x")
+    assert _pipeline(recipe).endswith(", variant='fp16')")
 
 
 def test_a_folder_of_another_recipe_is_refused(tmp_path: Path) -> None:

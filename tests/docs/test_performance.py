@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from make.performance import parts
+from make.performance import environment, parts
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "lab" / "report"))
 
@@ -64,3 +64,9 @@ def test_a_missed_target_is_said_in_words(tmp_path: Path) -> None:
     (tmp_path / "linear.json").write_text(json.dumps(layer))
     text = parts(tmp_path, tmp_path / "figures")["bench-targets"]
     assert "A layer makes 35 calls forward and backward on a CPU; our target was 34. The training step of" in text
+
+
+def test_a_commit_with_changes_is_told() -> None:
+    one = copy.deepcopy(record("minilm-l6"))
+    one["environment"]["git_commit"] = "0123456789" * 4 + "-dirty"
+    assert environment(one).endswith("; commit 012345678, with changes.")

@@ -71,7 +71,7 @@ def _pipeline(recipe: SubjectRecipe) -> str:
     if recipe.vae is not None:
         imports = "AutoencoderKL, StableDiffusionXLPipeline"
         vae = f"vae = AutoencoderKL.from_pretrained({recipe.vae!r})\n"
-    given = ", vae=vae" if vae else ""
+    given = (", vae=vae" if vae else "") + (f", variant={recipe.variant!r}" if recipe.variant is not None else "")
     return (
         f"from diffusers import {imports}\n\n"
         f"{vae}pipe = StableDiffusionXLPipeline.from_pretrained({recipe.model!r}{given})"

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoConfig
 
-from ..files import expanded
+from ..files import expanded, located
 from ..tasks.dreambooth import PLACEHOLDER
 from ..tasks.loading import NO_CODE, cannot_load, check_attention, only_pickles
 
@@ -119,7 +119,7 @@ def _load(field: str, name: str, model: Any, processor: Any) -> tuple[Any, Any]:
 
     Without one, Transformers looks for the hub's own conversion to safetensors where the main branch has none.
     """
-    repo, _, revision = (name, "", "") if expanded(name).is_dir() else name.partition("@")
+    repo, _, revision = (located(name), "", "") if expanded(name).is_dir() else name.partition("@")
     where = {"revision": revision or "main"}
     try:
         config = getattr(model, "config_class", None) or AutoConfig

@@ -13,6 +13,7 @@ from torch import nn
 from .. import files, folders
 from ..errors import FormError, UserError, check_count
 from ..extras import extra
+from ..files import located
 from ..methods.base import load_finite
 from ..tasks.dreambooth import DREAMBOOTH
 from ..tasks.loading import cannot_load
@@ -70,7 +71,7 @@ def export_subject(
         from diffusers import UNet2DConditionModel
     try:
         unet = UNet2DConditionModel.from_pretrained(
-            run.recipe.model, subfolder="unet", variant=run.recipe.variant, use_safetensors=True
+            located(run.recipe.model), subfolder="unet", variant=run.recipe.variant, use_safetensors=True
         )
     except (OSError, ValueError) as error:
         raise cannot_load("model", run.recipe.model, error) from error

@@ -20,6 +20,7 @@ from ..errors import UserError
 from ..finite import check_loss
 from ..meanwhile import kept
 from ..methods.parameters import load_trained, save_trained
+from ..tasks.dreambooth import images_digest
 from ..tasks.own.files import sha256_of
 from ..training import storage
 from ..training.base_commit import check_same_commit
@@ -112,7 +113,7 @@ class Loop:
         self.accelerator = accelerator
         self.share = divide(recipe.training, accelerator.num_processes)
         commit = subject.diffusion.commit
-        images = sha256_of(recipe.task.images)
+        images = images_digest(recipe.task.images)
         self.progress = Progress(processes=accelerator.num_processes, model_commit=commit, images=images)
         wanted = recipe.training
         if wanted.gradient_checkpointing:
@@ -230,7 +231,8 @@ class Loop:
         folder = self.checkpoints.parent
         check_as_many(folder, there.processes, here.processes)
         check_same_commit(folder, self.recipe.model, there.model_commit, here.model_commit)
-        if None not in (there.images, here.images) and there.images != here.images:  # earlier versions kept none
+        # earlier versions kept none, or that of all files
+        if here.images and there.images not in (None, here.images, sha256_of(self.recipe.task.images)):
             raise UserError(
                 f"the images in {self.recipe.task.images} have changed since the run in {folder} began: put them back, "
                 "or choose another output folder"

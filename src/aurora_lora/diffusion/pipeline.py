@@ -13,6 +13,7 @@ from transformers import AutoConfig
 
 from ..errors import UserError
 from ..extras import extra
+from ..files import located
 from ..finite import check_finite
 from ..tasks.loading import NO_CODE, cannot_load, check_attention
 from ..training.base_commit import commit_of_pipeline
@@ -178,13 +179,13 @@ def load_diffusion(
     more = {}
     if recipe.vae is not None:
         try:
-            more["vae"] = AutoencoderKL.from_pretrained(recipe.vae, **kept)
+            more["vae"] = AutoencoderKL.from_pretrained(located(recipe.vae), **kept)
         except (OSError, ValueError) as error:
             raise cannot_load("vae", recipe.vae, error) from error
     try:
-        _check_text_encoders(recipe.model)
+        _check_text_encoders(located(recipe.model))
         pipe = StableDiffusionXLPipeline.from_pretrained(
-            recipe.model, variant=recipe.variant, **kept, **more, **NO_CODE
+            located(recipe.model), variant=recipe.variant, **kept, **more, **NO_CODE
         )
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise cannot_load("model", recipe.model, error) from error

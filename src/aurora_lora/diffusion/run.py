@@ -138,7 +138,7 @@ class _Training:
             return []
         folder = self.folder / CLASS_IMAGES if prior.folder is None else expanded(prior.folder)
         each = self.watcher.begin("images of the class", prior.images)
-        on_main(lambda: prepare_class_images(self.recipe, folder))
+        on_main(lambda: prepare_class_images(self.recipe, folder, self.diffusion.commit))
         made = class_images(self.recipe, self.diffusion, folder, lambda: each(""))
         state().wait_for_everyone()
         self.watcher.end()

@@ -15,6 +15,7 @@ from .. import files
 from ..errors import UserError
 from ..training.batches import in_batches
 from ..training.storage import differences
+from ..training.weights_digest import SAMPLED
 from .grid import write_png
 from .pipeline import Diffusion
 from .random_numbers import generator, mine, row_of, seed_of
@@ -169,8 +170,13 @@ class Subject:
 # ---------------------------------------------------------------- prior preservation
 
 
-def prepare_class_images(recipe: SubjectRecipe, folder: Path) -> None:
+def prepare_class_images(recipe: SubjectRecipe, folder: Path, commit: str | None = None) -> None:
     """Write down in a folder how its images of the class are generated, or see that it is as written down.
+
+    Args:
+        recipe: with a prior.
+        folder: where they are kept.
+        commit: of the pipeline; that of a model in a folder counts, which may be trained again.
 
     Raises:
         UserError: the folder holds images of other settings, or cannot be written.
@@ -179,6 +185,8 @@ def prepare_class_images(recipe: SubjectRecipe, folder: Path) -> None:
     prompt = recipe.task.fill(recipe.prior.prompt)
     settings = {
         "model": recipe.model,
+        "variant": recipe.variant,
+        "weights": commit if commit is not None and commit.startswith(SAMPLED) else None,
         "vae": recipe.vae,
         "prompt": prompt,
         "resolution": recipe.task.resolution,
@@ -191,7 +199,8 @@ def prepare_class_images(recipe: SubjectRecipe, folder: Path) -> None:
         if any(folder.glob("*.png")):
             raise UserError(f"prior.folder: {folder} holds images, but no {SETTINGS}: choose another folder")
         files.write_json(path, settings)
-    elif odd := differences(_settings_in(path), settings):
+    # a folder of an earlier version names no variant and no weights
+    elif odd := differences({name: settings[name] for name in ("variant", "weights")} | _settings_in(path), settings):
         raise UserError(
             f"prior.folder: {folder} holds images of other settings: {', '.join(odd)}: choose another folder"
         )

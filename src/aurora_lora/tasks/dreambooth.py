@@ -5,11 +5,13 @@ DreamBooth (Ruiz et al. 2023) has 30 subjects with four to six images each.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from ..files import expanded, is_path
+from ..files import expanded, file_digest, is_path
 from .hub import HubData
 from .own.image_folders import IMAGES, more_suffixes
 from .vision import as_files, read_image
@@ -67,13 +69,13 @@ def subject_images(source: str, subject: str | None = None) -> list[Image]:
     if subject is not None:
         raise UserError(f"task.subject: {subject!r} names a configuration of a data set; {source} is a folder")
     kinds = ", ".join(IMAGE_FILES)
-    every = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    every = _shown(folder)
     others = {*IMAGES, *more_suffixes()}.difference(IMAGE_FILES)
     if unread := next((path for path in every if path.suffix.lower() in others), None):
         raise UserError(
             f"task.images: {unread} is of a kind that is not read: convert it to one that is ({kinds}), or move it away"
         )
-    paths = [path for path in every if path.suffix.lower() in IMAGE_FILES]
+    paths = _image_files(folder)
     if not paths:
         raise UserError(f"task.images: {folder} has no images (files that end in {kinds})")
     images = []
@@ -83,3 +85,22 @@ def subject_images(source: str, subject: str | None = None) -> list[Image]:
         except UserError as error:
             raise UserError(f"task.images: {error}") from error
     return images
+
+
+def images_digest(source: str) -> str | None:
+    """sha256 over the names and contents of the images that are read of a folder; None for a data set of the hub."""
+    folder = expanded(source)
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for path in _image_files(folder):
+        digest.update(f"{path.name}\0{file_digest(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _image_files(folder: Path) -> list[Path]:
+    return [path for path in _shown(folder) if path.suffix.lower() in IMAGE_FILES]
+
+
+def _shown(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))

@@ -1,6 +1,8 @@
 """Interleaving and its statistics, with a clock that is no clock."""
 
 import gc
+import io
+import threading
 from collections import Counter
 from functools import partial
 
@@ -8,8 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from aurora_lora.lab.bench.timing import cpu_seconds, estimate, interleave, paired_difference, paired_ratio
+from aurora_lora.training.progress import rounds_bar
 
 
 def test_every_action_has_a_turn_in_every_round_on_the_same_batch() -> None:
@@ -82,3 +86,11 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
 def test_one_round_has_no_interval() -> None:
     with pytest.raises(ValueError, match="at least 2 rounds, got 1"):
         estimate([1.0])
+
+
+def test_a_bar_of_rounds_has_no_thread() -> None:
+    """CPU time is that of all threads."""
+    before = threading.active_count()
+    with rounds_bar(Console(file=io.StringIO(), force_terminal=True)) as start:
+        start("linear", 2)()
+        assert threading.active_count() == before

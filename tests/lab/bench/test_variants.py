@@ -163,3 +163,13 @@ def test_inference_keeps_no_graph(bert: Case) -> None:
     run = Inference(build(VARIANTS["lora-r8"], bert, training=False), bert)
     run(0)
     assert all(p.grad is None for p in run.model.parameters())
+
+
+@pytest.mark.slow
+def test_compiled_code_keeps_no_more_than_eager_code() -> None:
+    case, kept = linear_case(32, 16), []
+    for compiled in (False, True):
+        step = TrainingStep(build(VARIANTS["lora-r8"], case, training=True), case, compiled)
+        step()
+        kept.append(count_step(step)["saved_bytes"])
+    assert kept[0] == kept[1]

@@ -166,8 +166,10 @@ def count_step(step: TrainingStep) -> dict[str, Any]:
     if device.type == "cuda":
         result["launches"] = counts.cuda_launches(both)
         step.clear(batch)
-    result["saved_bytes"] = count_saved(forward).bytes()
-    weights = (*step.model.parameters(), *step.model.buffers())
+    # of compiled code the loss of a single layer cannot be left out: what it alone keeps is not counted
+    given = [batch["labels"]] if step.compiled and case.counted_loss is not None else []
+    result["saved_bytes"] = count_saved(forward, given).bytes()
+    weights = (*step.model.parameters(), *step.model.buffers(), *given)
     result["saved_bytes_but_weights"] = count_saved(forward, weights).bytes()
     result["peak_bytes"] = counts.peak_bytes(step, device)
     result["parameters"] = sum(p.numel() for p in step.model.parameters() if p.requires_grad)

@@ -19,6 +19,7 @@ import torch
 
 from ...diffusion.recipe import SubjectRecipe
 from ...extras import extra
+from ...files import located
 from ...forms import CALIBRATED
 from ...methods import ParameterCounts, count_parameters, get_method
 from ...methods.apply import apply_method
@@ -118,7 +119,7 @@ def _unet_config(model: str) -> str:
     if model == SDXL:
         return json.dumps(SDXL_UNET)
     try:
-        config = UNet2DConditionModel.load_config(model, subfolder="unet")
+        config = UNet2DConditionModel.load_config(located(model), subfolder="unet")
     except (OSError, ValueError) as error:
         raise cannot_load("model", model, error) from error
     return json.dumps(dict(config))
