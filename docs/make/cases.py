@@ -57,7 +57,7 @@ _HIGH = tuple(f"At a rate far too high, is AuroRA {form}above LoRA" for form in 
 _HIGH_SKIP = "At a rate far too high, does the skip help"
 _IMAGES = ("ranks-digits", "ranks-cifar10")
 _OTHERS = (*_IMAGES, "ranks-wikihow-goal")
-_STARTS = ("starts-digits",)
+_STARTS = ("starts-digits", "starts-cifar10")
 _SAME = {r: f"Does AuroRA r={r} without skip beat LoRA r={r}" for r in (1, 2, 4, 8, 16)}
 _SAME_WITH_SKIP = "Does AuroRA r=2 beat LoRA r=2"
 SAME_LAYERS = "Is AuroRA above LoRA at r=8"

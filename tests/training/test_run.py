@@ -350,6 +350,16 @@ def test_the_training_loss_of_an_epoch_is_its_own() -> None:
     assert [entry["train_loss"] for entry in epochs_from_log(log, ("nll",))] == [3.0, 1.0]
 
 
+def test_a_loss_counts_for_the_steps_that_it_is_of() -> None:
+    """It is logged each few steps, and once more before an evaluation."""
+    steps = ((3, 4.0), (6, 2.0), (8, 1.0), (9, 5.0), (12, 1.0))
+    log: list[dict[str, Any]] = [{"loss": loss, "step": step, "epoch": step / 8} for step, loss in steps]
+    log.insert(3, {"eval_nll": 0.5, "step": 8, "epoch": 1.0})
+    log.append({"eval_nll": 0.4, "step": 12, "epoch": 1.5})
+    losses = [entry["train_loss"] for entry in epochs_from_log(log, ("nll",))]
+    assert losses == [(3 * 4 + 3 * 2 + 2 * 1) / 8, (5 + 3 * 1) / 4]
+
+
 def test_the_chance_of_several_test_sets_is_their_mean() -> None:
     """Of the metrics that were scored; each set counts the same."""
     levels = {"one": {"accuracy": 0.5, "nll": 0.75}, "other": {"accuracy": 0.25, "nll": 1.5}}
