@@ -20,6 +20,7 @@ from aurora_lora.diffusion.subject import Noised, Subject
 from aurora_lora.errors import UserError
 from aurora_lora.methods.apply import apply_method
 from aurora_lora.tasks.dreambooth import subject_images
+from aurora_lora.tasks.own.files import sha256_of
 from aurora_lora.termination import TerminatedError, deferred, watched
 from aurora_lora.training import storage
 from aurora_lora.training.reading import validate_as
@@ -132,17 +133,17 @@ def test_a_run_goes_on_with_the_weights_it_was_started_on(make_loop: MakeLoop, m
 
 def test_a_run_goes_on_with_the_images_it_was_started_with(make_loop: MakeLoop) -> None:
     first, again = make_loop(), make_loop()
-    assert first.progress.images is not None
+    images, first.progress.images = first.progress.images, "0" * 64
+    assert images is not None
     first._save()
     checkpoint = storage.last_intact(again.checkpoints)
     assert checkpoint is not None
-    again.progress.images = "0" * 64
     with pytest.raises(UserError, match=r"the images in .* have changed since the run in .* began: put them back"):
         again.resume(checkpoint)
     first.progress.images = None  # as in a checkpoint of an earlier version
     first._save()
     again.resume(checkpoint)
-    assert again.progress.images == "0" * 64
+    assert again.progress.images == images
 
 
 def test_a_validation_has_the_mean_loss_since_the_one_before(make_loop: MakeLoop) -> None:
@@ -253,8 +254,9 @@ def test_gradients_are_clipped_and_weights_decay(make_loop: MakeLoop, monkeypatc
 
 
 def test_what_else_is_in_the_folder_of_the_images_may_change(make_loop: MakeLoop, images: Path) -> None:
-    """A run's own output, for example."""
-    make_loop()._save()
+    """A run's own output, for example; checkpoints of earlier versions have the digest of all files."""
+    first = make_loop()
+    first._save()
     own = images / "run" / "grid.png"
     own.parent.mkdir()
     try:
@@ -262,6 +264,10 @@ def test_what_else_is_in_the_folder_of_the_images_may_change(make_loop: MakeLoop
         again = make_loop()
         checkpoint = storage.last_intact(again.checkpoints)
         assert checkpoint is not None
+        again.resume(checkpoint)
+        first.progress.images = sha256_of(str(images))
+        assert first.progress.images != again.progress.images
+        first._save()
         again.resume(checkpoint)
     finally:
         shutil.rmtree(own.parent)

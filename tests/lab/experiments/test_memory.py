@@ -221,8 +221,7 @@ def test_the_plan_of_what_is_scored_at_once(questions: int, tmp_path: Path) -> N
     )
     at_once = min(questions, questions_at_once(config, 4, 300, 20))
     assert at_once == {4: 4, 64: 12}[questions]
-    two, three = (scored_peak(recipe, sizes, layers, at_once) for layers in (2, 3))
-    measured = two + (three - two) * (config.num_hidden_layers - 2)
+    measured = scored_peak(recipe, sizes, config.num_hidden_layers, at_once)  # of few layers the peak is elsewhere
     planned = evaluation_memory(recipe, sizes) - MOMENTS * shapes.weights(recipe).params.adapter
     assert planned / 1e9 == pytest.approx(measured, rel=0.1)
 
