@@ -13,7 +13,6 @@ from torch import nn
 from .. import files, folders
 from ..errors import FormError, UserError, check_count
 from ..extras import extra
-from ..files import located
 from ..methods.base import load_finite
 from ..tasks.dreambooth import DREAMBOOTH
 from ..tasks.loading import cannot_load
@@ -71,7 +70,7 @@ def export_subject(
         from diffusers import UNet2DConditionModel
     try:
         unet = UNet2DConditionModel.from_pretrained(
-            located(run.recipe.model), subfolder="unet", variant=run.recipe.variant, use_safetensors=True
+            files.located(run.recipe.model), subfolder="unet", variant=run.recipe.variant, use_safetensors=True
         )
     except (OSError, ValueError) as error:
         raise cannot_load("model", run.recipe.model, error) from error

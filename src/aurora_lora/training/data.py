@@ -161,8 +161,12 @@ class Data:
 
     def calibration_batches(self, wanted: CalibrationSection) -> list[dict[str, Tensor]]:
         """Training inputs without labels, the same ones for the same section: an even sample over the split."""
-        chosen = self._chosen(even_sample(len(self.fixed("train")), wanted.examples))
+        chosen = self._chosen(self.calibration_rows(wanted))
         return [without_targets(self.collate(some)) for some in in_batches(chosen, wanted.batch_size)]
+
+    def calibration_rows(self, wanted: CalibrationSection) -> list[int]:
+        """Which examples of the training split `calibration_batches` has."""
+        return even_sample(len(self.fixed("train")), wanted.examples)
 
     def training_batches(self, share: float, batch_size: int) -> list[dict[str, Tensor]]:
         """Batches of an even share (0, 1] of the training split, in its order, the same ones at every call."""

@@ -82,7 +82,7 @@ def gap(
     if rounds_by_inputs(trainer.module, **wanted):  # on a quantised base without being asked
         wanted["rounding_batches"] = data.calibration_batches(run.recipe.calibration)
         if split == "train":
-            used = set(even_sample(len(rows), run.recipe.calibration.examples))
+            used = set(data.calibration_rows(run.recipe.calibration))
             measured = [row for row in measured if row not in used]
             if not measured:
                 raise UserError("split 'train' has no examples beside those that merges round by: choose another split")

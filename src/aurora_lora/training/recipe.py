@@ -25,7 +25,6 @@ from .kinds import KINDS, Kind, kind_of
 from .kinds.distillation import DISTILLATION
 from .own_section import OwnFields, check_own, either, own_columns, own_task
 from .sections import (
-    LEAST,
     BoundMethod,
     CalibrationSection,
     ModelSection,
@@ -273,10 +272,8 @@ class Recipe(RunRecipe):
 
     @model_validator(mode="after")
     def _reference_falls(self) -> Recipe:
-        rate = None if self.reference is None else self.reference.learning_rate
-        if rate is not None and self.training.scheduler == "polynomial" and rate <= LEAST:
-            why = f"{rate!r} is not allowed with scheduler 'polynomial', which ends at {LEAST}"
-            raise PydanticCustomError("below", "reference.learning_rate: {why}", {"why": why})
+        if self.reference is not None and self.reference.learning_rate is not None:
+            self.training.check_falls("reference.learning_rate", self.reference.learning_rate)
         return self
 
     @model_validator(mode="after")

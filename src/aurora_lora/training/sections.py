@@ -33,7 +33,7 @@ Names = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
 Threads = Annotated[int, Field(gt=0, le=256)]
 Precision = Literal["fp32", "bf16", "fp16"]
 Logger = Literal["tensorboard", "wandb", "trackio"]
-LEAST = 1e-7
+_LEAST = 1e-7
 """Where Transformers lets a polynomial schedule end."""
 
 
@@ -195,10 +195,14 @@ class TrainingSection(Section):
 
     @model_validator(mode="after")
     def _falls(self) -> TrainingSection:
-        if self.scheduler == "polynomial" and self.learning_rate <= LEAST:
-            why = f"{self.learning_rate!r} is not allowed with scheduler 'polynomial', which ends at {LEAST}"
-            raise PydanticCustomError("below", "learning_rate: {why}", {"why": why})
+        self.check_falls("learning_rate", self.learning_rate)
         return self
+
+    def check_falls(self, field: str, rate: float) -> None:
+        """Raise a PydanticCustomError for a learning rate that the schedule cannot lower to its end."""
+        if self.scheduler == "polynomial" and rate <= _LEAST:
+            why = f"{rate!r} is not allowed with scheduler 'polynomial', which ends at {_LEAST}"
+            raise PydanticCustomError("below", "{field}: {why}", {"field": field, "why": why})
 
 
 class CalibrationSection(Section):

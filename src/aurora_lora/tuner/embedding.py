@@ -32,22 +32,18 @@ class AuroraEmbedding(AuroraLayer):
     def static_matrix(self, adapter_name: str) -> Tensor:
         """sigma(A), (r, vocabulary), zero where the table is not trained."""
         matrix = super().static_matrix(adapter_name)
-        padding = self._padding()
+        padding = self.padding_idx
         if padding is None:
             return matrix
         trained = torch.ones(self.d_in, device=matrix.device, dtype=matrix.dtype)
         trained[padding] = 0
         return matrix * trained
 
-    def _padding(self) -> int | None:
-        padding: int | None = self.get_base_layer().padding_idx  # type: ignore[assignment]
-        return padding
-
     def adapter_output(self, adapter_name: str, x: Tensor) -> Tensor:
         """s B sigma(A[:, x]) for token ids x (...): (..., d_out). Only the columns that are looked up are computed."""
         B = self.aurora_B[adapter_name]
         z = self.sigma(adapter_name, self.project(x, self.aurora_A[adapter_name]))
-        padding = self._padding()
+        padding = self.padding_idx
         if padding is not None:
             z = z * (x != padding).to(z.dtype).unsqueeze(-1)
         output = self.lift(z * self.scaling[adapter_name], B, x)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from .adapters import aurora_layers, check_adapter_name, check_before_merge, che
 from .checkpoint import fit_checkpoint, without_empty_matrices
 from .combine import check_combination, check_options, concatenate, copy_saved_modules, saved_modules
 from .config import AS_GIVEN, AuroraConfig
-from .fused_encoder import call_layers_of, keep_padding, leave_out_uncalled, may_drop_padding, may_fuse_layers_of
+from .fused_encoder import call_layers_of, keep_padding, may_drop_padding, may_fuse_layers_of
 from .fused_experts import warn_of_fused_experts
 from .layer import AuroraLayer
 from .linear import AuroraLinear, is_transposed
@@ -34,7 +33,7 @@ from .refused_adapter import taken_back_if_refused
 from .registration import PREFIX
 from .stacked import alone
 from .tags import add_tags, take_tags
-from .targets import MAMBA, is_bypassed, layer_class, model_type
+from .targets import MAMBA, is_bypassed, layer_class, leave_out_uncalled, model_type
 from .tensors import ordinary_tensors
 from .ties import untie_all
 
@@ -64,23 +63,20 @@ class AuroraModel(BaseTuner):
         reference computes the trained form in any mode: what a policy is compared with does not change with the mode,
         nor when the policy's own calibration goes stale.
         """
-        try:
-            check_adapter_name(adapter_name)
-        except ValueError:
-            del self.peft_config[adapter_name]  # which `inject_adapter_in_model` would leave
-            raise
-        config: Any = self.peft_config[adapter_name]
-        source = next((name for name, one in self.peft_config.items() if name != adapter_name and one is config), None)
-        if source is not None:
-            config = self.peft_config[adapter_name] = copy.deepcopy(config)
-            if adapter_name == REFERENCE:
-                config.calibrated, config.eval_form = False, config.train_form
-        else:  # calibrating another model's adapter may have changed it
-            config.calibrated = vars(config).setdefault(AS_GIVEN, config.calibrated)
-        config.check()
-        warn_of_fused_experts(config.target_modules, model)
-        leave_out_uncalled(config, model, functools.partial(is_bypassed, model))
         with taken_back_if_refused(model, adapter_name, self.peft_config):
+            check_adapter_name(adapter_name)
+            config: Any = self.peft_config[adapter_name]
+            others = ((name, one) for name, one in self.peft_config.items() if name != adapter_name)
+            source = next((name for name, one in others if one is config), None)
+            if source is not None:
+                config = self.peft_config[adapter_name] = copy.deepcopy(config)
+                if adapter_name == REFERENCE:
+                    config.calibrated, config.eval_form = False, config.train_form
+            else:  # calibrating another model's adapter may have changed it
+                config.calibrated = vars(config).setdefault(AS_GIVEN, config.calibrated)
+            config.check()
+            warn_of_fused_experts(config.target_modules, model)
+            leave_out_uncalled(config, model)
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         keep_padding(model, AuroraLayer)
         add_tags(self.model)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,9 +12,9 @@ from transformers.pytorch_utils import Conv1D
 
 from .conv import AuroraConv1d, AuroraConv2d, AuroraConv3d
 from .embedding import AuroraEmbedding
-from .fused_encoder import OTHER_OUTPUTS
 from .layer import AuroraLayer
 from .linear import AuroraLinear
+from .naming import ALL_LINEAR, exactly
 from .peft_names import resolve_quantization_backend
 from .tensors import is_tensor_parallel
 
@@ -44,8 +46,8 @@ BYPASSED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("gemma3n", "gemma3n_text"), ("correction_coefs",)),
 }
 """By the type of model, layers whose weight is read without calling the layer, always or by the kernels of training."""
-
-
+OTHER_OUTPUTS = ("Llama4Router", "PhimoeTopKRouter", "DeepseekV4GroupedLinear")
+"""Subclasses of `nn.Linear` in Transformers whose output is more than a linear map of the whole input."""
 SAME_OUTPUTS = {
     "bitsandbytes.nn.modules": ("Embedding",),
     "diffusers.models.autoencoders.autoencoder_kl_cogvideox": ("CogVideoXSafeConv3d",),
@@ -56,6 +58,44 @@ SAME_OUTPUTS = {
 def is_bypassed(model: Any, name: str) -> bool:
     """Whether a model does not call its layers of this name, so that an adapter there would do nothing."""
     return name in BYPASSED.get(model_type(model) or "", ())
+
+
+def leave_out_uncalled(config: Any, model: nn.Module) -> None:
+    """Where `target_modules` is "all-linear", leave out what the model does not call, such as the projections of
+    `nn.MultiheadAttention`, and what is no linear map (`OTHER_OUTPUTS`).
+
+    They become `exclude_modules` of the configuration, so that the adapter loads as it was made.
+
+    Args:
+        config: of the adapter.
+        model: that it is for.
+    """
+    if not isinstance(config.target_modules, str) or config.target_modules.lower() != ALL_LINEAR:
+        return
+    kind = nn.modules.linear.NonDynamicallyQuantizableLinear
+    paths = sorted(
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, kind)
+        or type(module).__name__ in OTHER_OUTPUTS
+        or (isinstance(module, nn.Linear) and is_bypassed(model, path.rpartition(".")[2]))
+    )
+    given = config.exclude_modules
+    if not paths or (isinstance(given, str) and all(re.fullmatch(given, path) for path in paths)):
+        return
+    found = exactly(paths, (path for path, _ in model.named_modules()))
+    if isinstance(given, str):
+        config.exclude_modules = "|".join([f"(?:{given})", *map(re.escape, paths)])
+    elif isinstance(found, str):  # names would leave out others as well
+        config.exclude_modules = "|".join([*(rf"(?:.*\.)?{re.escape(name)}" for name in sorted(given or ())), found])
+    else:
+        config.exclude_modules = {*(given or ()), *paths}
+    warnings.warn(
+        f"Left out of 'all-linear': {', '.join(paths[:3])}{', ...' if len(paths) > 3 else ''}. The model "
+        "reads their weight without calling them (projections of a torch.nn.MultiheadAttention, layers of Mamba), so "
+        "that an adapter there would do nothing, or they return something else than a linear layer does (routers).",
+        stacklevel=4,
+    )
 
 
 def model_type(model: Any) -> str | None:
