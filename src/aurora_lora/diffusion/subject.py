@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import files
 from ..errors import UserError
 from ..training.batches import in_batches
-from ..training.storage import differences
+from ..training.same_recipe import differences
 from ..training.weights_digest import SAMPLED
 from .grid import write_png
 from .pipeline import Diffusion

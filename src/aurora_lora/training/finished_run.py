@@ -17,9 +17,10 @@ from .kinds.base import TrainedWith
 from .reading import task_name, validate
 from .recipe import CHANGE_NOTHING, Recipe, RunRecipe
 from .results import Result, read_result
+from .same_recipe import flatten
 from .score_tables import examples_scored, run_table, shown_table
 from .sections import Precision
-from .storage import ADAPTER, RECIPE, REFERENCE, RESULT, check_adapter, flatten
+from .storage import ADAPTER, RECIPE, REFERENCE, RESULT, check_adapter
 
 if TYPE_CHECKING:
     from rich.table import Table

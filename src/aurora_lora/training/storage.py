@@ -10,7 +10,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from ..methods.pissa_milora import START_FILE
 from ..tuner.peft_names import CONFIG_NAME
 from . import yaml_text
 from .reading import validate_as
-from .recipe import CHANGE_NOTHING, Recipe, RunRecipe
+from .recipe import Recipe, RunRecipe
+from .same_recipe import PLACES_OF_DATA, PLACES_OF_MODEL, check_same_recipe
 from .weights_digest import SAMPLED
 
 RECIPE, ADAPTER, LORA, CHECKPOINTS, REFERENCE = "recipe.yaml", "adapter", "lora", "checkpoints", "reference"
@@ -47,8 +48,6 @@ _OF_A_MODEL = ("config.json", CONFIG_NAME, "model_index.json")
 """Files of a model or an adapter in a folder of its own."""
 RUN_STATE = "run_state.json"
 """The file in each checkpoint with what Transformers' own state does not keep."""
-_PLACES_OF_DATA = ("task.data", "task.validation_data", "task.test_data")
-_PLACES_OF_MODEL = ("model", "model.name")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -263,7 +262,7 @@ def _places_known_again(folder: Path, recipe: RunRecipe) -> set[str]:
         return set()
     commit = str(files.read_json(last / RUN_STATE).get("model_commit"))
     is_folder = commit.startswith(SAMPLED) and files.expanded(recipe.model).is_dir()
-    return {*_PLACES_OF_DATA, *(_PLACES_OF_MODEL if is_folder else ())}
+    return {*PLACES_OF_DATA, *(PLACES_OF_MODEL if is_folder else ())}
 
 
 def write_recipe(folder: Path, recipe: RunRecipe) -> None:
@@ -288,64 +287,3 @@ def _is_written(path: Path, kind: type[RunRecipe]) -> bool:
         return yaml_text.dump(recipe.resolved()) == path.read_text(encoding="utf-8")
     except (UserError, OSError, UnicodeDecodeError):
         return False
-
-
-def check_same_recipe(
-    values: Any,
-    recipe: RunRecipe,
-    source: Path | str,
-    holds: str,
-    *,
-    may_have_moved: Callable[[set[str]], bool] = lambda fields: False,
-) -> None:
-    """Raise a UserError if the plain values are those of another recipe.
-
-    Args:
-        values: that are stored.
-        recipe: that is asked for.
-        source: where they are stored.
-        holds: how the message begins: what holds the run of another recipe.
-        may_have_moved: whether fields of paths may differ; asked where no others do.
-    """
-    # validated, so that a field which a later version adds counts as its default
-    stored = validate_as(type(recipe), values, str(source))
-    there, here = (
-        {field: value for field, value in flatten(one.resolved()).items() if field not in CHANGE_NOTHING}
-        for one in (stored, recipe)
-    )
-    both = {field for field in there.keys() & here.keys() if there[field] != here[field]}
-    if both and there.keys() == here.keys() and both <= {*_PLACES_OF_DATA, *_PLACES_OF_MODEL} and may_have_moved(both):
-        return
-    if differing := differences(there, here):
-        raise UserError(
-            f"{holds} the run of another recipe; they differ in {', '.join(differing)}: choose another output folder"
-        )
-
-
-def differences(
-    there: Mapping[str, Any],
-    here: Mapping[str, Any],
-    *,
-    names: tuple[str, str] = ("there", "here"),
-    missing: Any = "not given",
-) -> list[str]:
-    """`seed (there 0, here 1)` for each field that has another value here.
-
-    Args:
-        there: values by their dotted names.
-        here: the others.
-        names: of the two.
-        missing: what counts as the value of a field that one of them does not have.
-    """
-    pairs = ((field, there.get(field, missing), here.get(field, missing)) for field in sorted({*there, *here}))
-    return [f"{field} ({names[0]} {old!r}, {names[1]} {new!r})" for field, old, new in pairs if old != new]
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys."""
-    if not isinstance(value, dict):
-        return {prefix.rstrip("."): value}
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        flat.update(flatten(item, f"{prefix}{key}."))
-    return flat or {prefix.rstrip("."): {}}

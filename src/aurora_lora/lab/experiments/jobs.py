@@ -16,7 +16,8 @@ from ... import files, termination
 from ...errors import DIVERGED, AuroraError, RunLockedError, UserError, one_line
 from ...training.recipe import RunRecipe
 from ...training.results import Result, lacking, read_result
-from ...training.storage import LOG, RECIPE, check_recipe, check_same_recipe, is_locked, write_recipe
+from ...training.same_recipe import check_same_recipe
+from ...training.storage import LOG, RECIPE, check_recipe, is_locked, write_recipe
 from .runs_file import RunsFile
 
 _LAUNCHER_FAILED = ("CalledProcessError", "ChildFailedError")

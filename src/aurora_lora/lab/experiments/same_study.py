@@ -14,7 +14,7 @@ from ...training.data_record import data_of
 from ...training.own_section import OwnFields
 from ...training.recipe import CHANGE_NOTHING
 from ...training.results import Result
-from ...training.storage import differences, flatten
+from ...training.same_recipe import differences, flatten
 from .jobs import Job
 from .journal import JOURNAL
 from .runs_file import RUNS_FILE

@@ -14,7 +14,8 @@ from typing import Any
 from ...errors import UserError
 from ...tasks.metrics import metric_named
 from ...training.results import validation_score
-from ...training.storage import REFERENCE, flatten
+from ...training.same_recipe import flatten
+from ...training.storage import REFERENCE
 from .results import Result, setting, without_splits_of_seeds
 from .tables import count, finite
 

@@ -10,7 +10,8 @@ from ...errors import ArgumentError, UserError, abridged
 from ...files import below, parse_json, reading
 from ...training.reading import is_result
 from ...training.results import check_result
-from ...training.storage import RESULT, differences, flatten
+from ...training.same_recipe import differences, flatten
+from ...training.storage import RESULT
 from ..experiments.recipe_kinds import as_recipe
 from ..experiments.runs_file import RUNS_FILE, RunsFile
 
