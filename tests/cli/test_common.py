@@ -77,6 +77,35 @@ def test_any_process_says_that_it_has_too_little(
     assert capsys.readouterr().err.startswith(SAID)
 
 
+@pytest.mark.parametrize(
+    ("ranks", "said"),
+    [
+        ({}, "no such model\n"),
+        ({"RANK": "0", "LOCAL_RANK": "0"}, "no such model\n"),
+        ({"RANK": "1", "LOCAL_RANK": "1"}, ""),
+        ({"RANK": "8", "LOCAL_RANK": "0"}, "process 8: no such model\n"),
+        ({"RANK": "9", "LOCAL_RANK": "1"}, ""),
+        ({"PMI_RANK": "4", "MPI_LOCALRANKID": "0"}, "process 4: no such model\n"),
+        ({"OMPI_COMM_WORLD_RANK": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}, "process 4: no such model\n"),
+        ({"RANK": "1"}, ""),
+    ],
+)
+def test_each_machine_says_once_why_a_command_ends(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, ranks: dict[str, str], said: str
+) -> None:
+    """What is missing on the second machine, the first process cannot tell."""
+
+    def command() -> None:
+        raise UserError("no such model")
+
+    for name, rank in ranks.items():
+        monkeypatch.setenv(name, rank)
+    with pytest.raises(typer.Exit) as left:
+        plain_errors(command)()
+    assert left.value.exit_code == 2
+    assert capsys.readouterr().err == said
+
+
 def test_other_errors_are_raised_as_they_are() -> None:
     def command() -> None:
         try:

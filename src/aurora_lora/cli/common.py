@@ -24,7 +24,7 @@ try:
     import typer
     from typer.core import TyperGroup
 
-    from .printing import complain, stderr
+    from .printing import complain, fail, stderr
 except ModuleNotFoundError as error:
     print(missing(error, "train"), file=sys.stderr)
     raise SystemExit(2) from None
@@ -83,19 +83,19 @@ def plain_errors(command: Callable[P, R]) -> Callable[P, R]:
             return done
         except AuroraError as error:
             if (cause := _out_of_memory(error)) is None:
-                complain(_with_options(error))
+                fail(_with_options(error))
             else:
                 _say_out_of_memory(cause, command.__name__)
             raise typer.Exit(2) from error
         except ModuleNotFoundError as error:
             if error.name is None or error.name.startswith("aurora_lora"):
                 raise
-            complain(missing(error, "train"))
+            fail(missing(error, "train"))
             raise typer.Exit(2) from error
         except OSError as error:
             if error.errno == errno.EPIPE:  # `aurora ... | head`
                 raise
-            complain(f"{error.filename or 'cannot write'}: {error.strerror or error}")
+            fail(f"{error.filename or 'cannot write'}: {error.strerror or error}")
             raise typer.Exit(2) from error
         except (KeyboardInterrupt, TerminatedError) as error:
             # `predict` where it answers the rows of a file
@@ -108,7 +108,7 @@ def plain_errors(command: Callable[P, R]) -> Callable[P, R]:
                 raise typer.Exit(2) from error
             if type(error).__name__ != "PanicException":  # of tokenizers, in Rust: no Exception, and of no public class
                 raise
-            complain(f"a tokenizer failed, it may be damaged: {one_line(error)}")
+            fail(f"a tokenizer failed, it may be damaged: {one_line(error)}")
             raise typer.Exit(2) from error
 
     return guarded

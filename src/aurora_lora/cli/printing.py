@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 
-from aurora_lora.main_process import launched_as_main
+from aurora_lora.main_process import launched_as_main, place_of_launch
 
 if TYPE_CHECKING:
     from aurora_lora.text_table import TextTable
@@ -66,8 +66,16 @@ def print_json(value: Any) -> None:
 
 
 def complain(text: str) -> None:
+    """A line on stderr, of the main process alone."""
     if launched_as_main():
         print(text, file=sys.stderr)
+
+
+def fail(text: str) -> None:
+    """Why a command ends: a line on stderr, once on each machine that its processes were launched on."""
+    place = place_of_launch()
+    if place is not None:
+        print(place + text, file=sys.stderr)
 
 
 def plain_warnings() -> None:
