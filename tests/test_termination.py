@@ -1,5 +1,6 @@
 """SIGTERM: what is under way ends at once, or when it looks."""
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -26,6 +27,25 @@ def ended(work: Callable[[], None]) -> bool:
     except TerminatedError:
         return True
     return False
+
+
+def test_a_forked_process_ends_as_it_would(capfd: pytest.CaptureFixture[str]) -> None:
+    """Such as a worker of a pool, which is ended by SIGTERM."""
+    fork = multiprocessing.get_context("fork")
+    is_there = fork.Event()
+
+    def wait() -> None:
+        is_there.set()
+        time.sleep(60)
+
+    with watched():
+        child = fork.Process(target=wait)
+        child.start()
+        is_there.wait()  # Python forgets what comes while it forks
+        child.terminate()
+        child.join()
+    assert child.exitcode == -signal.SIGTERM
+    assert capfd.readouterr().err == ""
 
 
 def test_at_once() -> None:

@@ -154,6 +154,7 @@ CASES = {
         "ranks-wikihow-goal": (
             *_SAME_PAIRS,
             *_NO_SKIP.values(),
+            *_NO_SKIP_ALIGNED.values(),
             *TWO_METHODS,
             _TWO_METHODS_TOO[1],
         ),
@@ -167,8 +168,7 @@ CASES = {
         ),
         "ranks-converged": ("Does the skip help at r=2",),
         **dict.fromkeys(_IMAGES, tuple(f"Does the skip help at r={r}" for r in (8, 2))),
-        "ranks-wikihow-goal": tuple(f"Does the skip help at r={r}" for r in (2, 4, 8)),
-        **dict.fromkeys(("ranks-movie-rating", *_STARTS), _EACH_SKIP),
+        **dict.fromkeys(("ranks-movie-rating", "ranks-wikihow-goal", *_STARTS), _EACH_SKIP),
         "high-rates": (_HIGH_SKIP,),
     },
     "start": {

@@ -1,6 +1,8 @@
 """Which of the processes that were launched together prints and writes, before any of them has joined the others."""
 
 import os
+import sys
+from typing import Any
 
 _OF_ALL = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK")
 _ON_ITS_MACHINE = ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK")
@@ -8,26 +10,22 @@ _ON_ITS_MACHINE = ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK"
 
 
 def launched_as_main() -> bool:
-    """Whether this is that process, by the rank that a launcher gave it; one that was started alone is.
+    """Whether this is that process; one that was started alone is.
 
-    `training.distributed.is_main` says it of processes that have joined.
+    By the rank that a launcher gave it, until it has joined the others: Accelerate then knows whether there are others
+    at all, as several that a scheduler has started may train each on a GPU of its own.
     """
-    return _launched_as() == "0"
+    joined: Any = getattr(sys.modules.get("accelerate.state"), "PartialState", None)
+    if joined is not None and joined._shared_state:
+        return bool(joined().is_main_process)
+    return _rank(_OF_ALL) in (None, 0)
 
 
-def place_of_launch() -> str | None:
-    """How an error is headed in this process: "" in the main one, its rank in the first of another machine.
-
-    Another machine may lack what the main one has (a model, a file, space), which the main process cannot tell. None in
-    the other processes of a machine, where the first has the same to say.
-    """
-    rank = _launched_as()
-    if rank == "0":
-        return ""
-    return f"process {rank}: " if _launched_as(on_its_machine=True) == "0" else None
+def place_of_launch() -> tuple[int, int | None]:
+    """The rank of this process in the whole launch, and on its machine; that is None where no launcher says it."""
+    return _rank(_OF_ALL) or 0, _rank(_ON_ITS_MACHINE)
 
 
-def _launched_as(on_its_machine: bool = False) -> str | None:
-    names = _ON_ITS_MACHINE if on_its_machine else _OF_ALL
-    ranks = [os.environ[name] for name in names if name in os.environ]
-    return next((rank for rank in ranks if rank != "0"), "0" if ranks or not on_its_machine else None)
+def _rank(names: tuple[str, ...]) -> int | None:
+    """The largest rank of those that are set, as more than one launcher may have set them."""
+    return max((int(os.environ[name]) for name in names if os.environ.get(name, "").isdecimal()), default=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import threading
@@ -31,6 +32,8 @@ class _State:
     """Whether someone looks from time to time whether it has come."""
     asked = 0
     """The signal that has come."""
+    process = 0
+    """The process that watches: one that is forked from it, such as a worker of `datasets`, has its handler, too."""
 
 
 @contextlib.contextmanager
@@ -46,7 +49,7 @@ def watched(*more: signal.Signals) -> Iterator[None]:
         yield
         return
     before = {number: signal.signal(number, _ask) for number in (signal.SIGTERM, *more)}
-    _State.watched = True
+    _State.watched, _State.process = True, os.getpid()
     try:
         yield
     finally:
@@ -115,6 +118,10 @@ def _terminate(pid: int) -> None:
 
 
 def _ask(number: int, frame: FrameType | None) -> None:
+    if os.getpid() != _State.process:  # it ends as it would without us
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        return
     _State.asked = number
     if not _State.deferred:
         stop()

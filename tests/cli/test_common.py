@@ -8,9 +8,12 @@ from collections.abc import Callable
 import pytest
 import torch
 import typer
+from accelerate import PartialState
 
+from aurora_lora.cli import printing
 from aurora_lora.cli.common import plain_errors
 from aurora_lora.errors import UserError
+from aurora_lora.main_process import launched_as_main
 
 FULL = (
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 15.77 GiB of which 1.06 GiB is "
@@ -21,6 +24,12 @@ SAID = (
     "out of GPU memory: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 15.77 GiB of "
     "which 1.06 GiB is free: "
 )
+
+
+@pytest.fixture(autouse=True)
+def not_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As at the start of a command: other tests of this process may have joined others."""
+    monkeypatch.setattr(PartialState, "_shared_state", {})
 
 
 def runs_out(name: str, wrapped: bool) -> Callable[[], None]:
@@ -104,6 +113,36 @@ def test_each_machine_says_once_why_a_command_ends(
         plain_errors(command)()
     assert left.value.exit_code == 2
     assert capsys.readouterr().err == said
+
+
+def test_torchrun_has_ended_a_process_by_then_or_it_alone_has_failed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one of a machine ends at once, and with it the others there."""
+    waited: list[float] = []
+    monkeypatch.setattr(printing.time, "sleep", waited.append)
+    for name, value in {"RANK": "3", "LOCAL_RANK": "3", "TORCHELASTIC_RUN_ID": "none"}.items():
+        monkeypatch.setenv(name, value)
+    printing.fail("no space left")
+    assert waited == [printing.ALONE + 3]
+    assert capsys.readouterr().err == "process 3: no space left\n"
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    printing.fail("no space left")
+    assert len(waited) == 1
+    monkeypatch.setenv("RANK", "0")
+    printing.fail("no space left")
+    assert capsys.readouterr().err == "process 3: no space left\nno space left\n"
+
+
+def test_one_that_a_scheduler_has_started_alone_is_the_main_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU each, in trainings of their own: Accelerate then does not join them, whatever MPI's variables say."""
+    monkeypatch.setenv("PMI_RANK", "1")
+    monkeypatch.setattr(PartialState, "_shared_state", {})
+    assert not launched_as_main()
+    monkeypatch.setattr(PartialState, "_shared_state", {"is_main": True})
+    monkeypatch.setattr(PartialState, "__init__", lambda self: None)
+    monkeypatch.setattr(PartialState, "is_main_process", True)
+    assert launched_as_main()
 
 
 def test_other_errors_are_raised_as_they_are() -> None:

@@ -10,6 +10,7 @@ from aurora_lora import AuroraConfig, CalibrationError, calibrate
 from aurora_lora.deploy import products
 from aurora_lora.deploy.float64 import has_slow_float64
 from aurora_lora.deploy.products import add_gram, mirror
+from aurora_lora.ops import full_float32
 
 D, N = 160, 1500
 RIDGE = 1e-4
@@ -165,23 +166,46 @@ def test_the_lower_triangle_is_enough(d, sliced):
     assert torch.equal(total, x.double().T @ x.double() + 1)
 
 
-def test_the_precision_that_a_process_has_chosen_comes_back(slow, monkeypatch):
-    matmul = torch.backends.cuda.matmul
-    name = "fp32_precision" if hasattr(matmul, "fp32_precision") else "allow_tf32"
-    during, earlier, round_ = [], getattr(matmul, name), torch.Tensor.__matmul__
-    monkeypatch.setattr(
-        torch.Tensor, "__matmul__", lambda a, b: (during.append(getattr(matmul, name)), round_(a, b))[1]
-    )
+PRODUCTS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+HAS_BOTH = hasattr(torch.backends.cuda.matmul, "fp32_precision")  # torch 2.9
+
+
+@pytest.mark.parametrize("chosen", ["high", "medium"])
+def test_the_precision_that_a_process_has_chosen_comes_back(slow, monkeypatch, chosen):
+    during, round_ = [], torch.Tensor.__matmul__
+
+    def precisions():
+        return [one.fp32_precision for one in PRODUCTS] if HAS_BOTH else torch.get_float32_matmul_precision()
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: (during.append(precisions()), round_(a, b))[1])
     try:
-        torch.set_float32_matmul_precision("high")
+        torch.set_float32_matmul_precision(chosen)
+        earlier = precisions()
         total = torch.zeros(4, 4, dtype=torch.float64)
         add_gram(total, torch.ones(2, 4), sliced=True)
-        assert torch.get_float32_matmul_precision() == "high"
-        assert matmul.allow_tf32
+        assert torch.get_float32_matmul_precision() == chosen
+        assert precisions() == earlier
+        assert torch.backends.cuda.matmul.allow_tf32
     finally:
         torch.set_float32_matmul_precision("highest")
-        setattr(matmul, name, earlier)
-    assert set(during) == {"ieee" if name == "fp32_precision" else False}
+    assert during
+    assert all(one == (["ieee", "ieee"] if HAS_BOTH else "highest") for one in during)
+
+
+@pytest.mark.skipif(not HAS_BOTH, reason="torch has no precision of all backends")
+def test_the_precision_of_all_backends_is_inherited_again():
+    earlier = [one.fp32_precision for one in (torch.backends, *PRODUCTS)]
+    try:
+        for one, precision in zip((torch.backends, *PRODUCTS), ("tf32", "none", "none"), strict=True):
+            one.fp32_precision = precision
+        with full_float32():
+            assert [one.fp32_precision for one in PRODUCTS] == ["ieee", "ieee"]
+        assert [one.fp32_precision for one in PRODUCTS] == ["tf32", "tf32"]
+        torch.backends.fp32_precision = "ieee"
+        assert [one.fp32_precision for one in PRODUCTS] == ["ieee", "ieee"]
+    finally:
+        for one, precision in zip((torch.backends, *PRODUCTS), earlier, strict=True):
+            one.fp32_precision = precision
 
 
 @pytest.mark.parametrize(("capability", "is_slow"), [((8, 9), True), ((12, 0), True), ((8, 0), False), ((9, 0), False)])

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from looking import PRIOR, PROMPTS, contents, pixels
 from PIL import Image
 from safetensors.torch import load_file
@@ -21,6 +22,7 @@ from aurora_lora import cli
 from aurora_lora.diffusion.finished_run import export_subject, generate, load_subject_run
 from aurora_lora.diffusion.pipeline import Diffusion
 from aurora_lora.diffusion.random_numbers import seed_of
+from aurora_lora.errors import UserError
 from aurora_lora.training.results import read_result
 from aurora_lora.training.weights_digest import sampled_digest
 
@@ -137,6 +139,24 @@ def test_generate_takes_its_options_before_the_recipes(
     assert not np.array_equal(pixels(tmp_path / "00-0.png"), pixels(tmp_path / "00-1.png"))
 
 
+def test_images_are_generated_where_only_pytorch_knows_gpus(
+    runs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build of PyTorch names the accelerator that it is for, also on a machine that has none."""
+    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda *_: torch.device("cuda"))
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    written = generate(load_subject_run(runs["aurora"]), ["a [V] dog"], tmp_path / "images", inference_steps=1)
+    assert [path.name for path in written] == ["grid.png", "00-0.png"]
+
+
+def test_the_images_of_a_run_are_not_replaced(runs: dict[str, Any]) -> None:
+    run = load_subject_run(runs["aurora"])
+    kept = (run.folder / "grid.png").read_bytes()
+    with pytest.raises(UserError, match="is the folder of a run, which has images of its own"):
+        generate(run, ["a [V] dog"], run.folder, inference_steps=1)
+    assert (run.folder / "grid.png").read_bytes() == kept
+
+
 def test_other_commands_name_those_that_take_it(aurora: Train, runs: dict[str, Any]) -> None:
     (answer,) = aurora({"args": ["gap", str(runs["aurora"])], "folder": str(runs["aurora"])})
     assert answer["status"] == 2
@@ -153,6 +173,7 @@ def test_other_methods(train: Train, aurora: Train, tmp_path: Path) -> None:
         "aurora-paper": ({"name": "aurora-paper"}, None),
         "bitfit": ({"name": "bitfit"}, "diffusers loads LoRA, and bitfit is none"),
         "moslora": ({"name": "moslora"}, "diffusers loads LoRA, and moslora is none"),
+        "milora": ({"name": "milora"}, "diffusers loads LoRA, and milora is none"),
         "lora-drop": ({"name": "lora-drop"}, "diffusers loads LoRA, and lora-drop is none"),
         "vera": ({"name": "vera", "r": 8}, "diffusers loads LoRA, and vera is none"),
         "lora-bias": ({"name": "lora", "bias": "all"}, f"{no_place} the biases that bias='all' trains"),
@@ -167,7 +188,9 @@ def test_other_methods(train: Train, aurora: Train, tmp_path: Path) -> None:
         assert ("no lora/ is written" in answer["stderr"]) == (why is not None)
         assert f"{method['name']}: no lora/ is written: {why}" in answer["stderr"] or why is None
         assert read_result(tmp_path / name)["params"]["adapter"] > 0
-    again = ["bitfit", "vera", "lora-whole", "aurora-whole"]
+    for name, loads in (("vera", "PeftModel.from_pretrained(pipe.unet"), ("milora", "aurora generate RUN ")):
+        assert loads in (tmp_path / name / "adapter" / "README.md").read_text()
+    again = ["bitfit", "vera", "milora", "lora-whole", "aurora-whole"]
     answers = aurora(
         *(
             {

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -374,6 +375,16 @@ def test_a_missing_diffusers_is_said(model: Path, images: Path, tiny: Any, monke
     recipe = validate_as(SubjectRecipe, tiny.recipe(model, images), "tiny")
     with pytest.raises(UserError, match=r"'diffusers' is missing: pip install 'aurora-lora\[diffusion\]'"):
         load_diffusion(recipe, needed_prompts(recipe), torch.device("cpu"))
+
+
+def test_a_prompt_that_is_cut_is_told(model: Path, images: Path, tiny: Any) -> None:
+    recipe = validate_as(SubjectRecipe, tiny.recipe(model, images), "tiny")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "the end of a prompt")
+        load_diffusion(recipe, ["a sks dog"], torch.device("cpu"))
+    long = "a sks dog " * 12
+    with pytest.warns(UserWarning, match=r"the end of a prompt is cut, which has 86 tokens of the 77 .* 'a sks dog"):
+        load_diffusion(recipe, [long], torch.device("cpu"))
 
 
 def test_a_model_of_another_kind_is_said(images: Path, tiny: Any, tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ def test_decomposed_once_in_a_run(make_model: MakeModel, tmp_path: Path, decompo
 def test_one_process_keeps_the_start(
     make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
+    monkeypatch.setattr("accelerate.PartialState._shared_state", {})  # not joined yet
     monkeypatch.setenv(name, "1")
     made(make_model, "pissa", tmp_path / "checkpoints")
     assert not (tmp_path / "checkpoints").exists()

@@ -194,15 +194,23 @@ def test_they_are_used_where_triton_compiles(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("triton", "capability", "expected"), [(True, (9, 0), True), (True, (6, 1), False), (False, (9, 0), False)]
+    ("triton", "capability", "expected", "in_bfloat16"),
+    [
+        (True, (9, 0), True, True),
+        (True, (8, 0), True, True),
+        (True, (7, 5), True, False),
+        (True, (6, 1), False, False),
+        (False, (9, 0), False, False),
+    ],
 )
-def test_which_devices_triton_compiles_for(monkeypatch, triton, capability, expected):
+def test_which_devices_triton_compiles_for(monkeypatch, triton, capability, expected, in_bfloat16):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if triton else None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(dispatch, "_can_launch", lambda: True)
     dispatch.triton_serves.cache_clear()
     assert dispatch.triton_serves("cuda", 0) == expected
+    assert dispatch.triton_serves("cuda", 0, True) == in_bfloat16
     assert not dispatch.triton_serves("cpu", None)
     dispatch.triton_serves.cache_clear()
 
@@ -305,6 +313,7 @@ def test_a_compiled_step_sees_one_operator_each_way(monkeypatch):
     assert graphs.calls == [0, 0]
 
 
+@pytest.mark.compiles_peft
 @pytest.mark.gpu
 @needs_triton
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

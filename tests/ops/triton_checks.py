@@ -95,6 +95,8 @@ def test_every_spline(anl):
 @pytest.mark.parametrize(("n", "dtype", "tolerance"), [(1, torch.float64, 1e-12), (70, torch.float32, 3e-5)])
 @pytest.mark.parametrize("r", [1, 2, 3, 5, 8, 16])
 def test_shapes(r, n, dtype, tolerance, anl):
+    if r > 8 and dtype == torch.float64:  # `tl.dot`, which older Tritons do not have in float64
+        dtype, tolerance = torch.float32, 3e-5
     tensors = make(anl, r, n, dtype)
     assert_same(kernels(*tensors, anl), twin(*tensors, anl), tolerance)
 

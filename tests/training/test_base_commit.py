@@ -23,7 +23,7 @@ from aurora_lora.errors import UserError
 from aurora_lora.lab.experiments.architectures import architecture
 from aurora_lora.lab.experiments.dry_run import dry_run
 from aurora_lora.training import card, load_recipe, load_run, train, yaml_text
-from aurora_lora.training.base_commit import commit_of
+from aurora_lora.training.base_commit import commit_of, warn_of_another_commit
 from aurora_lora.training.build import load_trained_model
 from aurora_lora.training.evaluating import evaluate
 from aurora_lora.training.merging import merge
@@ -134,6 +134,19 @@ def test_another_commit_of_the_hub_is_told(
     with tiny.no_warning(".*was trained on"):
         model, _ = load_trained_model(load_run(run.folder))
     assert commit_of(model) == FIRST
+
+
+def test_another_commit_of_a_pipeline_is_told(tmp_path: Path) -> None:
+    """Its recipe takes no revision: with what is said it can be loaded."""
+    result = {"model": "org/sdxl", "model_commit": FIRST, "recipe": {"task": {"name": "dreambooth"}}}
+    with pytest.warns(UserWarning, match="was trained on commit") as warned:
+        warn_of_another_commit(tmp_path, result, "c" * 40)
+    said = str(warned[0].message)
+    assert said.endswith(
+        f"`hf download org/sdxl --revision {FIRST} --local-dir FOLDER` fetches that one, and `model: FOLDER` in its "
+        "recipe.yaml loads it"
+    )
+    assert "revision:" not in said
 
 
 def test_a_folder_has_a_digest(cache: Path, model: Path, write_recipe: WriteRecipe, tmp_path: Path) -> None:

@@ -46,12 +46,18 @@ def states(model: Any, tokenizer: Any, texts: list[str]) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("method", ["aurora", "lora", "full"])
 def test_the_score_is_the_share_of_the_teachers_effect(
-    write_recipe: WriteRecipe, teacher: TrainedRun, model: Path, tmp_path: Path, method: str
+    write_recipe: WriteRecipe,
+    teacher: TrainedRun,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
 ) -> None:
     options: dict[str, Any] = {"name": method}
     if method != "full":
         options["target_modules"] = ["query", "value"]
-    path = write_recipe(task={**TASK, "teacher": str(teacher.folder)}, method=options)
+    monkeypatch.setenv("HOME", str(teacher.folder.parent))
+    path = write_recipe(task={**TASK, "teacher": f"~/{teacher.folder.name}"}, method=options)
     run = train(load_recipe(path), tmp_path / "run")
     found = run.result["metric"]
     deployed = found["selected_by"]["form"]

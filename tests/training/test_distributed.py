@@ -408,3 +408,36 @@ def test_layers_behind_the_hidden_states_that_are_learned(
     )
     answers = launch(aurora, recipe, tmp_path / "two")
     assert [answer["status"] for answer in answers] == [0, 0], answers
+
+
+class _Peer:
+    num_processes, device = 2, "cpu"
+
+
+@pytest.mark.parametrize("here", [False, True])
+def test_a_folder_that_another_machine_does_not_see(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: bool
+) -> None:
+    """All processes are told, also that which sees it."""
+    monkeypatch.setattr(distributed, "state", _Peer)
+    monkeypatch.setattr(distributed, "SHARED_WITHIN", 0.0)
+    monkeypatch.setattr(distributed, "reduce", lambda missing, how: missing + (0.0 if here else 1.0))
+    if not here:
+        (tmp_path / "recipe.yaml").touch()  # it is the other one that does not see it
+    with pytest.raises(UserError, match="is not one folder for all processes"):
+        distributed.check_shared(tmp_path / "recipe.yaml")
+    monkeypatch.setattr(distributed, "reduce", lambda missing, how: missing)
+    (tmp_path / "recipe.yaml").touch()
+    distributed.check_shared(tmp_path / "recipe.yaml")
+
+
+@pytest.mark.slow
+def test_two_machines_without_a_shared_folder(
+    aurora: Aurora, write_recipe: Callable[..., Path], model_without_dropout: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_with(write_recipe, model_without_dropout)
+    elsewhere = {"args": ["train", str(recipe), "--output", str(tmp_path / "other"), "--json"]}
+    answers = launch(aurora, recipe, tmp_path / "run", last=elsewhere)
+    assert [answer["status"] for answer in answers] == [2, 2]
+    assert "run is not one folder for all processes" in answers[0]["stderr"]
+    assert not (tmp_path / "run" / "checkpoints").exists()

@@ -19,6 +19,7 @@ from aurora_lora.training import TrainedRun, build, load_recipe, load_run, step_
 from aurora_lora.training.build import load_trained_model, make_trainer
 from aurora_lora.training.evaluating import evaluate
 from aurora_lora.training.kinds import KINDS
+from aurora_lora.training.loggers import own_runs
 from aurora_lora.training.merging import merge
 from aurora_lora.training.predicting import predict
 from aurora_lora.training.step_callbacks import Clock, EarlyStop
@@ -361,6 +362,19 @@ def test_each_training_is_a_run_of_its_own(
     train(load_recipe(recipe, ["training.report_to=[wandb]", "training.epochs=1"]), tmp_path / "run")
     assert begun == ["tiny", "tiny-reference"]
     assert ended == [("tiny", 0), ("tiny-reference", 0)]
+
+
+@pytest.mark.parametrize(("module", "kind"), [("wandb.errors.errors", UserError), ("elsewhere", ValueError)])
+def test_a_logger_that_cannot_begin_is_said(
+    monkeypatch: pytest.MonkeyPatch, module: str, kind: type[Exception]
+) -> None:
+    """As where nobody has logged in."""
+    wandb: Any = ModuleType("wandb")
+    wandb.run = None
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    error = type("UsageError", (ValueError,), {"__module__": module})
+    with pytest.raises(kind, match="no API key"), own_runs(["wandb"]):
+        raise error("no API key configured.\nUse wandb login")
 
 
 def test_the_losses_of_a_run_that_goes_on(

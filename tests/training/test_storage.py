@@ -111,6 +111,26 @@ def test_loggers_and_updates_do_not_keep_a_folder_in_which_nothing_was_trained(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.yaml"]
 
 
+def test_a_start_does_not_keep_a_folder_in_which_nothing_was_trained(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """What was probed or decomposed for one recipe is not what another begins with."""
+    recipe, folder = load_recipe(write_recipe()), tmp_path / "run"
+    smaller = recipe.model_copy(update={"training": recipe.training.model_copy(update={"batch_size": 4})})
+    storage.write_recipe(folder, recipe)
+    start = folder / "checkpoints" / "start.safetensors"
+    start.parent.mkdir()
+    for file in (folder / "probe.safetensors", start):
+        file.touch()
+    storage.check_recipe(folder, recipe)
+    storage.write_recipe(folder, recipe)
+    assert start.exists()
+    storage.check_recipe(folder, smaller)
+    storage.write_recipe(folder, smaller)
+    assert [file.name for file in sorted(folder.rglob("*")) if file.is_file()] == ["recipe.yaml"]
+    (start.parent / "checkpoint-1").mkdir()
+    with pytest.raises(UserError, match="holds the run of another recipe"):
+        storage.check_recipe(folder, recipe)
+
+
 def test_folders_of_the_users_own_stay(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     """As where a run is put into a project, or a job's output is in it already."""
     recipe = load_recipe(write_recipe())

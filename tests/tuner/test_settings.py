@@ -36,6 +36,10 @@ from transformers import (
     OPTForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
+    RwkvConfig,
+    RwkvForCausalLM,
+    Wav2Vec2Config,
+    Wav2Vec2ForXVector,
 )
 
 from aurora_lora import AuroraConfig, MergeError, NotCalibratedError, calibrate, export_lora, merge_gap, set_form
@@ -278,6 +282,59 @@ def test_a_layer_that_a_model_reads_without_calling_is_refused(kind, name, model
         get_peft_model(model, AuroraConfig(target_modules=[name]))
 
 
+def of_kind(kind, **layers):
+    model = nn.ModuleDict(layers)
+    model.config = type("Config", (), {"model_type": kind, "to_dict": lambda self: {"model_type": kind}})()
+    return model
+
+
+def test_what_an_inner_model_reads_without_calling_is_known():
+    """The outer module may be the user's own, or another model of Transformers."""
+
+    def whole():
+        speech = of_kind("wavlm", q_proj=nn.Linear(4, 4), fc=nn.Linear(4, 4))
+        text = of_kind("bert", q_proj=nn.Linear(4, 4))
+        return nn.ModuleDict({"speech": speech, "text": text})
+
+    with pytest.raises(ValueError, match=r"'speech.q_proj' is incompatible with wavlm models"):
+        get_peft_model(whole(), AuroraConfig(target_modules=["q_proj"]))
+    with pytest.warns(UserWarning, match=r"Left out of 'all-linear': speech\.q_proj"):
+        model = get_peft_model(whole(), AuroraConfig(target_modules="all-linear"))
+    assert [name for name, _ in aurora_layers(model.base_model.model)] == ["speech.fc", "text.q_proj"]
+
+
+def test_all_linear_leaves_out_layers_by_the_end_of_their_path():
+    """The keys of another attention are called."""
+    boxes, attention = nn.ModuleDict({"k_proj": nn.Linear(4, 4)}), nn.ModuleDict({"k_proj": nn.Linear(4, 4)})
+    with pytest.warns(UserWarning, match=r"Left out of 'all-linear': bbox_attention\.k_proj"):
+        model = get_peft_model(
+            of_kind("detr", bbox_attention=boxes, attention=attention), AuroraConfig(target_modules="all-linear")
+        )
+    assert [name for name, _ in aurora_layers(model.base_model.model)] == ["attention.k_proj"]
+
+
+def test_the_tdnn_of_x_vectors_is_refused():
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    convolutions = {"conv_dim": (8,), "conv_stride": (5,), "conv_kernel": (10,), "num_conv_pos_embeddings": 4}
+    tdnn = {"tdnn_dim": (8, 8), "tdnn_kernel": (3, 1), "tdnn_dilation": (1, 1), "xvector_output_dim": 8}
+    config = Wav2Vec2Config(**sizes, **convolutions, **tdnn, num_conv_pos_embedding_groups=2)
+    with pytest.raises(ValueError, match=r"'tdnn\.0\.kernel' is incompatible with wav2vec2 models"):
+        get_peft_model(Wav2Vec2ForXVector(config), AuroraConfig(target_modules=["q_proj", "kernel"]))
+
+
+def test_rwkv_is_adapted_where_it_divides_no_weights():
+    """In eval mode it divides some of its weights, and not what an adapter adds."""
+    sizes = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 2, "context_length": 8}
+    with pytest.raises(ValueError, match=r"attention.output'.* RWKV divides its weight.*rescale_every = 0"):
+        get_peft_model(RwkvForCausalLM(RwkvConfig(**sizes, rescale_every=1)), AuroraConfig())
+    base = RwkvForCausalLM(RwkvConfig(**sizes, rescale_every=0))
+    model = get_peft_model(base, AuroraConfig(train_form="static", init_weights=False))
+    ids = torch.tensor([[1, 2, 3, 4]])
+    with torch.no_grad():
+        trained, deployed = model.train()(ids).logits, model.eval()(ids).logits
+    torch.testing.assert_close(trained, deployed)
+
+
 def test_all_linear_leaves_out_what_a_model_reads_without_calling():
     model = nn.ModuleDict({"in_proj": nn.Linear(4, 4), "out_proj": nn.Linear(4, 4)})
     model.config = type("Config", (), {"model_type": "mamba2", "to_dict": lambda self: {"model_type": "mamba2"}})()
@@ -293,18 +350,17 @@ def test_an_embedding_that_looks_up_positions_of_its_own_is_refused():
         get_peft_model(base, AuroraConfig(target_modules=["embed_positions"]))
 
 
-def test_a_router_that_is_linear_is_left_out():
-    class Llama4Router(nn.Linear):
-        def forward(self, x):
-            return super().forward(x).sigmoid(), None
+@pytest.mark.parametrize("kind", ["Llama4Router", "FP8GroupedLinear", "IdeficsDecoupledLinear"])
+def test_what_is_linear_with_other_outputs_is_left_out(kind):
+    router = type(kind, (nn.Linear,), {})
 
     def base():
-        return nn.ModuleDict({"a": nn.Linear(4, 4), "router": Llama4Router(4, 2)})
+        return nn.ModuleDict({"a": nn.Linear(4, 4), "router": router(4, 2)})
 
     with pytest.warns(UserWarning, match="Left out of 'all-linear': router"):
         model = get_peft_model(base(), AuroraConfig(target_modules="all-linear"))
     assert [name for name, _ in aurora_layers(model.base_model.model)] == ["a"]
-    with pytest.raises(ValueError, match="'router' is a Llama4Router, whose forward pass"):
+    with pytest.raises(ValueError, match=f"'router' is a {kind}, whose forward pass"):
         get_peft_model(base(), AuroraConfig(target_modules=["router"]))
 
 
@@ -315,6 +371,28 @@ def test_names_to_merge_are_checked_and_count_once():
     expected = logits(model)
     model.merge_adapter(adapter_names=["default", "default"])
     torch.testing.assert_close(logits(model), expected)
+
+
+def test_a_refused_adapter_leaves_modules_that_it_would_have_trained():
+    base = llama()
+    settings = {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}
+    with pytest.raises(ValueError, match="embed_tok"):
+        get_peft_model(base, AuroraConfig(**settings, trainable_token_indices={"embed_tok": [1]}))
+    assert type(base.lm_head) is nn.Linear
+    model = get_peft_model(base, AuroraConfig(**settings))
+    with pytest.raises(ValueError, match="embed_tok"):
+        model.add_adapter("other", AuroraConfig(**settings, trainable_token_indices={"embed_tok": [1]}))
+    assert list(model.base_model.model.lm_head.modules_to_save) == ["default"]
+    assert model.base_model.model.lm_head.modules_to_save["default"].weight.requires_grad
+
+
+@pytest.mark.parametrize("names", [("0", "1"), ("default", "model"), ("layers", "default"), ("a", "aurora_A")])
+def test_adapters_whose_names_are_parts_of_paths_are_refused(names):
+    """PEFT's files of the other adapters would lack what has such a part in its name."""
+    model = get_peft_model(llama(), AuroraConfig(target_modules=["q_proj"]), adapter_name=names[0])
+    with pytest.raises(ValueError, match="is a part of the names of this model's weights"):
+        model.add_adapter(names[1], AuroraConfig(target_modules=["q_proj"]))
+    assert list(model.peft_config) == [names[0]]
 
 
 def test_a_refused_adapter_leaves_the_model_as_it_was():
@@ -660,6 +738,25 @@ def test_a_reference_adapter_begins_as_a_copy_over_a_base_in_bfloat16():
         assert weights[one].dtype == torch.float32
         assert torch.equal(weights[one], weights[other])
         assert (weights[one].requires_grad, weights[other].requires_grad) == (True, False)
+
+
+@pytest.mark.parametrize("more", [{"trainable_token_indices": [2, 4]}, {"modules_to_save": ["lm_head"]}], ids=str)
+def test_a_reference_adapter_has_what_was_trained_whole(more):
+    model = adapt(llama(), **more)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.add_(torch.randn_like(weight))
+    expected = logits(model.eval())
+    model.add_adapter("ref", model.peft_config["default"])
+    assert torch.equal(logits(model), expected)
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert trained
+    assert not any(".ref" in name for name in trained)
+    model.set_adapter("ref")
+    model.eval()
+    with set_form(model, "dynamic"):
+        assert torch.equal(logits(model), expected)
 
 
 @pytest.mark.parametrize("state", ["trained", "scaled", "calibrated", "stale"])

@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
@@ -98,9 +98,8 @@ def plain_errors(command: Callable[P, R]) -> Callable[P, R]:
             fail(f"{error.filename or 'cannot write'}: {error.strerror or error}")
             raise typer.Exit(2) from error
         except (KeyboardInterrupt, TerminatedError) as error:
-            # `predict` where it answers the rows of a file
-            resumes = command.__name__ in RESUMABLE or (command.__name__ == "predict" and kwargs.get("output"))
-            complain("interrupted" + ": the same command resumes where it was" * bool(resumes))
+            again = ": the same command resumes where it was" if _resumes(command.__name__, kwargs) else ""
+            complain("interrupted" + again)
             raise typer.Exit(130 if isinstance(error, KeyboardInterrupt) else 143) from error
         except BaseException as error:
             if (cause := _out_of_memory(error)) is not None:
@@ -112,6 +111,14 @@ def plain_errors(command: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(2) from error
 
     return guarded
+
+
+def _resumes(command: str, options: Mapping[str, Any]) -> bool:
+    """Whether an interrupted command has kept what it did: `bench` and `predict` where they write into a folder or a
+    file, and `bench` unless it is to begin anew."""
+    if command in ("bench", "predict"):
+        return bool(options.get("output")) and not (command == "bench" and options.get("overwrite"))
+    return command in RESUMABLE and not options.get("dry_run")
 
 
 def _out_of_memory(error: BaseException | None) -> BaseException | None:

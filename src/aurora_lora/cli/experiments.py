@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from aurora_lora.lab.experiments.reproduce import Reproduction
 
 Jobs = Annotated[
-    int | None, typer.Option("--jobs", "-j", metavar="N", help="Runs at a time; one, or one a GPU, by default.")
+    int | None, typer.Option("--jobs", "-j", metavar="N", help="Runs at a time: one, or one a GPU, or 64 of Slurm.")
 ]
 LauncherOption = Annotated[str, typer.Option("--launcher", metavar="NAME", help="local, accelerate or slurm.")]
 Settings = Annotated[

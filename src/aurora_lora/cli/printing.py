@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+import time
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from aurora_lora.text_table import TextTable
 
 WIDTH = 80
+ALONE = 5.0
+"""Seconds in which torchrun ends a process that has failed as the first one of its machine has."""
 
 
 class _WithoutBlanks:
@@ -72,10 +76,23 @@ def complain(text: str) -> None:
 
 
 def fail(text: str) -> None:
-    """Why a command ends: a line on stderr, once on each machine that its processes were launched on."""
-    place = place_of_launch()
-    if place is not None:
-        print(place + text, file=sys.stderr)
+    """Why a command ends, on stderr: of the main process, and with its rank of another that alone may have failed.
+
+    That is the first of each other machine, which may lack what the main one has; and under torchrun any process that
+    is not ended soon, as it is where the first one of its machine has failed, too.
+    """
+    if launched_as_main():
+        print(text, file=sys.stderr)
+        return
+    rank, on_its_machine = place_of_launch()
+    if on_its_machine != 0:
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            return
+        try:
+            time.sleep(ALONE + (on_its_machine or 0))
+        except KeyboardInterrupt:
+            return
+    print(f"process {rank}: {text}", file=sys.stderr)
 
 
 def plain_warnings() -> None:

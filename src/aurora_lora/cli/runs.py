@@ -90,7 +90,7 @@ def _evaluate_file(run: TrainedRun, data: str, form: str | None, encoding: str |
 def generate(
     folder: RunFolder,
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="[V] in them stands for the subject.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Folder of the images.")] = ...,  # type: ignore[assignment]
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Folder for images.")] = ...,  # type: ignore[assignment]
     form: Annotated[
         str | None,
         typer.Option("--form", metavar="FORM", help="Form of the adapter; by default the one that is deployed."),

@@ -33,7 +33,7 @@ def train(
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder of the run; must be given to train.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check the data, print size, memory and time of the run; train nothing.")
+        bool, typer.Option("--dry-run", help="Check data, but no images of a subject; print size, memory, time.")
     ] = False,
     gpu: Annotated[
         str | None, typer.Option("--gpu", metavar="NAME", help="GPU of the dry run; by default this machine.")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import CalibrationError
 from ..tuner import AuroraEmbedding, AuroraLayer
 from ..tuner.adapters import no_adapter
+from ..tuner.stacked import by_plain_path
 from ..values import is_number, require
 from .probe_result import Probe, check_probe
 from .ranks import fits
@@ -41,11 +42,12 @@ def aligned_rows(layer: LayerProbe, rank: int, deviation: float = DEVIATION) -> 
 
 def layers_of_adapter(model: Any, adapter_name: str) -> dict[str, Any]:
     """The linear layers and convolutions with this adapter, AuroRA's or LoRA's, by their path in the plain model."""
-    return {path: module for path, module, names in _layers(model) if adapter_name in names}
+    held = ((path, module) for path, module, names in _layers(model) if adapter_name in names)
+    return dict(by_plain_path(plain_model(model), held))
 
 
 def _layers(model: Any) -> Iterator[tuple[str, Any, Collection[str]]]:
-    """(path, layer, names of its adapters)"""
+    """(path below all wrappers of the model, layer, names of its adapters)"""
     for path, module in plain_model(model).named_modules():
         if isinstance(module, AuroraLayer) and not isinstance(module, AuroraEmbedding):
             yield path, module, module.aurora_A.keys()

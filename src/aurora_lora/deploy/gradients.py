@@ -21,7 +21,8 @@ from ..tuner.base_weight import is_recomputed
 from ..tuner.conv import padded_by_group, project_patches
 from ..tuner.linear import has_linear_shape, linear_shape
 from ..tuner.peft_names import AuxiliaryTrainingWrapper, BaseTunerLayer
-from ..tuner.targets import is_bypassed
+from ..tuner.stacked import plain_path
+from ..tuner.targets import bypassed_by
 from .wrappers import output_embeddings, plain_model
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -123,8 +124,7 @@ def frozen_weights(model: Any) -> dict[str, Weight]:
         if module in seen:  # at another path: PEFT knows the first alone
             return
         seen.add(module)
-        name = path.rpartition(".")[2]
-        if isinstance(module, AuxiliaryTrainingWrapper) or module is output or is_bypassed(inner, name):
+        if isinstance(module, AuxiliaryTrainingWrapper) or module is output or bypassed_by(inner, path):
             return
         if isinstance(module, BaseTunerLayer):
             walk(module.get_base_layer(), path)
@@ -135,7 +135,7 @@ def frozen_weights(model: Any) -> dict[str, Weight]:
                 walk(child, f"{path}.{name}" if path else name)
 
     walk(inner, "")
-    return found
+    return {plain_path(inner, path): weight for path, weight in found.items()}
 
 
 # ---------------------------------------------------------------- on its way past

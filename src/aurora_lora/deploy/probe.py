@@ -17,6 +17,7 @@ from ..tuner.adapters import check_not_merged
 from ..tuner.fields import MODULE_FIELDS
 from ..tuner.fused_experts import fused_experts
 from ..tuner.naming import ALL_LINEAR, named
+from ..tuner.stacked import plain_path
 from ..tuner.tensors import outside_inference_mode
 from ..values import is_int, require, short
 from .at_rest import at_rest, checkpointed, is_reentrant
@@ -145,8 +146,10 @@ def probe(
         work.forward(found)
     layers = tuple(one.result() for one in found)
     without = {one.name: one.weight.d_in + one.weight.d_out for one in sketches if one not in found}
-    modules = tuple(path for path, _ in plain_model(model).named_modules() if path)
-    experts = _taken_for_experts([one.layer for one in layers], plain_model(model))
+    plain = plain_model(model)
+    paths = (plain_path(plain, path) for path, _ in plain.named_modules())
+    modules = tuple(dict.fromkeys(path for path in paths if path))
+    experts = _taken_for_experts([one.layer for one in layers], plain)
     seconds = time.perf_counter() - start
     counts = work.batches, data.passes, work.groups
     return Probe(layers, tuple(without), *counts, seconds, modules, experts, tuple(without.values()))

@@ -8,7 +8,6 @@ from huggingface_hub import ModelCardData
 
 from ..forms import FORMS
 from ..methods.aurora import AuroraMethod
-from ..methods.base import PeftMethod
 from ..training.card import CARD, PAPER, PEFT, made_by, save_card
 from ..training.results import Result
 from ..training.score_tables import examples_scored, score_table
@@ -40,7 +39,7 @@ image = pipe({recipe.task.fill(recipe.task.prompt)!r}).images[0]
 def write_adapter_card(folder: Path, recipe: SubjectRecipe, result: Result) -> None:
     """Write the card of the adapter."""
     method = recipe.method
-    if isinstance(method, PeftMethod):
+    if method.peft_loads:
         aurora = isinstance(method, AuroraMethod)
         lead = "import aurora_lora  # pip install aurora-lora\n" if aurora else ""
         text = f"""
@@ -62,7 +61,7 @@ What the method {method.name} has trained of the U-Net, for the command of `auro
     pip install 'aurora-lora[diffusion]'
     aurora generate RUN "{recipe.task.prompt}" --output OUT
 """
-    _write(folder, recipe, result, text, "peft" if isinstance(method, PeftMethod) else "aurora-lora")
+    _write(folder, recipe, result, text, "peft" if method.peft_loads else "aurora-lora")
 
 
 def _pipeline(recipe: SubjectRecipe) -> str:

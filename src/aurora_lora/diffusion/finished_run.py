@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .. import files, folders
-from ..errors import FormError, UserError, check_count
+from ..errors import ArgumentError, FormError, UserError, check_count
 from ..extras import extra
 from ..methods.base import load_finite
 from ..tasks.dreambooth import DREAMBOOTH
@@ -102,7 +102,7 @@ def generate(
     Args:
         run: which.
         prompts: `[V]` in them stands for the subject.
-        output: a folder; files in it are replaced.
+        output: a folder, of no run; images of the same names in it are replaced.
         form: of the adapter; the deployed one if None.
         seed: of the noise that images start from; the recipe's if None.
         images: of each prompt.
@@ -114,7 +114,7 @@ def generate(
 
     Raises:
         FormError: the run has no such form.
-        UserError: a value that is not allowed; the model or the adapter cannot be loaded.
+        UserError: a value that is not allowed; the folder of a run; the model or the adapter cannot be loaded.
     """
     recipe, form = run.recipe, form or run.deployed_form
     run.check_form(form)
@@ -123,8 +123,11 @@ def generate(
     changes: dict[str, Any] = {"inference_steps": inference_steps, "guidance_scale": guidance_scale}
     wanted = recipe.validation.model_copy(update={k: v for k, v in changes.items() if v is not None})
     seed = recipe.seed if seed is None else seed
+    if (output / RECIPE).exists():
+        raise ArgumentError(f"`output`: {output} is the folder of a run, which has images of its own: choose another")
     files.check_writable(output)
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    device = there or torch.device("cpu")
     no_fp16 = device.type == "cpu" and recipe.training.precision == "fp16"
     filled = [recipe.task.fill(prompt) for prompt in prompts]
     diffusion = load_diffusion(recipe, filled, device, "fp32" if no_fp16 else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -81,11 +82,22 @@ class Diffusion:
             encoder.to(self.device)
         known, unprompted = {}, None
         for prompt in dict.fromkeys(prompts):
+            self._warn_if_cut(prompt)
             hidden, no_hidden, pooled, no_pooled = self.pipe.encode_prompt(prompt, device=self.device)
             known[prompt] = Prompt(hidden.cpu(), pooled.cpu())
             unprompted = Prompt(no_hidden.cpu(), no_pooled.cpu())
         assert unprompted is not None
         return known, unprompted
+
+    def _warn_if_cut(self, prompt: str) -> None:
+        """As diffusers would log it, where nothing that it logs is shown."""
+        tokenizer = self.pipe.tokenizer
+        most, has = tokenizer.model_max_length, len(tokenizer(prompt, verbose=False).input_ids)
+        if has > most:
+            warnings.warn(
+                f"the end of a prompt is cut, which has {has} tokens of the {most} that the model reads: {prompt!r}",
+                stacklevel=2,
+            )
 
     # ---------------------------------------------------------------- latents and the U-Net's inputs
 

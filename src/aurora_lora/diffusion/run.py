@@ -23,10 +23,10 @@ from ..tasks.access import check_access
 from ..tasks.dreambooth import subject_images
 from ..training import run_folder, storage
 from ..training.batches import divide
-from ..training.distributed import on_main, own_part, state
+from ..training.distributed import check_shared, on_main, own_part, state
 from ..training.memory import reset_peak_memory
 from ..training.results import Result, build_result
-from ..training.storage import CHECKPOINTS, LORA
+from ..training.storage import CHECKPOINTS, LORA, RECIPE
 from .card import write_adapter_card, write_lora_card
 from .export import no_lora, write_lora
 from .fidelity import Clip, Dino, plain_prompt, prompt_fidelity, subject_fidelity
@@ -58,14 +58,15 @@ def train_subject(recipe: SubjectRecipe, output: Path | str, watcher: Watcher | 
         watcher: is told how far it is.
 
     Raises:
-        UserError: the folder holds another recipe's run or cannot be written; what the recipe names cannot be had; a
-            step's images cannot be divided among the processes; the training diverged.
+        UserError: the folder holds another recipe's run, cannot be written, or is not one for all processes; what the
+            recipe names cannot be had; a step's images cannot be divided among the processes; the training diverged.
     """
     folder, watcher = Path(output), watcher or SilentWatcher()
     divide(recipe.training, state().num_processes)  # joins the other processes, if there are any
     with contextlib.ExitStack() as stack:
         inside = [folder / CLASS_IMAGES, *(folder / IMAGES).glob("*")]
         on_main(lambda: stack.enter_context(run_folder.open_run(folder, recipe, inside)))
+        check_shared(folder / RECIPE)
         finished = on_main(lambda: run_folder.finished(folder))
         if finished is not None:
             return SubjectRun(folder, recipe, finished)

@@ -101,6 +101,11 @@ class Method:
         return "frozen"
 
     @property
+    def peft_loads(self) -> bool:
+        """Whether PEFT, with this package imported for AuroRA, computes the same from what is saved."""
+        return False
+
+    @property
     def forms(self) -> tuple[str, ...]:
         """The forms of the trained model that can be evaluated."""
         return (MERGED,)
@@ -204,6 +209,10 @@ class PeftMethod(Method):
         check_names(options, self.names)
         self.make_config(**options)
         return {**self.defaults, **options}
+
+    @property
+    def peft_loads(self) -> bool:
+        return True
 
     @cached_property
     def config(self) -> Any:

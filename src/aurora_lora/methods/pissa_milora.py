@@ -96,7 +96,7 @@ class SingularMethod(PeftMethod):
 
     @property
     def peft_loads(self) -> bool:
-        """Whether PEFT alone makes the same base weight when it loads an adapter."""
+        """Whether PEFT makes the same base weight when it loads an adapter."""
         return self.saved_as is not True
 
     def factors(self, path: str, layer: Any) -> tuple[Tensor, Tensor]:

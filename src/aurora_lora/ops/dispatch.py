@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -28,6 +28,8 @@ ENVIRONMENT = "AURORA_LORA_EAGER"
 MAX_RANK_OF_KERNEL = 64
 MAX_WEIGHTS_OF_KERNEL = 4096
 """More rows of the rank space, or more entries of W_s, do not fit into a kernel's registers."""
+MAX_RANK_IN_FLOAT64 = 8
+"""Above it the kernels take `tl.dot`, which Triton 3.2 and 3.3 do not have in float64."""
 
 
 class Differentiable(NamedTuple):
@@ -65,7 +67,7 @@ def choose(r: int, anl: ANL, *tensors: Tensor | None) -> Differentiable | ByHand
     """The implementation of sigma, of rank r, for a call with these tensors; the first one is on the call's device."""
     mode = _mode(*tensors)
     with_kernel, elsewhere = IMPLEMENTATIONS[mode]
-    return with_kernel if mode != OTHER and _has_kernel(tensors[0], r, anl) else elsewhere
+    return with_kernel if mode != OTHER and _has_kernel(tensors, r, anl) else elsewhere
 
 
 def _mode(*tensors: Tensor | None) -> str:
@@ -96,23 +98,30 @@ def _is_exporting() -> bool:
     return asked is None or asked()
 
 
-def _has_kernel(z: Tensor | None, r: int, anl: ANL) -> bool:
+def _has_kernel(tensors: Sequence[Tensor | None], r: int, anl: ANL) -> bool:
+    z = tensors[0]
     assert z is not None
-    fits = r <= MAX_RANK_OF_KERNEL and r * anl.n_basis <= MAX_WEIGHTS_OF_KERNEL
-    return fits and not anl.is_identity and _triton_serves(z.device.type, z.device.index)
+    dtypes = {t.dtype for t in tensors if t is not None}
+    most = MAX_RANK_IN_FLOAT64 if torch.float64 in dtypes else MAX_RANK_OF_KERNEL
+    fits = r <= most and r * anl.n_basis <= MAX_WEIGHTS_OF_KERNEL
+    return fits and not anl.is_identity and _triton_serves(z.device.type, z.device.index, torch.bfloat16 in dtypes)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _triton_serves(device: str, index: int | None) -> bool:
-    return triton_serves(device, index)
+def _triton_serves(device: str, index: int | None, in_bfloat16: bool) -> bool:
+    if device == "cuda" and torch.is_autocast_enabled(device):
+        in_bfloat16 = in_bfloat16 or torch.get_autocast_dtype(device) == torch.bfloat16
+    return triton_serves(device, index, in_bfloat16)
 
 
 @lru_cache(maxsize=64)
-def triton_serves(device: str, index: int | None) -> bool:
-    """Whether Triton is there and compiles for this device: AMD's, and Nvidia's from Volta on."""
+def triton_serves(device: str, index: int | None, in_bfloat16: bool = False) -> bool:
+    """Whether Triton is there and compiles for this device: AMD's, and Nvidia's from Volta on, or from Ampere on in
+    bfloat16, for which older ones have no instructions."""
     if device != "cuda" or importlib.util.find_spec("triton") is None:
         return False
-    new_enough = torch.version.hip is not None or torch.cuda.get_device_capability(index) >= (7, 0)
+    oldest = (8, 0) if in_bfloat16 else (7, 0)
+    new_enough = torch.version.hip is not None or torch.cuda.get_device_capability(index) >= oldest
     return new_enough and _can_launch()
 
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from .. import files
 from ..errors import UserError
 from ..files import expanded
+from ..tasks.dreambooth import DREAMBOOTH
 from ..tasks.fetch import cache_dir
 from .storage import RESULT
 from .weights_digest import SAMPLED, sampled_digest
@@ -98,10 +99,13 @@ def warn_of_another_commit(folder: Path, result: Mapping[str, Any], here: str | 
     if not _differ(there, here):
         return
     if not _kind(there):
-        said = (
-            f"{folder} was trained on commit {there} of {name}, and commit {here} was loaded: "
-            f"`model: {{name: {name}, revision: {there}}}` in its recipe.yaml loads that one"
-        )
+        loads = f"`model: {{name: {name}, revision: {there}}}` in its recipe.yaml loads that one"
+        if result["recipe"]["task"]["name"] == DREAMBOOTH.name:  # whose model is a name or a folder alone
+            loads = (
+                f"`hf download {name} --revision {there} --local-dir FOLDER` fetches that one, and `model: FOLDER` in "
+                "its recipe.yaml loads it"
+            )
+        said = f"{folder} was trained on commit {there} of {name}, and commit {here} was loaded: {loads}"
     elif there.startswith(SAMPLED):
         said = (
             f"{folder} was trained on other weights than {name} has here, and does not fit these: what it makes of "

@@ -16,8 +16,8 @@ from yaml import YAMLError
 
 from ..forms import CALIBRATED, FORMS, STATIC
 from ..methods.aurora import AuroraMethod
+from ..methods.base import PeftMethod
 from ..methods.injection import InjectionMethod
-from ..methods.pissa_milora import SingularMethod
 from ..tasks import Task
 from ..tasks.models import MODELS, ModelSource, PretrainedHere, hub_name
 from ..tuner.tags import TAG
@@ -75,7 +75,7 @@ def write_adapter_card(folder: Path, facts: Facts, no_lora: str | None) -> None:
     """
     path = folder / CARD
     method = facts.recipe.method
-    changed = isinstance(method, SingularMethod) and not method.peft_loads  # this package alone makes their base weight
+    changed = isinstance(method, PeftMethod) and not method.peft_loads  # this package alone makes their base weight
     if changed or not path.exists():
         data = ModelCardData(base_model=facts.base, library_name="aurora-lora", tags=[TAG])
         alone = (

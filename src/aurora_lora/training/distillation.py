@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..deploy.batch import IGNORED
 from ..errors import UserError
+from ..files import expanded
 from .base_commit import commit_of, warn_of_another_commit
 from .batches import in_batches
 from .build import make_model
@@ -66,7 +67,7 @@ def taught(data: Data, recipe: Recipe) -> Data:
     """
     assert recipe.task.teacher is not None
     try:
-        run = load_run(recipe.task.teacher).in_float32
+        run = load_run(expanded(recipe.task.teacher)).in_float32
     except UserError as error:
         raise UserError(f"task.teacher: {error}") from error
     if run.recipe.model != recipe.model:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +19,10 @@ T = TypeVar("T")
 
 WAIT = timedelta(seconds=1800)
 """How long processes wait for each other: Transformers' `ddp_timeout`, which counts where its Trainer joins them."""
+
+
+SHARED_WITHIN = 90.0
+"""Seconds after which a file is on every machine: NFS may keep for 60 that there was none."""
 
 
 def state() -> PartialState:
@@ -49,6 +54,20 @@ def check_precision(precision: str) -> None:
     """Raise a UserError if this machine cannot train in a precision of a recipe."""
     if precision == "fp16" and not torch.accelerator.is_available():
         raise UserError("training.precision: 'fp16' needs a GPU (allowed here: 'fp32', 'bf16')")
+
+
+def check_shared(file: Path) -> None:
+    """Raise a UserError unless all processes see a file that the main one has written: each reads the checkpoints."""
+    if state().num_processes == 1:
+        return
+    until = time.monotonic() + SHARED_WITHIN
+    while not (is_seen := file.exists()) and time.monotonic() < until:
+        time.sleep(1)
+    if reduce(torch.tensor(float(not is_seen), device=state().device), "sum") > 0:
+        raise UserError(
+            f"{file.parent} is not one folder for all processes, each of which reads the checkpoints there: choose one "
+            "that every machine has, such as of a network file system"
+        )
 
 
 def check_as_many(folder: Path, before: int, now: int) -> None:

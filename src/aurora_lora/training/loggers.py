@@ -11,6 +11,7 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.integrations import integration_utils
 
+from ..errors import UserError, one_line
 from ..extras import extra
 from .sections import Logger
 
@@ -27,6 +28,10 @@ def own_runs(names: Sequence[Logger]) -> Iterator[None]:
     try:
         yield
         failed = False
+    except Exception as error:  # as where nobody has logged in
+        if type(error).__module__.partition(".")[0] != "wandb":
+            raise
+        raise UserError(f"training.report_to: wandb: {one_line(error)}") from error
     finally:
         if wandb is not None and not is_theirs and wandb.run is not None:
             wandb.finish(exit_code=int(failed))

@@ -35,10 +35,8 @@ from .data import Data
 from .distributed import on_main, own_part
 from .memory import checkpoint_activations
 from .recipe import Recipe
-from .storage import is_begun
+from .storage import PROBE, is_begun
 
-PROBE = "probe.safetensors"
-"""The file in a run's folder with the start of A by layer, what was found in all layers, from what, and the ranks."""
 MOST = 32
 """Directions that a layer can get of a budget."""
 EVA_PASSES = 50

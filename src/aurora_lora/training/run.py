@@ -21,7 +21,7 @@ from .calibrating import calibrate_for
 from .contamination_guard import check_contamination
 from .data import notes
 from .data_record import check_files, keep_data
-from .distributed import draw_apart, on_main, state
+from .distributed import check_shared, draw_apart, on_main, state
 from .finished_run import TrainedRun
 from .kinds import kind_of
 from .loggers import own_runs
@@ -55,14 +55,15 @@ def train(recipe: Recipe | Path | str, output: Path | str, *, make_callbacks: Ma
 
     Raises:
         TypeError: the recipe is none.
-        UserError: the folder holds another recipe's run or cannot be written; what the recipe names cannot be had; a
-            step's examples cannot be divided among the processes; the training diverged.
+        UserError: the folder holds another recipe's run, cannot be written, or is not one for all processes; what the
+            recipe names cannot be had; a step's examples cannot be divided among the processes; the training diverged.
     """
     folder, recipe = Path(output), _as_recipe(recipe)
     check_contamination(recipe)
     divide(recipe.training, state().num_processes)  # joins the other processes, if there are any
     with contextlib.ExitStack() as stack:
         on_main(lambda: stack.enter_context(run_folder.open_run(folder, recipe, [folder / UPDATES])))
+        check_shared(folder / RECIPE)
         result, was_finished = _train(recipe, folder, make_callbacks)
         reference, reference_recipe = None, recipe.reference_recipe()
         if reference_recipe is not None:

@@ -35,6 +35,8 @@ SPLITS = "splits.json"
 """Which rows of the data each split holds, of tasks whose rows are known."""
 DATA = "data.json"
 """What data of the user's own was: the sha256 of its files among other things."""
+PROBE = "probe.safetensors"
+"""The start of A by layer, what was found in all layers, from what, and the ranks; of methods that probe."""
 UPDATES = "updates"
 """The update of the weights at each epoch, where `training.save_updates` asks for it."""
 _INSIDE = {LOGS: "events.out.tfevents.*", UPDATES: "epoch-*.safetensors"}
@@ -217,9 +219,23 @@ def check_links(folder: Path) -> None:
 # ---------------------------------------------------------------- the recipe
 
 
-def is_begun(folder: Path) -> bool:
-    """Whether the run in a folder has made something: Trainer leaves an empty folder for checkpoints."""
-    return any((folder / name).exists() and (name != CHECKPOINTS or any((folder / name).iterdir())) for name in _MADE)
+def is_begun(folder: Path, but: Collection[str] = ()) -> bool:
+    """Whether the run in a folder has made something: Trainer leaves an empty folder for checkpoints.
+
+    Args:
+        folder: of the run.
+        but: names of what does not count beside the checkpoints.
+    """
+    return any(
+        (folder / name).exists()
+        and (name != CHECKPOINTS or any(one.name not in but for one in (folder / name).iterdir()))
+        for name in _MADE
+    )
+
+
+def _is_trained(folder: Path) -> bool:
+    """Whether the run in a folder has made what another recipe would lose: a start is made again."""
+    return is_begun(folder, (START_FILE,))
 
 
 def check_recipe(folder: Path, recipe: RunRecipe) -> None:
@@ -234,13 +250,13 @@ def check_recipe(folder: Path, recipe: RunRecipe) -> None:
             if (folder / name).exists():
                 raise UserError(f"{folder} holds {name} but no {RECIPE}: choose another output folder")
         return
-    if not is_begun(folder):
+    if not _is_trained(folder):
         if not _is_written(folder / RECIPE, type(recipe)):
             raise UserError(
                 f"{folder / RECIPE} was not written by a run, which would replace it: choose another output folder, or "
                 "give the recipe another name"
             )
-        written = {RECIPE, DATA, SPLITS, CHECKPOINTS, LOG, LOGS, UPDATES}
+        written = {RECIPE, DATA, SPLITS, CHECKPOINTS, LOG, LOGS, PROBE, UPDATES}
         if {path.name for path in folder.iterdir() if not path.name.startswith(".")} <= written:
             return
     check_same_recipe(
@@ -271,7 +287,9 @@ def write_recipe(folder: Path, recipe: RunRecipe) -> None:
     path = folder / RECIPE
     # an interrupted run may have had other test sets, and one that made nothing another recipe
     if not (folder / RESULT).exists() and not (path.exists() and path.read_text(encoding="utf-8") == text):
-        if path.exists() and not is_begun(folder):
+        if path.exists() and not _is_trained(folder):
+            for start in (folder / PROBE, folder / CHECKPOINTS / START_FILE):
+                folders.remove(start)
             for name, pattern in _INSIDE.items():  # of the recipe before, which made nothing else
                 for file in files.below(folder / name, pattern):
                     file.unlink()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -113,6 +113,34 @@ def check_adapter_name(name: str) -> None:
             f"An AuroRA adapter cannot have the name {name!r}: it is empty, has a dot, or is an attribute of PyTorch's "
             "dictionaries of weights. Choose another."
         )
+
+
+def check_names_of_paths(model: nn.Module, names: Collection[str]) -> None:
+    """Raise a ValueError where one of several adapters has a name that paths in the model have: PEFT saves none of the
+    weights of which another adapter's name is a part.
+
+    Args:
+        model: that the adapters are in.
+        names: of all its adapters.
+    """
+    if len(names) < 2:
+        return
+    taken = {*_names_in_paths(model), *AuroraLayer.adapter_layer_names, *AuroraLayer.other_param_names}
+    if found := sorted({*taken, "base_model", "model"} & set(names)):
+        raise ValueError(
+            f"{found[0]!r} is a part of the names of this model's weights, which files of the other adapters would "
+            "lack. Choose another adapter name."
+        )
+
+
+def _names_in_paths(module: nn.Module) -> Iterator[str]:
+    """The names of a model's modules, without what is within the layers of adapters."""
+    for name, child in module.named_children():
+        yield name
+        if isinstance(child, AuxiliaryTrainingWrapper):
+            yield from _names_in_paths(child.original_module)
+        elif not isinstance(child, BaseTunerLayer):
+            yield from _names_in_paths(child)
 
 
 def check_names(model: nn.Module, names: Sequence[str] | str | None) -> None:

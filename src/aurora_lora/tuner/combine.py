@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .adapters import no_adapter
 from .layer import AuroraLayer
-from .peft_names import ModulesToSaveWrapper
+from .peft_names import ModulesToSaveWrapper, TrainableTokensLayer
 
 OF_OTHER_TYPES = {
     "svd_rank": None,
@@ -92,6 +92,15 @@ def copy_saved_modules(model: nn.Module, owners: Mapping[str, str], adapter_name
     for path, owner in owners.items():
         saved: nn.ModuleDict = model.get_submodule(path).modules_to_save  # type: ignore[assignment]
         saved[adapter_name].load_state_dict(saved[owner].state_dict())
+
+
+def copy_tokens(model: nn.Module, source: str, adapter_name: str) -> None:
+    """Give an adapter the trained rows of another's tokens (`trainable_token_indices`), in their dtype."""
+    for module in model.modules():
+        if isinstance(module, TrainableTokensLayer) and source in module.trainable_tokens_delta:
+            rows: Any = module.trainable_tokens_delta
+            copied = rows[source].detach().clone()
+            rows[adapter_name] = nn.Parameter(copied, requires_grad=rows[adapter_name].requires_grad)
 
 
 @torch.no_grad()

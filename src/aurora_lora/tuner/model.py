@@ -10,9 +10,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .adapters import aurora_layers, check_adapter_name, check_before_merge, check_names, note_shared_weights
+from .adapters import (
+    aurora_layers,
+    check_adapter_name,
+    check_before_merge,
+    check_names,
+    check_names_of_paths,
+    note_shared_weights,
+)
 from .checkpoint import fit_checkpoint, without_empty_matrices
-from .combine import check_combination, check_options, concatenate, copy_saved_modules, saved_modules
+from .combine import check_combination, check_options, concatenate, copy_saved_modules, copy_tokens, saved_modules
 from .config import AS_GIVEN, AuroraConfig
 from .fused_encoder import call_layers_of, keep_padding, may_drop_padding, may_fuse_layers_of
 from .fused_experts import warn_of_fused_experts
@@ -33,7 +40,7 @@ from .refused_adapter import taken_back_if_refused
 from .registration import PREFIX
 from .stacked import alone
 from .tags import add_tags, take_tags
-from .targets import MAMBA, is_bypassed, layer_class, leave_out_uncalled, model_type
+from .targets import check_called, layer_class, leave_out_uncalled
 from .tensors import ordinary_tensors
 from .ties import untie_all
 
@@ -65,6 +72,7 @@ class AuroraModel(BaseTuner):
         """
         with taken_back_if_refused(model, adapter_name, self.peft_config):
             check_adapter_name(adapter_name)
+            check_names_of_paths(model, self.peft_config)
             config: Any = self.peft_config[adapter_name]
             others = ((name, one) for name, one in self.peft_config.items() if name != adapter_name)
             source = next((name for name, one in others if one is config), None)
@@ -87,6 +95,9 @@ class AuroraModel(BaseTuner):
                 layer.calibration[adapter_name].is_awaited = False
             if adapter_name == REFERENCE and source in layer.aurora_A:
                 layer.copy_adapter(source, adapter_name)
+        if adapter_name == REFERENCE:
+            copy_saved_modules(self.model, saved_modules(self.model, [source]), adapter_name)
+            copy_tokens(self.model, source, adapter_name)
 
     def _create_and_replace(  # type: ignore[override]
         self,
@@ -115,6 +126,7 @@ class AuroraModel(BaseTuner):
     def _create_new_module(
         self, config: AuroraConfig, target: nn.Module, adapter_name: str, key: str, r: int, alpha: float
     ) -> AuroraLayer:
+        check_called(self.model, key)
         base_layer = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         quantization = get_quantization_kwargs(self)
         layer_cls = layer_class(base_layer, key, quantization)
@@ -136,17 +148,6 @@ class AuroraModel(BaseTuner):
             setattr(parent, child_name, new_module)
             if isinstance(parent, nn.TransformerEncoderLayer):
                 may_fuse_layers_of(parent)
-
-    def _check_target_module_compatiblity(self, peft_config: Any, model: nn.Module, target_name: str) -> None:
-        """Refuse layers that are never called (the spelling is PEFT's)."""
-        if is_bypassed(model, target_name):
-            kind = model_type(model)
-            models = "Mamba-based" if kind in MAMBA else kind
-            raise ValueError(
-                f"Target module {target_name!r} is incompatible with {models} models: a {kind} model reads its weight "
-                "without calling it, always or in training, and an adapter there would do nothing. Leave it out of "
-                "target_modules."
-            )
 
     # ---------------------------------------------------------------- forward
 

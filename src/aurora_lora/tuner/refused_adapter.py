@@ -11,6 +11,7 @@ from torch import nn
 from .adapters import aurora_layers
 from .fused_encoder import may_fuse_layers_of
 from .layer import AuroraLayer
+from .peft_names import AuxiliaryTrainingWrapper
 
 
 @contextmanager
@@ -26,9 +27,13 @@ def taken_back_if_refused(model: nn.Module, adapter_name: str, configs: dict[str
     there = {layer for _, layer in aurora_layers(model)}
     held = {layer for layer in there if adapter_name in layer.r}
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    wrapped = {
+        one: adapter_name in one._adapters for one in model.modules() if isinstance(one, AuxiliaryTrainingWrapper)
+    }
     try:
         yield
     except BaseException:
+        _unwrap(model, adapter_name, wrapped)
         for path, layer in list(aurora_layers(model)):
             if layer not in there:
                 _put_back(model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2], layer, there)
@@ -40,6 +45,24 @@ def taken_back_if_refused(model: nn.Module, adapter_name: str, configs: dict[str
         if not held:
             configs.pop(adapter_name, None)  # which `inject_adapter_in_model` would leave
         raise
+
+
+def _unwrap(model: nn.Module, adapter_name: str, wrapped: dict[AuxiliaryTrainingWrapper, bool]) -> None:
+    """Take modules that the adapter would have trained whole, or some rows of, out of what was put around them.
+
+    Args:
+        model: with the refused adapter.
+        adapter_name: its name.
+        wrapped: what was around modules before, and whether it had an adapter of that name.
+    """
+    for path, module in list(model.named_modules()):
+        if not isinstance(module, AuxiliaryTrainingWrapper):
+            continue
+        if module not in wrapped:
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, module.original_module)
+        elif not wrapped[module] and adapter_name in module._adapters:
+            module.delete_adapter(adapter_name, module.active_adapters)
 
 
 def _put_back(parent: nn.Module, name: str, layer: AuroraLayer, there: set[AuroraLayer]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import FormError
 from ..forms import CALIBRATED, DYNAMIC, STATIC, FormName
-from ..ops import ANL, IDENTITY, identity_weights, sigma
+from ..ops import ANL, IDENTITY, full_float32, identity_weights, sigma
 from ..values import one_of
 from .calibration import BUFFERS, Calibration, stale
 from .config import AuroraConfig, InitWeights
@@ -285,7 +285,8 @@ class AdapterState(nn.Module, BaseTunerLayer):
         A, B = (gathered(weight[adapter_name].detach()) for weight in (self.aurora_A, self.aurora_B))
         dtype = torch.promote_types(A.dtype, torch.float32)
         if form == STATIC or self.forms_coincide(adapter_name):
-            matrix = self.static_matrix(adapter_name).detach()
+            with full_float32():
+                matrix = self.static_matrix(adapter_name).detach()
         elif form == DYNAMIC:
             raise FormError(
                 f"Adapter {adapter_name!r} has the form 'dynamic', B sigma(A x), which is no linear map and cannot be "

@@ -41,12 +41,24 @@ BYPASSED: dict[str, tuple[str, ...]] = {
         ("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "olmo_hybrid", "kimi_linear"),
         ("conv1d",),
     ),
-    "wavlm": ("q_proj", "k_proj", "v_proj", "out_proj"),
+    **dict.fromkeys(("lfm2", "lfm2_moe", "lfm3"), ("conv.conv",)),
+    **dict.fromkeys(
+        ("wav2vec2", "data2vec-audio", "unispeech-sat", "wav2vec2-conformer", "wav2vec2-bert"),
+        ("kernel",),  # of the TDNN layers above it, for x-vectors
+    ),
+    "wavlm": ("q_proj", "k_proj", "v_proj", "out_proj", "kernel"),
+    **dict.fromkeys(("detr", "conditional_detr"), ("bbox_attention.k_proj",)),
+    "mobilebert": ("predictions.dense", "predictions.decoder"),
+    "neomme": ("unembedding_projection",),
     "longcat_flash": ("classifier",),
     **dict.fromkeys(("gemma3n", "gemma3n_text"), ("correction_coefs",)),
 }
-"""By the type of model, layers whose weight is read without calling the layer, always or by the kernels of training."""
-OTHER_OUTPUTS = ("Llama4Router", "PhimoeTopKRouter", "DeepseekV4GroupedLinear")
+"""By the type of model, layers whose weight is read without calling the layer, always or by the kernels of training: by
+their name, or the end of their path."""
+OTHER_OUTPUTS = (
+    *("Llama4Router", "PhimoeTopKRouter"),
+    *("DeepseekV4GroupedLinear", "FP8GroupedLinear", "IdeficsDecoupledLinear"),
+)
 """Subclasses of `nn.Linear` in Transformers whose output is more than a linear map of the whole input."""
 SAME_OUTPUTS = {
     "bitsandbytes.nn.modules": ("Embedding",),
@@ -55,9 +67,36 @@ SAME_OUTPUTS = {
 """By module, layers with a forward pass of their own that computes what their kind of layer does."""
 
 
-def is_bypassed(model: Any, name: str) -> bool:
-    """Whether a model does not call its layers of this name, so that an adapter there would do nothing."""
-    return name in BYPASSED.get(model_type(model) or "", ())
+def bypassed_by(model: Any, path: str) -> str | None:
+    """The type of the model that does not call the layer at this path, so that an adapter there would do nothing: the
+    innermost model of Transformers around it. None where it is called."""
+    kind, module = model_type(model), model
+    for part in path.split(".")[:-1]:
+        module = module.get_submodule(part)
+        kind = model_type(module) or kind
+    ends = tuple(f".{name}" for name in BYPASSED.get(kind or "", ()))
+    return kind if f".{path}".endswith(ends) else None
+
+
+def check_called(model: Any, key: str) -> None:
+    """Raise a ValueError where a model reads the weight of a layer without calling the layer, or changes it in `eval`.
+
+    Args:
+        model: that an adapter is put into.
+        key: the path of the layer.
+    """
+    if (kind := bypassed_by(model, key)) is not None:
+        models = "Mamba-based" if kind in MAMBA else kind
+        raise ValueError(
+            f"Target module {key!r} is incompatible with {models} models: a {kind} model reads its weight without "
+            "calling it, always or in training, and an adapter there would do nothing. Leave it out of target_modules."
+        )
+    every = getattr(getattr(model, "config", None), "rescale_every", 0)
+    if model_type(model) == "rwkv" and every > 0 and key.endswith((".attention.output", ".feed_forward.value")):
+        raise ValueError(
+            f"Target module {key!r}: in eval mode RWKV divides its weight and not an adapter's update. Set "
+            "model.config.rescale_every = 0 first, or leave the module out by exclude_modules."
+        )
 
 
 def leave_out_uncalled(config: Any, model: nn.Module) -> None:
@@ -78,7 +117,7 @@ def leave_out_uncalled(config: Any, model: nn.Module) -> None:
         for path, module in model.named_modules()
         if isinstance(module, kind)
         or type(module).__name__ in OTHER_OUTPUTS
-        or (isinstance(module, nn.Linear) and is_bypassed(model, path.rpartition(".")[2]))
+        or (isinstance(module, nn.Linear) and bypassed_by(model, path))
     )
     given = config.exclude_modules
     if not paths or (isinstance(given, str) and all(re.fullmatch(given, path) for path in paths)):
@@ -93,7 +132,8 @@ def leave_out_uncalled(config: Any, model: nn.Module) -> None:
     warnings.warn(
         f"Left out of 'all-linear': {', '.join(paths[:3])}{', ...' if len(paths) > 3 else ''}. The model "
         "reads their weight without calling them (projections of a torch.nn.MultiheadAttention, layers of Mamba), so "
-        "that an adapter there would do nothing, or they return something else than a linear layer does (routers).",
+        "that an adapter there would do nothing, or they return something else than a linear layer does (routers, "
+        "grouped layers).",
         stacklevel=4,
     )
 

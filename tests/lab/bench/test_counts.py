@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from aurora_lora.lab.bench import counts
 from aurora_lora.lab.bench.counts import Calls, calls_of, peak_bytes, profiled_calls
 from aurora_lora.lab.bench.measure import Inference, TrainingStep, count_run, count_step
 from aurora_lora.lab.bench.variants import VARIANTS, build
@@ -19,6 +20,13 @@ CPU = torch.device("cpu")
 
 
 # ---------------------------------------------------------------- the counters
+
+
+def test_launches_of_both_vendors_runtimes_are_counted() -> None:
+    """Those of PyTorch's own kernels and those by which Triton launches."""
+    launches = ("cudaLaunchKernelExC", "cuLaunchKernelEx", "hipLaunchKernel", "hipModuleLaunchKernel")
+    assert all(name.startswith(counts._LAUNCHES) for name in (*launches, "hipDrvLaunchKernelEx"))
+    assert not any(name.startswith(counts._LAUNCHES) for name in ("cudaMemcpyAsync", "hipModuleLoadData"))
 
 
 def test_views_are_no_calls() -> None:

@@ -95,6 +95,8 @@ def test_an_interrupted_run_goes_on(aurora: Invoke, tmp_path: Path, monkeypatch:
     first = aurora("minilm-l6", "scaling", *QUICK, "-o", tmp_path)
     assert first.exit_code == 130
     assert first.stderr == "interrupted: the same command resumes where it was\n"
+    for nothing_kept in ((), ("-o", tmp_path, "--overwrite")):
+        assert aurora("scaling", *QUICK, *nothing_kept).stderr == "interrupted\n"
     broken.clear()
     assert aurora("minilm-l6", "scaling", *QUICK, "-o", tmp_path).exit_code == 0
     assert done == ["minilm-l6", "scaling"]

@@ -13,6 +13,7 @@ import numpy as np
 import own_files
 import pytest
 import tiny
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 from typer.testing import CliRunner
@@ -328,6 +329,14 @@ def test_what_a_subjects_training_refuses_is_not_planned(override: str, words: s
     done = aurora("figure4/smoke", override, "--dry-run")
     assert done.exit_code == 2, done.output
     assert words in done.stderr
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="for a machine without a GPU")
+def test_a_subjects_precision_is_that_of_this_machine() -> None:
+    pytest.importorskip("diffusers", reason="diffusers is not installed")
+    done = aurora("figure4/smoke", "--dry-run")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.startswith("training.precision: 'fp16' needs a GPU")
 
 
 def test_a_reference_counts() -> None:

@@ -23,7 +23,10 @@ from ...files import read_json
 # not marked as views in their schemas, though they move no data
 _AS_VIEWS = frozenset({"_unsafe_view", "detach"})
 _NO_KERNEL = _AS_VIEWS | {"resolve_conj", "resolve_neg", "empty", "empty_like", "empty_strided", "lift_fresh"}
-_LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "hipLaunchKernel", "hipExtLaunchKernel")
+_LAUNCHES = (
+    *("cudaLaunchKernel", "cuLaunchKernel", "hipLaunchKernel", "hipExtLaunchKernel"),
+    *("hipModuleLaunch", "hipExtModuleLaunchKernel", "hipDrvLaunchKernelEx"),  # how Triton launches on AMD
+)
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's library reports each start and stop on stderr
 

@@ -64,6 +64,8 @@ def dry_run(
             say(notes(data.record or {}))
     sizes = None if data is None else Sizes.of(data)
     needs = _needs(recipe, machine, sizes)
+    if data is None and machine == here():
+        check_precision(recipe.training.precision)
     record = {
         "recipe": recipe.name,
         "seed": recipe.seed,
