@@ -13,10 +13,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.multiprocessing as mp
-from peft import IA3Config, LoraConfig, RoadConfig, get_peft_model
+from peft import IA3Config, LilyConfig, LoraConfig, RoadConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 from aurora_lora import (
     AlreadyMergedError,
@@ -108,6 +114,34 @@ def test_merge_and_back(quantisation, method, folder):
     assert (merged - expected).norm() < (0.4 if "4" in quantisation else 0.08) * effect
     for n, held in inexact.items():
         assert 0 < (held - exact[n]).norm() < (exact[n] - stored[n]).norm()
+
+
+def test_a_lora_on_fused_experts_is_merged_as_ever(tmp_path):
+    """PEFT wraps a module once for each of its adapted parameters: no adapters of two kinds."""
+    sizes = {"vocab_size": 32, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 2, "num_experts_per_tok": 1}
+    torch.manual_seed(0)
+    MixtralForCausalLM(MixtralConfig(**sizes, **heads)).save_pretrained(tmp_path)
+    base = quantised.load(str(tmp_path), "nf4")
+    experts = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    fields = {"target_modules": ["q_proj"], "target_parameters": experts, "r": 2, "init_lora_weights": False}
+    model = get_peft_model(base, LoraConfig(**fields)).eval()
+    ids = torch.randint(0, 32, (4, 12))
+    with torch.no_grad():
+        expected = model(ids).logits
+        with model.disable_adapter():
+            effect = (model(ids).logits - expected).norm()
+        report = merge_quantized(model, [{"input_ids": ids}])
+        assert (model(ids).logits - expected).norm() < 0.3 * effect
+    assert [layer.layer for layer in report.layers] == ["model.layers.0.self_attn.q_proj"]
+    model.unmerge_adapter()
+    torch.testing.assert_close(model(ids).logits, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_method_that_cannot_be_merged_is_said():
+    model = get_peft_model(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), LilyConfig(r=2, target_modules=["0", "1"]))
+    with pytest.raises(MergeError, match=r"^0: PEFT cannot merge its adapters of lily: This method is not supported"):
+        merge_gap(model, [torch.randn(8, 8)])
 
 
 def test_two_dora_adapters_have_the_norms_of_the_base_weight(folder):

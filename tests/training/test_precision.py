@@ -274,6 +274,15 @@ def test_what_float16_cannot_hold_is_refused(run: TrainedRun, tmp_path: Path) ->
         round_weights(model, "float16")
 
 
+def test_constants_that_are_not_saved_stay_as_they_are(tmp_path: Path) -> None:
+    """Such as what masks fill with, which float16 may not hold."""
+    model = AutoModelForCausalLM.from_pretrained(tiny.save_language_model(tmp_path / "model"))
+    model.register_buffer("fill", torch.tensor(-1e9), persistent=False)
+    round_weights(model, "float16")
+    assert model.fill == -1e9
+    assert {p.dtype for p in model.parameters()} == {torch.float16}
+
+
 def test_each_part_of_a_configuration_has_the_dtype() -> None:
     """By that of its text part, some engines choose their own."""
     small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}

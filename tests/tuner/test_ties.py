@@ -6,6 +6,10 @@ from peft import get_peft_model
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     MarianConfig,
     MarianMTModel,
     T5Config,
@@ -71,6 +75,22 @@ def test_so_they_do_from_a_module_that_is_trained_whole(family, whole, tmp_path)
             if "modules_to_save" in name:
                 parameter.add_(torch.randn_like(parameter))
     is_saved_as_it_is(model.merge_and_unload(), logits(model), tmp_path)
+
+
+def test_a_multimodal_config_takes_the_tie_from_no_part(tmp_path):
+    """Some configs, when they are read, take `tie_word_embeddings` again from that of their language model."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = LlamaConfig(vocab_size=20, tie_word_embeddings=True, **sizes)
+    vision = CLIPVisionConfig(image_size=8, patch_size=4, projection_dim=16, **sizes)
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=19, tie_word_embeddings=True)
+    base = LlavaForConditionalGeneration(config).eval()
+    if base.lm_head.weight is not base.get_input_embeddings().weight:
+        pytest.skip("this version of Transformers does not tie them")
+    merged = adapted(base, ["lm_head"]).merge_and_unload()
+    merged.save_pretrained(tmp_path)
+    again = LlavaConfig.from_pretrained(tmp_path)
+    assert not again.tie_word_embeddings
+    assert not again.text_config.tie_word_embeddings
 
 
 def test_resized_embeddings_are_one_module_in_several_places(tmp_path):

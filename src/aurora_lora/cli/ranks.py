@@ -44,7 +44,7 @@ def rank(
 
     One probing pass over training examples, then tables of the gradient's spectrum and of what the budget buys, and the
     method as YAML, for a recipe. `method: {budget: N}` in a recipe does the same within its run, where `target_modules`
-    limits what the budget is spent on; `--budget` looks at all linear layers.
+    limits what the budget is spent on; `--budget` looks at all linear layers, unless the recipe has a budget itself.
     """
     from aurora_lora.errors import UserError
     from aurora_lora.lab.experiments.recipe_kinds import load_any

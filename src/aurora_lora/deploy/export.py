@@ -29,6 +29,8 @@ from .wrappers import plain_model, unwrapped
 PEFT, DIFFUSERS = FORMATS = ("peft", "diffusers")
 OF_ONE_FORMAT = {"prefix": DIFFUSERS, "processor": PEFT, "base_name": PEFT, "all_layers": PEFT}
 """The arguments of `export_lora` that go with one format only."""
+RANKS_OF_ENGINES = 16
+"""TGI pads other ranks to a multiple of it, and scales all kinds of layers but the first by alpha over that one."""
 
 
 def export_lora(
@@ -65,8 +67,8 @@ def export_lora(
             has one.
         base_name: for PEFT, what the export calls the base model; as the adapter does if None.
         all_layers: for PEFT, write zeros for each linear layer that the adapter leaves out of a kind that it adapts
-            (`q_proj` of some layers), and of q, k and v, and of gate and up, for each one beside it: for engines that
-            need them all.
+            (`q_proj` of some layers), and of q, k and v, and of gate and up, for each one beside it, and pad the rank
+            to a multiple of 16: for engines that need them all.
 
     Returns:
         The folder.
@@ -87,7 +89,7 @@ def export_lora(
     one_of("format", format, FORMATS)
     _check_goes_with(format, prefix=prefix, processor=processor, base_name=base_name, all_layers=all_layers or None)
     name = _one_adapter(model, adapter_name)
-    factors = of_one_rank(lora_factors(model, form, adapter_name=name))
+    factors = of_one_rank(lora_factors(model, form, adapter_name=name), RANKS_OF_ENGINES if all_layers else 1)
     if all_layers:
         factors |= zero_factors(factors, _modules(model))
     weights = in_dtype(_state_dict(model, factors), dtype)
@@ -216,9 +218,11 @@ def _adapter_config(model: nn.Module, name: str) -> AuroraConfig:
     return next(layer.aurora_config[name] for _, layer in aurora_layers(model) if name in layer.aurora_config)
 
 
-def of_one_rank(factors: dict[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
-    """LoRA's factors A (r, ...) and B (d_out, r, ...) of each layer, padded with zeros to the highest r among them."""
+def of_one_rank(factors: dict[str, tuple[Tensor, Tensor]], multiple: int = 1) -> dict[str, tuple[Tensor, Tensor]]:
+    """LoRA's factors A (r, ...) and B (d_out, r, ...) of each layer, padded with zeros to the highest r among them, or
+    the next multiple of a number."""
     rank = max((len(A) for A, _ in factors.values()), default=0)
+    rank += -rank % multiple
 
     def padded(factor: Tensor, dim: int) -> Tensor:
         return nn.functional.pad(factor, (*(0, 0) * (factor.dim() - 1 - dim), 0, rank - factor.shape[dim]))

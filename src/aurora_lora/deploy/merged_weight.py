@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft.tuners.lora import ParamWrapper
 from torch import Tensor, nn
 
-from ..errors import CalibrationError, MergeError
+from ..errors import CalibrationError, MergeError, one_line
 from ..meanwhile import meanwhile
 from ..ops import without_autocast
 from ..tuner import AuroraLayer
@@ -33,7 +34,9 @@ def layers_with_adapters(model: nn.Module, action: str) -> Iterator[tuple[str, A
     for path, layer in by_plain_path(model, ((path, layer) for path, layer in layers if adapters_of(layer))):
         check_in_use(path, layer, action)
         inner = getattr(layer, "base_layer", None)
-        if isinstance(inner, BaseTunerLayer) and adapters_of(inner):
+        # of a module with several adapted parameters (`target_parameters`), PEFT wraps each in turn
+        several = isinstance(layer, ParamWrapper) and isinstance(inner, ParamWrapper)
+        if isinstance(inner, BaseTunerLayer) and adapters_of(inner) and not several:
             raise MergeError(
                 f"{path} has an adapter of {type(layer).__name__} around one of {type(inner).__name__}: {action} takes "
                 "one kind at a time. Merge the inner one first, or remove one of the two."
@@ -67,19 +70,23 @@ def merged_linear(
         names: the adapters.
 
     Raises:
-        MergeError: the method's update cannot be added to the weight of a quantised layer, or it trains a bias that the
-            layer does not have.
+        MergeError: the method's update cannot be added to a weight, or not to that of a quantised layer, or it trains a
+            bias that the layer does not have.
         FormError, NotCalibratedError, StaleCalibrationError: of an AuroRA adapter; see `get_factors`.
     """
     merged = weight.clone()
     with torch.no_grad(), without_autocast(merged), _dense_base(layer, weight) as dense:
-        if isinstance(layer, AuroraLayer) or _quantises(layer):
-            for name in names:
-                merged = _with_adapter(path, layer, weight, merged, name).to(weight.dtype)
-        else:
-            for name in names:
-                trains_bias(path, layer, name)
-            merged = _own_merge(layer, weight, names).to(weight.dtype)
+        try:
+            if isinstance(layer, AuroraLayer) or _quantises(layer):
+                for name in names:
+                    merged = _with_adapter(path, layer, weight, merged, name).to(weight.dtype)
+            else:
+                for name in names:
+                    trains_bias(path, layer, name)
+                merged = _own_merge(layer, weight, names).to(weight.dtype)
+        except NotImplementedError as error:  # of Lily, activated LoRA and others
+            method = type(layer).__module__.split(".")[-2]
+            raise MergeError(f"{path}: PEFT cannot merge its adapters of {method}: {one_line(error)}") from error
     return merged.float(), None if dense.bias is None else dense.bias.data.float()
 
 

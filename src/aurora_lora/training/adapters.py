@@ -104,6 +104,10 @@ def adapter_gap(
     check_count("examples", examples)
     rows = _sample(file, column, encoding, examples)
     has_rounding = bool(quantizations) or stored_quantization(str(base)) is not None
+    if has_rounding and examples == 1:
+        raise ArgumentError(
+            "`examples`: 1 is not allowed where a merge rounds: it takes one to round by and one to measure on"
+        )
     if len(rows) < (2 if has_rounding else 1):
         raise UserError(f"{file} has {len(rows)} texts in column '{column}': too few to measure on")
     measured, rounding = (rows[::2], rows[1::2]) if has_rounding else (rows, [])

@@ -51,7 +51,9 @@ def round_weights(model: PreTrainedModel, dtype: str) -> None:
     Raises:
         NotFiniteError: a number is too large for the dtype.
     """
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+    kept = model.state_dict().keys()  # without the constants of masks and the like, which are not saved
+    buffers = ((name, buffer) for name, buffer in model.named_buffers() if name in kept)
+    for name, tensor in (*model.named_parameters(), *buffers):
         if tensor.is_floating_point():
             tensor.data = rounded(name, tensor.detach(), DTYPES[dtype])
     config: Any = model.config
