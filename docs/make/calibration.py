@@ -43,7 +43,7 @@ def cost_table(costs: Sequence[Mapping[str, Any]]) -> str:
     for cost in costs:
         share = f"1/{1 / cost['of_epoch']:.0f} ({cost['epoch_examples']:,} examples)"
         more = cost["peak_mb"]["calibrate"] - cost["peak_mb"]["none"]
-        memory = f"{more:+.0f} MB of {cost['peak_mb']['none']:,.0f} MB"
+        memory = f"{more:+.0f} MiB of {cost['peak_mb']['none']:,.0f} MiB"
         model = f"{cost['model']}, {cost['layers']} layers"
         table.rows.append([model, f"{cost['examples']:,}", f"{cost['calibrate_s']:.1f}", share, memory])
     return table.markdown()

@@ -57,14 +57,14 @@ def cost_of_probe(record: Mapping[str, Any]) -> str:
     llama, peak = record["llama3_8b"], record["peak_mb"]
     more = peak["probe"] - peak["steps"]
     operations = sum(llama["operations"].values())
-    beside = f"{more:.0f} MB more" if more > 0 else f"{-more:.0f} MB less"
+    beside = f"{more:.0f} MiB more" if more > 0 else f"{-more:.0f} MiB less"
     return (
         f"SmolLM2-135M, {record['examples']} questions of wikihow-goal, up to {record['rank']} directions in each of "
         f"its linear layers, one core: {min(record['probe_s']):.0f} s, which is {100 * record['share_of_epoch']:.1f}% "
         f"of an epoch of {record['epoch']:,} such questions in batches of {record['batch']} "
         f"({min(record['step_s']):.1f} s a step; the least of {len(record['step_s'])} rounds in turn). The peak of the "
-        f"memory is {peak['probe']:.0f} MB, {beside} than that of a training step with LoRA r = 8 on query and "
-        f"value ({peak['steps']:.0f} MB).\n\n"
+        f"memory is {peak['probe']:.0f} MiB, {beside} than that of a training step with LoRA r = 8 on query and "
+        f"value ({peak['steps']:.0f} MiB).\n\n"
         f"LLaMA3-8B, by its shapes: beside its linear layers ({llama['weight_bytes'] / 2**30:.1f} GiB in bfloat16) and "
         f"the activations of a batch, the sketches of all layers take {llama['sketch_bytes'] / 2**30:.1f} GiB at once, "
         f"or less in groups (`max_memory`). {llama['examples']} examples of {llama['tokens']} tokens are "

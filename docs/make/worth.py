@@ -9,12 +9,12 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.stats import false_discovery_control, ttest_1samp
+from scipy.stats import false_discovery_control
 
 from aurora_lora.lab.report.answers import MARGIN, Answer, answer, answers, every_answer
 from aurora_lora.lab.report.colours import GREY, colour
 from aurora_lora.lab.report.figures import GRID, new_figure
-from aurora_lora.lab.report.groups import Group
+from aurora_lora.lab.report.groups import Group, of_student
 from aurora_lora.tasks.metrics import metric_named
 from aurora_lora.text_table import TextTable
 
@@ -168,7 +168,7 @@ def p_value(one: Answer) -> float | None:
         return None
     if min(values) == max(values):  # the test divides by their standard deviation
         return float(values[0] == 0)
-    return float(ttest_1samp(values, 0).pvalue)
+    return float(of_student(values).pvalue)
 
 
 def fewer_weights(summaries: Mapping[str, Mapping[str, Any]]) -> str:

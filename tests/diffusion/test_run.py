@@ -260,3 +260,20 @@ def test_other_settings(train: Train, tiny: Any, tmp_path: Path) -> None:
     assert len(trained) == 3 * 32
     assert {str(value.dtype) for value in trained} == {"torch.float32"}
     assert all(value.isfinite().all() for value in trained)
+
+
+def test_the_largest_memory_is_that_of_the_whole_run(
+    model: Path, images: Path, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of what comes behind the last step: the calibration, and images of each form."""
+    monkeypatch.setattr("aurora_lora.diffusion.loop.peak_memory", lambda: 1.0)
+    monkeypatch.setattr("aurora_lora.diffusion.run.peak_memory", lambda: 7.0)
+    changes = {"training": {"steps": 1, "threads": 1, "precision": "fp32"}, "validation": {"prompts": []}}
+    values = tiny.recipe(model, images)
+    recipe = {
+        **values,
+        **{name: {**values[name], **more} for name, more in changes.items()},
+        "method": {"name": "lora"},
+    }
+    done = run.train_subject(validate_as(SubjectRecipe, recipe, "tiny"), tmp_path / "run")
+    assert done.result["memory"]["peak_mb"] == 7.0

@@ -282,6 +282,8 @@ def test_an_answer_that_only_calls_a_tool() -> None:
     asked, call = {"role": "user", "content": "a"}, {"role": "assistant", "content": None, "tool_calls": [CALLS]}
     for row in ({"messages": [asked, call]}, {"prompt": [asked], "completion": [call]}):
         assert json.loads(answer_of(row)) == [CALLS]
+    for said in ("", []):
+        assert json.loads(answer_of({"messages": [asked, {**call, "content": said}]})) == [CALLS]
     del call["content"]
     assert json.loads(answer_of({"messages": [asked, call]})) == [CALLS]
 

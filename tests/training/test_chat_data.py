@@ -17,7 +17,8 @@ from aurora_lora.training import chat_data
 from aurora_lora.training.chat_data import _Preparation
 from aurora_lora.training.chat_format import set_template
 from aurora_lora.training.chat_labels import label_answers
-from aurora_lora.training.models import load_tokenizer
+from aurora_lora.training.data import load_data, notes
+from aurora_lora.training.models import load_processor, load_tokenizer
 
 pytest.importorskip("trl")
 
@@ -155,3 +156,20 @@ def test_a_template_with_a_byte_order_mark(tmp_path: Path) -> None:
     path.write_text("{{ messages }}", encoding="utf-8-sig")
     set_template(tokenizer, str(path))  # type: ignore[arg-type]
     assert tokenizer.chat_template == "{{ messages }}"
+
+
+@pytest.mark.parametrize("form", ["messages", "prompt"])
+def test_a_prompt_that_ends_as_no_answer_begins_is_told(tmp_path: Path, form: str) -> None:
+    """Templates of models that reason: they leave the thoughts out of an answer, and begin them in a prompt."""
+    template = chats.GENERATION.replace("'assistant : ' }}{% endif %}", "'assistant : plot ' }}{% endif %}")
+    assert template != chats.GENERATION
+    found: dict[str, dict[str, Any]] = {}
+    for name, one in (("as it is", chats.GENERATION), ("thinks", template)):
+        (tmp_path / name).mkdir()
+        base = chats.save_model(tmp_path / name / "base", one)
+        recipe = chats.read(tmp_path / name, base, form)
+        found[name] = load_data(recipe, load_processor(recipe.base, recipe.task.definition)).record or {}
+    assert "asked_otherwise" not in found["as it is"]
+    assert found["thinks"]["asked_otherwise"].strip() == "plot"
+    (told,) = [line for line in notes(found["thinks"]) if "behind which no answer is trained" in line]
+    assert "the chat template ends a prompt with" in told

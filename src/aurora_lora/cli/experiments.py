@@ -71,7 +71,7 @@ def reproduce(
         scale,
         output or Path("runs") / scale,
         only=only or (),
-        seeds=None if seeds is None else _numbers("--seeds", seeds),
+        seeds=None if seeds is None else _seeds(seeds),
         overrides=overrides or (),
     )
     if dry_run:
@@ -270,11 +270,11 @@ def _minutes(gpu: str | None) -> Callable[[Any], int]:
     return lambda job: time_limit(job.recipe, gpu)
 
 
-def _numbers(option: str, text: str) -> list[int]:
+def _seeds(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise UserError(f"{option}: '{text}' is not a list of whole numbers, such as 0,1,2") from error
+        raise UserError(f"--seeds: '{text}' is not a list of whole numbers, such as 0,1,2") from error
 
 
 def _pairs(settings: list[str] | None) -> dict[str, str]:

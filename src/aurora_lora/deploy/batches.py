@@ -23,11 +23,6 @@ def no_batches(action: str) -> CalibrationError:
     return CalibrationError(f"{action} needs at least one batch of inputs, and was given none.")
 
 
-def read_once(action: str) -> CalibrationError:
-    """What to raise where the batches of a first pass are gone in the next one."""
-    return CalibrationError(f"{action} reads the batches several times, and these can be read only once: give a list.")
-
-
 def as_batches(
     batches: Any,
     tokenizer: Any = None,

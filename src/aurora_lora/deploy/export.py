@@ -19,7 +19,7 @@ from ..tuner.fused_experts import fused_experts
 from ..tuner.naming import exactly
 from ..tuner.offloaded import present
 from ..tuner.peft_names import CONFIG_NAME, PEFT_PREFIX, SAFETENSORS_WEIGHTS_NAME
-from ..tuner.stacked import plain_path
+from ..tuner.stacked import plain_path, without_wrappers
 from ..values import one_of, require
 from .all_layers import zero_factors
 from .export_diffusers import component_of, write_component
@@ -252,16 +252,11 @@ def _other_weights(model: nn.Module, name: str) -> dict[str, Tensor]:
     state = _trained_state(model, name)
     own = {*AuroraLayer.adapter_layer_names, *BUFFERS}
     return {
-        PEFT_PREFIX + _plain(key): v.detach().to("cpu", copy=True).contiguous()
+        PEFT_PREFIX + without_wrappers(key).removeprefix(PEFT_PREFIX): v.detach().to("cpu", copy=True).contiguous()
         for key, v in state.items()
         # with bias="all" PEFT lists the biases of modules_to_save a second time, under this name
         if key.rsplit(".", 1)[-1] not in own and ".modules_to_save." not in key
     }
-
-
-def _plain(key: str) -> str:
-    """A key of a state without the prefix of PEFT, and without the name that torch.compile has in between."""
-    return key.removeprefix(PEFT_PREFIX).replace("_orig_mod.", "")
 
 
 def _trained_state(model: nn.Module, name: str) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.nn import grad as weight_gradients
 
 from ..meanwhile import meanwhile
-from ..ops import without_autocast
+from ..ops.autocast import without_autocast
 from ..tuner.base_weight import is_recomputed
 from ..tuner.conv import padded_by_group, project_patches
 from ..tuner.linear import has_linear_shape, linear_shape

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import CalibrationError, abridged
 from ..tuner import AuroraLayer
+from ..tuner.targets import model_type
 from ..tuner.tensors import computing_device
 from .batch import IGNORED, Batch, copied
 from .float64 import rows_of_piece
@@ -46,7 +47,7 @@ class Runner:
         self._texts: list[tuple[Tensor, Tensor]] = []  # tokens and mask of each, where a batch names several apart
         self._hooks = ExitStack()
         self.encoder = self._find_encoder()
-        self._model_type = getattr(getattr(unwrapped(model), "config", None), "model_type", None)
+        self._model_type = model_type(unwrapped(model))
         token_first = (module for module in model.modules() if _class_of(module) in _TOKEN_FIRST)
         self._token_first = {part for module in token_first for part in module.modules()}
         self._encoder_modules = set(self.encoder.modules()) if self.encoder is not None else set()

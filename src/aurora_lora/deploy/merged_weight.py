@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import CalibrationError, MergeError, one_line
 from ..meanwhile import meanwhile
-from ..ops import without_autocast
+from ..ops.autocast import without_autocast
 from ..tuner import AuroraLayer
 from ..tuner.adapters import check_not_merged
 from ..tuner.peft_names import BaseTunerLayer

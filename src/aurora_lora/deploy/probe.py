@@ -22,7 +22,7 @@ from ..tuner.tensors import outside_inference_mode
 from ..values import is_int, require, short
 from .at_rest import at_rest, checkpointed, is_reentrant
 from .batch import IGNORED
-from .batches import as_batches, no_batches, read_once
+from .batches import as_batches, no_batches
 from .gradients import LOSS_SCALES, Weight, backward, frozen_weights, watched_gradients
 from .inputs import Runner, watched_inputs
 from .memory_bound import MemoryBound, Need, memory_bound, pack
@@ -186,6 +186,10 @@ def _chosen(
     return chosen
 
 
+def _read_once() -> CalibrationError:
+    return CalibrationError("probe reads the batches several times, and these can be read only once: give a list.")
+
+
 def _no_gradient(layers: str, reentrant: bool) -> CalibrationError:
     cause = "is it computed from the model's output?"
     if reentrant:
@@ -273,7 +277,7 @@ class _Work:
                     break
             earlier, self.batches = self.batches, int(count)
             if not self.batches:
-                raise read_once("probe") if earlier else no_batches("probe")
+                raise _read_once() if earlier else no_batches("probe")
             for one in group:
                 one.total /= scale
                 end(one, self.batches)

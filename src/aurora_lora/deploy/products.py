@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..ops import full_float32, without_autocast
+from ..ops.autocast import full_float32, without_autocast
 
 SLICE_BITS, SLICES, SLICED_ROWS = 7, 4, 1024
 """Integers of up to 2^7 in magnitude: the sum of 1,024 products of two is at most 2^24, and so exact in float32."""

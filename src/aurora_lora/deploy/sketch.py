@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import CalibrationError
 from ..finite import is_finite
-from ..ops import without_autocast
+from ..ops.autocast import without_autocast
 from ..tuner.tensors import computing_device
 from .float64 import ROUNDING, float64_device
 from .gradients import See, Weight

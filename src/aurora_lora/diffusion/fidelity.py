@@ -21,6 +21,7 @@ from transformers import AutoConfig
 from ..files import expanded, located
 from ..tasks.dreambooth import PLACEHOLDER
 from ..tasks.loading import NO_CODE, cannot_load, check_attention, only_pickles
+from ..training.batches import in_batches
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -64,9 +65,8 @@ class Embedder(ABC):
         from PIL import Image
 
         parts = []
-        for start in range(0, len(paths), BATCH):
-            opened = [Image.open(path).convert("RGB") for path in paths[start : start + BATCH]]
-            parts.append(self.images(opened))
+        for batch in in_batches(paths, BATCH):
+            parts.append(self.images([Image.open(path).convert("RGB") for path in batch]))
         return torch.cat(parts)
 
 

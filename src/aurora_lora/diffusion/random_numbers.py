@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 def seed_of(*what: object) -> int:
     """A seed made of `what`."""
-    return int.from_bytes(hashlib.blake2b(repr(what).encode(), digest_size=8).digest()) >> 1  # torch wants 63 bits
+    return int.from_bytes(hashlib.blake2b(repr(what).encode(), digest_size=8).digest()) >> 1
 
 
 def generator(*what: object) -> torch.Generator:

@@ -24,7 +24,7 @@ from ..tasks.dreambooth import subject_images
 from ..training import run_folder, storage
 from ..training.batches import divide
 from ..training.distributed import check_shared, on_main, own_part, state
-from ..training.memory import reset_peak_memory
+from ..training.memory import peak_memory, reset_peak_memory
 from ..training.results import Result, build_result
 from ..training.storage import CHECKPOINTS, LORA, RECIPE
 from .card import write_adapter_card, write_lora_card
@@ -255,7 +255,7 @@ class _Training:
             params=count_parameters(self.model),
             train_s=progress.train_s,
             trained_examples=progress.step * loop.samples_per_step,
-            peak_mb=progress.peak_mb,
+            peak_mb=max(progress.peak_mb, peak_memory()),
             processes=progress.processes,
             epochs=progress.validations,
         )

@@ -27,9 +27,9 @@ def rank(default: int) -> tuple[Any, Any]:
     return integer(default, most=MAX_RANK)
 
 
-def optional_integer(least: int = 1) -> tuple[Any, Any]:
-    """A whole number of at least `least`, or None."""
-    return integer(None, least)[0] | None, None
+def optional_integer() -> tuple[Any, Any]:
+    """A whole number of at least 1, or None."""
+    return integer(None)[0] | None, None
 
 
 def number(

@@ -1,7 +1,6 @@
 """Pure tensor functions of the method: no parameters, no PEFT."""
 
 from .anl import ANL, IDENTITY, adaptive_nonlinear, nonlinear_columns
-from .autocast import full_float32, without_autocast
 from .spline import bspline_basis, identity_weights
 from .update import add_update, linear_with_update, sigma
 
@@ -11,10 +10,8 @@ __all__ = [
     "adaptive_nonlinear",
     "add_update",
     "bspline_basis",
-    "full_float32",
     "identity_weights",
     "linear_with_update",
     "nonlinear_columns",
     "sigma",
-    "without_autocast",
 ]

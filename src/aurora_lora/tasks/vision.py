@@ -11,7 +11,7 @@ import functools
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -71,13 +71,23 @@ def load_images(data: HubData, split: str, classes: int) -> datasets.Dataset:
 
 
 def as_files(data: datasets.Dataset) -> datasets.Dataset:
-    """A data set in which each image is its file: `bytes` or `path`."""
-    with extra("train"):
-        from datasets import Image
+    """A data set in which each image is its file, `bytes` or `path`, and each sound and the like, also in lists and in
+    objects."""
     for name, feature in data.features.items():
-        if isinstance(feature, Image):
-            data = data.cast_column(name, Image(decode=False))
+        if (plain := _undecoded(feature)) != feature:
+            data = data.cast_column(name, plain)
     return data
+
+
+def _undecoded(feature: Any) -> Any:
+    if isinstance(feature, Mapping):
+        return {name: _undecoded(one) for name, one in feature.items()}
+    if isinstance(feature, list):  # of an earlier `datasets`
+        return [_undecoded(feature[0])]
+    if (inner := item_type(feature)) is not None:
+        return replace(feature, feature=_undecoded(inner))
+    is_file = type(feature).__name__ in ("Image", "Audio", "Video", "Pdf")  # of which `datasets` has not all everywhere
+    return replace(feature, decode=False) if is_file else feature
 
 
 def read_image(file: Path | bytes | Mapping[str, Any], needs: Literal["vision", "diffusion"] = "vision") -> Any:
@@ -100,9 +110,10 @@ def read_image(file: Path | bytes | Mapping[str, Any], needs: Literal["vision", 
     except (
         OSError,
         SyntaxError,
+        ValueError,
         UserError,
         Image.DecompressionBombError,
-    ) as error:  # of a broken PNG Pillow raises SyntaxError
+    ) as error:  # of a broken PNG Pillow raises SyntaxError, of one with very long texts in it ValueError
         what = "a row's image cannot be read" if isinstance(file, bytes) else f"{file} is no image that can be read"
         raise UserError(f"{what}: {error}") from error
 

@@ -37,6 +37,7 @@ from .batches import in_batches
 from .data import encode
 from .model_inputs import fill_padding, most_tokens, reads_last_token
 from .models import load_causal_model, load_classifier, load_tokenizer, stored_quantization
+from .precision import on_device
 
 HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
 """The last layer of a text classifier, as Transformers calls it."""
@@ -215,7 +216,7 @@ def _batch(
 
 
 def _load(adapter: Path, base: str, settings: dict[str, Any]) -> Any:
-    """The adapter on its base, in eval mode, on the GPU if there is one."""
+    """The adapter on its base, in eval mode, on the device that training computes on."""
     if (adapter / START_FILE).exists() and settings.get("init_lora_weights") is True:
         raise UserError(f"{adapter} belongs to a base weight that its run has changed: give the folder of the run")
     warn_of_newer_fields(adapter)
@@ -232,8 +233,7 @@ def _load(adapter: Path, base: str, settings: dict[str, Any]) -> Any:
         raise UserError(f"{adapter} cannot be used: neither it nor {base} has weights for {random[0]}")
     if not adapted_layers(model):
         raise UserError(f"{adapter} is an adapter of {settings.get('peft_type')}, which changes no layer: no merge")
-    on_gpu = torch.cuda.is_available() and not getattr(plain, "is_quantized", False)
-    return model.to("cuda") if on_gpu else model
+    return on_device(model)
 
 
 def _labels(adapter: Path) -> int | None:

@@ -50,7 +50,9 @@ def answers_greedily(
     most, max_new_tokens = room(model, max_new_tokens)
     most = most if longest is None else min(most, longest)
     rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
-    return answers_after(model, tokenizer, rows, most, generation(model, tokenizer, max_new_tokens))
+    settings = generation(model, tokenizer, max_new_tokens)
+    is_plain = all(isinstance(prompt, str) for prompt in prompts)  # an answer goes on where the prompt ends
+    return answers_after(model, tokenizer, rows, most, settings, as_it_begins=is_plain)
 
 
 def generation(

@@ -22,7 +22,7 @@ from ..extras import extra
 from ..tasks import Task
 from ..tasks.loading import reason
 from ..tasks.own.chat import Question, answer_of, opening, question_of, template_options
-from .chat_format import CONVERSATION, TEXT, format_of_row, record_format, set_template
+from .chat_format import CONVERSATION, TEXT, format_of_row, record_format, set_template, template_ids
 from .chat_labels import KEPT, label_answers
 from .data import Data, Example
 from .recipe import Recipe
@@ -94,8 +94,11 @@ def encode_chats(
     prepare = _Preparation(tokenizer, section.loss_on != "all" and form != TEXT, recipe.seed)
     made: dict[str, Any] = {}
     texts, lost = {}, {}
+    asked_otherwise = None
     for name, split in splits.items():
         whole = _tokens(prepare, split, f"{task.source}, {name}")
+        if form == CONVERSATION and len(whole) and asked_otherwise is None:
+            asked_otherwise = _asked_otherwise(tokenizer, _plain(split[0]), whole[0]["input_ids"])
         lengths = _lengths(whole)
         texts[name] = [int((lengths > max_length).sum()), len(whole)]
         made[name] = prepare.cut(whole, max_length)
@@ -116,6 +119,7 @@ def encode_chats(
     )
     record: dict[str, Any] = {"cut": {"max_length": max_length, "texts": texts}, "files": template}
     record |= {"without_answer": {name: count for name, count in lost.items() if count}} if any(lost.values()) else {}
+    record |= {"asked_otherwise": asked_otherwise} if asked_otherwise else {}
     record |= {"packed": len(made["train"])} if packed else {}
     return ChatData(
         task,
@@ -127,6 +131,29 @@ def encode_chats(
         lengths={name: _lengths(split).tolist() for name, split in made.items()},
         asked=_asked(splits, SAMPLES if section.samples is None else section.samples),
     )
+
+
+def _asked_otherwise(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], ids: Sequence[int]) -> str | None:
+    """What a prompt ends with in the chat template, and no answer is trained behind: some templates begin an answer
+    with what they leave out of those that are there. None where a model is asked as it is trained.
+
+    Args:
+        tokenizer: with its chat template.
+        row: a conversation.
+        ids: its tokens, as they are trained.
+    """
+    said = row["messages"] if "messages" in row else [*row["prompt"], *row["completion"]]
+    first = next(number for number, one in enumerate(said) if one["role"] == "assistant")
+    if not first:
+        return None
+    try:
+        options = {**template_options(row), "add_generation_prompt": True}
+        asked = tokenizer.decode(template_ids(tokenizer, said[:first], **options))
+    except Exception:  # a template may refuse a part of a conversation that it takes whole
+        return None
+    trained = tokenizer.decode(ids)
+    same = next((place for place, (a, b) in enumerate(zip(asked, trained, strict=False)) if a != b), len(trained))
+    return None if trained.startswith(asked) else asked[same:]
 
 
 def asked_in(row: Mapping[str, Any], trained: str | None = None) -> Question | str:

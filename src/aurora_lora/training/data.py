@@ -262,7 +262,9 @@ def notes(record: Mapping[str, Any]) -> list[str]:
         counts = abridged([f"{short[name]!r} {count:,}" for name, count in classes.items()])
         lines.append(f"{len(classes):,} labels: {counts}")
     if record.get("untrained"):
-        lines.append(f"{record['untrained']:,} of the labels have no training example: task.train_size takes too few")
+        few, elsewhere = "task.train_size takes too few", "their rows are in the validation or test data as well"
+        why = few if record["unused"] else elsewhere
+        lines.append(f"{record['untrained']:,} of the labels have no training example: {why}")
     if (place := record.get("only_place")) is not None:
         lines.append(
             f"the right option is number {place + 1} in every row: with task.prompt=instruction, which answers by that "
@@ -276,6 +278,11 @@ def notes(record: Mapping[str, Any]) -> list[str]:
         sizes = "task.train_size, validation_size and test_size take no more"
         lines.append(f"{record['unused']:,} of {record['rows']:,} rows are not used: {sizes}")
     lines += cut_notes(record)
+    if behind := record.get("asked_otherwise"):
+        lines.append(
+            f"the chat template ends a prompt with {behind!r}, behind which no answer is trained: name another by "
+            "task.chat_template=FILE, or give what switches it off in the rows' chat_template_kwargs"
+        )
     if labels := record.get("labels"):
         ending = "; the model's head ends in no layer that could hold them"
         ending = ending if labels["trained"] == AS_THEY_ARE else ", saved in their own units"

@@ -78,12 +78,12 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory() -> float:
-    """The largest memory in use since `reset_peak_memory`, in MB: of the GPU, or of this process without one."""
+    """The largest memory in use since `reset_peak_memory`, in MiB: of the GPU, or of this process without one."""
     return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else process_peak_memory()
 
 
 def process_peak_memory() -> float:
-    """The largest memory of this process in use, in MB, whether there is a GPU or not; see `peak_memory`."""
+    """The largest memory of this process in use, in MiB, whether there is a GPU or not; see `peak_memory`."""
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset / 2**20
     with contextlib.suppress(OSError, StopIteration):  # Linux hands what getrusage says on from the process before

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -11,10 +11,13 @@ from transformers import PreTrainedModel
 from ..deploy.export_file import DTYPES, rounded
 from ..deploy.wrappers import plain_model
 from ..errors import ArgumentError
+from .distributed import state
 from .memory import PRECISIONS
 from .sections import Precision
 
 FLOAT32 = "float32"
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def check_dtype(dtype: str) -> None:
@@ -27,6 +30,14 @@ def precision_of(dtype: str) -> Precision:
     """What recipes call a dtype."""
     found: Any = next(name for name, one in PRECISIONS.items() if one == DTYPES[dtype])
     return found  # type: ignore[no-any-return]
+
+
+def on_device(model: M) -> M:
+    """A model in eval mode, on the device that training computes on; a quantised one is loaded there."""
+    device = state().device
+    if next(model.parameters()).device.type != device.type:
+        model.to(device)
+    return model.eval()
 
 
 def compute_in(model: nn.Module, dtype: str) -> None:

@@ -20,7 +20,6 @@ from .batches import in_batches
 from .build import load_trained_model
 from .chat_format import recorded_format
 from .defaults import BATCH_SIZE
-from .distributed import state
 from .finished_run import TrainedRun, as_run
 from .kinds import KINDS, Kind, kind_of, kind_of_model
 from .kinds.base import TrainedWith
@@ -29,7 +28,7 @@ from .kinds.multiple_choice import MULTIPLE_CHOICE
 from .merge_note import merge_note, noted_columns, noted_training
 from .model_inputs import Processor, fill_padding
 from .models import from_safetensors
-from .precision import FLOAT32, check_dtype, compute_in, precision_of
+from .precision import FLOAT32, check_dtype, compute_in, on_device, precision_of
 from .storage import RECIPE
 
 
@@ -158,12 +157,12 @@ def _of_run(run: TrainedRun, form: str | None, dtype: str | None) -> Predictor:
     run.check_form(form)
     if dtype in (None, FLOAT32):
         model, processor = load_trained_model(run.in_float32)
-        model = _ready(model)
+        model = on_device(model)
     else:
         assert dtype is not None
         model, processor = load_trained_model(run.in_precision(precision_of(dtype)), rounded=True)
         _check_rounded(model, folder, dtype)  # what was trained is rounded only now
-        model = _ready(model)
+        model = on_device(model)
         compute_in(model, dtype)
         kind.keep_exact(model)
     computes = run.recipe.method.using(model, form)
@@ -186,7 +185,7 @@ def _of_model(folder: Path, form: str | None, dtype: str | None) -> Predictor:
         kind = noted or kind_of_model(AutoConfig.from_pretrained(folder, **NO_CODE))
         if kind.no_answer:
             raise UserError(f"the model in {folder} {kind.no_answer}")
-        model = _ready(_pretrained(getattr(transformers, kind.auto), folder, dtype))
+        model = on_device(_pretrained(getattr(transformers, kind.auto), folder, dtype))
         processor = kind.processor(str(folder.resolve()))
         talks = recorded_format(processor) or getattr(processor, "chat_template", None)
         if note is None and kind is MULTIPLE_CHOICE and talks:
@@ -218,11 +217,3 @@ def _check_rounded(model: nn.Module, folder: Path, dtype: str | None) -> None:
         if dtype == "float16":
             raise NotFiniteError(f"{error}; as float16, which ends at 65,504: bfloat16 does not") from error
         raise
-
-
-def _ready(model: nn.Module) -> nn.Module:
-    """In eval mode, on the device that training computes on; a quantised model is loaded there."""
-    device = state().device
-    if next(model.parameters()).device.type != device.type:
-        model.to(device)
-    return model.eval()

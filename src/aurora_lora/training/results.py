@@ -61,7 +61,7 @@ def build_result(
         params: parameter counts.
         train_s: seconds of training steps, added up over interruptions.
         trained_examples: examples seen in them.
-        peak_mb: largest memory in use, of one process.
+        peak_mb: largest memory in use, of one process, in MiB.
         processes: how many trained together.
         epochs: one entry for each evaluation during training.
         labels: the class names, in label order, where they come with the data.

@@ -38,6 +38,8 @@ def answers_after(
     most: int,
     settings: GenerationConfig,
     shortened: Callable[[list[int], int], list[int]] = lambda ids, most: ids[-most:],
+    *,
+    as_it_begins: bool = False,
 ) -> tuple[list[str], list[int | None]]:
     """What a model writes after each prompt, of which it reads at most so many tokens.
 
@@ -48,25 +50,33 @@ def answers_after(
         most: that are read of a prompt.
         settings: of the generation.
         shortened: what is read of a prompt that has more; its end, unless something else is given.
+        as_it_begins: see `written_after`.
 
     Returns:
         The answers, and the number of tokens that each prompt was cut to, if it was.
     """
     ids, mask = padded([shortened(prompt, most) for prompt in prompts], tokenizer.pad_token_id, left=True)
-    texts = written_after(model, tokenizer, ids, mask, settings)
+    texts = written_after(model, tokenizer, ids, mask, settings, as_it_begins=as_it_begins)
     return texts, [most if len(prompt) > most else None for prompt in prompts]
 
 
 def written_after(
-    model: Any, tokenizer: PreTrainedTokenizerBase, ids: Tensor, mask: Tensor, settings: GenerationConfig
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Tensor,
+    mask: Tensor,
+    settings: GenerationConfig,
+    *,
+    as_it_begins: bool = False,
 ) -> list[str]:
-    """What a model writes after prompts (batch, tokens) that are padded left, without special tokens."""
+    """What a model writes after prompts (batch, tokens) that are padded left, without special tokens and without blanks
+    around it; those before it stay with `as_it_begins`."""
     device = next(model.parameters()).device
     with torch.no_grad():
         written = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings)
     rows = [until_end(row, settings) for row in written[:, ids.shape[1] :].tolist()]
     texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
-    return [str(text).strip() for text in texts]
+    return [str(text).rstrip() if as_it_begins else str(text).strip() for text in texts]
 
 
 def ends_of(settings: GenerationConfig) -> set[int]:

@@ -268,7 +268,7 @@ class RecipeTrainer(Trainer):
         return best
 
     def measure_memory(self) -> float:
-        """The largest memory in use so far, in MB, interruptions included."""
+        """The largest memory in use so far, in MiB, interruptions included."""
         self.peak_mb = max(self.peak_mb, peak_memory())
         return self.peak_mb
 

@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from ..finite import is_finite
 from ..forms import FormName
-from ..ops import full_float32, sigma, without_autocast
+from ..ops import sigma
+from ..ops.autocast import full_float32, without_autocast
 from .base_weight import check_takes_merge
 from .changed_weight import changed_by_others, keep_change, take_out
 from .config import AuroraConfig

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ..errors import FormError
 from ..forms import CALIBRATED, DYNAMIC, STATIC, FormName
-from ..ops import ANL, IDENTITY, full_float32, identity_weights, sigma
+from ..ops import ANL, IDENTITY, identity_weights, sigma
+from ..ops.autocast import full_float32
 from ..values import one_of
 from .calibration import BUFFERS, Calibration, stale
 from .config import AuroraConfig, InitWeights

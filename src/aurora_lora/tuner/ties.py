@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -28,8 +29,9 @@ def untie_all(model: nn.Module) -> None:
         if any(_apart(owner.get_parameter(one), owner.get_parameter(other)) for one, other in ties.values()):
             _own(owner, dict.fromkeys(path for tie in ties.values() for path in tie))
             owner.all_tied_weights_keys = {one: other for one, other in every.items() if one not in ties}
-            parts = (getattr(owner.config, name, None) for name in getattr(owner.config, "sub_configs", ()))
-            for config in (owner.config, *parts):  # some take it from a part again when they are read
+            whole: Any = owner.config
+            parts = (getattr(whole, name, None) for name in getattr(whole, "sub_configs", ()))
+            for config in (whole, *parts):  # some take it from a part again when they are read
                 if getattr(config, "tie_word_embeddings", False):
                     config.tie_word_embeddings = False
 

@@ -107,6 +107,17 @@ def test_examples_and_lengths_are_those_of_the_data(kind: str, more: tuple[str, 
         assert max(lengths) < (recipe.task.max_length or 0)  # what would be taken without the data
 
 
+def test_texts_are_cut_where_the_tokenizer_says(tmp_path: Path) -> None:
+    """It may state fewer tokens than the model has positions of."""
+    recipe = recipe_of("classification")
+    shutil.copytree(recipe.model, tmp_path / "model")
+    settings = tmp_path / "model" / "tokenizer_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "model_max_length": 6}))
+    found = dry_run(recipe_of("classification", f"model={tmp_path / 'model'}"), "T4")
+    assert found["texts"]["max_length"] == found["texts"]["longest"] == 6
+    assert found["texts"]["cut"] > 0
+
+
 def test_the_padding_of_random_batches() -> None:
     recipe = recipe_of("classification")
     found = Sizes({}, {"train": [int(8 + 1.5 * number**0.7) for number in range(400)]}, 2)

@@ -53,6 +53,7 @@ def test_what_has_no_say_makes_no_other_setting(make_result: Callable[..., Any],
     other = make_result("aurora", 1e-3, 1, 5000, {"dynamic": 0.8, "calibrated": 0.8})
     one = make_result("aurora", 1e-3, 0, 5000, {"dynamic": 0.8, "calibrated": 0.8})
     other["recipe"]["training"] |= field
+    other["recipe"]["task"] = {**other["recipe"]["task"], "samples": 0}
     for result in (one, other):
         for scores in result["metric"]["by_form"].values():
             scores["nll"] = 0.5

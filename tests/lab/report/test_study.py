@@ -134,7 +134,7 @@ def test_how_many_intervals_there_are_and_what_they_cover(summary: dict[str, Any
     assert "not the sampling of the test data" in note(summary)
     assert note(summary) in study_page(summary)
     summary["study"]["split_by_seed"] = True
-    assert "each with its own split of the data" in note(summary)
+    assert "each with its own split of what is drawn from the data" in note(summary)
     summary["study"]["questions"] = []
     assert note(summary) == ""
 

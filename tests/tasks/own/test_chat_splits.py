@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from own_rows import load
 
+from aurora_lora.errors import UserError
+
 CALL = {"function": {"name": "look", "arguments": {"at": "x", "by": None}}, "type": "function"}
 SAID: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "fields in another order": (
@@ -19,6 +21,10 @@ SAID: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "line breaks": (
         {"role": "assistant", "content": "It is {n}."},
         {"role": "assistant", "content": "It is\n{n}.\r\n"},
+    ),
+    "parts": (
+        {"role": "assistant", "content": "It is {n}."},
+        {"role": "assistant", "content": [{"type": "text", "text": "It is "}, {"type": "text", "text": "{n}."}]},
     ),
     "calls": (
         {"role": "assistant", "content": "It is {n}.", "tool_calls": [CALL]},
@@ -42,6 +48,21 @@ def test_the_same_conversation_is_never_in_two_splits(case: str) -> None:
     assert len(said["test"]) == 10
     assert not said["test"] & (said["train"] | said["validation"])
     assert splits.record["repeated"] == 10
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ([{"type": "image"}], "has a part that is no text: {'type': 'image'}"),
+        (["hello"], "has a part that is no text: 'hello'"),
+        ([{"type": "text", "text": " "}], r"\(user\) is empty"),
+    ],
+)
+def test_parts_that_are_no_text_are_refused(content: list[Any], why: str) -> None:
+    """Most templates would leave them out, or write them as Python does."""
+    rows = [{"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "b"}]}] * 20
+    with pytest.raises(UserError, match=f"row 1: message 1 of 'messages' {why}"):
+        load("chat", rows, {})
 
 
 def test_other_calls_are_another_conversation() -> None:

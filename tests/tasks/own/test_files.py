@@ -273,3 +273,12 @@ def test_a_packed_file_that_is_damaged(kind: str, damage: str, tmp_path: Path) -
 def test_a_path_whose_home_is_nobodys(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"task\.data: '~nobodys-name/x\.csv' is no file, no folder and no data set"):
         open_data(OwnData("~nobodys-name/x.csv"))
+
+
+def test_half_of_a_character_is_told_by_its_line(tmp_path: Path) -> None:
+    """As JavaScript cuts texts; Arrow counts rows from the start of a block."""
+    lines = [json.dumps({"text": f"t {n}"}) for n in range(30)]
+    lines[7] = '{"text": "cut \\ud83d"}'
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"a\.jsonl, line 8: '\\ud83d' is half of a character"):
+        open_data(OwnData(str(tmp_path / "a.jsonl")))

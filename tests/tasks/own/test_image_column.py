@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datasets import Audio, Dataset, DatasetInfo, Features, Image, List, Value
 from own_rows import load, save_images
 from PIL import Image as Pillow
+from PIL.PngImagePlugin import PngInfo
 
 from aurora_lora.errors import UserError
 from aurora_lora.tasks import vision
@@ -123,6 +125,39 @@ def test_whole_images_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
         file = io.BytesIO()
         Pillow.new("RGB", (8, 8)).save(file, suffix)
         assert image_file(file.getvalue(), "image") == file.getvalue()
+
+
+def test_an_image_with_very_long_texts_in_it() -> None:
+    """Such as what image editors note there; Pillow raises a ValueError."""
+    save_images(Path("pictures"))
+    noted = PngInfo()
+    noted.add_itxt("XML:com.adobe.xmp", "x" * 2_000_000, zip=True)
+    Pillow.new("RGB", (8, 8)).save("pictures/red/noted.png", pnginfo=noted)
+    with pytest.raises(UserError, match=r"noted\.png is no image that can be read: Decompressed data too large"):
+        load("images", "pictures", {"image": ("image",), "label": ("label",)})
+    with pytest.raises(UserError, match=r"noted\.png is no image that can be read"):
+        vision.read_image(Path("pictures/red/noted.png"))
+
+
+@pytest.mark.parametrize("values", [list(range(20)), [["a.png"]] * 20], ids=["numbers", "lists"])
+def test_a_column_that_holds_no_images(values: list[Any]) -> None:
+    Dataset.from_dict({"image": values, "label": ["a", "b"] * 10}).to_parquet("rows.parquet")
+    with pytest.raises(UserError, match=r"task\.image: rows\.parquet: 'image' is no column of images"):
+        load("images", "rows.parquet", {"image": ("image",), "label": ("label",)})
+
+
+def test_what_is_not_asked_for_is_not_decoded() -> None:
+    """Sound, for which a package may be missing, and images in lists, whose repr has an address."""
+    save_images(Path("pictures"))
+    image = {"path": "pictures/red/0.png", "bytes": None}
+    sound = Dataset.from_dict({"sound": [{"bytes": b"RIFF", "path": "a.wav"}]})
+    types = Features({"one": Image(), "several": List(Image()), "text": Value("string")})
+    data = Dataset.from_list([{"one": image, "several": [image], "text": "x"}], features=types)
+    (row,) = vision.as_files(data)
+    assert row == {"one": image, "several": [image], "text": "x"}
+    told = Features({"sound": Audio()})
+    (row,) = vision.as_files(Dataset(sound.data, info=DatasetInfo(features=told)))
+    assert row == {"sound": {"path": "a.wav", "bytes": b"RIFF"}}
 
 
 def test_an_image_that_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:

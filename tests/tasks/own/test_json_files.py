@@ -10,6 +10,7 @@ import pytest
 from aurora_lora.chat_template import without_none
 from aurora_lora.errors import UserError
 from aurora_lora.tasks import SplitSizes
+from aurora_lora.tasks.own.chat import with_text
 from aurora_lora.tasks.own.kinds import OWN
 from aurora_lora.tasks.own.source import OwnData, open_data
 
@@ -152,4 +153,6 @@ def test_conversations_keep_texts_that_read_as_json(form: str, with_system: bool
     found = [without_none(row["messages"]) for split in splits.values() for row in split]
     if not with_system:
         assert found.pop()[0] == {"role": "system", "content": "1"}
-    assert sorted(found, key=repr) == sorted(([*system, *one] for one in turns), key=repr)
+    texts = [[{**one, "content": with_text(one)["content"]} for one in some] for some in turns]  # parts are joined
+    assert all(isinstance(one["content"], str) for some in texts for one in some)
+    assert sorted(found, key=repr) == sorted(([*system, *one] for one in texts), key=repr)

@@ -1,9 +1,12 @@
 """Labels of own data: how they may be written, and which classes they make."""
 
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, LargeList, List, Value
 from own_rows import labelled, load, save_images
@@ -136,3 +139,10 @@ def test_a_label_of_one_example_beside_test_data() -> None:
     """It is for training: nothing of the test data is taken from the same rows."""
     splits = load("classification", labelled([*["a", "b"] * 9, "c"]), test_data=[{"text": "new", "label": "a"}])
     assert 2 in splits["train"]["label"]
+
+
+def test_whole_numbers_in_a_column_of_decimals() -> None:
+    """As databases write them."""
+    labels = pa.array([Decimal(n % 3) for n in range(30)], pa.decimal128(38, 0))
+    pq.write_table(pa.table({"text": [f"text {n}" for n in range(30)], "label": labels}), "rows.parquet")
+    assert load("classification", "rows.parquet")["train"].features["label"].names == ["0", "1", "2"]

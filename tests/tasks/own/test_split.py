@@ -132,6 +132,14 @@ def test_every_class_stays_in_training() -> None:
         assert {one for n in splits["train"]["n"] for one in classes[n]} == {one for some in classes for one in some}
 
 
+def test_classes_whose_rows_are_test_data_as_well_are_counted() -> None:
+    """They are left out of training: of their labels none is trained."""
+    texts = [f"text {n}" for n in range(30)] + ["rare 0", "rare 1"]
+    classes = [["a"]] * 30 + [["b"]] * 2
+    splits = _split(_pieces(train=texts, test=["rare 0", "rare 1", "text 0"]), strata=classes)
+    assert splits.record["untrained"] == 1
+
+
 def test_classes_that_a_small_training_split_leaves_out_are_counted() -> None:
     pieces = _pieces(train=[f"text {n}" for n in range(20)])
     classes = [["a", "b", "c"][n % 3 : n % 3 + 1] for n in range(20)]

@@ -140,6 +140,6 @@ def _of_data(recipe: Recipe, data: Data | None, sizes: Sizes | None) -> dict[str
             "longest": text_lengths.longest(recipe, most, sizes),
             "cut": cut,
             "looked_at": looked_at,
-            "max_length": text_lengths.limit(recipe, most),
+            "max_length": record.get("cut", {}).get("max_length", text_lengths.limit(recipe, most)),
         }
     return found

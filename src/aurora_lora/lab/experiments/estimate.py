@@ -10,7 +10,7 @@ is the sum of
 
 or, where that is more, the weights and the moments with what an evaluation or calibrating the widest layer takes.
 
-Time is work by the speed that a machine attains in a training, see `work` and `machines`; within about a factor of two.
+Time is work by the speed that a machine attains in a training, see `flops` and `machines`; within a factor of about 2.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ class _Clock:
         return self.image or text_lengths.padded(self.recipe, batch, self.positions, self.sizes, split)
 
     def training(self, count: int) -> float:
-        """Hours of one epoch."""
+        """Seconds of one epoch."""
         batch, params = self.recipe.training.batch_size, self.weights.params
         trained = params.adapter + params.head
         passes = 2 if not params.adapter else 6 if trained > params.total / 2 else 4
@@ -132,7 +132,7 @@ class _Clock:
         return self._forward(count, tokens, self.recipe.training.eval_batch_size)
 
     def calibration(self) -> float:
-        """Hours of calibrating on the recipe's examples."""
+        """Seconds of calibrating on the recipe's examples."""
         wanted = self.recipe.calibration
         return CALIBRATION * self._forward(wanted.examples, self.length(wanted.batch_size), wanted.batch_size)
 

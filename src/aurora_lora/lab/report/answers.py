@@ -160,8 +160,9 @@ def note(summary: Mapping[str, Any]) -> str:
         return ""
     if summary["study"].get("split_by_seed"):
         cover = (
-            "the seeds, each with its own split of the data into training, validation and test data; where splits of "
-            "few examples overlap, they are too narrow"
+            "the seeds, each with its own split of what is drawn from the data (test data that are given are the same "
+            "for all); splits of one pool share examples, the more the larger a part of it each takes, and are too "
+            "narrow for that"
         )
     else:
         split = "validation" if split_note(summary) else "test"

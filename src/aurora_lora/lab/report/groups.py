@@ -243,12 +243,17 @@ def interval(values: Sequence[float]) -> tuple[float | None, float | None]:
         return None, None
     if min(values) == max(values):  # the test divides by their standard deviation
         return values[0], values[0]
+    found = of_student(values).confidence_interval(0.95)
+    return float(found.low), float(found.high)
+
+
+def of_student(values: Sequence[float]) -> Any:
+    """SciPy's t test of a mean of 0, of two or more values that are not all the same."""
     from scipy.stats import ttest_1samp
 
     with warnings.catch_warnings():  # of values that are the same but for rounding
         warnings.simplefilter("ignore", RuntimeWarning)
-        found = ttest_1samp(values, 0).confidence_interval(0.95)
-    return float(found.low), float(found.high)
+        return ttest_1samp(values, 0)
 
 
 def half_interval(values: Sequence[float]) -> float:

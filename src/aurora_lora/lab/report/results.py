@@ -9,6 +9,7 @@ from typing import Any
 from ...errors import ArgumentError, UserError, abridged
 from ...files import below, parse_json, reading
 from ...training.reading import is_result
+from ...training.recipe import CHANGE_NOTHING
 from ...training.results import check_result
 from ...training.same_recipe import differences, flatten
 from ...training.storage import RESULT
@@ -17,8 +18,8 @@ from ..experiments.runs_file import RUNS_FILE, RunsFile
 
 Result = Mapping[str, Any]
 
-NO_EFFECT_ON_RESULT = ("save_updates", "threads", "workers", "checkpoint_every", "eval_batch_size", "report_to")
-"""Fields of `training` that do not change the result."""
+NO_EFFECT_ON_RESULT = {*CHANGE_NOTHING, "training.save_updates", "training.threads"} - {"task.test_sets"}
+"""Fields of a recipe that do not change the scores; which test sets there are changes their mean."""
 
 
 def load_results(paths: Iterable[Path | str]) -> list[Result]:
@@ -108,9 +109,14 @@ def setting(recipe: Mapping[str, Any], *but: str) -> dict[str, Any]:
         but: further fields of `training` to leave out.
     """
     whole = _complete(recipe)
+    left_out = {*NO_EFFECT_ON_RESULT, *(f"training.{field}" for field in but)}
     kept = {key: value for key, value in whole.items() if key not in ("seed", "name", "reference")}
-    left_out = (*NO_EFFECT_ON_RESULT, *but)
-    return {**kept, "training": {k: v for k, v in whole.get("training", {}).items() if k not in left_out}}
+    return {
+        section: {key: value for key, value in fields.items() if f"{section}.{key}" not in left_out}
+        if isinstance(fields, Mapping)
+        else fields
+        for section, fields in kept.items()
+    }
 
 
 def without_splits_of_seeds(results: Sequence[Result]) -> list[Result]:

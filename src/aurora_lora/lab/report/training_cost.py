@@ -9,7 +9,7 @@ from ...text_table import TextTable
 from .groups import Group
 from .tables import spread
 
-COLUMNS = ("training, s", "examples / s", "peak memory, MB")
+COLUMNS = ("training, s", "examples / s", "peak memory, MiB")
 
 
 def time_rows(found: Sequence[Group]) -> list[tuple[str, list[str]]]:

@@ -290,6 +290,10 @@ def _broken_json(file: IO[str], path: Path) -> str | None:
             return f"{path}, line {number}: no JSON: {why}"
         if not isinstance(row, dict):
             return f'{path}, line {number}: it is no object with named fields, such as {{"text": ...}}'
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            return f"{path}, line {number}: {error.object[error.start]!a} is half of a character"
     return None
 
 

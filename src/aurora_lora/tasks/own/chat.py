@@ -167,7 +167,25 @@ def _messages(value: Any, column: str) -> list[dict[str, Any]]:
             raise BadRow(f"message {number} of '{column}' ({one['role']}) is empty")
         if said is not None and not isinstance(said, str | list):
             raise BadRow(f"message {number} of '{column}' is {said!r:.40}, which is no text")
-    return value
+        if isinstance(said, list):
+            if other := [part for part in said if not _is_text_part(part)]:
+                raise BadRow(f"message {number} of '{column}' has a part that is no text: {other[0]!r:.40}")
+            if _is_blank(with_text(one)["content"]) and not one.get("tool_calls"):
+                raise BadRow(f"message {number} of '{column}' ({one['role']}) is empty")
+    return [with_text(one) for one in value]
+
+
+def with_text(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message with one text, where its content is a list of parts: most templates write none of these, or a list as
+    Python has it."""
+    said = message.get("content")
+    if not isinstance(said, list) or not all(map(_is_text_part, said)):
+        return dict(message)
+    return {**message, "content": "".join(part["text"] for part in said)}
+
+
+def _is_text_part(part: Any) -> bool:
+    return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
 def _with_answer(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -238,6 +256,6 @@ def answer_of(row: Row) -> str:
 
 def text_of(message: Mapping[str, Any]) -> str:
     """What a message says, for people; of one that only calls tools, the calls."""
-    if (content := message.get("content")) is not None:
-        return str(content)
+    if (content := message.get("content")) or not message.get("tool_calls"):
+        return "" if content is None else str(content)
     return json.dumps(without_none(message.get("tool_calls")), ensure_ascii=False)

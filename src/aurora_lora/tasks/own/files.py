@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,7 +67,8 @@ def load(path: Path, kind: str, encoding: str | None = None, **more: Any) -> dat
         if "corresponds to no data" in why:
             raise UserError(f"{path} has no rows") from error
         known = why_broken(path, encoding) if path.is_file() else None
-        raise UserError(known or f"{path} cannot be loaded: {why}") from error
+        counted = re.sub(r" in row \d+$", "", why)  # by Arrow, from the start of a block of rows
+        raise UserError(known or f"{path} cannot be loaded: {counted}") from error
     return loaded
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ...chat_template import without_none
 from ...files import file_digest
 from ..list_types import item_type
+from .chat import with_text
 from .json_files import as_json, is_json
 
 if TYPE_CHECKING:
@@ -38,7 +39,15 @@ def as_given(split: datasets.Dataset) -> datasets.Dataset:
     names = [name for name in _OBJECTS if name in held or _is_of(Json, features.get(name))]
     if not names:
         return split
-    return mapped(split, lambda row: {name: without_none(row[name]) for name in names}, Features({**features, **held}))
+    return mapped(split, lambda row: {name: _as_asked(row[name]) for name in names}, Features({**features, **held}))
+
+
+def _as_asked(value: Any) -> Any:
+    """Without nulls, and messages with one text each."""
+    value = without_none(value)
+    if not isinstance(value, list):
+        return value
+    return [with_text(one) if isinstance(one, Mapping) and "role" in one else one for one in value]
 
 
 def mapped(
@@ -68,11 +77,11 @@ def _is_of(kind: type, feature: Any) -> bool:
 
 
 def _depth(feature: Any) -> int:
-    """How many objects are within each other."""
+    """How many objects are within each other; what is held as JSON may be one."""
     if isinstance(feature, Mapping):
         return 1 + max(map(_depth, feature.values()), default=0)
     inner = item_type(feature)
-    return 0 if inner is None else _depth(inner)
+    return int(is_json(feature)) if inner is None else _depth(inner)
 
 
 def made_by_this_version(data: datasets.Dataset) -> None:

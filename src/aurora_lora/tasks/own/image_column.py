@@ -81,7 +81,7 @@ def image_file(value: Any, column: str) -> bytes:
                 with Image.open(io.BytesIO(data)) as again:
                     vision.rgb(again)
             return bytes(data)
-    except (OSError, SyntaxError, UserError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, UserError, Image.DecompressionBombError) as error:
         why = "" if isinstance(error, UnidentifiedImageError) else f": {error}"
         raise BadRow(f"{value.get('path') or 'the image'} is no image that can be read{why}") from error
 
@@ -94,7 +94,7 @@ def _is_whole(image: Any, data: bytes) -> bool:
         return data.endswith(b"\xff\xd9")  # the end of an image
     try:
         image.verify()
-    except (OSError, SyntaxError):
+    except (OSError, SyntaxError, ValueError):
         return False
     return bool(image.format == "PNG")  # which has sums of its parts
 

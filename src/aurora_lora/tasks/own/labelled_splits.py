@@ -15,6 +15,7 @@ import numpy as np
 
 from ...errors import UserError
 from ...extras import extra
+from ..loading import reason
 from ..vision import with_rows
 from . import columns as cells
 from .image_column import check_folders, image_file, images_of
@@ -154,7 +155,12 @@ def prepare_images(pieces: Pieces, columns: Columns, labels: Labels) -> Prepared
     feature = ClassLabel(names=list(classes))
 
     def prepared(name: str, piece: Piece) -> Piece:
-        pixels = images_of(piece, image).rename_columns({image: "image"}).cast_column("image", Image())
+        try:
+            pixels = images_of(piece, image).rename_columns({image: "image"}).cast_column("image", Image())
+        except UserError:
+            raise
+        except Exception as error:  # of Arrow and of `datasets`
+            raise UserError(f"task.image: {piece.name}: '{image}' is no column of images: {reason(error)}") from error
         return replace(piece, data=with_rows(pixels.add_column("label", _array(places[name]), feature=feature)))
 
     def key(row: Row) -> str:

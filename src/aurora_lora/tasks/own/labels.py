@@ -9,6 +9,7 @@ import re
 import tokenize
 from collections import Counter
 from collections.abc import Collection, Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,8 @@ def class_name(value: Any) -> str:
     Raises:
         BadRow: it is none of these.
     """
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # a column of whole numbers in which one is missing
+    if isinstance(value, float | Decimal) and math.isfinite(value) and value == int(value):
+        value = int(value)  # a column of whole numbers in which one is missing, or one of decimals without places
     if value is None or value == "" or (isinstance(value, str) and not value.strip()):
         raise BadRow("it has no label")
     if isinstance(value, float) and not math.isfinite(value):

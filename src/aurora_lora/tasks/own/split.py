@@ -125,7 +125,8 @@ def split_data(
     if digests is not None:
         record[digests] = {name: hashlib.sha256(b"".join(some)).hexdigest() for name, some in keys.items()}
     if strata is not None:
-        every_class, trained = ({one for row in rows for one in strata[row]} for rows in (rest, chosen["train"]))
+        every_class = {one for some in strata for one in some}  # also of rows that are left out
+        trained = {one for row in chosen["train"] for one in strata[row]}
         record["untrained"] = len(every_class - trained)
     return Splits({name: _select(pieces.get(name, pieces["train"]), chosen[name]) for name in SPLITS}, record)
 
