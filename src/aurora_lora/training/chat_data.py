@@ -148,10 +148,10 @@ def _asked_otherwise(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any],
         return None
     try:
         options = {**template_options(row), "add_generation_prompt": True}
-        asked = tokenizer.decode(template_ids(tokenizer, said[:first], **options))
+        asked = str(tokenizer.decode(template_ids(tokenizer, said[:first], **options)))
     except Exception:  # a template may refuse a part of a conversation that it takes whole
         return None
-    trained = tokenizer.decode(ids)
+    trained = str(tokenizer.decode(list(ids)))
     same = next((place for place, (a, b) in enumerate(zip(asked, trained, strict=False)) if a != b), len(trained))
     return None if trained.startswith(asked) else asked[same:]
 
