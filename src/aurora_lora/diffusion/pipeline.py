@@ -90,7 +90,7 @@ class Diffusion:
         return known, unprompted
 
     def _warn_if_cut(self, prompt: str) -> None:
-        """As diffusers would log it, where nothing that it logs is shown."""
+        """Warn where a prompt is longer than the model reads: what diffusers logs of that is not shown."""
         tokenizer = self.pipe.tokenizer
         most, has = tokenizer.model_max_length, len(tokenizer(prompt, verbose=False).input_ids)
         if has > most:
