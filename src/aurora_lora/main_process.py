@@ -16,7 +16,7 @@ def launched_as_main() -> bool:
     at all, as several that a scheduler has started may train each on a GPU of its own.
     """
     joined: Any = getattr(sys.modules.get("accelerate.state"), "PartialState", None)
-    if joined is not None and joined._shared_state:
+    if joined is not None and "process_index" in joined._shared_state:  # which is there when all have joined
         return bool(joined().is_main_process)
     return _rank(_OF_ALL) in (None, 0)
 

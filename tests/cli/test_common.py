@@ -139,7 +139,7 @@ def test_one_that_a_scheduler_has_started_alone_is_the_main_one(monkeypatch: pyt
     monkeypatch.setenv("PMI_RANK", "1")
     monkeypatch.setattr(PartialState, "_shared_state", {})
     assert not launched_as_main()
-    monkeypatch.setattr(PartialState, "_shared_state", {"is_main": True})
+    monkeypatch.setattr(PartialState, "_shared_state", {"process_index": 0})
     monkeypatch.setattr(PartialState, "__init__", lambda self: None)
     monkeypatch.setattr(PartialState, "is_main_process", True)
     assert launched_as_main()

@@ -10,7 +10,7 @@ from aurora_lora import AuroraConfig, CalibrationError, calibrate
 from aurora_lora.deploy import products
 from aurora_lora.deploy.float64 import has_slow_float64
 from aurora_lora.deploy.products import add_gram, mirror
-from aurora_lora.ops import full_float32
+from aurora_lora.ops.autocast import full_float32
 
 D, N = 160, 1500
 RIDGE = 1e-4

@@ -49,7 +49,7 @@ RECORD = {
 }
 
 
-@pytest.mark.parametrize(("probe", "said"), [(1100.0, "200 MB more than"), (850.0, "50 MB less than")])
+@pytest.mark.parametrize(("probe", "said"), [(1100.0, "200 MiB more than"), (850.0, "50 MiB less than")])
 def test_cost(probe: float, said: str) -> None:
     text = cost_of_probe({**RECORD, "peak_mb": {"steps": 900.0, "probe": probe}})
     assert said in text

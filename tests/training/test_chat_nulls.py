@@ -14,6 +14,7 @@ from transformers import ByT5Tokenizer
 from aurora_lora.chat_template import without_none
 from aurora_lora.tasks import SplitSizes
 from aurora_lora.tasks.own.chat import opening, question_of
+from aurora_lora.tasks.own.held_rows import as_given
 from aurora_lora.tasks.own.source import open_file
 from aurora_lora.training.chat_answers import prompt_ids
 from aurora_lora.training.chat_data import _Preparation
@@ -122,3 +123,26 @@ def test_tools_of_several_fields_that_one_file_alone_has(tmp_path: Path) -> None
     splits = _splits(tmp_path, f"task.data={tmp_path / 'train.jsonl'}", f"task.test_data={tmp_path / 'test.jsonl'}")
     assert set(map(str, splits["train"]["tools"])) == {"None"}
     assert splits["test"][0]["tools"] == without_none([TOOL, {"name": "director"}])
+
+
+def test_columns_that_are_json_as_a_whole_stay_what_they_are() -> None:
+    """Such as tools, a list in one row and its text in another, which the template is given alike."""
+    datasets = pytest.importorskip("datasets", minversion="4.5")
+    rows = [{"tools": [TOOL]}, {"tools": json.dumps([TOOL])}, {"tools": [OTHER_TOOL]}]
+    told = {"tools": datasets.Json(), "chat_template_kwargs": datasets.Json()}
+    whole = [{**row, "chat_template_kwargs": {"a": 1}} for row in rows]
+    held = [{name: json.dumps(value) for name, value in row.items()} for row in whole]
+    split = datasets.Dataset.from_list(held).cast(datasets.Features(told))
+    found = as_given(split)
+    assert [row["tools"] for row in found] == [without_none(row["tools"]) for row in split]
+    assert [row["chat_template_kwargs"] for row in found] == [{"a": 1}] * 3
+
+
+def test_parts_of_text_are_joined_by_earlier_versions_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have no type for JSON."""
+    said = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
+    split = Dataset.from_list([{"messages": said}] * 2)
+    monkeypatch.delattr("datasets.Json", raising=False)
+    assert as_given(split)[0]["messages"][0]["content"] == "ab"
+    plain = Dataset.from_list([{"messages": [{"role": "user", "content": "a"}]}])
+    assert as_given(plain) is plain

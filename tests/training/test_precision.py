@@ -97,7 +97,7 @@ def test_what_goes_to_the_device_is_rounded_before(
         return self
 
     monkeypatch.setattr(nn.Module, "to", to)
-    monkeypatch.setattr(predicting, "state", lambda: SimpleNamespace(device=gpu))
+    monkeypatch.setattr("aurora_lora.training.precision.state", lambda: SimpleNamespace(device=gpu))
     load_predictor(merged, dtype="bfloat16")
     model = load_predictor(run.folder, dtype="bfloat16").model
     assert moved == [{torch.bfloat16}, {torch.bfloat16, torch.float32}]

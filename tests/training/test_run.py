@@ -396,7 +396,7 @@ def test_answers_are_computed_where_training_computes(
         return module
 
     monkeypatch.setattr(torch.nn.Module, "to", to)
-    monkeypatch.setattr(predicting, "state", lambda: SimpleNamespace(device=gpu))
+    monkeypatch.setattr("aurora_lora.training.precision.state", lambda: SimpleNamespace(device=gpu))
     models = [load_predictor(folder).model for folder in (run.folder, merged)]
     assert list(map(id, moved)) == list(map(id, models))
     assert not any(model.training for model in models)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-RESUMABLE = ("train", "pretrain", "reproduce", "sweep", "bench")
+RESUMABLE = ("train", "pretrain", "reproduce", "sweep")
 TRAINING = ("train", "reproduce", "sweep", "rank")
 """Commands whose memory the fields of a recipe decide."""
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]

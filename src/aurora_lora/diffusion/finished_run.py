@@ -21,7 +21,7 @@ from ..training.finished_run import FinishedRun, check_own_recipe, read_finished
 from ..training.gap_and_export import Exported, check_export_folder
 from ..training.precision import check_dtype
 from ..training.reading import task_name, validate_as
-from ..training.storage import ADAPTER, RECIPE
+from ..training.storage import ADAPTER, RECIPE, RESULT
 from .card import write_lora_card
 from .export import no_lora, write_lora
 from .grid import GRID, write_grid, write_png
@@ -123,7 +123,7 @@ def generate(
     changes: dict[str, Any] = {"inference_steps": inference_steps, "guidance_scale": guidance_scale}
     wanted = recipe.validation.model_copy(update={k: v for k, v in changes.items() if v is not None})
     seed = recipe.seed if seed is None else seed
-    if (output / RECIPE).exists():
+    if (output / RECIPE).exists() and (output / RESULT).exists():
         raise ArgumentError(f"`output`: {output} is the folder of a run, which has images of its own: choose another")
     files.check_writable(output)
     there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None

@@ -86,7 +86,7 @@ def _undecoded(feature: Any) -> Any:
         return [_undecoded(feature[0])]
     if (inner := item_type(feature)) is not None:
         return replace(feature, feature=_undecoded(inner))
-    is_file = type(feature).__name__ in ("Image", "Audio", "Video", "Pdf")  # of which `datasets` has not all everywhere
+    is_file = type(feature).__name__ != "Json" and getattr(feature, "decode", None) is True
     return replace(feature, decode=False) if is_file else feature
 
 

@@ -262,8 +262,8 @@ def notes(record: Mapping[str, Any]) -> list[str]:
         counts = abridged([f"{short[name]!r} {count:,}" for name, count in classes.items()])
         lines.append(f"{len(classes):,} labels: {counts}")
     if record.get("untrained"):
-        few, elsewhere = "task.train_size takes too few", "their rows are in the validation or test data as well"
-        why = few if record["unused"] else elsewhere
+        few, elsewhere = "task.train_size takes too few, or ", "their rows are in the validation or test data as well"
+        why = (few if record["unused"] else "") + elsewhere
         lines.append(f"{record['untrained']:,} of the labels have no training example: {why}")
     if (place := record.get("only_place")) is not None:
         lines.append(

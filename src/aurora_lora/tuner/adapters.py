@@ -115,32 +115,30 @@ def check_adapter_name(name: str) -> None:
         )
 
 
-def check_names_of_paths(model: nn.Module, names: Collection[str]) -> None:
-    """Raise a ValueError where one of several adapters has a name that paths in the model have: PEFT saves none of the
-    weights of which another adapter's name is a part.
+def warn_of_names_in_paths(model: nn.Module, names: Collection[str]) -> None:
+    """Warn where one of several adapters has a name that paths of adapted modules have: PEFT saves none of the weights
+    of which another adapter's name is a part.
 
     Args:
-        model: that the adapters are in.
-        names: of all its adapters.
+        model: with the adapters.
+        names: of all of them.
     """
     if len(names) < 2:
         return
-    taken = {*_names_in_paths(model), *AuroraLayer.adapter_layer_names, *AuroraLayer.other_param_names}
-    if found := sorted({*taken, "base_model", "model"} & set(names)):
-        raise ValueError(
-            f"{found[0]!r} is a part of the names of this model's weights, which files of the other adapters would "
-            "lack. Choose another adapter name."
+    kinds = (AuroraLayer, AuxiliaryTrainingWrapper)
+    paths = (path for path, module in model.named_modules() if isinstance(module, kinds))
+    taken = {
+        *AuroraLayer.adapter_layer_names,
+        "base_model",
+        "model",
+        *(part for path in paths for part in path.split(".")),
+    }
+    if found := sorted(taken & set(names)):
+        warnings.warn(
+            f"{found[0]!r} is a part of the names of this model's weights: what save_pretrained writes of the other "
+            "adapters lacks those. Choose another adapter name.",
+            stacklevel=4,
         )
-
-
-def _names_in_paths(module: nn.Module) -> Iterator[str]:
-    """The names of a model's modules, without what is within the layers of adapters."""
-    for name, child in module.named_children():
-        yield name
-        if isinstance(child, AuxiliaryTrainingWrapper):
-            yield from _names_in_paths(child.original_module)
-        elif not isinstance(child, BaseTunerLayer):
-            yield from _names_in_paths(child)
 
 
 def check_names(model: nn.Module, names: Sequence[str] | str | None) -> None:

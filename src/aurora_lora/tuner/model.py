@@ -15,8 +15,8 @@ from .adapters import (
     check_adapter_name,
     check_before_merge,
     check_names,
-    check_names_of_paths,
     note_shared_weights,
+    warn_of_names_in_paths,
 )
 from .checkpoint import fit_checkpoint, without_empty_matrices
 from .combine import check_combination, check_options, concatenate, copy_saved_modules, copy_tokens, saved_modules
@@ -72,7 +72,6 @@ class AuroraModel(BaseTuner):
         """
         with taken_back_if_refused(model, adapter_name, self.peft_config):
             check_adapter_name(adapter_name)
-            check_names_of_paths(model, self.peft_config)
             config: Any = self.peft_config[adapter_name]
             others = ((name, one) for name, one in self.peft_config.items() if name != adapter_name)
             source = next((name for name, one in others if one is config), None)
@@ -86,6 +85,7 @@ class AuroraModel(BaseTuner):
             warn_of_fused_experts(config.target_modules, model)
             leave_out_uncalled(config, model)
             super().inject_adapter(model, adapter_name, *args, **kwargs)
+        warn_of_names_in_paths(model, self.peft_config)
         keep_padding(model, AuroraLayer)
         add_tags(self.model)
         if source is None:

@@ -47,7 +47,7 @@ BYPASSED: dict[str, tuple[str, ...]] = {
         ("kernel",),  # of the TDNN layers above it, for x-vectors
     ),
     "wavlm": ("q_proj", "k_proj", "v_proj", "out_proj", "kernel"),
-    **dict.fromkeys(("detr", "conditional_detr"), ("bbox_attention.k_proj",)),
+    **dict.fromkeys(("detr", "conditional_detr"), ("bbox_attention.k_proj", "bbox_attention.k_linear")),
     "mobilebert": ("predictions.dense", "predictions.decoder"),
     "neomme": ("unembedding_projection",),
     "longcat_flash": ("classifier",),
@@ -89,7 +89,8 @@ def check_called(model: Any, key: str) -> None:
         models = "Mamba-based" if kind in MAMBA else kind
         raise ValueError(
             f"Target module {key!r} is incompatible with {models} models: a {kind} model reads its weight without "
-            "calling it, always or in training, and an adapter there would do nothing. Leave it out of target_modules."
+            "calling it, always or in training, and an adapter there would do nothing. Leave it out with "
+            "exclude_modules, of a saved adapter in its adapter_config.json."
         )
     every = getattr(getattr(model, "config", None), "rescale_every", 0)
     if model_type(model) == "rwkv" and every > 0 and key.endswith((".attention.output", ".feed_forward.value")):

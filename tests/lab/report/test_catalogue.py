@@ -82,6 +82,6 @@ def test_times(results: list[dict[str, Any]]) -> None:
     del results[-1]["memory"], results[-1]["time"]["samples_per_s"]  # as in a study.json
     found = next(iter(groups([results[0], results[-1], results[3]]).values()))
     lines = time_table(found).splitlines()
-    assert lines[0] == "| setting | training, s | examples / s | peak memory, MB |"
+    assert lines[0] == "| setting | training, s | examples / s | peak memory, MiB |"
     assert lines[2] == "| lora | 12 ± 1 | 5.0 ± 0.0 | 102 |"
     assert lines[3] == "| aurora | 10 |  |  |"

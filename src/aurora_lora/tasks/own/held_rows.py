@@ -32,14 +32,21 @@ def as_given(split: datasets.Dataset) -> datasets.Dataset:
     try:
         from datasets import Features, Json, List
     except ImportError:  # an earlier version, which has no other way to hold them
-        return split
+        parts = [name for name, feature in split.features.items() if name in _OBJECTS and _has_parts(feature)]
+        return split.map(lambda row: {name: _as_asked(row[name]) for name in parts}) if parts else split
     features = split.features
     several = {name: features[name] for name, least in _OBJECTS.items() if _depth(features.get(name)) >= least}
-    held = {name: Json() if isinstance(feature, Mapping) else List(Json()) for name, feature in several.items()}
+    held = {name: Json() if item_type(feature) is None else List(Json()) for name, feature in several.items()}
     names = [name for name in _OBJECTS if name in held or _is_of(Json, features.get(name))]
     if not names:
         return split
     return mapped(split, lambda row: {name: _as_asked(row[name]) for name in names}, Features({**features, **held}))
+
+
+def _has_parts(messages: Any) -> bool:
+    """Whether a column has messages whose content is a list."""
+    message = item_type(messages)
+    return isinstance(message, Mapping) and item_type(message.get("content")) is not None
 
 
 def _as_asked(value: Any) -> Any:

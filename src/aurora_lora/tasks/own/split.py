@@ -34,9 +34,10 @@ class Splits(dict[str, Any]):
             `left_out` because another split has them, or `unused` because of the sizes that are asked for; how many of
             them are `repeated` (the same example as an earlier one), and of these how many `contradict`: their example
             has different labels, where it has any; and where there are `classes`, how many rows of all pieces have
-            each, and how many are `untrained`: no example in training, for its size. Of conversations, the `format` of
-            their columns; of `images`, which may be in files of their own, a digest for each piece; of questions whose
-            answer is a number, the `only_place` of the right option, where it is the same in every training row.
+            each, and how many are `untrained`: no example in training, for its size or as another split has their rows.
+            Of conversations, the `format` of their columns; of `images`, which may be in files of their own, a digest
+            for each piece; of questions whose answer is a number, the `only_place` of the right option, where it is the
+            same in every training row.
     """
 
     def __init__(self, splits: Mapping[str, Any], record: Mapping[str, Any]) -> None:
