@@ -176,8 +176,8 @@ def _messages(value: Any, column: str) -> list[dict[str, Any]]:
 
 
 def with_text(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message with one text, where its content is a list of parts: most templates write none of these, or a list as
-    Python has it."""
+    """A message with one text, where its content is a list of parts of text: most templates leave such parts out, or
+    write the list as Python shows it."""
     said = message.get("content")
     if not isinstance(said, list) or not all(map(_is_text_part, said)):
         return dict(message)
