@@ -134,8 +134,8 @@ def encode_chats(
 
 
 def _asked_otherwise(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], ids: Sequence[int]) -> str | None:
-    """The end of a prompt in the chat template that no trained answer follows, such as the `<think>` that some templates
-    end a prompt with and leave out of answers. None where a model is asked as it is trained.
+    """The end of a prompt in the chat template that no trained answer follows, such as the `<think>` that some end a
+    prompt with and leave out of answers. None where a model is asked as it is trained.
 
     Args:
         tokenizer: with its chat template.
