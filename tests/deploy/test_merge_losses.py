@@ -32,7 +32,7 @@ from aurora_lora.deploy import merge_losses
 from aurora_lora.deploy.adapted import adapted_layers
 from aurora_lora.deploy.memory_bound import MemoryBound
 from aurora_lora.deploy.merged_weight import merged_linear
-from aurora_lora.deploy.probe import _loss_of_texts
+from aurora_lora.deploy.loss import loss_of_texts
 from aurora_lora.errors import UserError
 from aurora_lora.tuner.peft_names import BaseTunerLayer
 
@@ -635,7 +635,7 @@ def test_labels_of_models_that_do_not_shift_them(batches):
     given = merge_gap(model, [{"input_ids": ids, "labels": aligned}]).end_to_end[0].metric
     assert given["nll"] == pytest.approx(own, rel=1e-5)
     assert merge_gap(model, [{"input_ids": ids}]).end_to_end[0].metric["nll"] == pytest.approx(own, rel=1e-5)
-    assert float(_loss_of_texts(model, {"input_ids": ids})) == pytest.approx(own, rel=1e-5)
+    assert float(loss_of_texts(model, {"input_ids": ids})) == pytest.approx(own, rel=1e-5)
 
 
 @pytest.mark.parametrize("measure", [lambda model, x: merge_gap(model, x, merges=True), aurora_lora.merge_quantized])

@@ -637,7 +637,7 @@ def test_whole_numbers_of_numpy(make_bert, labelled):
 
 def test_what_it_refuses(make_bert, labelled, batches):
     model = make_bert()
-    with pytest.raises(CalibrationError, match=r"gives no loss: probe needs batches with labels, or loss"):
+    with pytest.raises(CalibrationError, match=r"gives no loss: labels are needed in the batches, or loss"):
         probe(model, batches)
     with pytest.raises(CalibrationError, match="needs at least one batch"):
         probe(model, [])

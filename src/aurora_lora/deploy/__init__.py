@@ -4,6 +4,7 @@ from .align import align
 from .calibrate import CalibrationReport, LayerCalibration, calibrate
 from .export import export_lora, lora_factors
 from .gap import MergeGap, merge_gap
+from .head import fitted_head
 from .layer_gaps import LayerGap
 from .merge_losses import LayerLoss, MergeLoss
 from .merge_quantized import LayerMerge, QuantizedMerge, merge_quantized
@@ -28,6 +29,7 @@ __all__ = [
     "align",
     "calibrate",
     "export_lora",
+    "fitted_head",
     "lora_factors",
     "merge_gap",
     "merge_quantized",

@@ -19,15 +19,14 @@ from ..tuner.fused_experts import fused_experts
 from ..tuner.naming import ALL_LINEAR, named
 from ..tuner.stacked import plain_path
 from ..tuner.tensors import outside_inference_mode
-from ..values import is_int, require, short
+from ..values import is_int, require
 from .at_rest import at_rest, checkpointed, is_reentrant
-from .batch import IGNORED
 from .batches import as_batches, no_batches
 from .gradients import LOSS_SCALES, Weight, backward, frozen_weights, watched_gradients
 from .inputs import Runner, watched_inputs
+from .loss import Loss, chosen_loss, scalar
 from .memory_bound import MemoryBound, Need, memory_bound, pack
 from .passes import Passes, seed_torch
-from .predictions import next_tokens, predicts_next_token, shifts_labels
 from .probe_result import Probe
 from .processes import least_of_processes, several_processes, sum_over_processes
 from .sketch import Sketch
@@ -36,8 +35,6 @@ from .wrappers import plain_model
 ENOUGH = 512
 """Vectors of each layer that its deviations are taken over at least, where the batches have as many. Several processes
 take all batches."""
-
-Loss = Callable[[Any, Any], Tensor]
 
 
 @outside_inference_mode()
@@ -120,7 +117,7 @@ def probe(
     source = as_batches(
         batches, tokenizer, text_columns=text_columns, batch_size=batch_size, examples=examples, max_length=max_length
     )
-    loss = _chosen_loss(loss, model, tokenizer is not None)
+    loss = chosen_loss(loss, model, tokenizer is not None)
     data = Passes(source, "probing" if progress else "")
     data.hold()
     _check_not_merged(model)
@@ -213,42 +210,6 @@ def _taken_for_experts(paths: Sequence[str], model: nn.Module) -> tuple[str, ...
     return tuple(path for path in paths if path.rpartition(".")[2] in taken)
 
 
-def _chosen_loss(loss: Loss | None, model: nn.Module, of_texts: bool) -> Loss:
-    if loss is not None:
-        if not callable(loss):
-            raise TypeError(f"loss={short(loss)} is not allowed: it must be a function of (model, batch).")
-        return loss
-    if of_texts and not predicts_next_token(model):
-        raise TypeError(
-            "The texts of a datasets.Dataset have no labels, which only a causal language model can do without: give "
-            "loss=, or a DataLoader of batches with labels."
-        )
-    return _loss_of_texts if of_texts else _own_loss
-
-
-def _loss_of_texts(model: Any, batch: Any) -> Tensor:
-    """The model's own loss of each next token."""
-    labels = next_tokens(batch, batch["input_ids"].device)
-    if labels is not None and not shifts_labels(model):
-        labels = torch.cat((labels[:, 1:], torch.full_like(labels[:, :1], IGNORED)), dim=1)
-    return _own_loss(model, {**batch, "labels": labels})
-
-
-def _own_loss(model: Any, batch: Any) -> Tensor:
-    outputs = model(**batch) if isinstance(batch, dict) else None
-    found = outputs.get("loss") if isinstance(outputs, dict) else getattr(outputs, "loss", None)
-    if not isinstance(found, Tensor):
-        raise CalibrationError("The model gives no loss: probe needs batches with labels, or loss(model, batch).")
-    return found
-
-
-def _scalar(value: Any) -> Tensor:
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise CalibrationError(f"loss must return a tensor with one element, and gave {found}.")
-    return value
-
-
 # -------------------------------------------------------------------- the passes
 
 
@@ -288,7 +249,7 @@ class _Work:
         with watched_gradients([(one.weight.layer, begin(one)) for one in group]):
             for inputs in self._inputs():
                 count += 1
-                value = _scalar(self.loss(self.runner.model, inputs))
+                value = scalar(self.loss(self.runner.model, inputs))
                 if value.requires_grad:
                     backward(value * scale)
                 for one in group:

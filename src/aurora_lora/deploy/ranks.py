@@ -24,7 +24,7 @@ from .sketch import LayerProbe
 
 HEADS = {"SEQ_CLS": SEQ_CLS_HEAD_NAMES, "TOKEN_CLS": SEQ_CLS_HEAD_NAMES, "QUESTION_ANS": ["qa_outputs"]}
 """What PEFT trains whole by the type of task."""
-_HEADS = {name for names in HEADS.values() for name in names}
+HEAD_NAMES = {name for names in HEADS.values() for name in names}
 
 _DECIDED = ("r", "alpha", "lora_alpha", "rank_pattern", "alpha_pattern")
 """Fields of a configuration that a budget decides."""
@@ -104,7 +104,7 @@ def budget_in(model: nn.Module, budget: Budget | None, whole: Collection[str] = 
 
 
 def _is_head(path: str) -> bool:
-    return trained_whole(path.partition(".")[0], _HEADS)
+    return trained_whole(path.partition(".")[0], HEAD_NAMES)
 
 
 def share_out(layers: Iterable[LayerProbe], budget: Budget, worth: Worth = squared_by_weight) -> dict[str, int]:

@@ -18,8 +18,9 @@ PROBED = {
     "budget": or_none(BUDGET_FORMS, lambda value: isinstance(value, int | str) and is_budget(value)),
     "start": choice("default", ALIGNED, EVA),
     "probe_examples": integer(48),
+    "probe_head_examples": integer(1024, least=0),
 }
-"""Weights to share out, how A starts, and training examples of the pass."""
+"""Weights to share out, how A starts, training examples of the pass, and those that a new head is fitted to before."""
 _FIELDS = fields(PROBED)
 PATTERNS = ("rank_pattern", "alpha_pattern")
 

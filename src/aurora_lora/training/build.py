@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
-from ..deploy.probe import Loss
+from ..deploy.loss import Loss
 from ..errors import UserError
 from ..forms import CALIBRATED
 from ..methods import Sample, count_parameters

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 
 from ..deploy.align import aligned_rows, layers_of_adapter, set_rows
 from ..deploy.batch import IGNORED
-from ..deploy.probe import Loss, probe
+from ..deploy.head import fitted_head
+from ..deploy.loss import Loss
+from ..deploy.probe import probe
 from ..deploy.probe_file import read_probe, write_probe
 from ..deploy.probe_result import Probe
 from ..deploy.ranks import alpha_name, budget_in, offered, rank_fields, share_out
@@ -24,7 +27,7 @@ from ..methods.base import Method
 from ..methods.linear import is_linear
 from ..methods.lora import LORA
 from ..methods.options import TARGETS
-from ..methods.parameters import whole_modules
+from ..methods.parameters import head_modules, whole_modules
 from ..methods.start import ALIGNED, EVA, PROBED, ordinary, wants_probe
 from ..methods.targets import check_modules, lora_targets, target_paths
 from ..tuner.config import scaling_divisor
@@ -125,7 +128,10 @@ def start_for(recipe: Recipe, base: Any, data: Data, folder: Path, loss: Callabl
 
 def _share(recipe: Recipe, data: Data) -> float:
     """What is probed: an even sample of the training split."""
-    examples: int = recipe.method.options.get("probe_examples", PROBED["probe_examples"][1])
+    return _share_of(data, recipe.method.options.get("probe_examples", PROBED["probe_examples"][1]))
+
+
+def _share_of(data: Data, examples: int) -> float:
     return min(1.0, examples / len(data.fixed("train")))
 
 
@@ -141,7 +147,21 @@ def probe_for(recipe: Recipe, base: nn.Module, data: Data, loss: Loss) -> Probe:
     ranks = (MOST,) if budget is not None else (options["r"], *(options.get("rank_pattern") or {}).values())
     own = own_part(_batches(recipe, data))
     exact = exactly(paths, [path for path, _ in base.named_modules()])
-    return probe(base, own, loss=loss, rank=max(ranks), target_modules=exact, seed=recipe.seed)
+    with _fitted_head(recipe, base, data, loss):
+        return probe(base, own, loss=loss, rank=max(ranks), target_modules=exact, seed=recipe.seed)
+
+
+def _fitted_head(recipe: Recipe, base: nn.Module, data: Data, loss: Loss) -> AbstractContextManager[None]:
+    """The base with its new head fitted, at the head's rate in the run, over this process's share of the examples."""
+    examples = recipe.method.options.get("probe_head_examples", PROBED["probe_head_examples"][1])
+    heads = head_modules(base)
+    if not examples or not heads or recipe.task.teacher is not None:  # hidden states are learned, behind no head
+        return contextlib.nullcontext()
+    settings = recipe.training
+    batches = data.training_batches(_share_of(data, examples), settings.batch_size, recipe.seed)
+    rate = settings.head_learning_rate or settings.learning_rate
+    own = own_part(batches) or batches  # of fewer batches than processes, one has none
+    return fitted_head(base, own, learning_rate=rate, loss=loss, modules=heads)
 
 
 def decided(method: Method, found: Probe, budget: int | None) -> Start:
