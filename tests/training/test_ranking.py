@@ -48,6 +48,9 @@ def test_it_is_what_a_run_with_that_budget_begins_with(model: Path, tmp_path: Pa
     assert record["left_out"] == ["target_modules"]
     assert record["exhausted"] == []
     assert record["without_gradient"] == []
+    assert record["head_examples"] == validate(tiny.recipe(model), "recipe").task.train_size
+    assert f"was fitted to {record['head_examples']} examples" in ranks_tables(record)[1].note
+    assert "fitted" not in ranks_tables({**record, "head_examples": 0})[1].note
     resolved = record["method"]
     assert resolved["skip"] is False
     assert resolved["alpha"] / resolved["r"] == 3

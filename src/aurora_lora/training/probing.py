@@ -153,15 +153,28 @@ def probe_for(recipe: Recipe, base: nn.Module, data: Data, loss: Loss) -> Probe:
 
 def _fitted_head(recipe: Recipe, base: nn.Module, data: Data, loss: Loss) -> AbstractContextManager[None]:
     """The base with its new head fitted, at the head's rate in the run, over this process's share of the examples."""
-    examples = recipe.method.options.get("probe_head_examples", PROBED["probe_head_examples"][1])
-    heads = head_modules(base)
-    if not examples or not heads or recipe.task.teacher is not None:  # hidden states are learned, behind no head
+    examples = head_examples(recipe, base, data)
+    if not examples:
         return contextlib.nullcontext()
     settings = recipe.training
     batches = data.training_batches(_share_of(data, examples), settings.batch_size, recipe.seed)
     rate = settings.head_learning_rate or settings.learning_rate
     own = own_part(batches) or batches  # of fewer batches than processes, one has none
-    return fitted_head(base, own, learning_rate=rate, loss=loss, modules=heads)
+    return fitted_head(base, own, learning_rate=rate, loss=loss, modules=head_modules(base))
+
+
+def head_examples(recipe: Recipe, base: nn.Module, data: Data) -> int:
+    """Training examples that a new head is fitted to before the pass; 0 where there is none.
+
+    Args:
+        recipe: of AuroRA or LoRA.
+        base: the pretrained model with its head.
+        data: of the recipe.
+    """
+    if not head_modules(base) or recipe.task.teacher is not None:  # hidden states are learned behind no head
+        return 0
+    wanted: int = recipe.method.options.get("probe_head_examples", PROBED["probe_head_examples"][1])
+    return min(wanted, len(data.fixed("train")))
 
 
 def decided(method: Method, found: Probe, budget: int | None) -> Start:

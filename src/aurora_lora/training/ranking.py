@@ -9,11 +9,12 @@ from typing import Any
 
 from ..deploy.gradients import frozen_weights
 from ..deploy.ranks import Budget, budget_in
+from ..deploy.wrappers import plain_model
 from ..errors import ArgumentError, UserError
 from ..methods.start import ALIGNED, EVA, PATTERNS, ProbedMethod
 from ..methods.targets import blocks_and_kinds
 from .build import make_trainer
-from .probing import kept_start
+from .probing import head_examples, kept_start
 from .recipe import Recipe
 
 
@@ -28,7 +29,8 @@ def ranking(recipe: Recipe, budget: Budget | None = None) -> dict[str, Any]:
         budget: weights, or what they are as many as; the recipe's own if None.
 
     Returns:
-        `budget`, `weights` (those that are used), `energy` (the share of the squared gradient, as far as it was found,
+        `budget`, `weights` (those that are used), `examples` and `head_examples` (that were probed, and that a new head
+        was fitted to before), `energy` (the share of the squared gradient, as far as it was found,
         along the chosen directions), `left_out` (the recipe's options that say which modules and ranks, and that the
         budget decides now), `exhausted` (layers that got every direction that was looked for, and have more),
         `without_gradient` (layers that no gradient came through, which are not among `layers`), `method` (the ordinary
@@ -54,7 +56,7 @@ def ranking(recipe: Recipe, budget: Budget | None = None) -> dict[str, Any]:
         raise UserError(f"method.{error}") from error
     asked = recipe.model_copy(update={"method": method})
     with tempfile.TemporaryDirectory() as nowhere:
-        trainer, _ = make_trainer(asked, Path(nowhere) / "checkpoints")
+        trainer, data = make_trainer(asked, Path(nowhere) / "checkpoints")
         start = kept_start(Path(nowhere))
     assert start is not None
     assert start.ranks is not None
@@ -83,6 +85,7 @@ def ranking(recipe: Recipe, budget: Budget | None = None) -> dict[str, Any]:
         "budget": budget_in(trainer.module, method.options["budget"]),
         "weights": sum(layer["rank"] * layer["direction"] for layer in layers),
         "examples": method.options["probe_examples"],
+        "head_examples": head_examples(asked, plain_model(trainer.module), data),
         "energy": bought / every,
         "left_out": left_out,
         "exhausted": exhausted(layers),
