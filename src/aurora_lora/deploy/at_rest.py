@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ..errors import CalibrationError
 from ..meanwhile import meanwhile
 from ..tuner import aurora_layers
 from .calibrate import trained_state
@@ -33,7 +34,7 @@ def at_rest(model: nn.Module) -> Iterator[None]:
         for layer in layers:
             stack.enter_context(_checkpointed_at_rest(layer))
         if layers:
-            stack.enter_context(_without_cache(model))
+            stack.enter_context(without_cache(model))
         embeddings = input_embeddings(plain_model(model)) if any(map(_is_marked, model.modules())) else None
         if embeddings is not None:  # reentrant checkpointing needs an input with a gradient
             stack.callback(embeddings.register_forward_hook(_tracked).remove)
@@ -84,11 +85,26 @@ def _checkpointed_at_rest(layer: Any) -> AbstractContextManager[None]:
     return meanwhile([layer], _gradient_checkpointing_func=checkpoint)
 
 
-def _without_cache(model: nn.Module) -> AbstractContextManager[None]:
+def without_cache(model: nn.Module) -> AbstractContextManager[None]:
     """No keys and values of earlier tokens, which a layer that is computed again would add once more."""
     configs: list[Any] = [getattr(module, "config", None) for module in model.modules()]
     using = {id(one): one for one in configs if getattr(one, "use_cache", False)}
     return meanwhile(using.values(), use_cache=False)
+
+
+def check_not_of_inference(model: nn.Module, action: str) -> None:
+    """Raise a CalibrationError for weights that no gradient can be had behind.
+
+    Args:
+        model: whose weights are looked at.
+        action: the function that needs gradients.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.is_inference():
+            raise CalibrationError(
+                f"{action} needs gradients, and {name} was made in torch.inference_mode(), which rules them out: make "
+                "or load the model outside of it."
+            )
 
 
 def _tracked(_: nn.Module, args: Any, output: Any) -> Any:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Sized
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import chain
 from typing import Any
 
 import torch
@@ -16,19 +17,22 @@ from ..meanwhile import meanwhile
 from ..tuner.naming import trained_whole
 from ..tuner.peft_names import ModulesToSaveWrapper
 from ..tuner.tensors import outside_inference_mode
-from ..values import is_int, is_number, require
-from .batch import bytes_of
+from ..values import is_int, require
+from .at_rest import check_not_of_inference, without_cache
+from .batch import Batch, bytes_of, copied
 from .batches import as_batches, no_batches
 from .gradients import frozen
 from .inputs import Runner
 from .loss import Loss, chosen_loss, scalar
-from .passes import HELD_BYTES, Passes, evaluated
-from .processes import processes, several_processes, sum_over_processes
+from .passes import evaluated
+from .processes import several_processes, sum_over_processes
 from .ranks import HEAD_NAMES
 from .wrappers import plain_model
 
-PASSES = 2
-"""Over the batches: few, as a head that has learned them by heart leaves no gradient."""
+ITERATIONS = 10
+"""Of L-BFGS: few, as a head that has learned its examples by heart leaves no gradient."""
+ROOM = 2**30
+"""Bytes of batches and of the body's outputs that are kept."""
 
 
 @contextmanager
@@ -36,50 +40,50 @@ def fitted_head(
     model: nn.Module,
     batches: Any,
     *,
-    learning_rate: float,
     loss: Loss | None = None,
     modules: Sequence[str] | None = None,
-    passes: int = PASSES,
+    iterations: int = ITERATIONS,
 ) -> Iterator[None]:
-    """Within the block the model's head is as linear probing leaves it; afterwards it is as it was before.
+    """Within the block the model's head is fitted to the batches, the body frozen; afterwards it is as it was before.
 
     Behind a head that starts at random the gradients of a loss lead along its random weights. `probe` within the block
     finds what is left to be learned when the head has done what it can alone:
 
-        with fitted_head(model, batches, learning_rate=1e-2):
+        with fitted_head(model, batches):
             found = probe(model, batches, examples=48)
 
-    The head is trained with AdamW (no weight decay) at a rate that falls linearly to 0, in the order of the batches, on
-    the frozen body in eval mode. Where the head lies behind the body, and the body's outputs fit into 256 MiB, the body
-    runs each batch once. With `torch.distributed` initialised, each process fits to its own batches, and the heads are
-    averaged: call it on every one of them.
+    L-BFGS lowers the mean loss over the batches, in eval mode: there is no learning rate, and the order of the batches
+    does not matter. The body runs each batch once, and its outputs are kept, up to 1 GiB with the batches; what comes
+    after is not read. Where the head lies within the body, the body runs again for each evaluation of the loss, a dozen
+    times. With `torch.distributed` initialised, each process fits to its own batches, and the heads are averaged: call
+    it on every one of them.
 
     Args:
         model: a plain model, or one with adapters of PEFT.
-        batches: training examples with labels, shuffled, as for `probe`: several hundred.
-        learning_rate: of AdamW; that at which the head is going to be trained is a good one.
+        batches: several hundred training examples with labels, as for `probe`.
         loss: `loss(model, batch)`, a scalar; `model(**batch).loss` if None.
         modules: paths of the head's modules in the plain model. None is what PEFT trains whole: the model's
             `modules_to_save`, of a plain model `classifier`, `score` or `qa_outputs`.
-        passes: over the batches.
+        iterations: of L-BFGS.
 
     Raises:
-        CalibrationError: no batches, no loss, a loss that does not depend on the head, or a rate that is too high.
+        CalibrationError: no batches, no loss, a loss that does not depend on the head or is not finite, or a head that
+            is offloaded, sharded or made in `torch.inference_mode()`.
         TypeError: batches of no such kind, or a `loss` that is no function.
         ValueError: an argument that is not allowed, or a model without such modules.
     """
-    require(is_number(learning_rate) and learning_rate > 0, "learning_rate", learning_rate, "a finite number above 0")
-    require(is_int(passes, 1), "passes", passes, "a whole number of at least 1")
+    require(is_int(iterations, 1), "iterations", iterations, "a whole number of at least 1")
+    source, judge = as_batches(batches), chosen_loss(loss, model)
+    check_not_of_inference(model, "fitted_head")
     head = _head(model, modules)
+    if any(parameter.is_meta or hasattr(parameter, "full_tensor") for parameter in head):
+        raise CalibrationError("fitted_head needs the whole head in memory, and it is offloaded or sharded.")
     before = [parameter.detach().clone() for parameter in head]
-    judge = chosen_loss(loss, model)
     try:
-        _fit(model, head, Passes(as_batches(batches)), judge, float(learning_rate), int(passes))
+        _fit(model, head, source, judge, int(iterations))
         yield
     finally:
-        with torch.no_grad():
-            for parameter, values in zip(head, before, strict=True):
-                parameter.copy_(values)
+        _set(head, before)
 
 
 def _head(model: nn.Module, modules: Sequence[str] | None) -> list[nn.Parameter]:
@@ -115,60 +119,88 @@ def _in_use(module: nn.Module) -> nn.Module:
     return copies[0] if copies else module.original_module
 
 
+@torch.no_grad()
+def _set(head: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
+    for parameter, value in zip(head, values, strict=True):
+        parameter.copy_(value)
+    torch.clear_autocast_cache()  # it keeps what it cast of the earlier values
+
+
 @outside_inference_mode()
-def _fit(
-    model: nn.Module, head: list[nn.Parameter], data: Passes, loss: Loss, learning_rate: float, passes: int
-) -> None:
-    data.hold()
+def _fit(model: nn.Module, head: list[nn.Parameter], batches: Iterable[Batch], loss: Loss, iterations: int) -> None:
     # in float32, whatever the head is in: small steps would be lost
-    exact = [parameter.detach().float().clone() for parameter in head]
-    optimizer = torch.optim.AdamW(exact, lr=learning_rate, weight_decay=0.0)
+    device = head[0].device
+    exact = [parameter.detach().to(device, torch.float32, copy=True) for parameter in head]
+    failure: CalibrationError | None = None
     with ExitStack() as stack:
         stack.enter_context(evaluated(model))
         stack.enter_context(frozen(model))
         stack.enter_context(meanwhile(head, requires_grad=True))
         stack.enter_context(torch.enable_grad())
+        stack.enter_context(without_cache(model))
         runner = stack.enter_context(Runner(model, "fitted_head"))
         body = stack.enter_context(_Body(model, head))
-        size = len(data.batches) if isinstance(data.batches, Sized) else sum(1 for _ in data.from_first())
-        for step, batch in enumerate(chain.from_iterable(data.one_pass() for _ in range(passes))):
-            body.coming(step % size)
-            value = scalar(loss(runner.model, runner.read(batch)))
-            gradients = torch.autograd.grad(value, head, allow_unused=True) if value.requires_grad else [None]
-            if all(gradient is None for gradient in gradients):
-                raise CalibrationError("The loss does not depend on the head: is it computed from the model's output?")
-            for weights, gradient in zip(exact, gradients, strict=True):
-                weights.grad = None if gradient is None else gradient.float()
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate * (1 - step / (passes * size))
-            optimizer.step()
-            _set(head, exact)
-        if not data.passes or not size:
-            raise no_batches("fitted_head")
-        if several_processes():
-            sum_over_processes(*exact)
-            for weights in exact:
-                weights /= processes()
-            _set(head, exact)
-    if not all(map(is_finite, exact)):
-        raise CalibrationError(
-            "fitted_head: the fitted weights are not finite: the loss is not, or "
-            f"learning_rate={learning_rate:g} is too high."
-        )
+        try:
+            kept = body.read(batches, runner, loss)
+            _descend(exact, head, lambda: _gradients(head, body.again(kept, runner), runner.model, loss), iterations)
+        except CalibrationError as error:  # raised when the other processes have what they wait for
+            failure = error
+    if several_processes():
+        share = torch.tensor(float(failure is None), device=device)
+        for weights in exact:
+            weights.nan_to_num_().mul_(share)
+        sum_over_processes(share, *exact)
+        for weights in exact:
+            weights /= share.clamp(min=1)
+    if failure is not None:
+        raise failure
+    _set(head, exact)
 
 
-@torch.no_grad()
-def _set(head: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
-    for parameter, value in zip(head, values, strict=True):
-        parameter.copy_(value)
+def _descend(
+    exact: list[Tensor], head: Sequence[nn.Parameter], gradients: Callable[[], tuple[float, list[Tensor]]], steps: int
+) -> None:
+    """L-BFGS on `exact`, the head following."""
+    optimizer = torch.optim.LBFGS(exact, max_iter=steps, line_search_fn="strong_wolfe")
+
+    def closure() -> float:
+        _set(head, exact)
+        value, found = gradients()
+        for weights, gradient in zip(exact, found, strict=True):
+            weights.grad = gradient.to(weights)
+        return value
+
+    value: Any = optimizer.step(closure)  # type: ignore[no-untyped-call]
+    if not (math.isfinite(value) and all(map(is_finite, exact))):
+        raise CalibrationError("fitted_head: the loss over the batches is not finite.")
+
+
+def _gradients(
+    head: Sequence[nn.Parameter], batches: Iterable[Any], model: nn.Module, loss: Loss
+) -> tuple[float, list[Tensor]]:
+    """The mean loss over batches, and its gradient with respect to each parameter of the head."""
+    total, count, depends = 0.0, 0, False
+    sums = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in head]
+    for inputs in batches:
+        value = scalar(loss(model, inputs))
+        found = torch.autograd.grad(value, head, allow_unused=True) if value.requires_grad else [None] * len(head)
+        for one, gradient in zip(sums, found, strict=True):
+            if gradient is not None:
+                one += gradient
+                depends = True
+        total += float(value)
+        count += 1
+    if not depends:
+        raise CalibrationError("The loss does not depend on the head: is it computed from the model's output?")
+    return total / count, [one / count for one in sums]
 
 
 class _Body:
-    """The pretrained body before the head: what it gave of a batch is kept, and given again in the next passes.
+    """The pretrained body before the head: what it gave of each batch is kept, and given again.
 
     Args:
         model: plain or of PEFT.
-        head: its parameters. Where one of them is in the body, or the outputs take too much memory, the body is run.
+        head: its parameters. Where one of them is in the body, it runs each time.
     """
 
     def __init__(self, model: nn.Module, head: Sequence[nn.Parameter]) -> None:
@@ -176,39 +208,59 @@ class _Body:
         body = getattr(plain, getattr(plain, "base_model_prefix", "") or "", None)
         own = {id(one) for one in head}
         usable = isinstance(body, nn.Module) and not any(id(one) in own for one in body.parameters())
-        self.body: Any = body if usable else None
-        self.room = HELD_BYTES
-        self.kept: dict[int, Any] = {}
-        self._number = 0
+        self._body: Any = body if usable else None
+        self._outputs: list[list[Any]] = []
+        self._replayed: Iterator[Any] | None = None
 
     def __enter__(self) -> _Body:
         self._stack = ExitStack()
-        if self.body is not None:
-            self._run = self.body.forward
-            own = "forward" in self.body.__dict__  # as Accelerate's hooks leave it
-            self._stack.callback(self._put_back, own)
-            self.body.forward = self._forward
+        if self._body is not None:
+            self._run = self._body.forward
+            own = {"forward": self._run} if "forward" in self._body.__dict__ else {}  # as Accelerate's hooks leave it
+            self._stack.callback(self._body.__dict__.update, own)
+            self._stack.callback(self._body.__dict__.pop, "forward")
+            self._body.forward = self._forward
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def _put_back(self, own: bool) -> None:
-        if own:
-            self.body.forward = self._run
-        else:
-            del self.body.forward
+    def read(self, batches: Iterable[Batch], runner: Runner, loss: Loss) -> list[Any]:
+        """The batches, as many as there is `ROOM` for, and at least one; the body runs each.
 
-    def coming(self, number: int) -> None:
-        """The next forward pass is of the batch with this number."""
-        self._number = number
+        Raises:
+            CalibrationError: there is none.
+        """
+        kept: list[Any] = []
+        room = ROOM
+        for batch in batches:
+            inputs = copied(batch)
+            self._outputs.append([])
+            if self._body is not None:
+                with torch.no_grad():
+                    loss(runner.model, runner.read(batch))
+            needed = bytes_of(self._outputs[-1])
+            if needed >= sys.maxsize:  # of a kind that cannot be kept
+                self._stack.close()
+                self._body, needed = None, 0
+            room -= needed + bytes_of(inputs)
+            if room < 0 and kept:
+                break
+            kept.append(inputs)
+        if not kept:
+            raise no_batches("fitted_head")
+        return kept
+
+    def again(self, kept: Sequence[Any], runner: Runner) -> Iterator[Any]:
+        """The batches for another evaluation of the loss, behind what the body gave of them."""
+        for batch, outputs in zip(kept, self._outputs, strict=False):
+            self._replayed = iter(outputs)
+            yield runner.read(batch)
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
-        if self._number in self.kept:
-            return self.kept[self._number]
+        if self._replayed is not None:
+            return copied(next(self._replayed))  # what a head changes in place does not reach the next time
         with torch.no_grad():
             output = self._run(*args, **kwargs)
-        self.room -= bytes_of(output)
-        if self.room >= 0:
-            self.kept[self._number] = output
+        self._outputs[-1].append(output)
         return output

@@ -20,7 +20,7 @@ from ..tuner.naming import ALL_LINEAR, named
 from ..tuner.stacked import plain_path
 from ..tuner.tensors import outside_inference_mode
 from ..values import is_int, require
-from .at_rest import at_rest, checkpointed, is_reentrant
+from .at_rest import at_rest, check_not_of_inference, checkpointed, is_reentrant
 from .batches import as_batches, no_batches
 from .gradients import LOSS_SCALES, Weight, backward, frozen_weights, watched_gradients
 from .inputs import Runner, watched_inputs
@@ -121,7 +121,7 @@ def probe(
     data = Passes(source, "probing" if progress else "")
     data.hold()
     _check_not_merged(model)
-    _check_not_of_inference(model)
+    check_not_of_inference(model, "probe")
     chosen = _chosen(frozen_weights(model), target_modules, exclude_modules)
     reentrant = is_reentrant(model)
     with at_rest(model), Runner(model, "probe") as runner:
@@ -157,15 +157,6 @@ def _check_not_merged(model: nn.Module) -> None:
     for path, layer, name in active_layers(model):
         if layer.aurora_config[name].train_form == DYNAMIC:
             check_not_merged(path, layer, "probe")
-
-
-def _check_not_of_inference(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        if parameter.is_inference():
-            raise CalibrationError(
-                f"probe needs gradients, and {name} was made in torch.inference_mode(), which rules them out: make or "
-                "load the model outside of it."
-            )
 
 
 def _chosen(

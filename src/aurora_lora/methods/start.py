@@ -61,6 +61,10 @@ class ProbedMethod(PeftMethod):
                 raise ValueError(f"{name} does not go with budget, which gives each layer its rank.")
         if probed["start"] == EVA and "init_weights" in self.names:
             raise ValueError("start: eva is for lora: AuroRA's z must fit the spline's range, as in start: aligned.")
+        if probed["start"] == EVA:
+            if given.get("probe_head_examples"):
+                raise ValueError("probe_head_examples does not go with start: eva, which looks at inputs alone.")
+            probed["probe_head_examples"] = 0
         if probed["start"] == EVA and any(options.get(name) for name in ("budget", *PATTERNS)):
             raise ValueError(
                 f"start: eva gives each layer its rank: it does not go with budget or {' and '.join(PATTERNS)}."

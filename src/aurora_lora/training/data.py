@@ -168,19 +168,13 @@ class Data:
         """Which examples of the training split `calibration_batches` has."""
         return even_sample(len(self.fixed("train")), wanted.examples)
 
-    def training_batches(self, share: float, batch_size: int, seed: int | None = None) -> list[dict[str, Tensor]]:
-        """Batches of an even share (0, 1] of the training split, the same ones at every call.
+    def training_batches(self, share: float, batch_size: int) -> list[dict[str, Tensor]]:
+        """Batches of an even share (0, 1] of the training split, in its order, the same ones at every call."""
+        return [self.training_batch(rows) for rows in in_batches(self.rows_of_share(share), batch_size)]
 
-        Args:
-            share: of the split.
-            batch_size: examples in a batch.
-            seed: of the order of the examples; None is that of the split.
-        """
-        rows = self.rows_of_share(share)
-        if seed is not None:
-            order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
-            rows = [rows[i] for i in order.tolist()]
-        return [self.collate(some) for some in in_batches(self._chosen(rows), batch_size)]
+    def training_batch(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """A batch of these examples of the training split, the same one at every call."""
+        return self.collate(self._chosen(rows))
 
     def rows_of_share(self, share: float) -> list[int]:
         """Which examples of the training split an even share (0, 1] of it has."""

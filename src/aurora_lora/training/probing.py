@@ -34,6 +34,7 @@ from ..tuner.config import scaling_divisor
 from ..tuner.linear import linear_shape
 from ..tuner.naming import ALL_LINEAR, exactly, mistakable
 from .base_commit import commit_of
+from .batches import in_batches
 from .data import Data
 from .distributed import on_main, own_part
 from .memory import checkpoint_activations
@@ -121,8 +122,8 @@ def start_for(recipe: Recipe, base: Any, data: Data, folder: Path, loss: Callabl
             start, batches = decided(recipe.method, found, budget), found.batches
     except (AuroraError, ValueError) as error:
         raise UserError(f"method: {one_line(error)}") from error
-    rows = data.rows_of_share(_share(recipe, data))
-    on_main(lambda: _write(start, recipe, rows, batches, folder / PROBE, made_of))
+    rows, fitted = data.rows_of_share(_share(recipe, data)), head_examples(recipe, base, data)
+    on_main(lambda: _write(start, recipe, rows, fitted, batches, folder / PROBE, made_of))
     return start
 
 
@@ -152,15 +153,13 @@ def probe_for(recipe: Recipe, base: nn.Module, data: Data, loss: Loss) -> Probe:
 
 
 def _fitted_head(recipe: Recipe, base: nn.Module, data: Data, loss: Loss) -> AbstractContextManager[None]:
-    """The base with its new head fitted, at the head's rate in the run, over this process's share of the examples."""
+    """The base with its new head fitted, over this process's share of the examples."""
     examples = head_examples(recipe, base, data)
     if not examples:
         return contextlib.nullcontext()
-    settings = recipe.training
-    batches = data.training_batches(_share_of(data, examples), settings.batch_size, recipe.seed)
-    rate = settings.head_learning_rate or settings.learning_rate
+    batches = list(in_batches(data.rows_of_share(_share_of(data, examples)), recipe.training.batch_size))
     own = own_part(batches) or batches  # of fewer batches than processes, one has none
-    return fitted_head(base, own, learning_rate=rate, loss=loss, modules=head_modules(base))
+    return fitted_head(base, map(data.training_batch, own), loss=loss, modules=head_modules(base))
 
 
 def head_examples(recipe: Recipe, base: nn.Module, data: Data) -> int:
@@ -290,13 +289,20 @@ def _at_most(times: int, loss: Loss) -> Callable[[nn.Module, dict[str, Tensor]],
 
 
 def _write(
-    start: Start, recipe: Recipe, examples: list[int], batches: int, path: Path, made_of: Mapping[str, Any]
+    start: Start,
+    recipe: Recipe,
+    examples: list[int],
+    head_examples: int,
+    batches: int,
+    path: Path,
+    made_of: Mapping[str, Any],
 ) -> None:
     tensors = {"start": start.rows, "singular_values": start.spectra, "deviations": start.deviations}
     facts = {
         "options": {name: recipe.method.options[name] for name in PROBED},
         "seed": recipe.seed,
         "examples": examples,  # rows of the training split
+        "head_examples": head_examples,
         "batches": batches,
         "made_of": made_of,
         "ranks": start.ranks,

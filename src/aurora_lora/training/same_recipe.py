@@ -14,6 +14,14 @@ PLACES_OF_DATA = ("task.data", "task.validation_data", "task.test_data")
 PLACES_OF_MODEL = ("model", "model.name")
 
 
+def of_its_version(values: Any) -> Any:
+    """The plain values of a stored recipe, with what an earlier version did where the default is another now."""
+    method = values.get("method") if isinstance(values, Mapping) else None
+    if isinstance(method, Mapping) and {"start", "probe_examples"} <= method.keys():
+        return {**values, "method": {"probe_head_examples": 0, **method}}  # once no head was fitted
+    return values
+
+
 def check_same_recipe(
     values: Any,
     recipe: RunRecipe,
@@ -32,7 +40,7 @@ def check_same_recipe(
         may_have_moved: whether fields of paths may differ; asked where no others do.
     """
     # validated, so that a field which a later version adds counts as its default
-    stored = validate_as(type(recipe), values, str(source))
+    stored = validate_as(type(recipe), of_its_version(values), str(source))
     there, here = (
         {field: value for field, value in flatten(one.resolved()).items() if field not in CHANGE_NOTHING}
         for one in (stored, recipe)
