@@ -1,10 +1,11 @@
 """`fitted_head` against scikit-learn, and what it leaves behind."""
 
-import math
 import sys
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -89,13 +90,53 @@ def test_the_body_runs_each_batch_once(make_bert, labelled, mixed):
         kept = weights(model.classifier)
     hook.remove()
     assert len(encoded) == len(labelled) * (2 if mixed else 1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(of_head, "bytes_of", lambda _: sys.maxsize)  # nothing can be kept
-        patch.setattr(of_head, "ROOM", math.inf)
-        with fitted_head(model, labelled, loss=loss):
-            again = weights(model.classifier)
+    with nothing_kept(), fitted_head(model, labelled, loss=loss):
+        again = weights(model.classifier)
     torch.testing.assert_close(kept, again, atol=1e-4, rtol=1e-3)
     assert "forward" not in model.bert.__dict__
+
+
+@contextmanager
+def nothing_kept():
+    """The body runs for each evaluation."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(of_head, "bytes_of", lambda _: sys.maxsize)
+        yield
+
+
+def test_a_head_that_works_in_place(make_bert, labelled):
+    model = make_bert()
+    model.classifier = nn.Sequential(nn.Hardswish(inplace=True), model.classifier)
+    with fitted_head(model, labelled):
+        kept = weights(model.classifier)
+    with nothing_kept(), fitted_head(model, labelled):
+        torch.testing.assert_close(kept, weights(model.classifier), atol=1e-4, rtol=1e-3)
+
+
+def test_a_loss_that_draws(make_bert, labelled):
+    """What it draws is the same in each evaluation."""
+    model = make_bert()
+
+    def loss(model, batch):
+        order = torch.randperm(len(batch["labels"]))
+        return model(**{name: value[order] for name, value in batch.items()}).loss
+
+    with fitted_head(model, labelled):
+        wanted = weights(model.classifier)
+    with fitted_head(model, labelled, loss=loss):
+        torch.testing.assert_close(weights(model.classifier), wanted, atol=1e-3, rtol=1e-2)
+
+
+def test_values_of_which_nobody_knows_the_size(make_bert, labelled):
+    model = make_bert()
+
+    def loss(model, batch):
+        return model(**{name: value for name, value in batch.items() if name != "note"}).loss
+
+    with fitted_head(model, labelled):
+        wanted = weights(model.classifier)
+    with fitted_head(model, [{**batch, "note": np.int64(1)} for batch in labelled], loss=loss):
+        assert same(weights(model.classifier), wanted)
 
 
 def test_what_there_is_room_for(make_bert, labelled, monkeypatch):
@@ -234,6 +275,8 @@ def test_a_loss_of_ones_own(make_bert, labelled):
     [
         ({"iterations": 0}, ValueError, r"iterations=0 is not allowed: it must be a whole number of at least 1"),
         ({"modules": ["head"]}, ValueError, r"modules=\['head'\] is not allowed: the model has no module 'head'"),
+        ({"modules": "classifier"}, ValueError, "modules='classifier' is not allowed: it must be a list of paths"),
+        ({"modules": 3}, ValueError, "modules=3 is not allowed"),
         ({"modules": ["dropout"]}, ValueError, "has no head with weights there.*bert, dropout, classifier"),
         ({"loss": 3}, TypeError, "loss=3 is not allowed"),
         ({"loss": lambda model, batch: torch.ones(())}, CalibrationError, "The loss does not depend on the head"),

@@ -32,6 +32,7 @@ from aurora_lora.training.merging import merge
 from aurora_lora.training.probing import PROBE, kept_start
 from aurora_lora.training.reading import validate
 from aurora_lora.training.same_recipe import check_same_recipe
+from aurora_lora.training.storage import RECIPE, check_recipe
 
 Q_V = {"target_modules": ["query", "value"]}
 
@@ -398,7 +399,7 @@ def test_which_runs_fit_a_head(model: Path, tmp_path: Path, monkeypatch: pytest.
         load(model, method={"name": "lora", "start": "eva", "probe_head_examples": 64, **Q_V})
 
 
-def test_a_run_of_an_earlier_version_fitted_none(model: Path) -> None:
+def test_a_run_of_an_earlier_version_fitted_none(model: Path, tmp_path: Path) -> None:
     recipe = load(model, method={"name": "lora", "start": "aligned", **Q_V})
     stored = recipe.resolved()
     del stored["method"]["probe_head_examples"]
@@ -406,6 +407,15 @@ def test_a_run_of_an_earlier_version_fitted_none(model: Path) -> None:
         check_same_recipe(stored, recipe, "recipe.yaml", "the folder holds")
     without = {"name": "lora", "start": "aligned", "probe_head_examples": 0, **Q_V}
     check_same_recipe(stored, load(model, method=without), "recipe.yaml", "the folder holds")
+    with_reference = load(model, method=without, reference={"method": without})
+    stored = with_reference.resolved()
+    del stored["method"]["probe_head_examples"], stored["reference"]["method"]["probe_head_examples"]
+    check_same_recipe(stored, with_reference, "recipe.yaml", "the folder holds")
+    (tmp_path / RECIPE).write_text(yaml_text.dump(stored))  # it ended before its first checkpoint
+    check_recipe(tmp_path, with_reference)
+    (tmp_path / RECIPE).write_text(f"# by hand\n{yaml_text.dump(stored)}")
+    with pytest.raises(UserError, match="was not written by a run"):
+        check_recipe(tmp_path, with_reference)
 
 
 def test_a_probe_of_other_data_is_not_taken(model: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import CalibrationError
 from ..finite import is_finite
 from ..meanwhile import meanwhile
+from ..tuner.fields import is_list_of, is_name
 from ..tuner.naming import trained_whole
 from ..tuner.peft_names import ModulesToSaveWrapper
 from ..tuner.tensors import outside_inference_mode
@@ -24,7 +25,7 @@ from .batches import as_batches, no_batches
 from .gradients import frozen
 from .inputs import Runner
 from .loss import Loss, chosen_loss, scalar
-from .passes import evaluated
+from .passes import evaluated, seed_torch
 from .processes import several_processes, sum_over_processes
 from .ranks import HEAD_NAMES
 from .wrappers import plain_model
@@ -73,6 +74,7 @@ def fitted_head(
         ValueError: an argument that is not allowed, or a model without such modules.
     """
     require(is_int(iterations, 1), "iterations", iterations, "a whole number of at least 1")
+    require(modules is None or is_list_of(is_name, modules), "modules", modules, "a list of paths of modules")
     source, judge = as_batches(batches), chosen_loss(loss, model)
     check_not_of_inference(model, "fitted_head")
     head = _head(model, modules)
@@ -233,17 +235,18 @@ class _Body:
         """
         kept: list[Any] = []
         room = ROOM
-        for batch in batches:
+        for number, batch in enumerate(batches):
             inputs = copied(batch)
             self._outputs.append([])
             if self._body is not None:
+                seed_torch(runner.model, number)
                 with torch.no_grad():
                     loss(runner.model, runner.read(batch))
-            needed = bytes_of(self._outputs[-1])
+            needed, size = bytes_of(self._outputs[-1]), bytes_of(inputs)
             if needed >= sys.maxsize:  # of a kind that cannot be kept
                 self._stack.close()
                 self._body, needed = None, 0
-            room -= needed + bytes_of(inputs)
+            room -= needed + (size if size < sys.maxsize else 0)  # what cannot be counted is small
             if room < 0 and kept:
                 break
             kept.append(inputs)
@@ -253,14 +256,16 @@ class _Body:
 
     def again(self, kept: Sequence[Any], runner: Runner) -> Iterator[Any]:
         """The batches for another evaluation of the loss, behind what the body gave of them."""
-        for batch, outputs in zip(kept, self._outputs, strict=False):
+        for number, (batch, outputs) in enumerate(zip(kept, self._outputs, strict=False)):
             self._replayed = iter(outputs)
-            yield runner.read(batch)
+            inputs = runner.read(batch)
+            seed_torch(runner.model, number)  # what a loss or a head draws is the same in each evaluation
+            yield inputs
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         if self._replayed is not None:
-            return copied(next(self._replayed))  # what a head changes in place does not reach the next time
+            return copied(next(self._replayed))  # a head may change it in place
         with torch.no_grad():
             output = self._run(*args, **kwargs)
         self._outputs[-1].append(output)
-        return output
+        return copied(output)

@@ -13,12 +13,13 @@ from .options import check, choice, fields, integer, or_none
 ALIGNED = "aligned"
 EVA = "eva"
 """PEFT's EVA (Paischer et al., 2024): A along the layer's inputs, and ranks by how much of them it explains."""
+PROBE_HEAD = "probe_head_examples"
 PROBED = {
     # a run keeps it as JSON, which has no numbers of NumPy
     "budget": or_none(BUDGET_FORMS, lambda value: isinstance(value, int | str) and is_budget(value)),
     "start": choice("default", ALIGNED, EVA),
     "probe_examples": integer(48),
-    "probe_head_examples": integer(1024, least=0),
+    PROBE_HEAD: integer(1024, least=0),
 }
 """Weights to share out, how A starts, training examples of the pass, and those that a new head is fitted to before."""
 _FIELDS = fields(PROBED)
@@ -62,9 +63,9 @@ class ProbedMethod(PeftMethod):
         if probed["start"] == EVA and "init_weights" in self.names:
             raise ValueError("start: eva is for lora: AuroRA's z must fit the spline's range, as in start: aligned.")
         if probed["start"] == EVA:
-            if given.get("probe_head_examples"):
-                raise ValueError("probe_head_examples does not go with start: eva, which looks at inputs alone.")
-            probed["probe_head_examples"] = 0
+            if given.get(PROBE_HEAD):
+                raise ValueError(f"{PROBE_HEAD} does not go with start: eva, which looks at inputs alone.")
+            probed[PROBE_HEAD] = 0
         if probed["start"] == EVA and any(options.get(name) for name in ("budget", *PATTERNS)):
             raise ValueError(
                 f"start: eva gives each layer its rank: it does not go with budget or {' and '.join(PATTERNS)}."

@@ -28,7 +28,7 @@ from ..methods.linear import is_linear
 from ..methods.lora import LORA
 from ..methods.options import TARGETS
 from ..methods.parameters import head_modules, whole_modules
-from ..methods.start import ALIGNED, EVA, PROBED, ordinary, wants_probe
+from ..methods.start import ALIGNED, EVA, PROBE_HEAD, PROBED, ordinary, wants_probe
 from ..methods.targets import check_modules, lora_targets, target_paths
 from ..tuner.config import scaling_divisor
 from ..tuner.linear import linear_shape
@@ -163,7 +163,7 @@ def _fitted_head(recipe: Recipe, base: nn.Module, data: Data, loss: Loss) -> Abs
 
 
 def head_examples(recipe: Recipe, base: nn.Module, data: Data) -> int:
-    """Training examples that a new head is fitted to before the pass; 0 where there is none.
+    """Training examples that a new head is fitted to before the pass, at most (`fitted_head`); 0 where there is none.
 
     Args:
         recipe: of AuroRA or LoRA.
@@ -172,7 +172,7 @@ def head_examples(recipe: Recipe, base: nn.Module, data: Data) -> int:
     """
     if not head_modules(base) or recipe.task.teacher is not None:  # hidden states are learned behind no head
         return 0
-    wanted: int = recipe.method.options.get("probe_head_examples", PROBED["probe_head_examples"][1])
+    wanted: int = recipe.method.options.get(PROBE_HEAD, PROBED[PROBE_HEAD][1])
     return min(wanted, len(data.fixed("train")))
 
 

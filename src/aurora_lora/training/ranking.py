@@ -11,7 +11,7 @@ from ..deploy.gradients import frozen_weights
 from ..deploy.ranks import Budget, budget_in
 from ..deploy.wrappers import plain_model
 from ..errors import ArgumentError, UserError
-from ..methods.start import ALIGNED, EVA, PATTERNS, ProbedMethod
+from ..methods.start import ALIGNED, EVA, PATTERNS, PROBE_HEAD, ProbedMethod
 from ..methods.targets import blocks_and_kinds
 from .build import make_trainer
 from .probing import head_examples, kept_start
@@ -30,7 +30,7 @@ def ranking(recipe: Recipe, budget: Budget | None = None) -> dict[str, Any]:
 
     Returns:
         `budget`, `weights` (those that are used), `examples` and `head_examples` (that were probed, and that a new head
-        was fitted to before), `energy` (the share of the squared gradient, as far as it was found,
+        was fitted to before, at most), `energy` (the share of the squared gradient, as far as it was found,
         along the chosen directions), `left_out` (the recipe's options that say which modules and ranks, and that the
         budget decides now), `exhausted` (layers that got every direction that was looked for, and have more),
         `without_gradient` (layers that no gradient came through, which are not among `layers`), `method` (the ordinary
@@ -49,7 +49,8 @@ def ranking(recipe: Recipe, budget: Budget | None = None) -> dict[str, Any]:
     if options.get("budget") is None:
         left_out = [name for name in ("target_modules", *PATTERNS) if options.get(name)]
         options = {name: value for name, value in options.items() if name not in ("target_modules", *PATTERNS)}
-        options |= {"start": "default"} if options.get("start") == EVA else {}
+        if options.get("start") == EVA:  # which fits no head
+            options = {name: value for name, value in options.items() if name != PROBE_HEAD} | {"start": "default"}
     try:
         method = recipe.method.bind({**options, "budget": options.get("budget") if budget is None else budget})
     except ValueError as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..methods.start import PROBE_HEAD
 from .reading import validate_as
 from .recipe import CHANGE_NOTHING, RunRecipe
 
@@ -16,10 +17,15 @@ PLACES_OF_MODEL = ("model", "model.name")
 
 def of_its_version(values: Any) -> Any:
     """The plain values of a stored recipe, with what an earlier version did where the default is another now."""
-    method = values.get("method") if isinstance(values, Mapping) else None
+    if not isinstance(values, Mapping):
+        return values
+    method, reference = values.get("method"), values.get("reference")
+    changed = {}
     if isinstance(method, Mapping) and {"start", "probe_examples"} <= method.keys():
-        return {**values, "method": {"probe_head_examples": 0, **method}}  # once no head was fitted
-    return values
+        changed["method"] = {**method, PROBE_HEAD: method.get(PROBE_HEAD, 0)}  # once no head was fitted
+    if isinstance(reference, Mapping):
+        changed["reference"] = of_its_version(reference)
+    return {**values, **changed} if changed else values
 
 
 def check_same_recipe(

@@ -59,7 +59,7 @@ def ranks_tables(record: Mapping[str, Any]) -> list[TextTable]:
             ["block", *headers],
             [row("-" if block is None else str(block), layers) for block, layers in of_blocks],
             f"{100 * record['energy']:.1f}% of the squared gradient that was found lies along the chosen directions"
-            + (f"; the new head was fitted to {fitted:,} examples before" if fitted else ""),
+            + (f"; the new head was fitted to up to {fitted:,} examples before" if fitted else ""),
         ),
     ]
 
