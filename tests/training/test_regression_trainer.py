@@ -1,6 +1,7 @@
 """Runs that learn numbers of any size: what is saved gives label units, wherever it is loaded."""
 
 import json
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from aurora_lora import fitted_head
 from aurora_lora.errors import UserError
 from aurora_lora.tasks import TASKS
 from aurora_lora.tasks.own.kinds import OWN
@@ -203,10 +205,14 @@ def test_a_head_without_a_bias(recipe: MakeRecipe, tmp_path: Path) -> None:
 
 
 def test_probing_sees_the_standardised_loss(recipe: MakeRecipe, tmp_path: Path) -> None:
-    """The ranks and the start are those of the plain labels, and so are the gradients."""
+    """The ranks and the start are those of the plain labels, and so are the gradients.
+
+    Behind the head as it starts: fitted, it would depend on the labels' last digits, by which line searches branch.
+    """
     found = []
     for shift, scale in SCALES:
-        wanted = recipe(shift, scale, method={"name": "aurora", "budget": 300, "start": "aligned"})
+        method = {"name": "aurora", "budget": 300, "start": "aligned", "probe_head_examples": 0}
+        wanted = recipe(shift, scale, method=method)
         make_trainer(wanted, tmp_path / str(shift) / "checkpoints")
         found.append(load_file(tmp_path / str(shift) / "probe.safetensors"))
     for one in found[1:]:
@@ -214,6 +220,23 @@ def test_probing_sees_the_standardised_loss(recipe: MakeRecipe, tmp_path: Path) 
         for key, value in one.items():
             if key.endswith("/singular_values"):
                 torch.testing.assert_close(value, found[0][key], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("shift", "scale"), SCALES)
+def test_a_head_is_fitted_to_the_standardised_loss(
+    recipe: MakeRecipe, tmp_path: Path, shift: float, scale: float
+) -> None:
+    method = {"name": "aurora", "start": "aligned", "target_modules": ["query"]}
+    trainer, data = make_trainer(recipe(shift, scale, method=method), tmp_path / "checkpoints")
+    batches = data.training_batches(1.0, 8)
+
+    def loss() -> float:
+        with torch.no_grad():
+            return statistics.fmean(trainer.loss_of(trainer.module.eval(), batch).item() for batch in batches)
+
+    before = loss()
+    with fitted_head(trainer.module, batches, loss=trainer.loss_of):
+        assert loss() < min(1.0, 0.5 * before)  # 1 is the variance of the labels
 
 
 def test_a_head_that_can_hold_nothing(recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
