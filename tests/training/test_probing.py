@@ -31,8 +31,6 @@ from aurora_lora.training.evaluating import evaluate
 from aurora_lora.training.merging import merge
 from aurora_lora.training.probing import PROBE, kept_start
 from aurora_lora.training.reading import validate
-from aurora_lora.training.same_recipe import check_same_recipe
-from aurora_lora.training.storage import RECIPE, check_recipe
 
 Q_V = {"target_modules": ["query", "value"]}
 
@@ -378,7 +376,7 @@ def test_a_new_head_is_fitted_before(model: Path, tmp_path: Path) -> None:
 
 
 def test_which_runs_fit_a_head(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By default those with a new head; of EVA, which sees inputs alone, none."""
+    """Those that ask for it and have a new head; by default none."""
     seen: list[tuple[list[str], int]] = []
     original = probing.fitted_head
 
@@ -388,34 +386,14 @@ def test_which_runs_fit_a_head(model: Path, tmp_path: Path, monkeypatch: pytest.
         return original(base, read, **kwargs)
 
     monkeypatch.setattr(probing, "fitted_head", watched)
-    for i, method in enumerate(({"start": "aligned"}, {"start": "eva"}, {})):
-        recipe = load(model, method={"name": "lora", "r": 2, **method, **Q_V})
-        assert recipe.method.options.get("probe_head_examples") == [1024, 0, None][i]
+    for i, method in enumerate(({"probe_head_examples": 1024}, {})):
+        recipe = load(model, method={"name": "lora", "r": 2, "start": "aligned", **method, **Q_V})
         make_trainer(recipe, tmp_path / str(i) / "checkpoints")
     assert seen == [(["classifier"], recipe.task.train_size)]
     with pytest.raises(UserError, match=r"probe_head_examples.*-1"):
         load(model, method={"name": "lora", "start": "aligned", "probe_head_examples": -1})
     with pytest.raises(UserError, match="probe_head_examples does not go with start: eva"):
         load(model, method={"name": "lora", "start": "eva", "probe_head_examples": 64, **Q_V})
-
-
-def test_a_run_of_an_earlier_version_fitted_none(model: Path, tmp_path: Path) -> None:
-    recipe = load(model, method={"name": "lora", "start": "aligned", **Q_V})
-    stored = recipe.resolved()
-    del stored["method"]["probe_head_examples"]
-    with pytest.raises(UserError, match=r"method.probe_head_examples \(there 0, here 1024\)"):
-        check_same_recipe(stored, recipe, "recipe.yaml", "the folder holds")
-    without = {"name": "lora", "start": "aligned", "probe_head_examples": 0, **Q_V}
-    check_same_recipe(stored, load(model, method=without), "recipe.yaml", "the folder holds")
-    with_reference = load(model, method=without, reference={"method": without})
-    stored = with_reference.resolved()
-    del stored["method"]["probe_head_examples"], stored["reference"]["method"]["probe_head_examples"]
-    check_same_recipe(stored, with_reference, "recipe.yaml", "the folder holds")
-    (tmp_path / RECIPE).write_text(yaml_text.dump(stored))  # it ended before its first checkpoint
-    check_recipe(tmp_path, with_reference)
-    (tmp_path / RECIPE).write_text(f"# by hand\n{yaml_text.dump(stored)}")
-    with pytest.raises(UserError, match="was not written by a run"):
-        check_recipe(tmp_path, with_reference)
 
 
 def test_a_probe_of_other_data_is_not_taken(model: Path, tmp_path: Path) -> None:

@@ -48,9 +48,11 @@ def test_it_is_what_a_run_with_that_budget_begins_with(model: Path, tmp_path: Pa
     assert record["left_out"] == ["target_modules"]
     assert record["exhausted"] == []
     assert record["without_gradient"] == []
-    assert record["head_examples"] == validate(tiny.recipe(model), "recipe").task.train_size
-    assert f"was fitted to up to {record['head_examples']} examples" in ranks_tables(record)[1].note
-    assert "fitted" not in ranks_tables({**record, "head_examples": 0})[1].note
+    assert record["head_examples"] == 0
+    assert "fitted" not in ranks_tables(record)[1].note
+    fitting = ranking(validate(tiny.recipe(model, method={**own, "probe_head_examples": 64}), "recipe"))
+    assert "was fitted to up to 64 examples" in ranks_tables(fitting)[1].note
+    assert fitting["head_examples"] == 64
     resolved = record["method"]
     assert resolved["skip"] is False
     assert resolved["alpha"] / resolved["r"] == 3
@@ -68,13 +70,6 @@ def test_a_recipe_with_a_budget_keeps_to_its_modules(model: Path) -> None:
     record = ranking(validate(tiny.recipe(model, method=method), "recipe"))
     assert record["budget"] == 200
     assert {layer["kind"].rpartition(".")[2] for layer in record["layers"]} == {"query", "value"}
-
-
-def test_of_a_recipe_that_fits_no_head(model: Path) -> None:
-    """EVA looks at inputs alone; a run with the budget fits one."""
-    method = {"name": "lora", "r": 2, "start": "eva", "target_modules": ["query", "value"]}
-    recipe = validate(tiny.recipe(model, method=method), "recipe")
-    assert ranking(recipe, 200)["head_examples"] == recipe.task.train_size
 
 
 def test_a_budget_from_outside_keeps_what_is_excluded(model: Path) -> None:

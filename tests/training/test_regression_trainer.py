@@ -205,14 +205,10 @@ def test_a_head_without_a_bias(recipe: MakeRecipe, tmp_path: Path) -> None:
 
 
 def test_probing_sees_the_standardised_loss(recipe: MakeRecipe, tmp_path: Path) -> None:
-    """The ranks and the start are those of the plain labels, and so are the gradients.
-
-    Behind the head as it starts: fitted, it would depend on the labels' last digits, by which line searches branch.
-    """
+    """The ranks and the start are those of the plain labels, and so are the gradients."""
     found = []
     for shift, scale in SCALES:
-        method = {"name": "aurora", "budget": 300, "start": "aligned", "probe_head_examples": 0}
-        wanted = recipe(shift, scale, method=method)
+        wanted = recipe(shift, scale, method={"name": "aurora", "budget": 300, "start": "aligned"})
         make_trainer(wanted, tmp_path / str(shift) / "checkpoints")
         found.append(load_file(tmp_path / str(shift) / "probe.safetensors"))
     for one in found[1:]:

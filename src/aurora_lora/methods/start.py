@@ -19,7 +19,7 @@ PROBED = {
     "budget": or_none(BUDGET_FORMS, lambda value: isinstance(value, int | str) and is_budget(value)),
     "start": choice("default", ALIGNED, EVA),
     "probe_examples": integer(48),
-    PROBE_HEAD: integer(1024, least=0),
+    PROBE_HEAD: integer(0, least=0),
 }
 """Weights to share out, how A starts, training examples of the pass, and those that a new head is fitted to before."""
 _FIELDS = fields(PROBED)
@@ -62,10 +62,8 @@ class ProbedMethod(PeftMethod):
                 raise ValueError(f"{name} does not go with budget, which gives each layer its rank.")
         if probed["start"] == EVA and "init_weights" in self.names:
             raise ValueError("start: eva is for lora: AuroRA's z must fit the spline's range, as in start: aligned.")
-        if probed["start"] == EVA:
-            if given.get(PROBE_HEAD):
-                raise ValueError(f"{PROBE_HEAD} does not go with start: eva, which looks at inputs alone.")
-            probed[PROBE_HEAD] = 0
+        if probed["start"] == EVA and probed[PROBE_HEAD]:
+            raise ValueError(f"{PROBE_HEAD} does not go with start: eva, which looks at inputs alone.")
         if probed["start"] == EVA and any(options.get(name) for name in ("budget", *PATTERNS)):
             raise ValueError(
                 f"start: eva gives each layer its rank: it does not go with budget or {' and '.join(PATTERNS)}."

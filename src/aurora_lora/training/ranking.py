@@ -11,7 +11,7 @@ from ..deploy.gradients import frozen_weights
 from ..deploy.ranks import Budget, budget_in
 from ..deploy.wrappers import plain_model
 from ..errors import ArgumentError, UserError
-from ..methods.start import ALIGNED, EVA, PATTERNS, PROBE_HEAD, ProbedMethod
+from ..methods.start import ALIGNED, EVA, PATTERNS, ProbedMethod
 from ..methods.targets import blocks_and_kinds
 from .build import make_trainer
 from .probing import head_examples, kept_start
@@ -49,8 +49,7 @@ def ranking(recipe: Recipe, budget: Budget | None = None) -> dict[str, Any]:
     if options.get("budget") is None:
         left_out = [name for name in ("target_modules", *PATTERNS) if options.get(name)]
         options = {name: value for name, value in options.items() if name not in ("target_modules", *PATTERNS)}
-        if options.get("start") == EVA:  # which fits no head
-            options = {name: value for name, value in options.items() if name != PROBE_HEAD} | {"start": "default"}
+        options |= {"start": "default"} if options.get("start") == EVA else {}
     try:
         method = recipe.method.bind({**options, "budget": options.get("budget") if budget is None else budget})
     except ValueError as error:

@@ -7,25 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..methods.start import PROBE_HEAD
 from .reading import validate_as
 from .recipe import CHANGE_NOTHING, RunRecipe
 
 PLACES_OF_DATA = ("task.data", "task.validation_data", "task.test_data")
 PLACES_OF_MODEL = ("model", "model.name")
-
-
-def of_its_version(values: Any) -> Any:
-    """The plain values of a stored recipe, with what an earlier version did where the default is another now."""
-    if not isinstance(values, Mapping):
-        return values
-    method, reference = values.get("method"), values.get("reference")
-    changed = {}
-    if isinstance(method, Mapping) and {"start", "probe_examples"} <= method.keys():
-        changed["method"] = {**method, PROBE_HEAD: method.get(PROBE_HEAD, 0)}  # once no head was fitted
-    if isinstance(reference, Mapping):
-        changed["reference"] = of_its_version(reference)
-    return {**values, **changed} if changed else values
 
 
 def check_same_recipe(
@@ -46,7 +32,7 @@ def check_same_recipe(
         may_have_moved: whether fields of paths may differ; asked where no others do.
     """
     # validated, so that a field which a later version adds counts as its default
-    stored = validate_as(type(recipe), of_its_version(values), str(source))
+    stored = validate_as(type(recipe), values, str(source))
     there, here = (
         {field: value for field, value in flatten(one.resolved()).items() if field not in CHANGE_NOTHING}
         for one in (stored, recipe)

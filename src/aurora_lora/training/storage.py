@@ -24,7 +24,7 @@ from ..tuner.peft_names import CONFIG_NAME
 from . import yaml_text
 from .reading import validate_as
 from .recipe import Recipe, RunRecipe
-from .same_recipe import PLACES_OF_DATA, PLACES_OF_MODEL, check_same_recipe, of_its_version
+from .same_recipe import PLACES_OF_DATA, PLACES_OF_MODEL, check_same_recipe
 from .weights_digest import SAMPLED
 
 RECIPE, ADAPTER, LORA, CHECKPOINTS, REFERENCE = "recipe.yaml", "adapter", "lora", "checkpoints", "reference"
@@ -301,10 +301,7 @@ def write_recipe(folder: Path, recipe: RunRecipe) -> None:
 def _is_written(path: Path, kind: type[RunRecipe]) -> bool:
     """Whether a recipe stands there as a run writes it: without comments, every default filled in."""
     try:
-        stored = yaml_text.read(path)
-        recipe = validate_as(kind, of_its_version(stored), str(path))
-        return of_its_version(stored) == recipe.resolved() and path.read_text(encoding="utf-8") == yaml_text.dump(
-            stored
-        )
+        recipe = validate_as(kind, yaml_text.read(path), str(path))
+        return yaml_text.dump(recipe.resolved()) == path.read_text(encoding="utf-8")
     except (UserError, OSError, UnicodeDecodeError):
         return False

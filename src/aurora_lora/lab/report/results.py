@@ -11,7 +11,7 @@ from ...files import below, parse_json, reading
 from ...training.reading import is_result
 from ...training.recipe import CHANGE_NOTHING
 from ...training.results import check_result
-from ...training.same_recipe import differences, flatten, of_its_version
+from ...training.same_recipe import differences, flatten
 from ...training.storage import RESULT
 from ..experiments.recipe_kinds import as_recipe
 from ..experiments.runs_file import RUNS_FILE, RunsFile
@@ -134,6 +134,6 @@ def _without_split(recipe: Mapping[str, Any]) -> dict[str, Any]:
 def _complete(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
     """With the defaults of the fields that an earlier version did not have; as it is, where this one has none."""
     try:
-        return as_recipe(of_its_version(recipe), "recipe").resolved()
+        return as_recipe(recipe, "recipe").resolved()
     except UserError:
         return recipe
