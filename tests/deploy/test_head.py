@@ -64,6 +64,23 @@ def test_it_reaches_the_least_loss(make_bert, labelled):
     assert same(weights(model), before)
 
 
+def test_as_by_hand(make_bert, labelled):
+    """The mean loss over the batches and its gradient, from passes of the whole model."""
+    model, by_hand = make_bert(), make_bert().eval()
+    head = list(by_hand.classifier.parameters())
+    optimizer = torch.optim.LBFGS(head, max_iter=of_head.ITERATIONS, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = sum(by_hand(**batch).loss for batch in labelled) / len(labelled)
+        loss.backward(inputs=head)
+        return loss
+
+    optimizer.step(closure)
+    with fitted_head(model, labelled):
+        torch.testing.assert_close(weights(model.classifier), weights(by_hand.classifier), atol=1e-3, rtol=1e-2)
+
+
 def test_more_iterations_fit_better(make_bert, labelled):
     model = make_bert()
     losses = [mean_loss(model, labelled)]
@@ -214,6 +231,18 @@ def test_of_an_adapted_model(make_bert, labelled):
     assert len(adapted.layers) == len(plain) - 1  # the head, which is trained whole there
     for one in adapted.layers:
         torch.testing.assert_close(one.singular_values, plain[one.layer], rtol=1e-3, atol=1e-6)
+
+
+def test_of_the_active_adapter(make_bert, labelled):
+    config = LoraConfig(target_modules=["query"], task_type="SEQ_CLS")
+    model = get_peft_model(make_bert(), config)
+    model.add_adapter("other", config)
+    model.set_adapter("other")
+    before = weights(model)
+    with fitted_head(model, labelled):
+        changed = {name for name, value in weights(model).items() if not torch.equal(value, before[name])}
+    assert changed
+    assert all(".classifier.modules_to_save.other." in name for name in changed)
 
 
 def test_a_head_within_the_body(make_bert, labelled):
