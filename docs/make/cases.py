@@ -84,6 +84,18 @@ _START_OF_EACH = tuple(
     f"Does the aligned start help {method} r={r}" for r in (2, 4, 8) for method in ("AuroRA", "LoRA")
 )
 _START_OF_RANKS = ("Does the aligned start help ranks by the gradients",)
+_BOTH = (("AuroRA's", "A quarter of the weights", ""), ("LoRA's", "LoRA with a quarter of the weights", "LoRA's "))
+_FITTED = tuple(
+    ask
+    for whose, weights, their in _BOTH
+    for ask in (
+        f"Does fitting the head first help {whose} ranks and start at a quarter",
+        f"{weights}, behind a fitted head: above LoRA r=8",
+        f"{weights}, behind a fitted head: above LoRA r=8 with the aligned start",
+        f"Behind a fitted head, are {their}ranks by the gradients better than r=2 on query and value",
+    )
+)
+_FITTED_METHODS = "Behind a fitted head, with the same budget, is AuroRA above LoRA at a quarter"
 _OWN_START = "LoRA with half of the weights and its own start: above LoRA r=8"
 
 CASES = {
@@ -159,7 +171,15 @@ CASES = {
             _TWO_METHODS_TOO[1],
         ),
         **dict.fromkeys(_STARTS, (*_SAME_PAIRS, *_NO_SKIP.values(), *_NO_SKIP_ALIGNED.values())),
+        "starts-digits": (
+            *_SAME_PAIRS,
+            *_NO_SKIP.values(),
+            *_NO_SKIP_ALIGNED.values(),
+            TWO_METHODS[1],
+            _FITTED_METHODS,
+        ),
     },
+    "fitted head": {"starts-digits": (*_FITTED, RANKS[1], _LORA_RANKS[1], *QUARTER)},
     "skip": {
         **dict.fromkeys(("captured-effect", "movie-sentiment", "movie-rating"), _SKIP),
         "ranks-short": (
