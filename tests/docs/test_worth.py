@@ -214,6 +214,7 @@ def test_the_prose_says_how_often_the_same_rank_differs(page: str) -> None:
     (count,) = re.findall(r"Intervals: (\d+)", table)
     text = " ".join((ROOT / page).read_text().split())
     assert f"[{count} comparisons]" in text
+    assert f"in three of {count} comparisons" in (ROOT / "CHANGELOG.md").read_text()
     in_words = {1: "one", 2: "two", 3: "three", 21: "twenty-one"}
     gains = f"{', '.join(better[:-1])} and {better[-1]}"
     assert (

@@ -86,7 +86,8 @@ def _checkpointed_at_rest(layer: Any) -> AbstractContextManager[None]:
 
 
 def without_cache(model: nn.Module) -> AbstractContextManager[None]:
-    """No keys and values of earlier tokens, which a layer that is computed again would add once more."""
+    """No keys and values of earlier tokens: nobody reads them, and a layer that is computed again would add them once
+    more."""
     configs: list[Any] = [getattr(module, "config", None) for module in model.modules()]
     using = {id(one): one for one in configs if getattr(one, "use_cache", False)}
     return meanwhile(using.values(), use_cache=False)

@@ -15,7 +15,6 @@ from ..errors import CalibrationError
 from ..finite import is_finite
 from ..meanwhile import meanwhile
 from ..tuner.fields import is_list_of, is_name
-from ..tuner.naming import trained_whole
 from ..tuner.peft_names import ModulesToSaveWrapper
 from ..tuner.tensors import outside_inference_mode
 from ..values import is_int, require
@@ -27,7 +26,7 @@ from .inputs import Runner
 from .loss import Loss, chosen_loss, scalar
 from .passes import evaluated, seed_torch
 from .processes import several_processes, sum_over_processes
-from .ranks import HEAD_NAMES
+from .ranks import is_head_name
 from .wrappers import plain_model
 
 ITERATIONS = 10
@@ -102,7 +101,7 @@ def _head(model: nn.Module, modules: Sequence[str] | None) -> list[nn.Parameter]
         chosen = [known[path] for path in modules]
     else:
         chosen = [module for module in plain.modules() if isinstance(module, ModulesToSaveWrapper)]
-        chosen = chosen or [child for name, child in plain.named_children() if trained_whole(name, HEAD_NAMES)]
+        chosen = chosen or [child for name, child in plain.named_children() if is_head_name(name)]
     found = dict.fromkeys(
         parameter for module in chosen for parameter in _in_use(module).parameters() if parameter.is_floating_point()
     )

@@ -24,7 +24,7 @@ from .sketch import LayerProbe
 
 HEADS = {"SEQ_CLS": SEQ_CLS_HEAD_NAMES, "TOKEN_CLS": SEQ_CLS_HEAD_NAMES, "QUESTION_ANS": ["qa_outputs"]}
 """What PEFT trains whole by the type of task."""
-HEAD_NAMES = {name for names in HEADS.values() for name in names}
+_HEADS = {name for names in HEADS.values() for name in names}
 
 _DECIDED = ("r", "alpha", "lora_alpha", "rank_pattern", "alpha_pattern")
 """Fields of a configuration that a budget decides."""
@@ -98,13 +98,14 @@ def budget_in(model: nn.Module, budget: Budget | None, whole: Collection[str] = 
     weights = {
         path: each
         for path, each in frozen_weights(model).items()
-        if not _is_head(path) and not trained_whole(path, whole)
+        if not is_head_name(path) and not trained_whole(path, whole)
     }
     return weights_of(budget, {path: weight.d_in + weight.d_out for path, weight in weights.items()})
 
 
-def _is_head(path: str) -> bool:
-    return trained_whole(path.partition(".")[0], HEAD_NAMES)
+def is_head_name(path: str) -> bool:
+    """Whether a module of a plain model is one that PEFT takes for a head, or within one."""
+    return trained_whole(path.partition(".")[0], _HEADS)
 
 
 def share_out(layers: Iterable[LayerProbe], budget: Budget, worth: Worth = squared_by_weight) -> dict[str, int]:

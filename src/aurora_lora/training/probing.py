@@ -292,7 +292,7 @@ def _write(
     start: Start,
     recipe: Recipe,
     examples: list[int],
-    head_examples: int,
+    fitted: int,
     batches: int,
     path: Path,
     made_of: Mapping[str, Any],
@@ -302,7 +302,7 @@ def _write(
         "options": {name: recipe.method.options[name] for name in PROBED},
         "seed": recipe.seed,
         "examples": examples,  # rows of the training split
-        "head_examples": head_examples,
+        "head_examples": fitted,  # at most
         "batches": batches,
         "made_of": made_of,
         "ranks": start.ranks,
