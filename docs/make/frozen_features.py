@@ -27,7 +27,7 @@ METHODS = {
     **{method: f"AuroRA, {sigma}" for method, sigma in AURORA.items()},
     "mlp": "bottleneck, GELU",
 }
-LOOKS = {
+LOOKS: dict[str, dict[str, Any]] = {
     "lora": {"color": colour("lora"), "marker": "s", "linestyle": "--"},
     "aurora-skip": {"color": colour("aurora"), "marker": "v", "linestyle": "-"},
     "aurora": {"color": colour("aurora", DYNAMIC), "marker": "o", "linestyle": "-"},

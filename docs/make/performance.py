@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ def environment(record: Record) -> str:
 
 def targets(records: Mapping[str, Record]) -> TextTable:
     """The targets of AuroRA's dynamic form at r = 2, PEFT's LoRA at r = 8, and what is measured."""
-    rows = [*_layer_targets(records), *_model_targets(records)]
+    rows: list[Sequence[str]] = [*_layer_targets(records), *_model_targets(records)]
     note = " ".join(_missed(records))
     return TextTable("", ["", "LoRA r=8", "target", "AuroRA r=2"], rows, note=note)
 

@@ -1,12 +1,16 @@
 """The table, the figure and the costs of docs/quantised.md."""
 
 import statistics
+from collections.abc import Mapping
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from aurora_lora.lab.report.colours import GREY, colour
 from aurora_lora.lab.report.figures import GRID, legend, new_figure
 from aurora_lora.text_table import TextTable
+
+Record = Mapping[str, Any]
 
 SHOWN = {"lora": "LoRA r=8", "dora": "DoRA r=8", "aurora": "AuroRA r=2"}
 MERGES = {
@@ -19,15 +23,15 @@ MERGES = {
 """Rows of the table of merges into 4 and 8 bits: `benchmarks/quantized_merge.py`."""
 
 
-def by_adapter(records: list[dict]) -> dict[tuple[str, int], list[dict]]:
+def by_adapter(records: list[Record]) -> dict[tuple[str, int], list[Record]]:
     """The records of all seeds, by method and bits."""
-    found: dict[tuple[str, int], list[dict]] = {}
+    found: dict[tuple[str, int], list[Record]] = {}
     for record in records:
         found.setdefault((record["adapter"].partition("-")[0], record["bits"]), []).append(record)
     return {key: found[key] for method in SHOWN for key in sorted(found) if key[0] == method}
 
 
-def merges_table(records: list[dict]) -> str:
+def merges_table(records: list[Record]) -> str:
     """What merges into 4 and 8 bits lose; the mean over the seeds, and of the KL divergence its range."""
     headers = ["adapter", "bits", "seeds", "model", "KL", "same top token %", "perplexity", "accuracy per char. %"]
     table = TextTable("", headers, align="lrrlrrrr")
@@ -35,8 +39,8 @@ def merges_table(records: list[dict]) -> str:
         for title, key in MERGES.items():
             rows = [record[key] for record in group]
 
-            def mean(name: str, rows: list[dict] = rows) -> float:
-                return statistics.mean(row[name] for row in rows)
+            def mean(name: str, rows: list[Record] = rows) -> float:
+                return float(statistics.mean(row[name] for row in rows))
 
             kl = same = ""
             if "kl" in rows[0]:
@@ -48,7 +52,7 @@ def merges_table(records: list[dict]) -> str:
     return table.markdown()
 
 
-def merges_by_bits(records: list[dict]) -> Figure:
+def merges_by_bits(records: list[Record]) -> Figure:
     """KL divergence of the merged model from the unmerged one, one point a seed."""
     groups = by_adapter(records)
     shown = {
@@ -71,7 +75,7 @@ def merges_by_bits(records: list[dict]) -> Figure:
     return figure
 
 
-def rounding_tables(record: dict) -> str:
+def rounding_tables(record: Record) -> str:
     """Ways of rounding, the order of the blocks, and llmcompressor's GPTQ: `benchmarks/rounding.py`."""
     ways = TextTable("", ["way of rounding", "its texts %", "other texts %", "seconds"], align="lrrr")
     for way, row in record["ways"].items():
@@ -87,7 +91,7 @@ def rounding_tables(record: dict) -> str:
     return "\n\n".join(parts)
 
 
-def _reference_table(rows: list[dict]) -> TextTable:
+def _reference_table(rows: list[Record]) -> TextTable:
     """The geometric mean over the layers of each error as a share of llmcompressor's, and its range."""
     table = TextTable("", ["grid", "layers", "rounded by", "calibration inputs", "other inputs"], align="lrlrr")
     for bits in dict.fromkeys(row["bits"] for row in rows):
@@ -103,7 +107,7 @@ def _reference_table(rows: list[dict]) -> TextTable:
     return table
 
 
-def cost_of_merges(record: dict) -> str:
+def cost_of_merges(record: Record) -> str:
     """`benchmarks/quantized_cost.py`, as sentences."""
     small, full = record["smollm2"], record["llama3_8b"]
     seconds = {name: statistics.median(values) for name, values in small.items()}

@@ -16,7 +16,7 @@ from aurora_lora.text_table import TextTable
 from aurora_lora.training.recipe import Recipe
 
 WORDS = {int: "whole number", float: "number", str: "text", bool: "`true` or `false`", Method: "name or section"}
-RECIPES = {"recipe": Recipe, "recipe of a subject": SubjectRecipe, "study": Study}
+RECIPES: dict[str, type[BaseModel]] = {"recipe": Recipe, "recipe of a subject": SubjectRecipe, "study": Study}
 
 
 def recipe_fields() -> dict[str, str]:

@@ -157,7 +157,7 @@ def answered(summaries: Mapping[str, Mapping[str, Any]], case: str) -> str:
 def _discoveries(found: Sequence[Answer]) -> list[Answer]:
     """Those that differ from 0 with a false discovery rate of 5%, by Benjamini and Hochberg."""
     known = [(one, p) for one in found if (p := p_value(one)) is not None]
-    adjusted = false_discovery_control([p for _, p in known]) if known else []
+    adjusted = list(false_discovery_control([p for _, p in known])) if known else []
     return [one for (one, _), p in zip(known, adjusted, strict=True) if p <= 0.05]
 
 
