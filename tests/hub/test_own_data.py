@@ -51,6 +51,7 @@ def test_a_data_set_of_the_hub(tmp_path: Path) -> None:
         {"config": "short", "revision": "v2"},
         {"config": "short", "test_split": "exam"},
         {"config": "middle"},
+        {},
         {"config": "short"},
     ]
     with hub_server.serving(root) as hub:
@@ -64,7 +65,7 @@ def test_a_data_set_of_the_hub(tmp_path: Path) -> None:
             timeout=120,
         )
     assert done.returncode == 0, done.stderr
-    short, long, second, no_split, no_config, again = map(json.loads, done.stdout.splitlines())
+    short, long, second, no_split, no_config, which, again = map(json.loads, done.stdout.splitlines())
     assert short[0] == {"train": ["first short/train 0", 9], "test": ["first short/test 0", 3]}
     assert long[0] == {"train": ["first long 0", 20]}
     assert second[0]["train"] == ["second short/train 0", 9]
@@ -74,3 +75,4 @@ def test_a_data_set_of_the_hub(tmp_path: Path) -> None:
     assert no_config.startswith(
         "the data of some/reviews (middle) cannot be loaded from the Hugging Face hub: BuilderConfig"
     )
+    assert "it has several configurations, of which task.config names one: 'short', 'long'" in which

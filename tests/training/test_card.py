@@ -87,6 +87,10 @@ def test_cards_of_the_lora_and_of_the_reference(run: TrainedRun) -> None:
     assert {"lora", "transformers", "aurora-lora"} < set(plain.data.tags)
     assert (plain.data.library_name, plain.data.pipeline_tag) == ("peft", "text-classification")
     assert "import aurora_lora" not in plain.text
+    assert "all that reads PEFT's LoRA" not in plain.text  # of a classifier PEFT alone does
+    assert "such as classifier." in plain.text
+    assert "most other engines load the merged model only" in plain.text
+    assert "vLLM" not in ModelCard.load(run.folder / "adapter" / card.CARD).text
     assert not (run.folder / "reference" / "lora").exists()
     reference = ModelCard.load(run.folder / "reference" / "adapter" / card.CARD)
     assert reference.data.library_name == "aurora-lora"

@@ -26,10 +26,11 @@ from transformers import (
 
 from aurora_lora.errors import UserError
 from aurora_lora.methods.parameters import head_modules, left_random
+from aurora_lora.tasks.loading import OnlyPicklesError
 from aurora_lora.training import load_recipe, load_run, train
 from aurora_lora.training.build import load_trained_model
 from aurora_lora.training.merging import merge
-from aurora_lora.training.models import _pretrained, load_classifier, load_tokenizer
+from aurora_lora.training.models import _pretrained, from_safetensors, load_classifier, load_tokenizer
 from aurora_lora.training.predicting import predict
 
 
@@ -290,3 +291,21 @@ def test_the_head_of_a_model_that_does_not_name_its_body(tmp_path: Path) -> None
 def test_a_body_alone_needs_no_pooler(no_pooler: Path) -> None:
     model = _pretrained(AutoModel, str(no_pooler), AutoConfig.from_pretrained(no_pooler))
     assert head_modules(model) == []
+
+
+def test_pickles_are_those_of_the_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way to convert them names it: main may have other weights."""
+
+    class Failing:
+        @staticmethod
+        def from_pretrained(*args: Any, **more: Any) -> None:
+            raise OSError("no weights")
+
+    files = {None: ["model.safetensors"], "v2": ["pytorch_model.bin"]}
+    monkeypatch.setattr("huggingface_hub.list_repo_files", lambda repo, revision: files[revision])
+    with pytest.raises(OSError, match="no weights"):
+        from_safetensors(Failing, "owner/name", attn_implementation="eager")
+    Failing.__name__ = "AutoModelForCausalLM"
+    way = r'AutoModelForCausalLM\.from_pretrained\("owner/name", revision="v2"\)\.save_pretrained'
+    with pytest.raises(OnlyPicklesError, match=way):
+        from_safetensors(Failing, "owner/name", attn_implementation="eager", revision="v2")

@@ -18,7 +18,7 @@ def lines(folder: Path, file: str) -> list[dict[str, Any]]:
     predictor: Any = SimpleNamespace(
         kind=MULTI_LABEL,
         columns={},
-        encoding=None,
+        data=None,
         processor=None,
         folder=folder / "run",
         form_name=None,

@@ -1,6 +1,7 @@
 """`aurora merge --quantization` of whole runs, and `aurora gap` of any adapter's folder."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -432,8 +433,10 @@ def test_a_run_on_a_model_that_is_stored_quantised(run: Path, tmp_path: Path, na
     assert found == pytest.approx(expected, abs=1e-4 if name == "nf4" else 2e-2)  # int8 rounds the inputs, too
 
 
-def test_a_run_on_a_quantised_base_answers_in_a_dtype(tmp_path: Path) -> None:
-    """What is not quantised is in it, and what is computes in it."""
+def test_a_run_on_a_quantised_base_answers_in_a_dtype(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not quantised is in it, and what is computes in it. Its cards load it on a quantised base, and merge it
+    into the dequantised one.
+    """
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml_text.dump(tiny.recipe(tiny.save_model(tmp_path / "model", width=64))), encoding="utf-8")
     changes = ["model={name: " + str(tmp_path / "model") + ", quantization: nf4}", "training.epochs=1"]
@@ -444,6 +447,23 @@ def test_a_run_on_a_quantised_base_answers_in_a_dtype(tmp_path: Path) -> None:
     assert low.model.get_input_embeddings().weight.dtype == torch.bfloat16
     for one, other in zip(exact.answers(["a warm film"]), low.answers(["a warm film"]), strict=True):
         assert other["probability"] == pytest.approx(one["probability"], abs=3e-2)
+    (said,) = exact.answers(["a warm film"])
+    inputs = exact.processor(["a warm film"], return_tensors="pt")
+    for name, model in (("adapter", "merged"), ("lora", "model")):
+        text = (folder / name / "README.md").read_text()
+        assert ("model.dequantize()" in text) is (name == "adapter")
+        assert ("do not merge into the weights as they were" in text.lower()) is (name == "lora")
+        monkeypatch.chdir(folder / name)
+        found: dict[str, Any] = {}
+        for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+            exec(block, found)
+        kinds = {type(one).__name__ for one in found[model].modules()}
+        assert ("Linear4bit" in kinds) is (name == "lora")
+        with torch.no_grad():
+            chances = found[model].eval()(**inputs).logits.softmax(-1)
+        # on some CPUs bitsandbytes computes in bfloat16 where nothing is trained
+        within = 1e-5 if name == "adapter" else 5e-3
+        assert chances.max().item() == pytest.approx(said["probability"], abs=within)
 
 
 def test_the_gap_of_a_run_is_in_float32_and_rounds_by_its_calibration_inputs(

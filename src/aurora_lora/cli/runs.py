@@ -152,6 +152,9 @@ def predict(
     encoding: Annotated[
         str | None, typer.Option("--encoding", metavar="NAME", help="Of FILE, as `cp1252`; by default as in training.")
     ] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", metavar="NAME", help="Of a folder or a data set of the hub; else `train`.")
+    ] = None,
     batch_size: Annotated[
         int, typer.Option("--batch-size", metavar="N", min=1, help="Rows or texts at a time.")
     ] = BATCH_SIZE,
@@ -160,8 +163,8 @@ def predict(
 ) -> None:
     """Label texts or image files, with the probability of each label, or answer them; also the rows of a file.
 
-    FILE is what `task.data` may be: .csv, .tsv, .json, .jsonl, .parquet or .arrow, or a folder; of
-    conversations, in any format that `aurora train chat` reads.
+    FILE is what `task.data` may be: .csv, .tsv, .json, .jsonl, .parquet or .arrow, a folder, or a data set of the
+    hub; of conversations, in any format that `aurora train chat` reads.
     Interrupted, the same command goes on after the rows that were answered.
     """
     from aurora_lora.training.predict_file import check_answers_file, predict_file
@@ -169,8 +172,8 @@ def predict(
 
     if output is not None and len(texts) != 1:
         raise UserError("--output goes with one FILE, whose rows are answered")
-    if output is None and (columns or encoding is not None or overwrite):
-        raise UserError("--column, --encoding and --overwrite go with FILE --output OUT.jsonl")
+    if output is None and (columns or encoding is not None or split is not None or overwrite):
+        raise UserError("--column, --encoding, --split and --overwrite go with FILE --output OUT.jsonl")
     if output is not None:
         check_answers_file(texts[0], output, overwrite)
     quiet()
@@ -186,6 +189,7 @@ def predict(
             output,
             columns or (),
             encoding=encoding,
+            split=split,
             batch_size=batch_size,
             overwrite=overwrite,
             step=lambda done, of: status.update(f"answered {done:,} of {of:,} rows"),

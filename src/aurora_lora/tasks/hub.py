@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UserError
 from ..extras import extra
 from ..files import expanded
-from .loading import NO_CODE, reason
+from .loading import NO_CODE, cause_of, reason
 from .order import seeded_order
 from .task import check_size
 
@@ -104,10 +104,11 @@ class HubData:
 
     def _failure(self, copy: Path | None, what: str, error: Exception) -> str:
         repo = self.repo if self.config is None else f"{self.repo} ({self.config})"
+        why = reason(cause_of(error))
         if copy is not None:
-            return f"{copy}: {what} cannot be loaded: {reason(error)}"
+            return f"{copy}: {what} cannot be loaded: {why}"
         return (
-            f"{what} of {repo} cannot be loaded from the Hugging Face hub: {reason(error)}; "
+            f"{what} of {repo} cannot be loaded from the Hugging Face hub: {why}; "
             f"{COPIES}=FOLDER names a folder with copies of data sets, this one in FOLDER/{self.repo}"
         )
 

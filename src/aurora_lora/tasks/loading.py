@@ -35,7 +35,7 @@ _OWN_CODE = "it comes with code of its own, to be run when it is loaded, and aur
 _WANTS_CODE = re.compile(r"trust_remote_code|custom code|Dataset scripts")
 
 
-def wants_code(error: Exception) -> bool:
+def wants_code(error: BaseException) -> bool:
     """Whether something was not loaded because it brings code to be run."""
     return _WANTS_CODE.search(str(error)) is not None
 
@@ -75,10 +75,12 @@ class OnlyPicklesError(ValueError):
         file: the first of them.
         model: its folder or id.
         kind: the class of Transformers that can convert them.
+        revision: of the model on the hub, if one was asked for.
     """
 
-    def __init__(self, file: str, model: str, kind: str) -> None:
-        convert = f'{kind}.from_pretrained("{model}").save_pretrained("FOLDER")'
+    def __init__(self, file: str, model: str, kind: str, revision: str | None = None) -> None:
+        of = "" if revision is None else f', revision="{revision}"'
+        convert = f'{kind}.from_pretrained("{model}"{of}).save_pretrained("FOLDER")'
         super().__init__(
             f"{file} is a pickle, which can run code: only safetensors are loaded. If you trust it, convert it in "
             f"Python, by Transformers' {convert}; save the tokenizer or image processor there in the same way, and "
@@ -91,14 +93,32 @@ def cannot_load(field: str, name: str, error: Exception | str) -> UserError:
     return UserError(f"{field}: {name!r} cannot be loaded: {error if isinstance(error, str) else reason(error)}")
 
 
-def reason(error: Exception) -> str:
+_LONGEST = 200
+_CONFIGURATIONS = re.compile(r"pick one among the available configs: \[(.*)\]")
+"""What `datasets` says in a later line."""
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """The first reason: `datasets` wraps it in errors that say nothing."""
+    while (before := error.__cause__ or error.__context__) is not None and type(error).__name__.startswith("Dataset"):
+        error = before
+    return error
+
+
+def reason(error: BaseException) -> str:
     """Why something could not be loaded, in one line."""
     text = str(error)
     if isinstance(error, OnlyPicklesError):
         return text
     if wants_code(error):
         return _OWN_CODE
+    if found := _CONFIGURATIONS.search(text):
+        return f"it has several configurations, of which task.config names one: {found[1]}"[:_LONGEST]
+    if type(error).__name__ == "CastError":  # of `datasets`, which says in its first line only that it could not cast
+        there, asked = (set(getattr(error, f"{which}_column_names")) for which in ("table", "requested"))
+        if names := sorted(there ^ asked):
+            return f"its files have different columns: not all have {', '.join(map(repr, names))}"[:_LONGEST]
     lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
     if len(lines) > 1 and lines[0].startswith("Error(s) in loading state_dict"):  # torch's heading
         lines = lines[1:]
-    return lines[0][:200] if lines else type(error).__name__
+    return lines[0][:_LONGEST] if lines else type(error).__name__

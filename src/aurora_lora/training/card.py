@@ -5,7 +5,7 @@ PEFT writes a card with every adapter, an empty form under the right front matte
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import indent
@@ -14,6 +14,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData, metadata_load
 from yaml import YAMLError
 
+from ..deploy.export_file import beyond_lora
 from ..forms import CALIBRATED, FORMS, STATIC
 from ..methods.aurora import AuroraMethod
 from ..methods.base import PeftMethod
@@ -42,12 +43,14 @@ class Facts:
         task: the recipe's.
         result: what result.json will hold.
         pad_token_id: the model's; models without one of their own need the run's to judge several texts at once.
+        exact: the modules that a quantised base has in full precision.
     """
 
     recipe: Recipe
     task: Task
     result: Result
     pad_token_id: int | None
+    exact: Sequence[str] = ()
 
     @property
     def base(self) -> str:
@@ -98,8 +101,15 @@ def write_lora_card(folder: Path, facts: Facts, form: str) -> None:
         form: the form that was exported.
     """
     data = ModelCardData(base_model=facts.base, library_name="peft", tags=sorted({"lora", "transformers", *facts.tags}))
+    readers = f"[PEFT]({PEFT})"
+    if others := beyond_lora(folder):
+        holds = (
+            f" It holds more than LoRA's factors, such as {others[0]}: most other engines load the merged model only."
+        )
+    else:
+        readers, holds = f"{readers} and all that reads PEFT's LoRA", ""
     text = f"""
-A plain LoRA adapter for [PEFT]({PEFT}) and all that reads PEFT's LoRA; it needs no package beside PEFT.
+A plain LoRA adapter for {readers}; it needs no package beside PEFT.{holds}
 
 It was trained as AuroRA ("{PAPER}") and exported: it computes exactly {FORMS[form].description}.
 {_other_base(facts)}
@@ -107,7 +117,7 @@ It was trained as AuroRA ("{PAPER}") and exported: it computes exactly {FORMS[fo
 
 {_python(_load(facts, packaged=False))}
 
-`model.merge_and_unload()` gives a plain Transformers model.
+{_merge(facts)}
 """
     _write(folder / CARD, data, facts, text)
 
@@ -139,10 +149,11 @@ def _aurora(facts: Facts, no_lora: str | None) -> str:
     else:
         other, deploy, what = form, "", "A merge and an export produce the same"
     load = "import aurora_lora  # registers AuroRA with PEFT\n" + _load(facts, packaged=True)
-    deploy += (
-        'aurora_lora.export_lora(model, "lora")  # a plain LoRA: PEFT, vLLM and others\n'
-        "merged = model.merge_and_unload()  # a plain Transformers model"
-    )
+    readers = "PEFT" if isinstance(kind_of(facts.task), HeadKind) else "PEFT, vLLM and others"
+    deploy += f'aurora_lora.export_lora(model, "lora")  # a plain LoRA: {readers}\n'
+    if facts.recipe.base.quantization is not None:
+        deploy += "model.dequantize()  # the merge rounds to the format of the base otherwise\n"
+    deploy += "merged = model.merge_and_unload()  # a plain Transformers model"
     return f"""
 An AuroRA adapter ("{PAPER}") for [PEFT]({PEFT}): `h = W0 x + s B sigma(A x)`.
 
@@ -177,8 +188,19 @@ An adapter for [PEFT]({PEFT}), of the method {facts.recipe.method.name}; it need
 
 {_python(_load(facts, packaged=False))}
 
-`model.merge_and_unload()` gives a plain Transformers model.
+{_merge(facts)}
 """
+
+
+def _merge(facts: Facts) -> str:
+    """How a plain LoRA or an adapter of PEFT becomes a plain model."""
+    if (quantization := facts.recipe.base.quantization) is None:
+        return "`model.merge_and_unload()` gives a plain Transformers model."
+    return (
+        "`aurora merge RUN --output OUT`, from the folder of the run, gives a plain Transformers model: it merges into "
+        f"the dequantised base, and loses nothing. `model.merge_and_unload()` rounds to {quantization}. Do not merge "
+        "into the weights as they were before: the adapter was trained on the quantised ones."
+    )
 
 
 def _other_base(facts: Facts) -> str:
@@ -212,7 +234,7 @@ def _load(facts: Facts, *, packaged: bool) -> str:
         facts: of the run.
         packaged: take a packaged base model from its package, which needs aurora-lora; else from the hub.
     """
-    imports, base = [], repr(facts.base)
+    imports, base, also = [], repr(facts.base), ""
     kind = kind_of(facts.task)
     auto = kind.auto
     outputs = len(facts.labels) or facts.task.num_labels
@@ -227,10 +249,16 @@ def _load(facts: Facts, *, packaged: bool) -> str:
         imports = ["from aurora_lora.tasks.models import resolve_model  # pip install 'aurora-lora[train]'"]
         base = f"resolve_model({source.name!r})"
     given = "".join(f", {name}={value!r}" for name, value in arguments.items())
+    if (quantization := facts.recipe.base.quantization) is not None:  # other weights would compute something else
+        also = ", BitsAndBytesConfig"
+        in_4_bits = f"load_in_4bit=True, bnb_4bit_quant_type={quantization!r}"
+        format_ = "load_in_8bit=True" if quantization == "int8" else in_4_bits
+        exact = f", llm_int8_skip_modules={list(facts.exact)!r}" if facts.exact else ""
+        given += f", quantization_config=BitsAndBytesConfig({format_}{exact})"
     lines = [
         *imports,
         "from peft import PeftModel",
-        f"from transformers import {auto}",
+        f"from transformers import {auto}{also}",
         "",
         f"base = {base}",
         f"model = {auto}.from_pretrained(base{given})",

@@ -30,6 +30,7 @@ from .kinds import kind_of
 from .model_inputs import padding_of
 from .outcome import name_revision
 from .precision import check_dtype
+from .quantized_base import exact_modules
 from .storage import ADAPTER
 
 
@@ -149,7 +150,9 @@ def export(
                 all_layers=all_layers,
             )
             name_revision(partial, run.recipe)
-            write_lora_card(partial, Facts(run.recipe, run.task, run.result, padding_of(model.config)), form)
+            config: Any = model.config
+            facts = Facts(run.recipe, run.task, run.result, padding_of(config), exact_modules(config))
+            write_lora_card(partial, facts, form)
     except (FormError, ArgumentError):
         raise
     except ValueError as error:

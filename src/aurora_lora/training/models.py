@@ -255,9 +255,10 @@ def from_safetensors(kind: Any, source: str, **more: Any) -> tuple[Any, dict[str
     Raises:
         OnlyPicklesError: its weights are there as pickles alone.
     """
+    where = {"revision": more["revision"]} if more.get("revision") is not None else {}
     try:
         if "attn_implementation" not in more:  # which counts in the place of the config's
-            check_attention(more.get("config") or AutoConfig.from_pretrained(source, **NO_CODE))
+            check_attention(more.get("config") or AutoConfig.from_pretrained(source, **where, **NO_CODE))
         loaded: tuple[Any, dict[str, Any]] = kind.from_pretrained(
             source,
             use_safetensors=True,  # a pickle can run code
@@ -267,8 +268,8 @@ def from_safetensors(kind: Any, source: str, **more: Any) -> tuple[Any, dict[str
         )
         return loaded
     except Exception as error:  # Transformers, safetensors and the hub's client raise of many kinds
-        if (file := only_pickles(source)) is not None:
-            raise OnlyPicklesError(file, source, _converting(kind, more.get("config"))) from error
+        if (file := only_pickles(source, **where)) is not None:
+            raise OnlyPicklesError(file, source, _converting(kind, more.get("config")), **where) from error
         raise
 
 

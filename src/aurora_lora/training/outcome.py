@@ -16,6 +16,7 @@ from .base_commit import commit_of
 from .data import Data
 from .kinds import kind_of
 from .model_inputs import padding_of
+from .quantized_base import exact_modules
 from .recipe import Recipe
 from .results import Result, Scores, build_result, epochs_from_log
 from .run_folder import finish, write_lora
@@ -80,7 +81,8 @@ def scored_result(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> Result:
 
 def write_run(recipe: Recipe, folder: Path, trainer: RecipeTrainer, data: Data, result: Result) -> None:
     """The plain LoRA, the adapter and the result."""
-    facts = card.Facts(recipe, data.task, result, padding_of(trainer.module.config))
+    config: Any = trainer.module.config
+    facts = card.Facts(recipe, data.task, result, padding_of(config), exact_modules(config))
     no_lora = _write_lora(folder, trainer, data, facts) if isinstance(recipe.method, AuroraMethod) else None
 
     def save(adapter: Path) -> None:

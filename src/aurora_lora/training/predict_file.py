@@ -60,6 +60,7 @@ def predict_file(
     columns: Sequence[str] = (),
     *,
     encoding: str | None = None,
+    split: str | None = None,
     batch_size: int = BATCH_SIZE,
     overwrite: bool = False,
     step: Callable[[int, int], None] = lambda done, of: None,
@@ -77,6 +78,7 @@ def predict_file(
         columns: the columns with the texts or images, or with the question and then the options, where they are not
             those that the run was trained on.
         encoding: of a text file; None is that of the data that the run was trained on.
+        split: of a folder or a data set of the hub; None is `train`, or the only one.
         batch_size: rows of one forward pass.
         overwrite: replace a file that is there.
         step: called with the rows that are answered and all of them.
@@ -89,7 +91,7 @@ def predict_file(
     check_count("batch_size", batch_size)
     kind = predictor.kind
     named = {**predictor.columns, **(kind.named(columns) if columns else {})}
-    piece = open_file(file, encoding or predictor.encoding)
+    piece = open_file(file, encoding, predictor.data, split)
     rows, cut = as_files(piece.data), []
 
     def asked(number: int, row: Mapping[str, Any], is_first: bool = False) -> Any:

@@ -15,6 +15,8 @@ from ..deploy.export_file import DTYPES
 from ..errors import AuroraError, FormError, NotFiniteError, UserError, check_count
 from ..finite import check_finite
 from ..tasks.loading import NO_CODE, reason
+from ..tasks.own.kinds import OWN
+from ..tasks.own.source import OwnData
 from ..tasks.own.split import BadRow
 from .batches import in_batches
 from .build import load_trained_model
@@ -28,6 +30,7 @@ from .kinds.multiple_choice import MULTIPLE_CHOICE
 from .merge_note import merge_note, noted_columns, noted_training
 from .model_inputs import Processor, fill_padding
 from .models import from_safetensors
+from .own_section import own_source
 from .precision import FLOAT32, check_dtype, compute_in, on_device, precision_of
 from .storage import RECIPE
 
@@ -42,8 +45,8 @@ class Predictor:
     processor: Processor = field(repr=False)
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict, repr=False)
     """The columns of a file to predict, by the field of a recipe's task that names them."""
-    encoding: str | None = field(default=None, repr=False)
-    """The encoding of the data that it was trained on."""
+    data: OwnData | None = field(default=None, repr=False)
+    """Where the data of the user's own is that it was trained on."""
     trained: TrainedWith = field(default_factory=TrainedWith, repr=False)
     form: Any = field(default=None, repr=False)
     """The context in which the model computes its form."""
@@ -167,9 +170,10 @@ def _of_run(run: TrainedRun, form: str | None, dtype: str | None) -> Predictor:
         kind.keep_exact(model)
     computes = run.recipe.method.using(model, form)
     computes.__enter__()  # for as long as it answers; refuses a calibration of other weights
-    encoding = run.recipe.task.encoding
+    section = run.recipe.task
+    data = own_source(OWN[section.name], dict(section))[0] if section.name in OWN else None
     return Predictor(
-        folder, kind, model, processor, run.columns, encoding, run.trained_with, computes, form, dtype or FLOAT32
+        folder, kind, model, processor, run.columns, data, run.trained_with, computes, form, dtype or FLOAT32
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 from ..deploy.formats import check_quantization
 from ..errors import UserError
@@ -61,6 +61,13 @@ def quantized_while_loading(kind: Any, config: Any, quantization: str, compute: 
     with torch.device("meta"):
         heads = head_modules(kind.from_config(config, **NO_CODE))
     return _settings(quantization, heads, compute)
+
+
+def exact_modules(config: PretrainedConfig) -> list[str]:
+    """The modules of a base that its quantisation has left as they were: the head of a classifier."""
+    settings: Any = getattr(config, "quantization_config", None) or {}
+    fields = settings if isinstance(settings, dict) else vars(settings)
+    return list(fields.get("llm_int8_skip_modules") or ())
 
 
 def trainable(base: PreTrainedModel) -> PreTrainedModel:

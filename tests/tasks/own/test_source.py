@@ -6,12 +6,13 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from datasets import Dataset, Image
-from own_rows import load
+from datasets import ClassLabel, Dataset, Features, Image, Value
+from own_rows import ALL, QUESTION, TEXT, load
 from pyarrow import parquet
 
-from aurora_lora.errors import UserError
-from aurora_lora.tasks.own.source import OwnData, open_data
+from aurora_lora.errors import ArgumentError, UserError
+from aurora_lora.tasks.own.kinds import OWN
+from aurora_lora.tasks.own.source import OwnData, open_data, open_file
 
 ROWS = [{"review": f"film {n}", "stars": str(n % 3)} for n in range(12)]
 
@@ -71,6 +72,86 @@ def test_named_splits(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         open_data(OwnData(data, test_split="exam"))
     with pytest.raises(UserError, match=r"task\.\w+_split: .*, train is another split already"):
         open_data(OwnData(data, test_split="train"))
+
+
+def test_a_split_found_by_its_name_gives_way_to_one_that_is_asked_for(tmp_path: Path) -> None:
+    """As where the test split has no labels: the test takes the validation split, and training gives a new one."""
+    for split, count in (("train", 8), ("dev", 3), ("test", 2)):
+        Dataset.from_list(ROWS[:count]).to_csv(tmp_path / "data" / f"{split}.csv")
+
+    def sizes(**splits: str) -> dict[str, int]:
+        return {name: len(piece.data) for name, piece in open_data(OwnData("data", **splits)).items()}
+
+    assert sizes() == {"train": 8, "validation": 3, "test": 2}
+    assert sizes(test_split="validation") == {"train": 8, "test": 3}
+    assert sizes(validation_split="test") == {"train": 8, "validation": 2}
+    assert sizes(train_split="test") == {"train": 2, "validation": 3}
+    assert sizes(validation_split="test", test_split="validation") == {"train": 8, "validation": 2, "test": 3}
+    for splits in ({"test_split": "train"}, {"test_split": "validation", "validation_split": "validation"}):
+        with pytest.raises(UserError, match=r"task\.\w+_split: .* is another split already"):
+            sizes(**splits)
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression", "choices"])
+def test_a_test_split_without_labels(kind: str, tmp_path: Path) -> None:
+    if kind == "choices":
+        rows = [{"question": f"which of {n}?", "options": ["a", "b"], "answer": "ab"[n % 2]} for n in range(30)]
+    else:
+        rows = [{"text": f"text {n}", "label": n % 2} for n in range(30)]
+    columns = QUESTION if kind == "choices" else TEXT
+    *_, answer = rows[0]
+    none: Any = "" if kind == "choices" else -1 if kind == "classification" else None
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
+    for split, some in (("train", rows[:20]), ("validation", rows[20:25]), ("test", rows[25:])):
+        some = [{**row, answer: none} for row in some] if split == "test" else some
+        table = Dataset.from_list(some, features=features if kind == "classification" else None)
+        table.to_parquet(tmp_path / "data" / f"{split}.parquet")
+
+    def load_with(**splits: str) -> Any:
+        return OWN[kind].load(OwnData("data", **splits), columns, ALL, 0)
+
+    with pytest.raises(UserError, match=r"^data, test, row 1: it has no \w+; task\.test_split takes another split$"):
+        load_with()
+    splits = load_with(test_split="validation")
+    assert {name: len(split) for name, split in splits.items()} == {"train": 18, "validation": 2, "test": 5}
+
+
+def test_the_split_to_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By name; of a data set of the hub, in the configuration that the run was trained on, of what it names alone."""
+    folder = tmp_path / "copies" / "owner" / "name"
+    folder.mkdir(parents=True)
+    files = ("short-train", 4), ("short-test", 3), ("long-test", 2)
+    for name, count in files:
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS[:count]))
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: short\n  data_files:\n"
+        "  - {split: train, path: short-train.jsonl}\n  - {split: test, path: short-test.jsonl}\n"
+        "- config_name: long\n  data_files:\n"
+        "  - {split: dev, path: long-test.jsonl}\n  - {split: test, path: long-test.jsonl}\n---\n"
+    )
+    monkeypatch.setenv("AURORA_LORA_DATA", str(tmp_path / "copies"))
+    own = OwnData("owner/name", config="short")
+    assert len(open_file("owner/name", own=own).data) == 4
+    assert len(open_file("owner/name", own=own, split="test").data) == 3
+    with pytest.raises(ArgumentError, match=r"^`split`: owner/name has no split 'exam' \(it has train, test\)"):
+        open_file("owner/name", own=own, split="exam")
+    with pytest.raises(ArgumentError, match=r"^`split`: owner/name has no split 'train' \(it has dev, test\)"):
+        open_file("owner/name", own=OwnData("owner/name", config="long"))
+    with pytest.raises(
+        ArgumentError, match=r"it has several configurations, of which task\.config names one: 'short', "
+    ):
+        open_file("owner/name", own=OwnData("other/name", config="short"))
+    with pytest.raises(ArgumentError, match=r"^'none' is no file, no folder"):
+        open_file("none", own=own)
+
+
+def test_files_of_a_folder_with_different_columns(tmp_path: Path) -> None:
+    Dataset.from_list(ROWS).to_parquet(tmp_path / "data" / "train.parquet")
+    Dataset.from_list([{**row, "id": 1} for row in ROWS]).to_parquet(tmp_path / "data" / "test.parquet")
+    with pytest.raises(
+        UserError, match=r"^data cannot be loaded: its files have different columns: not all have 'id'$"
+    ):
+        open_data(OwnData("data"))
 
 
 def test_a_column_that_is_not_there(tmp_path: Path) -> None:

@@ -7,10 +7,9 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ...errors import UserError
 from .. import vision
 from .source import Piece, Pieces
-from .split import BadRow
+from .split import BadRow, bad_row
 
 Values = dict[str, list[Any]]
 """The labels of each piece, in the order of its rows."""
@@ -89,7 +88,7 @@ def read(pieces: Pieces, columns: Sequence[str], convert: Callable[[Any], Any]) 
             try:
                 found[name].append(convert(value))
             except BadRow as error:
-                raise UserError(f"{piece.name}, row {number}: {error}") from error
+                raise bad_row(piece, number, error) from error
     return found
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import UserError
 from ...extras import extra
 from ...files import expanded, file_digest
-from ..loading import NO_CODE, reason
+from ..loading import NO_CODE, cause_of, reason
 from .broken import check_json, csv_options, is_blank, is_list, is_utf8, why_broken
 from .json_files import as_one, as_they_stand, from_rows
 
@@ -63,7 +63,7 @@ def load(path: Path, kind: str, encoding: str | None = None, **more: Any) -> dat
         with _no_log():
             loaded: datasets.DatasetDict = datasets.load_dataset(kind, **more, **options, **NO_CODE)
     except Exception as error:  # `datasets` raises many kinds, some of them its own
-        why = _cause(error)
+        why = reason(cause_of(error))
         if "corresponds to no data" in why:
             raise UserError(f"{path} has no rows") from error
         known = why_broken(path, encoding) if path.is_file() else None
@@ -114,13 +114,6 @@ def _no_log() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(before)
-
-
-def _cause(error: BaseException) -> str:
-    """The first reason: `datasets` wraps it in errors that say nothing."""
-    while (before := error.__cause__ or error.__context__) is not None and type(error).__name__.startswith("Dataset"):
-        error = before
-    return reason(error) if isinstance(error, Exception) else str(error)
 
 
 # ---------------------------------------------------------------- what it was

@@ -13,7 +13,7 @@ from ...extras import extra
 from .. import vision
 from .files import FORMATS
 from .source import Piece, Pieces
-from .split import BadRow
+from .split import BadRow, bad_row
 
 if TYPE_CHECKING:
     import datasets
@@ -35,7 +35,7 @@ def images_of(piece: Piece, column: str) -> datasets.Dataset:
         try:
             found.append(path_found(path, piece.folder))
         except BadRow as error:
-            raise UserError(f"{piece.name}, row {number}: {error}") from error
+            raise bad_row(piece, number, error) from error
     # columns that `datasets` puts in place of all others take no further ones
     return data if found == given else Dataset.from_dict({column: found}, split=data.split)
 

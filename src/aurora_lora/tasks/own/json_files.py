@@ -11,7 +11,7 @@ from ...errors import UserError
 from ...extras import extra
 from ...files import file_digest
 from ..list_types import item_type
-from ..loading import reason
+from ..loading import cause_of, reason
 from .broken import is_list, json_rows
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def _reread(files: Sequence[str], features: datasets.Features, encoding: str | N
         return datasets.Dataset.from_generator(_rows, features=features, gen_kwargs=given)
     except Exception as error:  # `datasets` raises many kinds, some of them its own
         where = files[0] if len(files) == 1 else Path(files[0]).parent
-        raise UserError(f"{where} cannot be loaded: {reason(error.__cause__ or error)}") from error  # type: ignore[arg-type]
+        raise UserError(f"{where} cannot be loaded: {reason(cause_of(error))}") from error
 
 
 def _rows(

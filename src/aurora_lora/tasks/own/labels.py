@@ -17,7 +17,7 @@ import numpy as np
 from ...errors import UserError, abridged
 from .columns import json_list, values
 from .source import Piece, Pieces
-from .split import BadRow
+from .split import BadRow, NoLabel
 
 _MOST = float(np.finfo(np.float32).max)
 
@@ -31,7 +31,7 @@ def class_name(value: Any) -> str:
     if isinstance(value, float | Decimal) and math.isfinite(value) and value == int(value):
         value = int(value)  # a column of whole numbers in which one is missing, or one of decimals without places
     if value is None or value == "" or (isinstance(value, str) and not value.strip()):
-        raise BadRow("it has no label")
+        raise NoLabel("it has no label")
     if isinstance(value, float) and not math.isfinite(value):
         raise BadRow(f"its label is {value}, which is none")
     if isinstance(value, str | int):
@@ -53,7 +53,9 @@ def number(value: Any) -> float:
             raise ValueError(value)
         found = float(value)
     except (TypeError, ValueError):
-        raise BadRow("it has no label" if value in (None, "") else f"the label {value!r:.40} is no number") from None
+        if value in (None, ""):
+            raise NoLabel("it has no label") from None
+        raise BadRow(f"the label {value!r:.40} is no number") from None
     if not math.isfinite(found):
         raise BadRow(f"the label {value!r} is not finite")
     return found

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .columns import json_list, text
-from .split import BadRow
+from .split import BadRow, NoLabel
 
 WAYS = {
     "label": "what the data call it",
@@ -109,13 +109,15 @@ def right_option(value: Any, options: Options, columns: Sequence[str], way: str,
         counts: as above.
 
     Raises:
-        BadRow: none of them, or two options are the same.
+        BadRow: none of them, or there is none, or two options are the same.
     """
     if twice := next((one for one, count in Counter(options.texts).items() if count > 1), None):
         raise BadRow(f"two of the options are {twice!r:.40}: each must be another")
     word, names = _word(value), options.names(columns)
     if word in names[way]:
         return names[way].index(word)
+    if not word:
+        raise NoLabel("it has no answer")
     letters, numbers = names["letter"], names["number"]
     if other := next((WAYS[one] for one in WAYS if word in names[one] and (counts or one != "number")), None):
         raise BadRow(

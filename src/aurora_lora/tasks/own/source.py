@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import lzma
-import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -59,11 +58,13 @@ class Piece:
         data: its rows.
         name: for people.
         folder: that a table is in, or that was given: where paths in it are looked for first; None of the hub.
+        split_field: of a recipe, which takes another split in its place; None where there is no other.
     """
 
     data: datasets.Dataset
     name: str
     folder: Path | None = None
+    split_field: str | None = None
 
     def need(self, column: str, field: str) -> None:
         """Raise a UserError where there is no such column; `field` is where the recipe names it."""
@@ -129,13 +130,20 @@ def open_data(own: OwnData) -> Pieces:
     _check_used(own)
     main = _open(own, own.data, "data", files)
     found = {"train": _split_of(main, own.data, "train", own.train_split)}
+    by_name = []
     for name, given in (("validation", own.validation_data), ("test", own.test_data)):
         wanted = getattr(own, f"{name}_split")
         if given is not None:
             source = _open(own, given, f"{name}_data", files)
             found[name] = _split_of(source, given, name, wanted)
-        elif wanted is not None or any(each in main and len(main) > 1 for each in SPLITS[name]):
+        elif wanted is not None:
             found[name] = _split_of(main, own.data, name, wanted)
+        elif any(each in main and len(main) > 1 for each in SPLITS[name]):
+            found[name] = _split_of(main, own.data, name, None)
+            by_name.append(name)
+    for name in by_name:  # which gives way to the split that is asked for
+        if any(found[name].data is other.data for key, other in found.items() if key != name):
+            del found[name]
     for name, piece in found.items():
         if not len(piece.data):
             raise UserError(f"{piece.name} has no rows")
@@ -153,16 +161,23 @@ def _check_used(own: OwnData) -> None:
             raise UserError(f"task.{field}: '{value}' goes with {what}a data set of the hub, and {own.data} is here")
 
 
-def open_file(file: str, encoding: str | None) -> Piece:
-    """The rows of a file that no recipe names, or of a folder, or the data set's split `train`.
+def open_file(file: str, encoding: str | None = None, own: OwnData | None = None, split: str | None = None) -> Piece:
+    """The rows of a file that no recipe names, or of a folder, or of a data set of the hub.
+
+    Args:
+        file: which; of several splits, `split`, or `train` if None.
+        encoding: of text files; None is that of `own`.
+        own: of the recipe of what is to answer the rows. Its configuration and revision are taken for what it names.
+        split: the name of a split.
 
     Raises:
-        ArgumentError: as the UserError of `open_data`, of the arguments `file` and `encoding`.
+        ArgumentError: as the UserError of `open_data`, of the arguments `file`, `encoding` and `split`.
     """
-    try:
-        return open_data(OwnData(file, encoding=encoding))["train"]
-    except UserError as error:
-        raise ArgumentError(str(error).removeprefix("task.data: ").replace("task.encoding", "`encoding`")) from error
+    own = own or OwnData(file)
+    if file not in (own.data, own.validation_data, own.test_data):
+        own = OwnData(file, encoding=own.encoding)
+    own = own if encoding is None else replace(own, encoding=encoding)
+    return _open_one(own, file, "train", split, {}, {"task.data: ": "", "task.train_split: ": "`split`: "})
 
 
 def open_test(own: OwnData, data: str) -> Pieces:
@@ -176,21 +191,43 @@ def open_test(own: OwnData, data: str) -> Pieces:
     Raises:
         ArgumentError: as the UserError of `open_data`, of the arguments `data` and `encoding`.
     """
-    is_named = data in (own.data, own.validation_data, own.test_data)
-    is_here = expanded(data).exists()
-    plain = replace(
-        own, config=None if is_here and not is_named else own.config, revision=own.revision if is_named else None
-    )
     files: dict[str, str] = {}
+    said = {"task.data: ": "`data`: ", "task.test_split: ": "`data`: "}
+    return Pieces({"test": _open_one(own, data, "test", own.test_split, files, said, or_any=True)}, files)
+
+
+def _open_one(
+    own: OwnData,
+    data: str,
+    name: str,
+    wanted: str | None,
+    files: dict[str, str],
+    said: Mapping[str, str],
+    or_any: bool = False,
+) -> Piece:
+    """One split of data that the recipe need not name; see `open_test`.
+
+    Args:
+        own: of the recipe.
+        data: where it is.
+        name: of the split, as a recipe has it.
+        wanted: what the data calls it.
+        files: see `Pieces`; what is opened is added.
+        said: how the errors that are about an argument begin instead.
+        or_any: where there is no such split as `wanted`, the one that is called by `name` does.
+    """
+    is_named = data in (own.data, own.validation_data, own.test_data)
+    config = own.config if is_named or not expanded(data).exists() else None
     try:
-        source = _open(plain, data, "test_data", files)
-        piece = _split_of(source, data, "test", own.test_split if own.test_split in source else None)
+        source = _open(replace(own, config=config, revision=own.revision if is_named else None), data, "data", files)
+        piece = _split_of(source, data, name, None if or_any and wanted not in source else wanted)
         if not len(piece.data):
             raise UserError(f"{piece.name} has no rows")
     except UserError as error:
-        said = re.sub(r"^task\.test_(data|split): ", "`data`: ", str(error)).replace("task.encoding", "`encoding`")
-        raise ArgumentError(said) from error
-    return Pieces({"test": piece}, files)
+        text = str(error).replace("task.encoding", "`encoding`")
+        start = next((start for start in said if text.startswith(start)), "")
+        raise ArgumentError(said.get(start, "") + text.removeprefix(start)) from error
+    return replace(piece, split_field=None)
 
 
 def _split_of(source: datasets.DatasetDict, given: str, name: str, wanted: str | None) -> Piece:
@@ -203,7 +240,9 @@ def _split_of(source: datasets.DatasetDict, given: str, name: str, wanted: str |
         raise UserError(f"task.{name}_split: {given} has no split '{names[0]}' (it has {', '.join(source)})")
     path = expanded(given)
     folder = path.parent if path.is_file() else path if path.is_dir() else None
-    return Piece(source[chosen], given if len(source) == 1 else f"{given}, {chosen}", folder)
+    if len(source) == 1:
+        return Piece(source[chosen], given, folder)
+    return Piece(source[chosen], f"{given}, {chosen}", folder, None if name == "train" else f"task.{name}_split")
 
 
 def _open(own: OwnData, given: str, field: str, files: dict[str, str]) -> datasets.DatasetDict:

@@ -25,6 +25,16 @@ class BadRow(Exception):  # noqa: N818
     """What is wrong with a row: becomes a UserError with its number."""
 
 
+class NoLabel(BadRow):
+    """A row has no label, as all of a test split whose labels are not public."""
+
+
+def bad_row(piece: Piece, number: int, error: BadRow) -> UserError:
+    """The error of a row, which names it."""
+    hint = f"; {piece.split_field} takes another split" if piece.split_field and isinstance(error, NoLabel) else ""
+    return UserError(f"{piece.name}, row {number}: {error}{hint}")
+
+
 class Splits(dict[str, Any]):
     """A `datasets.Dataset` for each split.
 
@@ -154,7 +164,7 @@ def row_keys(piece: Piece, columns: Sequence[str], key: Callable[[Row], str]) ->
         try:
             found.append(hashlib.blake2b(key(row).encode("utf-8", "surrogatepass"), digest_size=16).digest())
         except BadRow as error:
-            raise UserError(f"{piece.name}, row {number}: {error}") from error
+            raise bad_row(piece, number, error) from error
     return found
 
 
