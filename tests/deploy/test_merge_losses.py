@@ -349,12 +349,17 @@ def test_a_trained_bias_that_the_layer_does_not_have(make_bert, batches):
         merge_gap(model, batches)
 
 
+class Unread:
+    def __iter__(self):
+        raise AssertionError("the inputs are read before it is known that there is nothing to merge")
+
+
 def test_aurora_has_its_forms_and_the_merges(make_bert, config, batches, train_step):
     pytest.importorskip("bitsandbytes")
     model = get_peft_model(make_bert(), config())
     train_step(model, n=8)
     with pytest.raises(NotCalibratedError):
-        merge_gap(model, batches, merges=True)
+        merge_gap(model, Unread(), merges=True)
     aurora_lora.calibrate(model, batches)
     plain = merge_gap(model, batches)
     gap = merge_gap(model, batches, quantizations=["nf4"])

@@ -431,8 +431,10 @@ def test_aurora_merges_the_form_that_it_evaluates(folder):
     config = AuroraConfig(target_modules=quantised.TARGETS, init_weights=False)
     model = get_peft_model(quantised.load(folder, "nf4"), config).eval()
     before = state(model)
+    read = []
     with pytest.raises(NotCalibratedError):
-        merge_quantized(model, INPUTS)
+        merge_quantized(model, (read.append(batch) or batch for batch in INPUTS))
+    assert not read  # it is known before
     assert same(state(model), before)
     calibrate(model, INPUTS)
     expected = quantised.logits(model, TEST)

@@ -314,6 +314,30 @@ def test_a_budget_goes_to_the_layers_that_fields_leave(make_bert, labelled, conf
     assert budget * 0.8 < weights <= budget
 
 
+@pytest.mark.parametrize("config", [AuroraConfig, LoraConfig])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"target_modules": r".*\.query", "layers_to_transform": [1]},
+        {"layers_pattern": "layer"},
+        {"layers_to_transform": "0"},
+        {"exclude_modules": "("},
+        {"modules_to_save": "classifier"},
+    ],
+    ids=str,
+)
+def test_fields_that_choose_are_checked(make_bert, labelled, config, fields):
+    measured = probe(make_bert(), labelled)
+    with pytest.raises(ValueError, match=list(fields)[-1]):
+        ranked_config(measured, 700, config, **fields)
+
+
+def test_layers_are_not_numbered_anew(make_bert, labelled):
+    measured = probe(make_bert(), labelled)
+    with pytest.raises(ValueError, match="layer_replication is not allowed"):
+        ranked_config(measured, 700, LoraConfig, layer_replication=[[0, 1], [0, 2]])
+
+
 def test_a_budget_in_words_counts_all_layers_of_these_names(make_bert, labelled):
     """Whichever of them the fields leave."""
     measured = probe(make_bert(), labelled)

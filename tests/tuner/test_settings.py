@@ -272,6 +272,11 @@ def test_a_module_whose_name_begins_so(tmp_path):
         ("mamba", "dt_proj", "Mamba-based"),
         ("granitemoehybrid", "out_proj", "Mamba-based"),
         ("wavlm", "q_proj", "wavlm"),
+        ("bailing_hybrid", "conv1d", "bailing_hybrid"),
+        ("inkling_text", "conv1d", "inkling_text"),
+        ("recurrent_gemma", "conv_1d", "recurrent_gemma"),
+        ("reformer", "query_key", "reformer"),
+        ("mbart", "shared", "mbart"),
     ],
 )
 def test_a_layer_that_a_model_reads_without_calling_is_refused(kind, name, models):
@@ -851,6 +856,12 @@ def test_a_router_is_no_expert():
         warnings.filterwarnings("error", message=".*experts")
         with pytest.raises(ValueError, match=r"'model.layers.0.mlp.gate' is a .*Router, which AuroRA does not"):
             adapt(mixtral(), target_modules=["q_proj", "gate"])
+
+
+def test_a_part_of_the_layers_that_are_fused_is_told():
+    """PEFT's LoRA raises, and AuroRA would adapt none of the experts in silence."""
+    with pytest.warns(UserWarning, match=r"LoRA refuses .*gate_proj.*experts are no modules: AuroRA leaves them"):
+        moe(["q_proj", "gate_proj"])
 
 
 @pytest.mark.skipif(

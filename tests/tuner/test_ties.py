@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -16,7 +16,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from aurora_lora import AuroraConfig
+from aurora_lora import AuroraConfig, export_lora
+from aurora_lora.errors import MergeError
 from aurora_lora.tuner.ties import untie_all
 
 pytestmark = [
@@ -59,7 +60,7 @@ def is_saved_as_it_is(merged, expected, folder):
     torch.testing.assert_close(logits(loaded.eval()), expected)
 
 
-@pytest.mark.parametrize("targets", [["embed_tokens"], ["lm_head"], ["shared"], ["embed_tokens", "lm_head"]], ids=str)
+@pytest.mark.parametrize("targets", [["embed_tokens"], ["lm_head"], ["embed_tokens", "lm_head"]], ids=str)
 @pytest.mark.parametrize("family", MODELS)
 def test_all_of_them_come_apart(family, targets, tmp_path):
     model = adapted(made(family), targets)
@@ -132,3 +133,31 @@ def test_the_copies_are_trainable_if_the_weight_was(tmp_path):
     weights = [part.weight for part in (merged.shared, merged.encoder.embed_tokens, merged.decoder.embed_tokens)]
     assert all(weight.requires_grad for weight in weights)
     assert len({id(weight) for weight in weights}) == 3
+
+
+def test_a_module_with_two_places_is_not_merged(tmp_path):
+    """PEFT puts the adapter in the first place alone; a merge would be in both."""
+    torch.manual_seed(0)
+    first = torch.nn.Linear(6, 6)
+    base = torch.nn.Sequential(first, torch.nn.Tanh(), first, torch.nn.Linear(6, 6))
+    model = adapted(base, ["0", "3"])
+    x = torch.randn(4, 6)
+    expected = model(x)
+    for merge in (model.merge_adapter, model.merge_and_unload):
+        with pytest.raises(MergeError, match=r"0: The adapted layer has another place in the model"):
+            merge()
+        assert torch.equal(model(x), expected)
+    export_lora(model, tmp_path)
+    plain = PeftModel.from_pretrained(model.unload(), tmp_path).eval()
+    torch.testing.assert_close(plain(x), expected)
+
+
+def test_a_parent_with_two_places_is_merged():
+    torch.manual_seed(0)
+    shared = torch.nn.ModuleDict({"lin": torch.nn.Linear(6, 6)})
+    base = torch.nn.ModuleDict({"one": shared, "other": shared})
+    base.forward = lambda x: base["other"]["lin"](base["one"]["lin"](x).tanh())
+    model = adapted(base, ["lin"])
+    x = torch.randn(4, 6)
+    expected = model(x)
+    torch.testing.assert_close(model.merge_and_unload()(x), expected)

@@ -222,6 +222,9 @@ def _gap_of_merges(
     metric: Metric | None,
     max_memory: float | str | None,
 ) -> MergeGap:
+    for layer in layers:
+        for name in layer.names if isinstance(layer.module, AuroraLayer) else ():
+            layer.module.get_factors(name)  # raises what is no merge, before the inputs are read
     data.hold()
     forms = _gap_of_forms(model, data, metric, perplexity=True) if _is_dynamic(layers) else None
     sums = MergeSums(layers, quantizations, max_memory)

@@ -150,7 +150,9 @@ def merge_quantized(
     )
     data = Passes(source, "reading inputs" if progress else "")
     layers, others = quantized_layers(model)
-    check_before_merge((path, module) for path, module in others.items() if isinstance(module, AuroraLayer))
+    note_shared_weights(model)
+    every = {path: layer.module for path, layer in layers.items()} | others
+    check_before_merge((path, module) for path, module in every.items() if isinstance(module, AuroraLayer))
     for path, module in others.items():
         for name in adapters_of(module):
             trains_bias(path, module, name)  # PEFT's own merge refuses only when it has changed the weight
@@ -165,7 +167,6 @@ def merge_quantized(
             assert layer.format is not None
             kind = layer.format.backend.backend_name
             rounded[path] = RoundedLayer(None, None, LayerMerge(path, kind, 0.0, 0.0), 0)
-    note_shared_weights(model)
     merged: list[Any] = []
     try:
         for path, layer in layers.items():

@@ -274,8 +274,13 @@ def ranked_config(
     if decided := [name for name in _DECIDED if name in fields]:
         raise ValueError(f"{decided[0]}={fields[decided[0]]!r} is not allowed: the budget decides it.")
     choice = {name: fields.pop(name) for name in _CHOICE if name in fields}
+    if choice.get("target_modules") == ALL_LINEAR:
+        choice["target_modules"] = None  # PEFT takes no layers_to_transform with a text
+    AuroraConfig(**choice, modules_to_save=fields.get("modules_to_save"))  # raises what is not allowed
+    if fields.get("layer_replication"):
+        raise ValueError("layer_replication is not allowed: it numbers the layers anew that were probed.")
     paths = [layer.layer for layer in offered(found, of_lora)]
-    if choice.get("target_modules") in (None, ALL_LINEAR):
+    if choice.get("target_modules") is None:
         of_blocks = choice.get("layers_to_transform") is not None  # PEFT takes a whole path whatever these say
         choice["target_modules"] = {path.rpartition(".")[2] for path in paths if "." in path or not of_blocks}
     whole = [*(fields.get("modules_to_save") or ()), *HEADS.get(fields.get("task_type") or "", ())]

@@ -170,7 +170,8 @@ def check_not_merged(path: str, layer: Any, action: str) -> None:
 
 
 def note_shared_weights(model: nn.Module) -> None:
-    """Let each AuroRA layer know whether its base weight is another module's as well, as that of tied embeddings is.
+    """Let each AuroRA layer know whether its base weight is another module's as well, as that of tied embeddings is,
+    and whether its base layer has another place in the model.
 
     A merged layer has the weight still that it had before: `unmerge` gives it back.
     """
@@ -178,6 +179,9 @@ def note_shared_weights(model: nn.Module) -> None:
     held = [layer._original_weight.parameter for layer in layers if layer._original_weight is not None]
     parameters = [parameter for _, parameter in model.named_parameters(remove_duplicate=False)]
     uses = Counter(id(parameter) for parameter in (*parameters, *held))
+    places = Counter(id(child) for module in model.modules() for child in module._modules.values())
     for layer in layers:
-        weight = getattr(layer.get_base_layer(), "weight", None)
+        base = layer.get_base_layer()
+        weight = getattr(base, "weight", None)
         layer.weight_is_shared = weight is not None and uses[id(weight)] > 1
+        layer.base_is_elsewhere = places[id(base)] > 1

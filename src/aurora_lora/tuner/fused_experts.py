@@ -36,7 +36,12 @@ def warn_of_fused_experts(target_modules: Any, model: nn.Module) -> None:
     """
     try:
         found = [name for name in fused_experts(target_modules, model) if "." not in name]
-    except ValueError:
+    except ValueError as error:  # some of the layers that are fused are named, and not all
+        warnings.warn(
+            f"PEFT's LoRA refuses these target_modules ({str(error).rstrip('.')}). Fused experts are no modules: "
+            "AuroRA leaves them as they are.",
+            stacklevel=4,
+        )
         return
     if found:
         warnings.warn(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..errors import MergeError
 from ..finite import is_finite
 from ..forms import FormName
 from ..ops import sigma
@@ -53,6 +54,8 @@ class AuroraLayer(AdapterState):
     """PEFT's helper and diffusers' layerwise casting set it; it changes nothing: see `_cast_input_dtype`."""
     weight_is_shared = False
     """Whether another module has the base weight too (tied embeddings): merging then gives the layer its own."""
+    base_is_elsewhere = False
+    """Whether the base layer itself has another place in the model, where no adapter is: it cannot be merged into."""
 
     def __init__(
         self, base_layer: nn.Module, adapter_name: str, config: AuroraConfig, r: int, alpha: float, **kwargs: Any
@@ -183,8 +186,16 @@ class AuroraLayer(AdapterState):
         return x if x is None else x.to(dtype)
 
     def check_mergeable(self, adapter_names: list[str]) -> None:
-        """Raise what keeps these adapters from being merged: see `get_factors` and `check_takes_merge`."""
+        """Raise what keeps these adapters from being merged: see `get_factors`, `check_takes_merge`, and that the base
+        layer has another place.
+        """
         check_takes_merge(self.get_base_layer(), self.quantization_backend)
+        if self.base_is_elsewhere:
+            raise MergeError(
+                "The adapted layer has another place in the model, where there is no adapter, and a merge would change "
+                "it there, too: give each place a module of its own before the adapter is put on, or serve the adapter "
+                "beside the base with aurora_lora.export_lora(model, folder)."
+            )
         for adapter_name in adapter_names:
             self._factors_to_merge(adapter_name)
 

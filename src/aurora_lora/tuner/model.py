@@ -180,6 +180,7 @@ class AuroraModel(BaseTuner):
     def _check_before_merge(self, adapter_names: list[str] | None, safe_merge: bool) -> list[AuroraLayer]:
         """Raise what `merge` would raise in any layer, before the first layer is changed. Gives those to change."""
         check_names(self.model, adapter_names)
+        note_shared_weights(self.model)
         return check_before_merge(aurora_layers(self.model), adapter_names, safe_merge)
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:

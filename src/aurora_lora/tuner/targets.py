@@ -38,8 +38,23 @@ MAMBA: dict[str, tuple[str, ...]] = {
 BYPASSED: dict[str, tuple[str, ...]] = {
     **MAMBA,
     **dict.fromkeys(
-        ("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "olmo_hybrid", "kimi_linear"),
+        (
+            *("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "olmo_hybrid", "kimi_linear"),
+            *("bailing_hybrid", "glm5_next", "glm5_next_text", "inkling_mm_model", "inkling_text"),
+            *("inkling2", "inkling2_text"),
+        ),
         ("conv1d",),
+    ),
+    **dict.fromkeys(("qwen4_exp", "qwen4_exp_text"), ("linear_attn.conv1d",)),
+    "recurrent_gemma": ("conv_1d",),  # in generation with a cache, and so those of the next
+    "reformer": ("query_key", "value"),
+    **dict.fromkeys(
+        (
+            *("t5", "mt5", "umt5", "longt5", "switch_transformers", "udop", "pop2piano", "bart", "mbart", "marian"),
+            *("pegasus", "pegasus_x", "bigbird_pegasus", "blenderbot", "blenderbot-small", "led", "plbart", "mvp"),
+            *("m2m_100", "nllb-moe", "seamless_m4t", "seamless_m4t_v2"),
+        ),
+        ("shared",),  # encoder and decoder call embeddings of their own, which have its weight
     ),
     **dict.fromkeys(("lfm2", "lfm2_moe", "lfm3"), ("conv.conv",)),
     **dict.fromkeys(
@@ -53,8 +68,8 @@ BYPASSED: dict[str, tuple[str, ...]] = {
     "longcat_flash": ("classifier",),
     **dict.fromkeys(("gemma3n", "gemma3n_text"), ("correction_coefs",)),
 }
-"""By the type of model, layers whose weight is read without calling the layer, always or by the kernels of training: by
-their name, or the end of their path."""
+"""By the type of model, layers whose weight is read without calling the layer, always, by the kernels of training or in
+generation: by their name, or the end of their path."""
 OTHER_OUTPUTS = (
     *("Llama4Router", "PhimoeTopKRouter"),
     *("DeepseekV4GroupedLinear", "FP8GroupedLinear", "IdeficsDecoupledLinear"),
@@ -89,8 +104,8 @@ def check_called(model: Any, key: str) -> None:
         models = "Mamba-based" if kind in MAMBA else kind
         raise ValueError(
             f"Target module {key!r} is incompatible with {models} models: a {kind} model reads its weight without "
-            "calling it, always or in training, and an adapter there would do nothing. Leave it out with "
-            "exclude_modules, of a saved adapter in its adapter_config.json."
+            "calling it, always, in training or in generation, and an adapter there would do nothing. Leave it out "
+            "with exclude_modules, of a saved adapter in its adapter_config.json."
         )
     every = getattr(getattr(model, "config", None), "rescale_every", 0)
     if model_type(model) == "rwkv" and every > 0 and key.endswith((".attention.output", ".feed_forward.value")):
