@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ast
 import inspect
-import types
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
 from aurora_lora.diffusion.recipe import SubjectRecipe
+from aurora_lora.field_errors import is_section, members
 from aurora_lora.lab.experiments.study import Study
 from aurora_lora.methods import Method
 from aurora_lora.text_table import TextTable
@@ -54,24 +54,15 @@ def _docstrings(section: type[BaseModel]) -> dict[str, str]:
     return found
 
 
-def _parts(annotation: Any) -> list[Any]:
-    """The members of a union, without None and without what pydantic is told beside them."""
-    if get_origin(annotation) is Annotated:
-        return _parts(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, types.UnionType):
-        return [part for one in get_args(annotation) for part in _parts(one)]
-    return [] if annotation is type(None) else [annotation]
-
-
 def _section(annotation: Any) -> type[BaseModel] | None:
-    parts = [get_args(one)[0] if get_origin(one) is tuple else one for one in _parts(annotation)]
-    return next((one for one in parts if isinstance(one, type) and issubclass(one, BaseModel)), None)
+    parts = [get_args(one)[0] if get_origin(one) is tuple else one for one in members(annotation)]
+    return next((one for one in parts if is_section(one)), None)
 
 
 def _is(annotation: Any) -> str:
     """What a field takes, for people."""
     shown = []
-    for one in _parts(annotation):
+    for one in members(annotation):
         if get_origin(one) is Literal:
             shown += [f"`{value}`" for value in get_args(one)]
         elif get_origin(one) is tuple:
@@ -79,7 +70,7 @@ def _is(annotation: Any) -> str:
             shown.append("list of sections" if _section(item) is not None else f"list of {_is(item)}")
         elif dict in (one, get_origin(one)):
             shown.append("section")
-        elif isinstance(one, type) and issubclass(one, BaseModel):
+        elif is_section(one):
             named = {"name", "setting"} & one.model_fields.keys()
             shown.append("name or section" if named else "section")
         else:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -89,7 +89,7 @@ def _is_text(kind: Any) -> bool:
     if get_origin(kind) is Literal:
         return all(isinstance(value, str) for value in get_args(kind))
     if get_origin(kind) in (tuple, list):
-        return all(map(_is_text, _members(get_args(kind)[0])))
+        return all(map(_is_text, members(get_args(kind)[0])))
     return kind is str
 
 
@@ -120,34 +120,35 @@ def _place(kind: type[BaseModel], loc: Sequence[str | int]) -> _Place:
             is_member = True
             continue
         is_member = False
-        known = [name for one in types if _is_section(one) for name in _fields(one)]
+        known = [name for one in types if is_section(one) for name in _fields(one)]
         types = [below for one in types for below in _below(one, part)]
         path.append(part)
-        if isinstance(part, str) or any(map(_is_section, types)):
+        if isinstance(part, str) or any(map(is_section, types)):
             shown.append(str(part))
     return _Place(tuple(path), ".".join(shown), known)
 
 
 def _below(kind: Any, part: str | int) -> list[Any]:
     """The types that the field or item of this name or number may have."""
-    if _is_section(kind):
-        return _members(_fields(kind).get(str(part)))
+    if is_section(kind):
+        return members(_fields(kind).get(str(part)))
     of = [one for one in get_args(kind) if one is not Ellipsis]
     if not of or isinstance(part, int) == (get_origin(kind) in (dict, Mapping)):
         return []
-    return _members(of[-1])
+    return members(of[-1])
 
 
-def _members(kind: Any) -> list[Any]:
+def members(kind: Any) -> list[Any]:
     """The types that a union joins, or the one that it is; without None, which pydantic does not try as one."""
     if get_origin(kind) is Annotated:
-        return _members(get_args(kind)[0])
+        return members(get_args(kind)[0])
     if get_origin(kind) in (Union, UnionType):
-        return [one for each in get_args(kind) for one in _members(each)]
+        return [one for each in get_args(kind) for one in members(each)]
     return [] if kind in (None, NoneType) else [kind]
 
 
-def _is_section(kind: Any) -> bool:
+def is_section(kind: Any) -> TypeGuard[type[BaseModel]]:
+    """Whether a type is a section of a recipe."""
     return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 

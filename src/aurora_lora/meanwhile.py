@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @contextmanager
@@ -16,6 +19,26 @@ def meanwhile(things: Iterable[Any], **values: Any) -> Iterator[None]:
             for name, value in values.items():
                 setattr(thing, name, value)
         yield
+
+
+@contextmanager
+def called_as(forwards: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+    """Within the block, each module computes by the function that is given for it.
+
+    Then by what it did before, also after an error: its class's, or one of its own, as Accelerate's hooks leave it.
+    """
+    forwards = list(forwards)
+    earlier = [(module, module.__dict__.get("forward")) for module, _ in forwards]
+    try:
+        for module, forward in forwards:
+            module.forward = forward
+        yield
+    finally:
+        for module, own in earlier:
+            if own is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.forward = own
 
 
 @contextmanager

@@ -58,7 +58,7 @@ def test_a_link_in_its_place_is_refused_before_anything_is_measured(
     for module, function in (
         ("activation", "learned_activation"),
         ("gap_and_export", "gap"),
-        ("adapters", "adapter_gap"),
+        ("adapter_gap", "adapter_gap"),
         ("ranking", "ranking"),
     ):
         monkeypatch.setattr(f"aurora_lora.training.{module}.{function}", measured)

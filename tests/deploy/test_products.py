@@ -115,7 +115,7 @@ def test_hidden_states_of_minilm(slow):
 
     from aurora_lora.errors import UserError
     from aurora_lora.tasks.models import resolve_model
-    from aurora_lora.tasks.packaged import MOVIE_SENTIMENT
+    from aurora_lora.tasks.movie_sentences import MOVIE_SENTIMENT
     from aurora_lora.tasks.task import SplitSizes
 
     try:

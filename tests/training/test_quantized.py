@@ -29,7 +29,7 @@ from typer.testing import CliRunner
 
 from aurora_lora import cli
 from aurora_lora.methods import METHODS
-from aurora_lora.training import adapters, gap_and_export, load_run, yaml_text
+from aurora_lora.training import adapter_gap, gap_and_export, load_run, yaml_text
 from aurora_lora.training.build import make_trainer
 from aurora_lora.training.predicting import load_predictor
 from aurora_lora.training.reading import load_recipe
@@ -245,8 +245,10 @@ def test_the_texts_that_are_rounded_by_are_not_measured_on(
     def merge_gap(model: Any, batches: Any, **more: Any) -> None:
         seen.update(measured=batches, rounding=more["rounding_batches"])
 
-    monkeypatch.setattr(adapters, "merge_gap", merge_gap)
-    adapters.adapter_gap(adapter, str(base), file, column="text", encoding=None, quantizations=["int8"], examples=None)
+    monkeypatch.setattr(adapter_gap, "merge_gap", merge_gap)
+    adapter_gap.adapter_gap(
+        adapter, str(base), file, column="text", encoding=None, quantizations=["int8"], examples=None
+    )
     tokenizer = AutoTokenizer.from_pretrained(base)
     for name, texts in (("measured", TEXTS[::2]), ("rounding", TEXTS[1::2])):
         (batch,) = seen[name]
@@ -355,15 +357,15 @@ def test_each_text_of_an_adapter_is_measured_by_its_own_label(
 ) -> None:
     """In the second batch, too."""
     seen: list[Any] = []
-    monkeypatch.setattr(adapters, "merge_gap", lambda model, batches, **_: seen.extend(batches))
-    labels = [n % 2 for n in range(adapters.BATCH)] + [1, 1, 1, 0]
+    monkeypatch.setattr(adapter_gap, "merge_gap", lambda model, batches, **_: seen.extend(batches))
+    labels = [n % 2 for n in range(adapter_gap.BATCH)] + [1, 1, 1, 0]
     rows = "".join(f"{TEXTS[n % 6]},{label}\n" for n, label in enumerate(labels))
     (tmp_path / "texts.csv").write_text(f"text,label\n{rows}")
-    adapters.adapter_gap(
+    adapter_gap.adapter_gap(
         run / "lora", None, tmp_path / "texts.csv", column="text", encoding=None, quantizations=[], examples=None
     )
     measured = [batch["labels"].tolist() for batch in seen]
-    assert measured == [labels[: adapters.BATCH], labels[adapters.BATCH :]]
+    assert measured == [labels[: adapter_gap.BATCH], labels[adapter_gap.BATCH :]]
 
 
 def test_mistakes_of_the_gap_of_an_adapter(run: Path, language_model: tuple[Path, Path], tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from aurora_lora.errors import UserError
 from aurora_lora.training import Recipe, load_recipe, yaml_text
-from aurora_lora.training.packaged import recipes_folder
 from aurora_lora.training.reading import set_field
+from aurora_lora.training.recipe_files import recipes_folder
 
 WriteRecipe = Callable[..., Path]
 Refused = Callable[..., None]

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import io
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .common import LoadedIn, quiet
+from .common import FormOfRun, LoadedIn, Model, quiet
 from .printing import complain, note, stderr
 
 
 def chat(
-    folder: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a run, or a merged model.")],
-    form: Annotated[
-        str | None, typer.Option("--form", metavar="FORM", help="Form of a run; by default the one that is deployed.")
-    ] = None,
+    folder: Model,
+    form: FormOfRun = None,
     dtype: LoadedIn = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Of each answer.")] = 256,
     system: Annotated[str | None, typer.Option("--system", help="What comes before the conversation.")] = None,

@@ -42,6 +42,17 @@ TRAINING = ("train", "reproduce", "sweep", "rank")
 """Commands whose memory the fields of a recipe decide."""
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished `aurora train`.")]
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a run, or a merged model.")]
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A name that `aurora list recipes` has, or a YAML file.")
+]
+FormOfRun = Annotated[
+    str | None, typer.Option("--form", metavar="FORM", help="Form of a run; by default the one that is deployed.")
+]
+Encoding = Annotated[
+    str | None, typer.Option("--encoding", metavar="NAME", help="Of FILE, as `cp1252`; by default as in training.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="List the runs, and run nothing.")]
 LoadedIn = Annotated[
     str | None,
     typer.Option(

@@ -10,7 +10,7 @@ import typer
 
 from aurora_lora.errors import DIVERGED, UserError, counted
 
-from .common import Json, importing, make_models
+from .common import DryRun, Json, importing, make_models
 from .printing import complain, note, print_json, print_tables, stderr, stdout
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def reproduce(
     launcher: LauncherOption = "local",
     settings: Settings = None,
     gpu: Gpu = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs, and run nothing.")] = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Run every experiment of one table or figure of the paper, then print the paper's numbers beside ours.
@@ -156,7 +156,7 @@ def sweep(
     gpu: Annotated[
         str | None, typer.Option("--gpu", metavar="NAME", help="GPU of the cluster, for the time limit of its jobs.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs, and run nothing.")] = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Tune every setting at the same budget on validation data; run what was chosen over the seeds on test data.

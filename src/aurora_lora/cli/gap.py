@@ -114,7 +114,7 @@ def _adapter_gap(
     """Do what `gap` does for the folder of an adapter."""
     from aurora_lora.errors import UserError
     from aurora_lora.lab.report.gap_figure import GAP
-    from aurora_lora.training.adapters import adapter_gap
+    from aurora_lora.training.adapter_gap import adapter_gap
 
     if data is None:
         raise UserError(f"{folder} is an adapter: --data FILE says on which texts its merges are measured")

@@ -62,7 +62,7 @@ def init(
     ],
 ) -> None:
     """Print a commented recipe to start from with your own data: `aurora init classification > mine.yaml`."""
-    from aurora_lora.training.packaged import start
+    from aurora_lora.training.recipe_files import start
 
     print(start(kind).yaml(), end="")
 

@@ -10,7 +10,7 @@ import typer
 
 from aurora_lora.errors import abridged, counted
 
-from .common import Json, make_models, quiet
+from .common import Json, RecipeName, make_models, quiet
 from .measured import check_place, write_measured
 from .printing import note, print_json, print_tables, stderr
 
@@ -19,9 +19,7 @@ NAMED = 3
 
 
 def rank(
-    recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A name that `aurora list recipes` has, or a YAML file.")
-    ],
+    recipe: RecipeName,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe, such as method.name=lora."),

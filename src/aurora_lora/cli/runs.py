@@ -14,7 +14,7 @@ from aurora_lora.main_process import launched_as_main
 from aurora_lora.text_table import printable
 from aurora_lora.training.defaults import BATCH_SIZE
 
-from .common import Json, LoadedIn, RunFolder, Split, progress_bars, quiet
+from .common import Encoding, FormOfRun, Json, LoadedIn, Model, RunFolder, Split, progress_bars, quiet
 from .printing import complain, note, print_json, stderr, stdout
 
 if TYPE_CHECKING:
@@ -33,9 +33,7 @@ def evaluate(
         str | None,
         typer.Option("--data", metavar="FILE", help="New examples with labels, for a run of your own data."),
     ] = None,
-    encoding: Annotated[
-        str | None, typer.Option("--encoding", metavar="NAME", help="Of FILE, as `cp1252`; by default as in training.")
-    ] = None,
+    encoding: Encoding = None,
     as_json: Json = False,
 ) -> None:
     """Score a finished run again, or on new examples.
@@ -129,7 +127,7 @@ def generate(
 
 
 def predict(
-    folder: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a run, or a merged model.")],
+    folder: Model,
     texts: Annotated[
         list[str], typer.Argument(metavar="TEXT...", help="Texts to label, or image files; or FILE --output OUT.")
     ],
@@ -137,9 +135,7 @@ def predict(
         Path | None,
         typer.Option("--output", "-o", metavar="OUT.jsonl", help="Answer each row of FILE, into a line of OUT."),
     ] = None,
-    form: Annotated[
-        str | None, typer.Option("--form", metavar="FORM", help="Form of a run; by default the one that is deployed.")
-    ] = None,
+    form: FormOfRun = None,
     dtype: LoadedIn = None,
     columns: Annotated[
         list[str] | None,
@@ -149,9 +145,7 @@ def predict(
             help="Column of FILE with the texts, or with the question, then its options; by default as in training.",
         ),
     ] = None,
-    encoding: Annotated[
-        str | None, typer.Option("--encoding", metavar="NAME", help="Of FILE, as `cp1252`; by default as in training.")
-    ] = None,
+    encoding: Encoding = None,
     split: Annotated[
         str | None, typer.Option("--split", metavar="NAME", help="Of a folder or a data set of the hub; else `train`.")
     ] = None,

@@ -10,7 +10,7 @@ import typer
 from aurora_lora.errors import UserError
 from aurora_lora.main_process import launched_as_main
 
-from .common import Json, Stages, importing, make_models, progress_bars, quiet
+from .common import Json, RecipeName, Stages, importing, make_models, progress_bars, quiet
 from .dry_run import show
 from .help import UsageError
 from .printing import note, print_json, stderr, stdout
@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 
 
 def train(
-    recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A name that `aurora list recipes` has, or a YAML file.")
-    ],
+    recipe: RecipeName,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe, such as training.epochs=1."),

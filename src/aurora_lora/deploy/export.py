@@ -13,7 +13,7 @@ from ..finite import check_finite
 from ..folders import new_folder, settle
 from ..forms import FormName
 from ..tuner import AuroraConfig, AuroraLayer, active_adapters, aurora_layers
-from ..tuner.adapters import adapter_names, check_not_merged, no_adapter
+from ..tuner.adapters import adapter_names, check_not_merged, no_adapter, plain_layers
 from ..tuner.calibration import BUFFERS
 from ..tuner.fused_experts import fused_experts
 from ..tuner.naming import exactly
@@ -186,9 +186,8 @@ def lora_factors(
     model = unwrapped(model)
     name = _one_adapter(model, adapter_name)
     factors = {}
-    for path, layer in aurora_layers(model):
+    for path, layer in plain_layers(model):
         if name in layer.aurora_A:
-            path = plain_path(model, path)
             check_not_merged(path, layer, "the export")
             factors[path] = layer.get_factors(name, form)
     return factors
@@ -197,7 +196,7 @@ def lora_factors(
 def _modules(model: nn.Module) -> dict[str, nn.Module]:
     """All modules by their paths in the plain model; an AuroRA layer stands for the one that it adapts."""
     modules = {plain_path(model, path): module for path, module in model.named_modules()}
-    return modules | {plain_path(model, path): layer for path, layer in aurora_layers(model)}
+    return modules | dict(plain_layers(model))
 
 
 def _one_adapter(model: nn.Module, adapter_name: str | None) -> str:
@@ -232,7 +231,7 @@ def of_one_rank(factors: dict[str, tuple[Tensor, Tensor]], multiple: int = 1) ->
 
 def _state_dict(model: nn.Module, factors: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
     """PEFT's LoRA keys."""
-    layers = {plain_path(model, path): layer for path, layer in aurora_layers(model)}
+    layers = dict(plain_layers(model))
     weights: dict[str, Tensor] = {}
     for path, (lora_A, lora_B) in factors.items():
         layer = layers.get(path)  # None of a linear layer that all_layers adds

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import CalibrationError
 from ..finite import is_finite
-from ..meanwhile import meanwhile
+from ..meanwhile import called_as, meanwhile
 from ..tuner.fields import is_list_of, is_name
 from ..tuner.peft_names import ModulesToSaveWrapper
 from ..tuner.tensors import outside_inference_mode
@@ -217,10 +217,7 @@ class _Body:
         self._stack = ExitStack()
         if self._body is not None:
             self._run = self._body.forward
-            own = {"forward": self._run} if "forward" in self._body.__dict__ else {}  # as Accelerate's hooks leave it
-            self._stack.callback(self._body.__dict__.update, own)
-            self._stack.callback(self._body.__dict__.pop, "forward")
-            self._body.forward = self._forward
+            self._stack.enter_context(called_as([(self._body, self._forward)]))
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import CalibrationError
 from ..values import short
 from .batch import IGNORED
-from .predictions import next_tokens, predicts_next_token, shifts_labels
+from .predictions import next_tokens, predicts_next_token, shifts_labels, tensor_of
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -45,8 +45,7 @@ def loss_of_texts(model: Any, batch: Any) -> Tensor:
 def own_loss(model: Any, batch: Any) -> Tensor:
     """The loss that the model computes from the labels in a batch."""
     outputs = model(**batch) if isinstance(batch, dict) else None
-    found = outputs.get("loss") if isinstance(outputs, dict) else getattr(outputs, "loss", None)
-    if not isinstance(found, Tensor):
+    if (found := tensor_of(outputs, "loss")) is None:
         raise CalibrationError("The model gives no loss: labels are needed in the batches, or loss(model, batch).")
     return found
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..finite import nan_as_infinite
+from ..meanwhile import called_as
 from ..ops.rounding import Grid, input_moment, lost_share, output_error
 from ..tuner.linear import linear_shape
 from .adapted import OWN_FORMATS, AdaptedLayer, input_moments
@@ -158,23 +159,8 @@ class MergeSums:
         for path, layer in self.layers.items():
             held, exact, bias = layer.weights()
             plain[path] = _Plain(self._weight(merge, layer, held, exact).to(layer.dtype), bias)
-        return lambda: _merged(self.layers, plain)
-
-
-@contextmanager
-def _merged(layers: Mapping[str, AdaptedLayer], plain: Mapping[str, _Plain]) -> Iterator[None]:
-    """While the block runs, each layer computes as the one given for it, and with no adapter."""
-    earlier = {path: layer.module.__dict__.get("forward") for path, layer in layers.items()}
-    try:
-        for path, layer in layers.items():
-            layer.module.forward = plain[path]
-        yield
-    finally:
-        for path, layer in layers.items():
-            if earlier[path] is None:
-                layer.module.__dict__.pop("forward", None)
-            else:
-                layer.module.forward = earlier[path]
+        forwards = [(layer.module, plain[path]) for path, layer in self.layers.items()]
+        return lambda: called_as(forwards)
 
 
 @dataclass(frozen=True)

@@ -266,7 +266,7 @@ def _kind(model: nn.Module, output: Any) -> PredictionKind:
     problem = getattr(getattr(plain_model(model), "config", None), "problem_type", None)
     if _is_matched(output):
         return "classes"
-    has_logits = any(_of(output, name) is not None for name in ("logits", "end_logits"))
+    has_logits = any(tensor_of(output, name) is not None for name in ("logits", "end_logits"))
     if not has_logits or problem == "regression":
         return "values"
     if problem == "multi_label_classification":
@@ -276,10 +276,10 @@ def _kind(model: nn.Module, output: Any) -> PredictionKind:
 
 def _is_matched(output: Any) -> bool:
     """Whether the predictions are which text of the batch belongs to which image, one pair or many."""
-    return _of(output, "logits") is None and _of(output, "logits_per_image") is not None
+    return tensor_of(output, "logits") is None and tensor_of(output, "logits_per_image") is not None
 
 
-def _of(output: Any, name: str) -> Tensor | None:
+def tensor_of(output: Any, name: str) -> Tensor | None:
     """The tensor of that name in an output, which may be a plain dict."""
     value = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
     return value if isinstance(value, Tensor) else None
@@ -292,14 +292,14 @@ def _predictions(output: Any) -> Tensor:
 
     The classes of each position or pixel are the last axis; of a question's answer, where it begins and where it ends.
     """
-    starts, ends = _of(output, "start_logits"), _of(output, "end_logits")
+    starts, ends = tensor_of(output, "start_logits"), tensor_of(output, "end_logits")
     if starts is not None and ends is not None:
         return torch.stack([starts, ends], 1)
-    logits = _of(output, "logits")
+    logits = tensor_of(output, "logits")
     if logits is not None and logits.dim() == 4:  # of an image, (batch, classes, height, width)
         return logits.movedim(1, -1)
     for name in ("logits", "logits_per_image", "sample", "sentence_embedding", "scores", "last_hidden_state"):
-        value = _of(output, name)
+        value = tensor_of(output, name)
         if value is not None:
             return value
     value = output[0] if isinstance(output, (tuple, list)) else output

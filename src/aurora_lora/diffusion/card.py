@@ -10,7 +10,7 @@ from ..forms import FORMS
 from ..methods.aurora import AuroraMethod
 from ..training.card import CARD, PAPER, PEFT, made_by, save_card
 from ..training.results import Result
-from ..training.score_tables import examples_scored, score_table
+from ..training.score_tables import examples_scored, scores_of
 from ..tuner.tags import TAG
 from .recipe import SubjectRecipe
 
@@ -93,7 +93,6 @@ def _write(folder: Path, recipe: SubjectRecipe, result: Result, text: str, libra
 def _record(recipe: SubjectRecipe, result: Result) -> str:
     """What came out, and of what."""
     params = result["params"]
-    table = score_table(result["method"], result["metric"]["by_form"], result["metric"]["selected_by"]["form"])
     return f"""
 `{recipe.task.identifier}` in a prompt names the subject.
 
@@ -101,7 +100,7 @@ def _record(recipe: SubjectRecipe, result: Result) -> str:
 
 {examples_scored(result)}:
 
-{table.markdown()}
+{scores_of(result).markdown()}
 
 Trained parameters: {params["adapter"]:,} of {params["total"]:,} of the U-Net.
 {made_by(recipe.resolved(), result["versions"])}"""

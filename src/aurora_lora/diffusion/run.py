@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from transformers import set_seed
 
-from aurora_lora import calibrate
-
 from .. import files, folders, termination
+from ..deploy import calibrate
 from ..files import expanded
 from ..forms import CALIBRATED
 from ..methods import Sample, count_parameters

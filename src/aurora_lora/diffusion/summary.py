@@ -8,7 +8,7 @@ from rich.console import Console
 
 from ..tasks.metrics import METRICS
 from ..training.finished_run import FinishedRun
-from ..training.score_tables import examples_scored, score_table
+from ..training.score_tables import examples_scored, scores_of
 from ..training.storage import ADAPTER, LORA, RECIPE, RESULT
 from ..training.summary import parameters, print_table, rate
 from .grid import GRID
@@ -18,8 +18,7 @@ from .run import FORMS, IMAGES
 def print_subject_run(console: Console, run: FinishedRun) -> None:
     """Scores of every form, parameter counts, and what was written."""
     result = run.result
-    table = score_table(result["method"], result["metric"]["by_form"], result["metric"]["selected_by"]["form"])
-    print_table(console, f"{result['task']}: {examples_scored(result)}", table)
+    print_table(console, f"{result['task']}: {examples_scored(result)}", scores_of(result))
     console.print(parameters(result), highlight=False)
     took, epochs = result["time"], result["epochs"]
     console.print(

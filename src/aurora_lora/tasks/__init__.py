@@ -4,7 +4,7 @@ from ..errors import UserError, unknown
 from .bigbench import BIG_BENCH
 from .commonsense import COMMONSENSE
 from .glue import GLUE
-from .packaged import MOVIE_RATING, MOVIE_SENTIMENT
+from .movie_sentences import MOVIE_RATING, MOVIE_SENTIMENT
 from .packaged_images import PACKAGED_IMAGES
 from .task import SplitSizes, Task
 from .vision import VISION

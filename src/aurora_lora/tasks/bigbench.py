@@ -17,8 +17,8 @@ from ..extras import extra
 from ..files import read_json
 from . import prompts
 from .fetch import Archive, fetch
+from .movie_sentences import normalise
 from .order import place
-from .packaged import normalise
 from .prompts import QUESTION_FORMS, Example, dataset_of
 from .task import SplitSizes, Task, check_size
 

@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..forms import CALIBRATED
 from ..methods import Sample, count_parameters
 from ..methods.apply import apply_method, plain_method_errors
-from ..methods.base import PeftMethod, load_finite
+from ..methods.base import load_finite
 from ..methods.parameters import is_head
 from ..methods.targets import check_modules
 from ..tasks.own.split import Splits
@@ -121,9 +121,8 @@ def _check_stored(recipe: Recipe, base: Any) -> None:
         raise UserError(f"model: {stored}, in which Transformers trains nothing: name a copy that is not")
     if getattr(base.hf_quantizer, "is_qat_trainable", False) is True:  # the weights themselves, rounded at each step
         return
-    for one in (recipe.method, *(() if recipe.reference is None else (recipe.reference.method,))):
-        if not isinstance(one, PeftMethod) or one.base_use != "frozen" or not one.is_trained_quantised:
-            raise UserError(f"method: {one.name!r} is not allowed: {stored}: take an adapter of PEFT on a frozen base")
+    if (one := recipe.not_on_quantised) is not None:
+        raise UserError(f"method: {one.name!r} is not allowed: {stored}: take an adapter of PEFT on a frozen base")
 
 
 def _data(recipe: Recipe, processor: Processor, adapter: Path | None, scored: Splits | None) -> Data:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from aurora_lora import calibrate
-
+from ..deploy import calibrate
 from ..forms import CALIBRATED
 from .callback import is_calibrated
 from .data import Data

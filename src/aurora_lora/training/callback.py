@@ -9,13 +9,13 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from aurora_lora import calibrate
-from aurora_lora.deploy.batches import as_batches, no_batches
-from aurora_lora.deploy.calibrate import check_ridge
-from aurora_lora.deploy.memory_bound import check_memory
-from aurora_lora.deploy.processes import several_processes
-from aurora_lora.forms import CALIBRATED
-from aurora_lora.tuner import active_layers
+from ..deploy import calibrate
+from ..deploy.batches import as_batches, no_batches
+from ..deploy.calibrate import check_ridge
+from ..deploy.memory_bound import check_memory
+from ..deploy.processes import several_processes
+from ..forms import CALIBRATED
+from ..tuner import active_layers
 
 
 class CalibrationCallback(TrainerCallback):

@@ -32,15 +32,8 @@ class ChatTrainer(LanguageTrainer):
             with self.accelerator.autocast():
                 check_packing(self.module, in_one=recipe.base.is_flash)
 
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """The sums of `chat_metrics`, (batch, 3); no loss."""
-        batch = self._prepare_inputs(inputs)
+    def scored(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The sums of `chat_metrics`, (batch, 3), which has no labels: zeros."""
         ids, mask, labels = (batch[name] for name in ("input_ids", "attention_mask", "labels"))
         batch = {"labels": labels}
         if takes(self.module, "logits_to_keep"):  # as in training: those that a label wants
@@ -49,10 +42,10 @@ class ChatTrainer(LanguageTrainer):
         config: Any = self.module.config
         width = getattr(config.get_text_config(), "vocab_size", 1)
         rows = len(ids) if self.is_sharded else max(1, LOGITS // (labels.shape[1] * width))
-        parts = zip(ids.split(rows), mask.split(rows), labels.split(rows), strict=True)
-        with torch.no_grad(), self.accelerator.autocast():
-            sums = torch.cat([self._sums(model, *part, **batch) for part in parts])
-        return None, sums, torch.zeros(len(ids), device=ids.device)
+        columns: tuple[Any, ...] = (ids, mask, labels)
+        parts = zip(*(one.split(rows) for one in columns), strict=True)
+        sums = torch.cat([self._sums(model, *part, **batch) for part in parts])
+        return sums, torch.zeros(len(ids), device=ids.device)
 
     @staticmethod
     def _sums(model: nn.Module, ids: Tensor, mask: Tensor, labels: Tensor, **kept: Tensor) -> Tensor:

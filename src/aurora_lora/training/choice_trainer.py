@@ -14,10 +14,10 @@ from ..meanwhile import meanwhile
 from .choices import NEW_TOKENS, Questions, choice_scores, generated_choices, learned_positions, takes
 from .model_inputs import most_tokens
 from .recipe import Recipe
-from .trainer import RecipeTrainer
+from .trainer import ScoringTrainer
 
 
-class LanguageTrainer(RecipeTrainer):
+class LanguageTrainer(ScoringTrainer):
     """The trainer of `aurora train` for a causal language model."""
 
     def compute_loss(
@@ -67,19 +67,11 @@ class ChoiceTrainer(LanguageTrainer):
             loader: DataLoader[Any] = super().get_eval_dataloader(eval_dataset)
         return loader
 
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Scores of the choices, (batch, choices, 2 or 3), see `choice_metrics`; no loss."""
-        batch = self._prepare_inputs(inputs)
+    def scored(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Scores of the choices, (batch, choices, 2 or 3), see `choice_metrics`, and the right ones."""
         most = self.questions.max_choices
-        with torch.no_grad(), self.accelerator.autocast():  # `generate` does not go through the prepared forward pass
-            scores = choice_scores(model, batch, most, whole=self.is_sharded)
-            if self.generate:
-                written = generated_choices(self.accelerator.unwrap_model(model), batch, most, self.questions.padding)
-                scores = torch.cat((scores, written), dim=-1)
-        return None, scores, batch["labels"]
+        scores = choice_scores(model, batch, most, whole=self.is_sharded)
+        if self.generate:
+            written = generated_choices(self.accelerator.unwrap_model(model), batch, most, self.questions.padding)
+            scores = torch.cat((scores, written), dim=-1)
+        return scores, batch["labels"]

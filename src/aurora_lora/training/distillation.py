@@ -27,7 +27,7 @@ from .losses import per_item, squared_errors
 from .models import load_base_model
 from .recipe import Recipe
 from .storage import ADAPTER, adapter_digests
-from .trainer import RecipeTrainer
+from .trainer import ScoringTrainer
 
 
 @dataclass(frozen=True)
@@ -169,27 +169,19 @@ def _last_states(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return states.float()
 
 
-class DistillationTrainer(RecipeTrainer):
+class DistillationTrainer(ScoringTrainer):
     """`RecipeTrainer` for hidden states: mean squared error over tokens and channels, scored by distances."""
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         inputs = {name: value for name, value in inputs.items() if name != "base_distance"}
         return super().compute_loss(model, inputs, *args, **kwargs)
 
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """The squared distances of the model and of the base model to the teacher, (batch, 2); no loss."""
-        batch = self._prepare_inputs(dict(inputs))
+    def scored(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The squared distances of the model and of the base model to the teacher, (batch, 2), and the second alone."""
         labels, base_distance = batch.pop("labels"), batch.pop("base_distance")
-        with torch.no_grad(), self.compute_loss_context_manager():
-            states = model(**batch)["last_hidden_state"].float()
+        states = model(**batch)["last_hidden_state"].float()
         distance = squared_errors(states - labels, labels).sum(dim=(1, 2))
-        return None, torch.stack((distance, base_distance), dim=-1), base_distance
+        return torch.stack((distance, base_distance), dim=-1), base_distance
 
 
 def states_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:

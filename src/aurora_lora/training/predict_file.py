@@ -17,7 +17,7 @@ from ..errors import ArgumentError, UserError, check_count
 from ..tasks.list_types import item_type
 from ..tasks.own.files import FORMATS
 from ..tasks.own.source import open_file
-from ..tasks.own.split import BadRow
+from ..tasks.own.split import BadRow, bad_row
 from ..tasks.vision import as_files
 from .defaults import BATCH_SIZE
 from .predicting import Predictor
@@ -104,7 +104,7 @@ def predict_file(
             there = ", ".join(map(repr, rows.column_names))
             raise ArgumentError(f"{piece.name} has no column {error} (it has {there}): `columns` names it") from None
         except BadRow as error:
-            raise UserError(f"{piece.name}, row {number}: {error}") from error
+            raise bad_row(piece, number, error) from error
 
     of = hashlib.sha256(repr((_model(predictor), sorted(named.items()), batch_size)).encode())
     try:

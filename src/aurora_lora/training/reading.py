@@ -14,8 +14,8 @@ from ..tasks.dreambooth import DREAMBOOTH
 from ..tasks.own.kinds import OWN
 from . import yaml_text
 from .own_section import own_task
-from .packaged import find_recipe
 from .recipe import Recipe, RunRecipe
+from .recipe_files import find_recipe
 
 AnyRecipe = TypeVar("AnyRecipe", bound=RunRecipe)
 

@@ -18,7 +18,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 from pydantic_core import PydanticCustomError
 
 from ..errors import UserError, unknown
-from ..methods.base import PeftMethod
+from ..methods.base import Method, PeftMethod
 from ..tasks.own.kinds import OWN
 from ..tasks.task import Augment
 from .kinds import KINDS, Kind, kind_of
@@ -222,6 +222,17 @@ class Recipe(RunRecipe):
     seed: Seed = 0
 
     @property
+    def not_on_quantised(self) -> Method | None:
+        """A method of it, or of its reference, that is no adapter of PEFT on a frozen base: it trains on no quantised
+        one."""
+        methods = (self.method, *(() if self.reference is None else (self.reference.method,)))
+
+        def can(one: Method) -> bool:
+            return isinstance(one, PeftMethod) and one.base_use == "frozen" and one.is_trained_quantised
+
+        return next((one for one in methods if not can(one)), None)
+
+    @property
     def model(self) -> str:
         """The name of the base model."""
         return self.base.name
@@ -278,7 +289,7 @@ class Recipe(RunRecipe):
 
     @model_validator(mode="after")
     def _base_fits(self) -> Recipe:
-        dtype, precision, method = self.base.dtype, self.training.precision, self.method
+        dtype, precision = self.base.dtype, self.training.precision
         if dtype not in (None, "fp32", precision):
             allowed = " or ".join(map(repr, dict.fromkeys(("fp32", precision))))
             why = f"{dtype!r} is not allowed with training.precision {precision!r}: it must be {allowed}"
@@ -288,11 +299,9 @@ class Recipe(RunRecipe):
             raise PydanticCustomError("below", "model.attention: {why}", {"why": why})
         if self.base.quantization is None:
             return self
-        reference = [] if self.reference is None else [self.reference.method]
-        for one in (method, *reference):
-            if not isinstance(one, PeftMethod) or one.base_use != "frozen" or not one.is_trained_quantised:
-                why = f"{one.name!r} is not allowed: it must be an adapter of PEFT on a frozen base"
-                raise PydanticCustomError("below", "model.quantization: {why}", {"why": why})
+        if (one := self.not_on_quantised) is not None:
+            why = f"{one.name!r} is not allowed: it must be an adapter of PEFT on a frozen base"
+            raise PydanticCustomError("below", "model.quantization: {why}", {"why": why})
         if self.task.teacher is not None:
             why = "with a teacher, hidden states are compared with those of the base's own weights"
             raise PydanticCustomError("below", "model.quantization: {why}", {"why": why})

@@ -11,9 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from aurora_lora import calibrate
-
 from .. import files
+from ..deploy import calibrate
 from ..deploy.batch import Batch
 from ..errors import FormError, NotCalibratedError, UserError
 from ..forms import MERGED, STATIC, form_named

