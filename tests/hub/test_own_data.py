@@ -52,6 +52,8 @@ def test_a_data_set_of_the_hub(tmp_path: Path) -> None:
         {"config": "short", "test_split": "exam"},
         {"config": "middle"},
         {},
+        {"data": "some/other"},
+        {"config": "short", "revision": "v9"},
         {"config": "short"},
     ]
     with hub_server.serving(root) as hub:
@@ -65,7 +67,9 @@ def test_a_data_set_of_the_hub(tmp_path: Path) -> None:
             timeout=120,
         )
     assert done.returncode == 0, done.stderr
-    short, long, second, no_split, no_config, which, again = map(json.loads, done.stdout.splitlines())
+    short, long, second, no_split, no_config, which, no_data, no_revision, again = map(
+        json.loads, done.stdout.splitlines()
+    )
     assert short[0] == {"train": ["first short/train 0", 9], "test": ["first short/test 0", 3]}
     assert long[0] == {"train": ["first long 0", 20]}
     assert second[0]["train"] == ["second short/train 0", 9]
@@ -75,4 +79,6 @@ def test_a_data_set_of_the_hub(tmp_path: Path) -> None:
     assert no_config.startswith(
         "the data of some/reviews (middle) cannot be loaded from the Hugging Face hub: BuilderConfig"
     )
+    assert "Hugging Face hub: Dataset 'some/other' doesn't exist on the Hub" in no_data
+    assert "Revision 'v9' doesn't exist" in no_revision
     assert "it has several configurations, of which task.config names one: 'short', 'long'" in which

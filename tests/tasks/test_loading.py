@@ -5,7 +5,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from aurora_lora.tasks.loading import OnlyPicklesError, only_pickles, reason
+from aurora_lora.tasks.loading import OnlyPicklesError, cause_of, only_pickles, reason
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,37 @@ def test_a_hub_that_does_not_answer_says_nothing(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(huggingface_hub, "list_repo_files", fail)
     assert only_pickles("owner/name") is None
+
+
+class DatasetGenerationError(Exception):
+    """As `datasets` calls what it wraps an error in."""
+
+
+class DatasetNotFoundError(Exception):
+    """As `datasets` calls its own."""
+
+
+def test_the_cause_is_what_says_something() -> None:
+    def fails() -> None:
+        try:
+            raise ValueError("the reason")
+        except ValueError as error:
+            raise DatasetGenerationError("An error occurred") from error
+
+    def is_not_there() -> None:
+        try:
+            raise DatasetNotFoundError("it doesn't exist") from KeyError("404")
+        except DatasetNotFoundError as error:
+            try:
+                raise FileNotFoundError("not cached")
+            except FileNotFoundError:
+                raise error from None
+
+    for ask, said in ((fails, "the reason"), (is_not_there, "it doesn't exist")):
+        with pytest.raises(Exception, match=".") as raised:
+            ask()
+        assert reason(cause_of(raised.value)) == said
+    assert str(cause_of(DatasetGenerationError("alone"))) == "alone"
 
 
 def test_the_way_to_convert_is_not_cut() -> None:

@@ -293,6 +293,14 @@ def of_kind(kind, **layers):
     return model
 
 
+def test_what_one_attention_of_a_model_calls_and_another_does_not():
+    attention = {"query_key": nn.Linear(4, 4), "value": nn.Linear(4, 4)}
+    model = of_kind("reformer", lsh=nn.ModuleDict(attention), local=nn.ModuleDict({"value": nn.Linear(4, 4)}))
+    with pytest.warns(UserWarning, match=r"Left out of 'all-linear': lsh\.query_key, lsh\.value"):
+        model = get_peft_model(model, AuroraConfig(target_modules="all-linear"))
+    assert [name for name, _ in aurora_layers(model.base_model.model)] == ["local.value"]
+
+
 def test_what_an_inner_model_reads_without_calling_is_known():
     """The outer module may be the user's own, or another model of Transformers."""
 

@@ -99,10 +99,11 @@ _CONFIGURATIONS = re.compile(r"pick one among the available configs: \[(.*)\]")
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """The first reason: `datasets` wraps it in errors that say nothing."""
-    while (before := error.__cause__ or error.__context__) is not None and type(error).__name__.startswith("Dataset"):
-        error = before
-    return error
+    """The first reason: `datasets` wraps what fails while rows are made in errors that say nothing."""
+    before: BaseException | None = error
+    while before is not None and type(before).__name__.startswith("DatasetGeneration"):
+        error, before = before, before.__cause__ or before.__context__
+    return before or error
 
 
 def reason(error: BaseException) -> str:
@@ -117,7 +118,7 @@ def reason(error: BaseException) -> str:
     if type(error).__name__ == "CastError":  # of `datasets`, which says in its first line only that it could not cast
         there, asked = (set(getattr(error, f"{which}_column_names")) for which in ("table", "requested"))
         if names := sorted(there ^ asked):
-            return f"its files have different columns: not all have {', '.join(map(repr, names))}"[:_LONGEST]
+            return f"not all of its rows have the same columns: some lack {', '.join(map(repr, names))}"[:_LONGEST]
     lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
     if len(lines) > 1 and lines[0].startswith("Error(s) in loading state_dict"):  # torch's heading
         lines = lines[1:]

@@ -168,7 +168,10 @@ def _read(file: Path, column: str, encoding: str | None) -> Iterator[LabelledTex
         names = ["text"]
         rows: Iterator[dict[str, Any]] = ({"text": line} for line in lines)
     else:
-        piece = open_file(str(file), encoding)
+        try:
+            piece = open_file(str(file), encoding)
+        except ArgumentError as error:
+            raise ArgumentError(str(error).removeprefix("`split`: ")) from error  # there is no such argument here
         names = piece.data.column_names
         needed = list(dict.fromkeys((column, *(["label"] if "label" in names else []))))
         rows = piece.rows(needed) if column in names else iter(())

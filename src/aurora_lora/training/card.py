@@ -17,7 +17,7 @@ from yaml import YAMLError
 from ..deploy.export_file import beyond_lora
 from ..forms import CALIBRATED, FORMS, STATIC
 from ..methods.aurora import AuroraMethod
-from ..methods.base import PeftMethod
+from ..methods.base import NEAREST, PeftMethod
 from ..methods.injection import InjectionMethod
 from ..tasks import Task
 from ..tasks.models import MODELS, ModelSource, PretrainedHere, hub_name
@@ -109,7 +109,7 @@ def write_lora_card(folder: Path, facts: Facts, form: str) -> None:
     else:
         readers, holds = f"{readers} and all that reads PEFT's LoRA", ""
     text = f"""
-A plain LoRA adapter for {readers}; it needs no package beside PEFT.{holds}
+A plain LoRA adapter for {readers}; it needs no package beside {_needs(facts)}.{holds}
 
 It was trained as AuroRA ("{PAPER}") and exported: it computes exactly {FORMS[form].description}.
 {_other_base(facts)}
@@ -117,7 +117,7 @@ It was trained as AuroRA ("{PAPER}") and exported: it computes exactly {FORMS[fo
 
 {_python(_load(facts, packaged=False))}
 
-{_merge(facts)}
+{_merge(facts, form)}
 """
     _write(folder / CARD, data, facts, text)
 
@@ -138,7 +138,7 @@ def replaceable_card(folder: Path) -> tuple[str, ...]:
 def _aurora(facts: Facts, no_lora: str | None) -> str:
     form, forms = facts.result["metric"]["selected_by"]["form"], facts.result["metric"]["by_form"]
     beside = (
-        "The folder `lora` beside this one holds the same adapter as a plain LoRA: it needs PEFT only."
+        f"The folder `lora` beside this one holds the same adapter as a plain LoRA: it needs {_needs(facts)} only."
         if no_lora is None
         else f"There is no plain LoRA beside this folder: {no_lora}."
     )
@@ -182,7 +182,7 @@ or, from the folder of the run,
 
 def _peft(facts: Facts) -> str:
     return f"""
-An adapter for [PEFT]({PEFT}), of the method {facts.recipe.method.name}; it needs no package beside PEFT.
+An adapter for [PEFT]({PEFT}), of the method {facts.recipe.method.name}; it needs no package beside {_needs(facts)}.
 {_other_base(facts)}
 ## Load it
 
@@ -192,15 +192,24 @@ An adapter for [PEFT]({PEFT}), of the method {facts.recipe.method.name}; it need
 """
 
 
-def _merge(facts: Facts) -> str:
-    """How a plain LoRA or an adapter of PEFT becomes a plain model."""
+def _merge(facts: Facts, form: str | None = None) -> str:
+    """How a plain LoRA, of this form of AuroRA, or an adapter of PEFT becomes a plain model."""
     if (quantization := facts.recipe.base.quantization) is None:
         return "`model.merge_and_unload()` gives a plain Transformers model."
+    method = facts.recipe.method
+    can = form is not None or (isinstance(method, PeftMethod) and NEAREST in method.quantised_merges)
+    of = "" if form is None else f" --form {form}"
     return (
-        "`aurora merge RUN --output OUT`, from the folder of the run, gives a plain Transformers model: it merges into "
-        f"the dequantised base, and loses nothing. `model.merge_and_unload()` rounds to {quantization}. Do not merge "
-        "into the weights as they were before: the adapter was trained on the quantised ones."
+        f"`aurora merge RUN{of} --output OUT`, from the folder of the run, gives a plain Transformers model: it merges "
+        "into the dequantised base, and loses nothing. "
+        f"`model.merge_and_unload()` {'rounds to' if can else 'cannot merge into'} {quantization}. "
+        "Do not merge into the weights as they were before: the adapter was trained on the quantised ones."
     )
+
+
+def _needs(facts: Facts) -> str:
+    """What stock PEFT takes to load an adapter on its base."""
+    return "PEFT" if facts.recipe.base.quantization is None else "PEFT and bitsandbytes"
 
 
 def _other_base(facts: Facts) -> str:

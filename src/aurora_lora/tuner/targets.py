@@ -89,6 +89,8 @@ def bypassed_by(model: Any, path: str) -> str | None:
     for part in path.split(".")[:-1]:
         module = module.get_submodule(part)
         kind = model_type(module) or kind
+    if kind == "reformer" and not hasattr(module, "query_key"):
+        return None  # its local attention calls its `value`
     ends = tuple(f".{name}" for name in BYPASSED.get(kind or "", ()))
     return kind if f".{path}".endswith(ends) else None
 
@@ -104,8 +106,8 @@ def check_called(model: Any, key: str) -> None:
         models = "Mamba-based" if kind in MAMBA else kind
         raise ValueError(
             f"Target module {key!r} is incompatible with {models} models: a {kind} model reads its weight without "
-            "calling it, always, in training or in generation, and an adapter there would do nothing. Leave it out "
-            "with exclude_modules, of a saved adapter in its adapter_config.json."
+            "calling it, always, in training or in generation, and an adapter there would do nothing then. Leave it "
+            "out with exclude_modules, of a saved adapter in its adapter_config.json."
         )
     every = getattr(getattr(model, "config", None), "rescale_every", 0)
     if model_type(model) == "rwkv" and every > 0 and key.endswith((".attention.output", ".feed_forward.value")):

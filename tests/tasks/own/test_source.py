@@ -132,6 +132,8 @@ def test_the_split_to_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("AURORA_LORA_DATA", str(tmp_path / "copies"))
     own = OwnData("owner/name", config="short")
     assert len(open_file("owner/name", own=own).data) == 4
+    for same in ("copies/owner/name/", "./copies/owner/name"):
+        assert len(open_file(same, own=OwnData("copies/owner/name", config="short")).data) == 4
     assert len(open_file("owner/name", own=own, split="test").data) == 3
     with pytest.raises(ArgumentError, match=r"^`split`: owner/name has no split 'exam' \(it has train, test\)"):
         open_file("owner/name", own=own, split="exam")
@@ -149,7 +151,7 @@ def test_files_of_a_folder_with_different_columns(tmp_path: Path) -> None:
     Dataset.from_list(ROWS).to_parquet(tmp_path / "data" / "train.parquet")
     Dataset.from_list([{**row, "id": 1} for row in ROWS]).to_parquet(tmp_path / "data" / "test.parquet")
     with pytest.raises(
-        UserError, match=r"^data cannot be loaded: its files have different columns: not all have 'id'$"
+        UserError, match=r"^data cannot be loaded: not all of its rows have the same columns: some lack 'id'$"
     ):
         open_data(OwnData("data"))
 

@@ -174,7 +174,7 @@ def open_file(file: str, encoding: str | None = None, own: OwnData | None = None
         ArgumentError: as the UserError of `open_data`, of the arguments `file`, `encoding` and `split`.
     """
     own = own or OwnData(file)
-    if file not in (own.data, own.validation_data, own.test_data):
+    if not _is_named(own, file):
         own = OwnData(file, encoding=own.encoding)
     own = own if encoding is None else replace(own, encoding=encoding)
     return _open_one(own, file, "train", split, {}, {"task.data: ": "", "task.train_split: ": "`split`: "})
@@ -216,7 +216,7 @@ def _open_one(
         said: how the errors that are about an argument begin instead.
         or_any: where there is no such split as `wanted`, the one that is called by `name` does.
     """
-    is_named = data in (own.data, own.validation_data, own.test_data)
+    is_named = _is_named(own, data)
     config = own.config if is_named or not expanded(data).exists() else None
     try:
         source = _open(replace(own, config=config, revision=own.revision if is_named else None), data, "data", files)
@@ -228,6 +228,12 @@ def _open_one(
         start = next((start for start in said if text.startswith(start)), "")
         raise ArgumentError(said.get(start, "") + text.removeprefix(start)) from error
     return replace(piece, split_field=None)
+
+
+def _is_named(own: OwnData, data: str) -> bool:
+    """Whether a recipe names the same file, folder or data set, up to `./` and a slash at the end."""
+    named = (own.data, own.validation_data, own.test_data)
+    return any(one is not None and expanded(one) == expanded(data) for one in named)
 
 
 def _split_of(source: datasets.DatasetDict, given: str, name: str, wanted: str | None) -> Piece:
