@@ -5,10 +5,19 @@ import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from transformers import (
+    MPNetConfig,
+    MPNetForSequenceClassification,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    T5Config,
+    T5ForSequenceClassification,
+)
 
 from aurora_lora import AuroraConfig
 from aurora_lora.errors import CheckpointError, FormError
@@ -59,6 +68,9 @@ def test_head_of_a_model(make_bert: MakeBert) -> None:
         ("lora", {"target_modules": []}, "target_modules=[] is not allowed: it must be a list of names"),
         ("dora", {"use_dora": False}, "use_dora: unknown option"),
         ("pissa", {"init_lora_weights": "pissa_niter_4"}, "init_lora_weights: unknown option"),
+        ("pissa", {"lora_bias": True}, "lora_bias: unknown option"),
+        ("lora", {"init_lora_weights": "pissa_niter_4"}, "is not allowed: PEFT draws this start anew"),
+        ("dora", {"init_lora_weights": "pissa_niter_4"}, "is not allowed: PEFT draws this start anew"),
         ("milora", {"r": True}, "r=True is not allowed: it must be a valid integer"),
         ("moslora", {"mixer_init": "zero"}, "it must be 'kaiming' or 'orthogonal'"),
         ("moslora", {"alpha": 0}, "alpha=0 is not allowed: it must be greater than 0"),
@@ -211,3 +223,59 @@ def test_module_names_are_saved_in_order(make_bert: MakeBert, tmp_path: Path) ->
 def test_a_bound_method_goes_to_a_worker(name: str) -> None:
     bound = METHODS[name].bind({"r": 3} if "r" in METHODS[name].bind({}).options else {})
     assert pickle.loads(pickle.dumps(bound)) == bound
+
+
+T5 = {"vocab_size": 20, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2, "pad_token_id": 0}
+
+
+@pytest.mark.parametrize("name", ["moslora", "sine-lora", "loran", "loda"])
+def test_a_model_that_asks_a_layer_for_its_dtype(name: str) -> None:
+    """T5's feed-forward does, of `wo`."""
+    torch.manual_seed(0)
+    base = T5ForSequenceClassification(T5Config(**T5, eos_token_id=1, decoder_start_token_id=0, num_labels=2)).eval()
+    inputs = {"input_ids": torch.tensor([[3, 4, 5, 1], [6, 7, 8, 1]])}
+    expected = base(**inputs).logits
+    model = METHODS[name].bind({"r": 2, "target_modules": "all-linear"}).apply(base, "SEQ_CLS").eval()
+    torch.testing.assert_close(model(**inputs).logits, expected)
+    assert any(path.endswith(".wo") for path, _ in adapted_modules(model))
+
+
+def test_layers_that_a_model_reads_without_calling() -> None:
+    """Left out of all linear layers, and refused by name."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+    def make() -> Any:
+        vision = SiglipVisionConfig(**sizes, image_size=8, patch_size=4)
+        return SiglipVisionModel(vision).eval()
+
+    images = {"pixel_values": torch.randn(2, 3, 8, 8)}
+    model = make()
+    expected = model(**images).pooler_output
+    method = METHODS["moslora"].bind({"r": 2, "target_modules": "all-linear"})
+    adapted = method.apply(model, "FEATURE_EXTRACTION")
+    assert "out_proj" in {path.rpartition(".")[2] for path, _ in adapted_modules(adapted)}
+    assert not any("head.attention" in path for path, _ in adapted_modules(adapted))
+    torch.testing.assert_close(adapted(**images).pooler_output, expected)
+    by_name = METHODS["moslora"].bind({"r": 2, "target_modules": ["head.attention.out_proj"]})
+    with pytest.raises(ValueError, match=r"reads the weight of .*head\.attention\.out_proj without calling it"):
+        by_name.apply(make(), "FEATURE_EXTRACTION")
+
+
+def test_houlsbys_adapter_has_both_of_its_places() -> None:
+    """MPNet has one of BERT's, and another one for its attention."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    base = MPNetForSequenceClassification(MPNetConfig(vocab_size=20, **sizes))
+    with pytest.raises(ValueError, match="target_modules must be given: there is no default for MPNet"):
+        METHODS["adapter-h"].bind({"r": 4}).apply(base, "SEQ_CLS")
+
+
+def test_a_start_that_takes_from_the_base_is_one() -> None:
+    assert METHODS["lora"].bind({"kasa_config": {}}).base_use == "start"
+    assert METHODS["lora"].bind({}).base_use == "frozen"
+
+
+def test_a_variant_that_peft_cannot_merge(make_model: Callable[[str], nn.Module]) -> None:
+    method = METHODS["lora"].bind({"alora_invocation_tokens": [3]})
+    model = method.apply(make_model("llama-lm"), "CAUSAL_LM")
+    with pytest.raises(FormError, match="PEFT cannot merge this adapter: aLoRA does not support merging"):
+        method.merge(model, "merged")

@@ -50,6 +50,22 @@ def random_steps(model: Any, method: Method, steps: int) -> Iterator[int]:
         yield step
 
 
+def test_adalora_with_a_layer_that_the_loss_does_not_reach(make_model: MakeModel) -> None:
+    """Such as the pooler where hidden states are learned: it has no gradient, and PEFT reads one of each layer."""
+    model, method = applied(make_model, "adalora", init_r=6, target_r=2, tinit=0, tfinal=1)
+    callback = method.callbacks()[0]
+    state = SimpleNamespace(global_step=0, max_steps=4)
+    callback.on_train_begin(ARGS, state, None, model=model)
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    idle = next(name for name in named if "lora_E" in name)
+    for step in range(3):
+        for name, p in named.items():
+            p.grad = None if name == idle else torch.randn_like(p)
+        state.global_step = step
+        callback.on_optimizer_step(ARGS, state, None, model=model)
+    assert not named[idle].any()
+
+
 def test_adalora_ends_at_its_budget(make_model: MakeModel, fit: Callable[..., None]) -> None:
     """6 matrices of rank 6 share 6 x 2 ranks in the end, and keep them through the last steps."""
     model, method = applied(make_model, "adalora", init_r=6, target_r=2, tinit=2, tfinal=4)

@@ -79,6 +79,9 @@ class ShareOutRanks(TrainerCallback):
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         tuner, step = _tuner(kwargs["model"]), state.global_step + 1
         allocator, config = tuner.rankallocator, tuner.peft_config[tuner.trainable_adapter_name]
+        for name, parameter in tuner.model.named_parameters():
+            if "lora_" in name and parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)  # the loss does not reach the layer; PEFT reads it of all
         last = config.total_step - config.tfinal
         # by the scaler of fp16, whose gradients overflowed: they would make the running importances NaN for good
         was_skipped = getattr(kwargs.get("optimizer"), "step_was_skipped", False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,11 @@ class AdaptedModule(nn.Module):
         super().__init__()
         self.base_layer = base_layer
         self.train(base_layer.training)
+
+    @property
+    def weight(self) -> Any:
+        """The base layer's: models ask for its dtype, T5's feed-forward for one."""
+        return self.base_layer.weight
 
     def merged(self) -> nn.Module:
         """The base layer, changed so that it computes the same alone.

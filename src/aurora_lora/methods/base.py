@@ -238,6 +238,8 @@ class PeftMethod(Method):
     def base_use(self) -> BaseUse:
         if getattr(self.config, "bias", "none") != "none":
             return "trained"
+        if getattr(self.config, "kasa_config", None) is not None:
+            return "start"  # PEFT takes W0's smallest components away
         # PEFT makes a start from W0 again, from W0, when the adapter is loaded
         drawn = (True, False, "gaussian", "orthogonal")
         return "frozen" if getattr(self.config, "init_lora_weights", True) in drawn else "start"
@@ -282,7 +284,10 @@ def merge_and_unload(model: Any) -> PreTrainedModel:
     from ..tuner.ties import untie_all
 
     prepare_biases(model)
-    merged: PreTrainedModel = model.merge_and_unload()
+    try:
+        merged: PreTrainedModel = model.merge_and_unload()
+    except NotImplementedError as error:  # a variant of LoRA
+        raise FormError(f"PEFT cannot merge this adapter: {one_line(error)}") from error
     untie_all(merged)  # a module that was trained whole has replaced the tied one only now
     return merged
 

@@ -72,21 +72,23 @@ class AroundNorm(AdaptedModule):
         return self.base_layer(s + self.adapter(self.base_layer(s)))  # type: ignore[no-any-return]
 
 
-HOULSBY_PLACES = (
-    r".*\.layer\.\d+\.(attention\.output|output)\.dense",  # BERT, RoBERTa
-    r".*layers\.\d+\.(self_attn\.o_proj|mlp\.down_proj)",  # Llama, Qwen
-    r".*\.h\.\d+\.(attn|mlp)\.c_proj",  # GPT-2
-    r".*layers\.\d+\.(attention\.o_proj|mlp\.fc2)",  # ViT
+Places = tuple[tuple[str, ...], ...]
+"""For each family of models, patterns of paths: all of them name something in a model of the family."""
+HOULSBY_PLACES: Places = (
+    (r".*\.layer\.\d+\.attention\.output\.dense", r".*\.layer\.\d+\.output\.dense"),  # BERT, RoBERTa
+    (r".*layers\.\d+\.self_attn\.o_proj", r".*layers\.\d+\.mlp\.down_proj"),  # Llama, Qwen
+    (r".*\.h\.\d+\.attn\.c_proj", r".*\.h\.\d+\.mlp\.c_proj"),  # GPT-2
+    (r".*layers\.\d+\.attention\.o_proj", r".*layers\.\d+\.mlp\.fc2"),  # ViT
 )
-PFEIFFER_PLACES = (
-    r".*\.layer\.\d+\.output\.LayerNorm",
-    r".*layers\.\d+\.mlp\.(down_proj|fc2)",
-    r".*\.h\.\d+\.mlp\.c_proj",
-    r".*\.layer\.\d+\.output\.dense",
+PFEIFFER_PLACES: Places = (
+    (r".*\.layer\.\d+\.output\.LayerNorm",),
+    (r".*layers\.\d+\.mlp\.(down_proj|fc2)",),
+    (r".*\.h\.\d+\.mlp\.c_proj",),
+    (r".*\.layer\.\d+\.output\.dense",),
 )
 
 
-def insert(model: nn.Module, options: Options, places: tuple[str, ...], drop_layers: int) -> None:
+def insert(model: nn.Module, options: Options, places: Places, drop_layers: int) -> None:
     """Put adapters at the targets, except in the first `drop_layers` layers.
 
     Raises:
@@ -110,10 +112,15 @@ def _with_adapter(module: nn.Module, options: Options) -> AdaptedModule:
     return AfterLinear(module, options) if is_linear(module) else AroundNorm(module, options)  # type: ignore[arg-type]
 
 
-def known_place(model: nn.Module, places: tuple[str, ...]) -> str | None:
-    """The first of the patterns that names something in the model."""
+def known_place(model: nn.Module, places: Places) -> str | None:
+    """The first of the places that are all there in the model, as one pattern."""
     paths = [path for path, _ in model.named_modules()]
-    return next((place for place in places if any(re.fullmatch(place, path) for path in paths)), None)
+
+    def is_there(pattern: str) -> bool:
+        return any(re.fullmatch(pattern, path) for path in paths)
+
+    found = next((patterns for patterns in places if all(map(is_there, patterns))), None)
+    return None if found is None else "|".join(found)
 
 
 def train_norms(model: nn.Module) -> None:
@@ -151,7 +158,7 @@ class BottleneckMethod(InjectionMethod):
         places: the patterns that `target_modules=None` stands for.
     """
 
-    places: tuple[str, ...]
+    places: Places
 
     @property
     def base_use(self) -> BaseUse:

@@ -32,6 +32,11 @@ def lora_config(**fixed: Any) -> Callable[..., Any]:
             raise ValueError(
                 f"init_lora_weights={start!r} is not allowed: it needs training data: {_OTHERWISE[start]}."
             )
+        if str(start).startswith("pissa_niter"):
+            raise ValueError(
+                f"init_lora_weights={start!r} is not allowed: PEFT draws this start anew when it loads the adapter, "
+                "and changes W0 by it: see the method pissa, whose singular vectors are exact."
+            )
         for name, instead in _UNREAD.items():
             if options.get(name) is not None:
                 raise ValueError(f"{name} is not allowed, as nothing reads it: {instead}.")

@@ -12,7 +12,7 @@ from ..deploy.wrappers import output_embeddings
 from ..errors import FormError, NotFiniteError, unknown
 from ..tuner.naming import ALL_LINEAR, named
 from ..tuner.peft_names import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-from ..tuner.targets import model_type
+from ..tuner.targets import is_uncalled, model_type
 from .adapted_module import AdaptedModule
 from .linear import is_linear
 from .parameters import head_modules, is_in
@@ -47,7 +47,11 @@ def target_paths(model: nn.Module, options: Mapping[str, Any], default: list[str
     among = None
     if chosen == ALL_LINEAR:
         output = output_embeddings(model)
-        linear = [path for path, module in model.named_modules() if is_linear(module) and module is not output]
+        linear = [
+            path
+            for path, module in model.named_modules()
+            if is_linear(module) and module is not output and not is_uncalled(model, path, module)
+        ]
         among = {path for path in linear if not is_in(path, heads)}
         chosen = sorted(
             {path.rpartition(".")[2] for path in among}
@@ -64,6 +68,11 @@ def target_paths(model: nn.Module, options: Mapping[str, Any], default: list[str
         raise ValueError(
             f"target_modules={chosen!r} names nothing in {type(model).__name__} that is left to adapt. Its linear "
             f"layers are named {', '.join(sorted(_linear_names(model)))}."
+        )
+    if refused := [path for path in paths if is_uncalled(model, path, model.get_submodule(path))]:
+        raise ValueError(
+            f"target_modules: {type(model).__name__} reads the weight of {refused[0]} without calling it, or the "
+            "layer's output is more than a linear map: nothing can be added to it. Leave it out with exclude_modules."
         )
     return paths
 

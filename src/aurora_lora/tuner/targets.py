@@ -95,6 +95,16 @@ def bypassed_by(model: Any, path: str) -> str | None:
     return kind if f".{path}".endswith(ends) else None
 
 
+def is_uncalled(model: Any, path: str, module: nn.Module) -> bool:
+    """Whether a module of this model is a linear layer that the model does not call, or one whose output is more than a
+    linear map: an adapter there would do nothing, or something else."""
+    return (
+        isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
+        or type(module).__name__ in OTHER_OUTPUTS
+        or (isinstance(module, nn.Linear) and bypassed_by(model, path) is not None)
+    )
+
+
 def check_called(model: Any, key: str) -> None:
     """Raise a ValueError where a model reads the weight of a layer without calling the layer, or changes it in `eval`.
 
@@ -129,14 +139,7 @@ def leave_out_uncalled(config: Any, model: nn.Module) -> None:
     """
     if not isinstance(config.target_modules, str) or config.target_modules.lower() != ALL_LINEAR:
         return
-    kind = nn.modules.linear.NonDynamicallyQuantizableLinear
-    paths = sorted(
-        path
-        for path, module in model.named_modules()
-        if isinstance(module, kind)
-        or type(module).__name__ in OTHER_OUTPUTS
-        or (isinstance(module, nn.Linear) and bypassed_by(model, path))
-    )
+    paths = sorted(path for path, module in model.named_modules() if is_uncalled(model, path, module))
     given = config.exclude_modules
     if not paths or (isinstance(given, str) and all(re.fullmatch(given, path) for path in paths)):
         return

@@ -564,6 +564,26 @@ def test_a_run_that_failed_of_something_else_is_tried_again(write: Callable[...,
         assert [score for _, score in sweep.trials(setting)] == [1.0, pytest.approx(0.971)]
 
 
+def test_of_equal_values_of_a_form_the_first_is_chosen(write: Callable[..., Path], tmp_path: Path) -> None:
+    """Of those that were drawn, whatever the deployed form's scores say."""
+    rates = [1e-3, 1e-2, 3e-2]
+    tuning = {"budget": 3, "space": {"training.learning_rate": rates}, "each_form": True}
+
+    def equal(job: Job) -> Outcome:
+        outcome = fake_forms(job)
+        result: Any = outcome.result
+        if "validation_by_form" in result["metric"]:
+            result["metric"]["validation_by_form"]["static"]["accuracy"] = 0.5
+        return outcome
+
+    sweep = Sweep(load_study(write(tuning=tuning)), tmp_path / "out", InProcess(equal))
+    sweep.tune()
+    (aurora,) = (one for one in sweep.study.settings if sweep.choices.chosen_by_form(one))
+    chosen = {form: one[0]["training.learning_rate"] for form, one in sweep.choices.chosen_by_form(aurora).items()}
+    assert (chosen["static"], chosen["dynamic"]) == (rates[0], rates[-1])
+    assert sweep.trials(aurora)[0][0]["training.learning_rate"] != rates[0]
+
+
 def test_of_equal_values_the_first_is_chosen_also_where_its_run_was_tried_again(
     write: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -125,6 +125,7 @@ def test_seeds_with_splits_of_their_own_are_one_setting(make_result: Callable[..
     [
         ("calibration", ({"examples": 16}, {"examples": 256})),
         ("model", ({"name": "m", "quantization": None}, {"name": "m", "quantization": "nf4"})),
+        ("prior", (None, {"prompt": "a photo of a dog", "images": 100})),
     ],
 )
 def test_runs_that_differ_in_their_base_or_calibration_are_told_apart(

@@ -37,6 +37,20 @@ def test_both_ends_of_the_parameters_where_runs_differ(runs: Path, tmp_path: Pat
     assert ">1,250 to 1,300</td>" in (tmp_path / "page.html").read_text()
 
 
+def test_a_metric_that_one_setting_alone_has(runs: Path, tmp_path: Path) -> None:
+    """It was not measured elsewhere, which is not a score that is not finite."""
+    for path in runs.glob("*/result.json"):
+        found = json.loads(path.read_text())
+        if found["method"] == "lora":
+            for scores in found["metric"]["by_form"].values():
+                scores["nll"] = 0.5
+            path.write_text(json.dumps(found))
+    write_page(load_sections([runs]), tmp_path / "page.html", "Runs")
+    page = (tmp_path / "page.html").read_text()
+    assert "0.500" in page
+    assert "not finite" not in page
+
+
 def test_scores_that_are_not_finite(runs: Path, tmp_path: Path) -> None:
     """A result has null for them: two seeds of one setting, all of another, also on the way."""
     for path in runs.glob("*/result.json"):

@@ -163,6 +163,12 @@ def test_the_page_and_the_tables(summary: dict[str, Any]) -> None:
     assert (len(scores.rows), len(differences.rows)) == (3, 2)
 
 
+def test_a_metric_that_one_setting_alone_has(summary: dict[str, Any]) -> None:
+    lora, _ = summary["settings"]
+    lora["by_form"]["merged"]["written"] = {"scores": [0.5] * 3, "mean": 0.5, "std": 0.0}
+    assert "not finite" not in study_page(summary)
+
+
 def test_scores_that_are_not_finite(summary: dict[str, Any]) -> None:
     lora, aurora = summary["settings"]
     lora["by_form"]["merged"]["accuracy"] = {"scores": [None] * 3, "mean": None, "std": None}

@@ -43,7 +43,7 @@ class Choices:
     Args:
         study: the study.
         folder: where its logs are.
-        trials: gives the tuned values of a setting with their scores, best first; None where the run failed.
+        trials: gives the tuned values of a setting with their scores, as they were drawn; None where the run failed.
         result: gives the finished run of a setting with some values and a seed, if there is one.
     """
 

@@ -89,7 +89,7 @@ class Comparison(Section):
     """A setting by its name, or `{setting: NAME, form: FORM}`; so is the second."""
     second: Side
     margin: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """Within which the two count as equivalent, as the study's metric is shown: 0.5 is half a point of accuracy.
+    """Within which the two count as equivalent, as the task's metric is shown: 0.5 is half a point of accuracy.
     `null`: 1 point of a metric in percent, and no such answer by others."""
     same_runs: bool = False
     """Whether both sides, forms of one setting, are scored in the runs that the first side's form chose: what a merge

@@ -57,7 +57,10 @@ class Sweep:
         self.runs = RunsFile(self.folder)
         self.taken_in = self.runs.collect()
         self.choices = Choices(
-            study, self.folder, self.trials, lambda setting, values, seed: self.job(setting, values, seed).result()
+            study,
+            self.folder,
+            lambda setting: self._trials[setting.name].drawn(),
+            lambda setting, values, seed: self.job(setting, values, seed).result(),
         )
         self._inputs = SameInputs()
         self._errors: dict[Path, str] = {}

@@ -121,9 +121,14 @@ class Trials:
         return sum(trial.state == TrialState.COMPLETE or _DIVERGED in trial.user_attrs for trial in self._all())
 
     def ranked(self) -> list[tuple[dict[str, Any], float | None]]:
-        """The values that were tried with their scores, best first; None where the run failed.
+        """The values that were tried with their scores, best first, equal ones as they were drawn; None where the run
+        failed."""
+        return sorted(self.drawn(), key=lambda one: (one[1] is None, -self.sign * (one[1] or 0.0)))
 
-        Equal ones stay as they were drawn; what was tried again has the place of the first time.
+    def drawn(self) -> list[tuple[dict[str, Any], float | None]]:
+        """The values that were tried with their scores, as they were drawn; None where the run failed.
+
+        What was tried again has the place of the first time.
         """
         again = {each.number: int(each.user_attrs[_AGAIN]) for each in self._all() if _AGAIN in each.user_attrs}
 
@@ -131,8 +136,7 @@ class Trials:
             return first(again[number]) if number in again else number
 
         ended = sorted(self._ended(), key=lambda trial: first(trial.number))
-        found = [(dict(trial.user_attrs[_VALUES]), trial.value) for trial in ended if _VALUES in trial.user_attrs]
-        return sorted(found, key=lambda one: (one[1] is None, -self.sign * (one[1] or 0.0)))
+        return [(dict(trial.user_attrs[_VALUES]), trial.value) for trial in ended if _VALUES in trial.user_attrs]
 
     # ---------------------------------------------------------------- divergence
 

@@ -21,7 +21,6 @@ from .tables import count, finite
 
 OF_RANK = ("r", "alpha", "lora_alpha")
 """Options that change with the rank: settings that differ in these alone are one line of a figure."""
-_SETTLED = ("model", "calibration")
 """Beside method, training and task, the sections of a recipe that settings can differ in."""
 
 
@@ -56,7 +55,7 @@ class Group:
     @property
     def forms(self) -> list[str]:
         """The forms that the runs were evaluated in."""
-        return list(self.runs[0]["metric"]["by_form"])
+        return list(dict.fromkeys(form for run in self.runs for form in run["metric"]["by_form"]))
 
     @property
     def deployed(self) -> str:
@@ -196,17 +195,16 @@ def _is_reference(folder: Path | None) -> bool:
 
 def labels(results: Sequence[Result]) -> list[str]:
     """The method of each, and the fields of its recipe in which runs of that method differ."""
-    sections = ("method", "training", "task", *_SETTLED)
-    return _named(results, [flatten({k: setting(r["recipe"]).get(k, {}) for k in sections}) for r in results])
+    return _named(results, [flatten(setting(result["recipe"])) for result in results])
 
 
 def lines(results: Sequence[Result]) -> list[str]:
-    """The method of each, and what runs of that method differ in of its options, those of the rank left out, and of the
-    task, the model and the calibration: on other data, or another base, the best setting is another question. So it is
+    """The method of each, and what runs of that method differ in of its options, those of the rank left out, and of all
+    other sections but the training: on other data, or another base, the best setting is another question. So it is
     where another metric selects."""
-    recipes = [result["recipe"] for result in results]
+    recipes = [setting(result["recipe"]) for result in results]
     options = [{key: value for key, value in one["method"].items() if key not in OF_RANK} for one in recipes]
-    others = [flatten({section: one.get(section, {}) for section in ("task", *_SETTLED)}) for one in recipes]
+    others = [flatten({name: one[name] for name in one if name not in ("method", "training")}) for one in recipes]
     others = [
         {**other, "select_by": one.get("training", {}).get("select_by")}
         for one, other in zip(recipes, others, strict=True)

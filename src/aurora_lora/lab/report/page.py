@@ -60,7 +60,8 @@ def write_page(sections: Sequence[Section], path: Path, title: str) -> None:
 def _section(section: Section) -> dict[str, Any]:
     """What the template shows of one task and model, or of one study."""
     found = section.groups
-    metrics = list(dict.fromkeys(m for g in found for f in g.forms for m in g.runs[0]["metric"]["by_form"][f]))
+    by_form = [scores for group in found for run in group.runs for scores in run["metric"]["by_form"].values()]
+    metrics = list(dict.fromkeys(metric for scores in by_form for metric in scores))
     drawn = [(kind, made) for kind, made in figures_of(section) if not isinstance(made, UserError)]
     return {
         "id": section.slug,
@@ -129,6 +130,8 @@ def _rows(group: Group, metrics: Sequence[str], section: Section) -> Iterable[di
             "deployed": form == group.deployed and len(group.forms) > 1,
             "scores": [
                 _score(group.scores(form, metric), metric_named(metric), group.runs_of(form), wanted)
+                if any(metric in run["metric"]["by_form"].get(form, ()) for run in group.runs)
+                else {"mean": "", "interval": ""}  # another setting's
                 for metric in metrics
             ],
         }

@@ -87,7 +87,7 @@ def compare(suite: Suite, chosen: Sequence[Cell], seeds: Sequence[int], results:
                 recipe=cell.recipe,
                 form=cell.row.form,
                 paper=cell.paper,
-                quoted=cell.row.quoted,
+                quoted=cell.row.quoted and cell.column.is_percent,  # the hours are the paper's own
                 scores=scores,
                 ours=median if suite.statistic == "median" else mean,
                 mean=mean,

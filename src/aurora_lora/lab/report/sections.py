@@ -109,8 +109,9 @@ def _study_section(summary: Mapping[str, Any], folder: Path) -> Section:
     if not found:
         raise UserError(f"{folder / SUMMARY}: none of the study's final runs is finished: run aurora sweep again")
     of_runs = {run["model"] for group in found for run in group.runs if "model" in run}
-    model = name_of("model", study.base) or ", ".join(sorted(of_runs)) or "several models"  # settings may name it
-    return Section(study.name, str(model), found, summary)
+    bases = [one.fields.get("model", study.base.get("model")) for one in study.settings]
+    named = {str(name) for base in bases if (name := name_of("model", {"model": base})) is not None}
+    return Section(study.name, ", ".join(sorted(named or of_runs)) or "several models", found, summary)
 
 
 def _study_group(summary: Mapping[str, Any], study: Study, setting: Setting, folder: Path) -> Group:
@@ -125,8 +126,10 @@ def _study_group(summary: Mapping[str, Any], study: Study, setting: Setting, fol
             found = {**found, "metric": {**found["metric"], "by_form": summarised["metric"]["by_form"]}}
         runs.append(summarised if found is None else found)
         folders.append(None if found is None else path)
-    line = re.sub(r"\s*\br=\d+", "", setting.name)
-    return Group(setting.name, runs, line, folders)
+    group = Group(setting.name, runs, setting.name, folders)
+    if group.rank is not None:  # else nothing but its name tells it from others
+        group.line = re.sub(r"\s*\br=\d+", "", setting.name)
+    return group
 
 
 def _summarised(summary: Mapping[str, Any], study: Study, setting: Setting, place: int) -> Result:

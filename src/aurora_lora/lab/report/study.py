@@ -197,8 +197,10 @@ def trained_parameters(setting: Mapping[str, Any]) -> str:
 
 
 def _score(metric: str, score: Mapping[str, Any] | None, seeds: int) -> str:
-    """`83.1 ± 0.4`; of how many seeds, where some have no result."""
-    if score is None or score["mean"] is None:
+    """`83.1 ± 0.4`; of how many seeds, where some have no result. Nothing for a metric that the setting has not."""
+    if score is None:
+        return ""
+    if score["mean"] is None:
         return NOT_FINITE
     show = metric_named(metric).shown
     there = [one for place, one in enumerate(score["scores"]) if place not in score.get("missing", ())]
