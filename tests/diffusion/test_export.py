@@ -87,6 +87,7 @@ def test_stock_diffusers_computes_the_same(tiny: Any, model: Path, tmp_path: Pat
         ({"name": "aurora", "modules_to_save": ["conv_out"]}, "what modules_to_save trains"),
         ({"name": "lora", "init_lora_weights": "pissa"}, "init_lora_weights='pissa' may change it"),
         ({"name": "lora", "init_lora_weights": "olora"}, "init_lora_weights='olora' may change it"),
+        ({"name": "lora", "kasa_config": {}}, "kasa_config may change it"),
         ({"name": "moslora"}, "diffusers loads LoRA, and moslora is none"),
     ],
 )

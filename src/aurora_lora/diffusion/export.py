@@ -34,8 +34,9 @@ def no_lora(method: Method, form: str) -> str | None:
     if method.base_use == "trained":
         return f"a LoRA file of diffusers has no place for the biases that bias={options['bias']!r} trains"
     if method.base_use == "start":
-        start = options["init_lora_weights"]
-        return f"a LoRA file of diffusers is for the base as it is, and init_lora_weights={start!r} may change it"
+        kasa = options.get("kasa_config") is not None
+        start = "kasa_config" if kasa else f"init_lora_weights={options['init_lora_weights']!r}"
+        return f"a LoRA file of diffusers is for the base as it is, and {start} may change it"
     return None
 
 

@@ -112,7 +112,7 @@ def write_lora_card(folder: Path, facts: Facts, form: str) -> None:
 A plain LoRA adapter for {readers}; it needs no package beside {_needs(facts)}.{holds}
 
 It was trained as AuroRA ("{PAPER}") and exported: it computes exactly {FORMS[form].description}.
-{_other_base(facts)}
+{_other_base(facts, form)}
 ## Load it
 
 {_python(_load(facts, packaged=False))}
@@ -212,14 +212,15 @@ def _needs(facts: Facts) -> str:
     return "PEFT" if facts.recipe.base.quantization is None else "PEFT and bitsandbytes"
 
 
-def _other_base(facts: Facts) -> str:
-    """What to know of a base model whose weights on the hub are not those of the training."""
+def _other_base(facts: Facts, form: str | None = None) -> str:
+    """What to know of a base model whose weights on the hub are not those of the training; see `_merge`."""
     source = MODELS.get(facts.recipe.model)
     if not isinstance(source, ModelSource) or source.gguf_file is None:
         return ""
+    of = "" if form is None else f" --form {form}"
     return f"""
 It was trained on the weights of `{source.gguf_file}`, which rounds those of {source.hub_id}: on these, which are loaded
-below, it computes something a little different. `aurora merge RUN --output OUT` merges it into its own base.
+below, it computes something a little different. `aurora merge RUN{of} --output OUT` merges it into its own base.
 """
 
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from aurora_lora import cli
 from aurora_lora.errors import UserError
 from aurora_lora.lab.report.catalogue import write_figures
+from aurora_lora.lab.report.groups import chosen
 from aurora_lora.lab.report.page import write_page
 from aurora_lora.lab.report.sections import load_sections
 
@@ -233,3 +234,29 @@ def test_what_is_no_study_is_refused(study: Path, tmp_path: Path) -> None:
     (study / "study.json").write_text(json.dumps({"study": {"name": "s"}, "settings": []}))
     with pytest.raises(UserError, match=r"does not fit this version: base: this field must be given"):
         load_sections([study])
+
+
+@pytest.mark.parametrize(
+    ("fields", "model"),
+    [({"model": "k"}, "k, m"), ({"model.name": "k"}, "k, m"), ({"model.dtype": "bf16"}, "m")],
+    ids=str,
+)
+def test_a_study_of_several_models(study: Path, fields: dict[str, str], model: str) -> None:
+    path = study / "study.json"
+    found = json.loads(path.read_text())
+    found["study"]["settings"][1]["fields"] = fields
+    path.write_text(json.dumps(found))
+    (section,) = load_sections([study])
+    assert section.model == model
+
+
+def test_settings_of_a_method_without_a_rank_are_all_shown(study: Path) -> None:
+    """Nothing but their names tells them apart."""
+    path = study / "study.json"
+    found = json.loads(path.read_text())
+    for one, target in zip(found["study"]["settings"][:2], (4, 8), strict=True):
+        one["method"] = {"name": "adalora", "target_r": target, "init_r": 2 * target}
+    path.write_text(json.dumps(found))
+    shutil.rmtree(study / "runs")
+    (section,) = load_sections([study])
+    assert sum(map(len, chosen(section.groups).values())) == len(section.groups) == 3

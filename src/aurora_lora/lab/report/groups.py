@@ -21,7 +21,6 @@ from .tables import count, finite
 
 OF_RANK = ("r", "alpha", "lora_alpha")
 """Options that change with the rank: settings that differ in these alone are one line of a figure."""
-"""Beside method, training and task, the sections of a recipe that settings can differ in."""
 
 
 @dataclass
@@ -195,7 +194,10 @@ def _is_reference(folder: Path | None) -> bool:
 
 def labels(results: Sequence[Result]) -> list[str]:
     """The method of each, and the fields of its recipe in which runs of that method differ."""
-    return _named(results, [flatten(setting(result["recipe"])) for result in results])
+    recipes = [setting(result["recipe"]) for result in results]
+    first = ("method", "training", "task", "model", "calibration")
+    in_order = [{name: one[name] for name in (*first, *one) if name in one} for one in recipes]
+    return _named(results, [flatten(one) for one in in_order])
 
 
 def lines(results: Sequence[Result]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from ...errors import UserError
 from ...field_errors import validated
 from ...files import below, read_json, reading, slug
 from ...tasks import TASKS
-from ...training.reading import name_of, task_name, title_of
+from ...training.reading import name_of, set_field, task_name, title_of
 from ...training.storage import RESULT
 from ..experiments.runs_file import RunsFile
 from ..experiments.study import SUMMARY, Setting, Study
@@ -109,9 +110,17 @@ def _study_section(summary: Mapping[str, Any], folder: Path) -> Section:
     if not found:
         raise UserError(f"{folder / SUMMARY}: none of the study's final runs is finished: run aurora sweep again")
     of_runs = {run["model"] for group in found for run in group.runs if "model" in run}
-    bases = [one.fields.get("model", study.base.get("model")) for one in study.settings]
-    named = {str(name) for base in bases if (name := name_of("model", {"model": base})) is not None}
+    named = {str(name) for one in study.settings if (name := _model_of(study, one)) is not None}
     return Section(study.name, ", ".join(sorted(named or of_runs)) or "several models", found, summary)
+
+
+def _model_of(study: Study, setting: Setting) -> Any:
+    """The name of the model that a setting fine-tunes; None where neither it nor the study names one."""
+    values = copy.deepcopy({"model": study.base.get("model")})
+    for field, value in setting.fields.items():
+        if field.partition(".")[0] == "model":
+            set_field(values, field, copy.deepcopy(value))
+    return name_of("model", values)
 
 
 def _study_group(summary: Mapping[str, Any], study: Study, setting: Setting, folder: Path) -> Group:
