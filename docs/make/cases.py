@@ -95,6 +95,22 @@ _FITTED = tuple(
         f"Behind a fitted head, are {their}ranks by the gradients better than r=2 on query and value",
     )
 )
+_FITTED_RANKS = (*_FITTED, RANKS[1], _LORA_RANKS[1], *QUARTER)
+_ATTENTION = (
+    *(
+        f"{behind} {ranks}"
+        for behind in ("Are", "Behind a fitted head, are")
+        for ranks in (
+            "ranks by the gradients better than r=1 on the attention projections with LoRA's start",
+            "LoRA's ranks by the gradients better than r=1 on the attention projections",
+        )
+    ),
+    "Is r=1 on the attention projections better than r=2 on query and value",
+    "Is LoRA's r=1 on the attention projections better than r=2 on query and value",
+    "Is LoRA r=1 on the attention projections above LoRA r=8",
+)
+_SAME_ATTENTION = "Is AuroRA above LoRA at r=1 on the attention projections"
+_START_OF_ATTENTION = "Does the aligned start help LoRA r=1 on the attention projections"
 _FITTED_METHODS = "Behind a fitted head, with the same budget, is AuroRA above LoRA at a quarter"
 _OWN_START = "LoRA with half of the weights and its own start: above LoRA r=8"
 
@@ -133,6 +149,7 @@ CASES = {
             _OWN_START,
             EVERYWHERE,
             *_TWO_EVERYWHERE,
+            *_ATTENTION,
         ),
     },
     "same rank": {
@@ -158,6 +175,8 @@ CASES = {
             *_NO_SKIP_ALIGNED.values(),
             *TWO_METHODS,
             *_TWO_METHODS_TOO[:2],
+            _FITTED_METHODS,
+            _SAME_ATTENTION,
         ),
         **dict.fromkeys(
             _IMAGES,
@@ -179,7 +198,7 @@ CASES = {
             _FITTED_METHODS,
         ),
     },
-    "fitted head": {"starts-digits": (*_FITTED, RANKS[1], _LORA_RANKS[1], *QUARTER)},
+    "fitted head": dict.fromkeys(("starts-digits", "ranks-movie-rating"), _FITTED_RANKS),
     "skip": {
         **dict.fromkeys(("captured-effect", "movie-sentiment", "movie-rating"), _SKIP),
         "ranks-short": (
@@ -203,7 +222,7 @@ CASES = {
             "Does the aligned start help r=1 everywhere",
             "Does the aligned start help a quarter",
         ),
-        "ranks-movie-rating": (*_START_OF_EACH, *_START_OF_RANKS),
+        "ranks-movie-rating": (*_START_OF_EACH, *_START_OF_RANKS, _START_OF_ATTENTION),
         **dict.fromkeys(_IMAGES, (*_START, _LORA_START)),
         **dict.fromkeys(("ranks-wikihow-goal", *_STARTS), _START_OF_EACH),
     },
