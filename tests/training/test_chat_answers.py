@@ -291,7 +291,7 @@ def test_a_row_without_a_question(model: Path, tmp_path: Path, row: Any, message
 
 def predictor_of(answers: Callable[[list[Any], int], list[dict[str, Any]]], folder: Path) -> Any:
     """A model of conversations, in a folder of its own."""
-    fields = {"columns": {}, "encoding": None, "folder": folder / "model", "form_name": None}
+    fields = {"columns": {}, "data": None, "folder": folder / "model", "form_name": None}
     tokenizer = SimpleNamespace(chat_template=None)
     return SimpleNamespace(kind=KINDS["chat"], answers_to=answers, processor=tokenizer, **{"dtype": None, **fields})
 
