@@ -6,13 +6,14 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from datasets import ClassLabel, Dataset, Features, Image, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from own_rows import ALL, QUESTION, TEXT, load
 from pyarrow import parquet
 
 from aurora_lora.errors import ArgumentError, UserError
+from aurora_lora.tasks.own import source
 from aurora_lora.tasks.own.kinds import OWN
-from aurora_lora.tasks.own.source import OwnData, open_data, open_file
+from aurora_lora.tasks.own.source import OwnData, open_data, open_file, open_test
 
 ROWS = [{"review": f"film {n}", "stars": str(n % 3)} for n in range(12)]
 
@@ -145,6 +146,33 @@ def test_the_split_to_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         open_file("owner/name", own=OwnData("other/name", config="short"))
     with pytest.raises(ArgumentError, match=r"^'none' is no file, no folder"):
         open_file("none", own=own)
+
+
+def test_configuration_and_revision_are_those_of_what_a_run_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Hub:
+        def __init__(self, repo: str, config: str | None, revision: str | None) -> None:
+            asked.append((repo, config, revision))
+
+        def load_all(self) -> tuple[DatasetDict, str]:
+            return DatasetDict({"train": Dataset.from_list(ROWS)}), "commit"
+
+        def copy(self) -> None:
+            return None
+
+    monkeypatch.setattr(source, "HubData", Hub)
+    own = OwnData("owner/name", config="short", revision="v2")
+    open_file("owner/name", own=own)
+    open_file("other/name", own=own)
+    open_test(own, "owner/name")
+    open_test(own, "other/name")
+    assert asked == [
+        ("owner/name", "short", "v2"),
+        ("other/name", None, None),
+        ("owner/name", "short", "v2"),
+        ("other/name", "short", None),
+    ]
 
 
 def test_files_of_a_folder_with_different_columns(tmp_path: Path) -> None:
