@@ -277,5 +277,5 @@ def test_a_start_that_takes_from_the_base_is_one() -> None:
 def test_a_variant_that_peft_cannot_merge(make_model: Callable[[str], nn.Module]) -> None:
     method = METHODS["lora"].bind({"alora_invocation_tokens": [3]})
     model = method.apply(make_model("llama-lm"), "CAUSAL_LM")
-    with pytest.raises(FormError, match="PEFT cannot merge this adapter: aLoRA does not support merging"):
+    with pytest.raises(FormError, match="This adapter cannot be merged: aLoRA does not support merging"):
         method.merge(model, "merged")

@@ -287,7 +287,7 @@ def merge_and_unload(model: Any) -> PreTrainedModel:
     try:
         merged: PreTrainedModel = model.merge_and_unload()
     except NotImplementedError as error:  # a variant of LoRA
-        raise FormError(f"PEFT cannot merge this adapter: {one_line(error)}") from error
+        raise FormError(f"This adapter cannot be merged: {one_line(error)}") from error
     untie_all(merged)  # a module that was trained whole has replaced the tied one only now
     return merged
 

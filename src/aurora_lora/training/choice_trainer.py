@@ -14,7 +14,7 @@ from ..meanwhile import meanwhile
 from .choices import NEW_TOKENS, Questions, choice_scores, generated_choices, learned_positions, takes
 from .model_inputs import most_tokens
 from .recipe import Recipe
-from .trainer import ScoringTrainer
+from .scoring_trainer import ScoringTrainer
 
 
 class LanguageTrainer(ScoringTrainer):

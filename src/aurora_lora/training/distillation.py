@@ -26,8 +26,8 @@ from .finished_run import TrainedRun, load_run
 from .losses import per_item, squared_errors
 from .models import load_base_model
 from .recipe import Recipe
+from .scoring_trainer import ScoringTrainer
 from .storage import ADAPTER, adapter_digests
-from .trainer import ScoringTrainer
 
 
 @dataclass(frozen=True)
