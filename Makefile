@@ -12,7 +12,7 @@ help:
 	@echo "make test   run the tests"
 	@echo "make fuzz   draw more than 20,000 hostile inputs and kill runs, into results/reliability and docs/ (about 10 minutes)"
 	@echo "make conformance   run PEFT's own tests against AuroRA (about 5 minutes)"
-	@echo "make lint   ruff, mypy, and that imports run one way"
+	@echo "make lint   ruff, mypy, the directions of imports, the size of each room, and what the documents say"
 	@echo "make bench  speed and memory against PEFT's LoRA, into results/bench and docs/ (about 25 minutes)"
 	@echo "make docs   put the tables and figures into docs/"
 	@echo "make site   docs/ as a site, in build/site"
@@ -39,7 +39,7 @@ demo: $(VENV)/.train
 
 # TEST_JOBS processes of one thread each, a file of tests at a time.
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile --no-loadscope-reorder --ignore tests/lint
 
 # Small draws of the same are part of the tests.
 fuzz: $(VENV)/.dev
@@ -73,6 +73,8 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
+	$(BIN)/python tests/lint/budgets.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile tests/lint
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis

@@ -25,12 +25,12 @@ import torch
 
 from aurora_lora import calibrate, set_form
 from aurora_lora.files import write_json
-from aurora_lora.training.build import make_trainer
-from aurora_lora.training.data import without_targets
-from aurora_lora.training.finished_run import load_run
-from aurora_lora.training.memory import process_peak_memory, reset_peak_memory
-from aurora_lora.training.progress import quiet_libraries
-from aurora_lora.training.storage import ADAPTER
+from aurora_lora.train.build import make_trainer
+from aurora_lora.train.data import without_targets
+from aurora_lora.train.finished_run import load_run
+from aurora_lora.train.memory import process_peak_memory, reset_peak_memory
+from aurora_lora.train.progress import quiet_libraries
+from aurora_lora.train.storage import ADAPTER
 
 SIZES = (16, 32, 64, 128, 256, 512, 1024)
 

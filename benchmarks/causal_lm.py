@@ -25,12 +25,12 @@ from peft import get_peft_model
 from transformers import get_linear_schedule_with_warmup, set_seed
 
 from aurora_lora import AuroraConfig, calibrate, merge_gap
+from aurora_lora.data import SplitSizes, get_task
 from aurora_lora.files import write_json
-from aurora_lora.tasks import SplitSizes, get_task
-from aurora_lora.training.data import without_targets
-from aurora_lora.training.memory import process_peak_memory, reset_peak_memory
-from aurora_lora.training.models import load_base_model, load_tokenizer
-from aurora_lora.training.progress import quiet_libraries
+from aurora_lora.train.data import without_targets
+from aurora_lora.train.memory import process_peak_memory, reset_peak_memory
+from aurora_lora.train.models import load_base_model, load_tokenizer
+from aurora_lora.train.progress import quiet_libraries
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
 

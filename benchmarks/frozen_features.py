@@ -36,13 +36,13 @@ from torch.nn import functional
 from transformers import AutoModel
 
 from aurora_lora import AuroraConfig, calibrate, set_form
+from aurora_lora.data import SplitSizes, get_task
+from aurora_lora.data.metrics import classification_metrics, regression_metrics
+from aurora_lora.data.models import resolve_model
 from aurora_lora.files import new_file, write_text
 from aurora_lora.methods.bottleneck import AfterLinear
-from aurora_lora.tasks import SplitSizes, get_task
-from aurora_lora.tasks.metrics import classification_metrics, regression_metrics
-from aurora_lora.tasks.models import resolve_model
-from aurora_lora.training.models import load_tokenizer
-from aurora_lora.training.progress import quiet_libraries
+from aurora_lora.train.models import load_tokenizer
+from aurora_lora.train.progress import quiet_libraries
 
 RANKS = (2, 8, 32)
 AURORA: dict[str, dict[str, Any]] = {

@@ -29,9 +29,9 @@ from aurora_lora.deploy.plan import pack_layers, rounding_bytes
 from aurora_lora.files import write_json
 from aurora_lora.lab.bench.analytic_cost import LLAMA3_8B, Shapes
 from aurora_lora.lab.bench.timing import cpu_seconds
-from aurora_lora.training.data import load_data
-from aurora_lora.training.models import load_tokenizer
-from aurora_lora.training.progress import quiet_libraries
+from aurora_lora.train.data import load_data
+from aurora_lora.train.models import load_tokenizer
+from aurora_lora.train.progress import quiet_libraries
 
 PROJECTIONS = list(LLAMA3_8B.layers())
 BLOCKS, D, D_KV, D_FF = LLAMA3_8B.blocks, LLAMA3_8B.hidden, LLAMA3_8B.kv, LLAMA3_8B.intermediate

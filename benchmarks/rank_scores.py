@@ -33,12 +33,12 @@ from aurora_lora.deploy.loss import Loss
 from aurora_lora.deploy.probe_result import Probe
 from aurora_lora.deploy.ranks import cost, share_out, squared_by_weight
 from aurora_lora.deploy.sketch import LayerProbe
-from aurora_lora.training import probing, train
-from aurora_lora.training.data import Data
-from aurora_lora.training.probing import probe_for
-from aurora_lora.training.progress import quiet_libraries
-from aurora_lora.training.reading import validate
-from aurora_lora.training.recipe import Recipe
+from aurora_lora.train import probing, train
+from aurora_lora.train.data import Data
+from aurora_lora.train.probing import probe_for
+from aurora_lora.train.progress import quiet_libraries
+from aurora_lora.train.reading import validate
+from aurora_lora.train.recipe import Recipe
 
 BUDGET = 18_432
 RATE = 5e-3

@@ -43,8 +43,8 @@ with needs("train"):
         PreTrainedTokenizerFast,
     )
 
-    from aurora_lora.tasks import SplitSizes, get_task
-    from aurora_lora.tasks.models import resolve_model
+    from aurora_lora.data import SplitSizes, get_task
+    from aurora_lora.data.models import resolve_model
 
 TINY = "tiny"
 Batch = dict[str, torch.Tensor]

@@ -20,16 +20,16 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import BertForSequenceClassification
 from typer.testing import CliRunner
 
-sys.path.insert(0, str(Path(__file__).parent / "training"))
+sys.path.insert(0, str(Path(__file__).parent / "train"))
 
 import tiny
 
 from aurora_lora import __version__, cli
 from aurora_lora.cli import common
 from aurora_lora.errors import ArgumentError
-from aurora_lora.training import gap_and_export, yaml_text
-from aurora_lora.training import run as run_module
-from aurora_lora.training.finished_run import load_run
+from aurora_lora.train import gap_and_export, yaml_text
+from aurora_lora.train import run as run_module
+from aurora_lora.train.finished_run import load_run
 
 Invoke = Callable[..., Any]
 common.NOTICE_AFTER = 60.0  # a slow machine says no more than a fast one

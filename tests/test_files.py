@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from aurora_lora import files, folders
 from aurora_lora.errors import UserError
 from aurora_lora.lab.experiments.runs_file import RunsFile
-from aurora_lora.training import yaml_text
-from aurora_lora.training.data_record import check_record
-from aurora_lora.training.results import read_result
+from aurora_lora.train import yaml_text
+from aurora_lora.train.data_record import check_record
+from aurora_lora.train.results import read_result
 
 
 def test_a_linked_file_stays_linked(tmp_path: Path) -> None:

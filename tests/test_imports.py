@@ -59,12 +59,12 @@ def test_every_package_is_there_without_an_import_of_its_own() -> None:
     python("""
         import sys
         import aurora_lora
-        packages = "tuner", "deploy", "ops", "methods", "tasks", "training", "diffusion", "lab"
+        packages = "tuner", "deploy", "ops", "methods", "data", "train", "diffusion", "lab"
         assert set(packages) <= set(dir(aurora_lora))
         assert not [name for name in packages if f"aurora_lora.{name}" in sys.modules]
         for name in packages:
             assert getattr(aurora_lora, name) is sys.modules[f"aurora_lora.{name}"]
-        assert aurora_lora.training.load_recipe and aurora_lora.tasks.TASKS and aurora_lora.methods.METHODS
+        assert aurora_lora.train.load_recipe and aurora_lora.data.TASKS and aurora_lora.methods.METHODS
     """)
 
 

@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from aurora_lora.data import gguf
+from aurora_lora.data.fetch import Archive, fetch
+from aurora_lora.data.models import VIT_FASHION
 from aurora_lora.errors import UserError
 from aurora_lora.lab.experiments.engines import InProcess
 from aurora_lora.lab.experiments.jobs import run_job
@@ -16,10 +19,7 @@ from aurora_lora.lab.experiments.runs_file import RunsFile
 from aurora_lora.lab.experiments.study import load_study
 from aurora_lora.lab.experiments.sweep import Sweep
 from aurora_lora.locks import held
-from aurora_lora.tasks import gguf
-from aurora_lora.tasks.fetch import Archive, fetch
-from aurora_lora.tasks.models import VIT_FASHION
-from aurora_lora.training import pretraining
+from aurora_lora.train import pretraining
 
 HOLD = """
 import pathlib, sys
@@ -72,7 +72,7 @@ def test_without_locks_on_a_file_system_that_has_none(
 ) -> None:
     """A file in place of the lock, which filelock warns of, would be there after a kill, and waited for."""
     monkeypatch.setenv("AURORA_LORA_CACHE", str(tmp_path / "cache"))
-    for name in ("tasks.fetch._fetch", "tasks.gguf._convert", "training.pretraining._make"):
+    for name in ("data.fetch._fetch", "data.gguf._convert", "train.pretraining._make"):
         monkeypatch.setattr(f"aurora_lora.{name}", lambda *_: None)
     with warnings.catch_warnings(action="error"):
         USERS[user](tmp_path)

@@ -10,14 +10,14 @@ import torch
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 
-sys.path.insert(0, str(Path(__file__).parent / "training"))
+sys.path.insert(0, str(Path(__file__).parent / "train"))
 
 import tiny
 
 import aurora_lora
 from aurora_lora import set_form
-from aurora_lora.training import load_recipe, load_run, train, yaml_text
-from aurora_lora.training.predicting import predict
+from aurora_lora.train import load_recipe, load_run, train, yaml_text
+from aurora_lora.train.predicting import predict
 
 SCRIPT = """
     import sys

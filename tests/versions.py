@@ -41,10 +41,10 @@ TESTS = (
     "tests/tuner",
     "tests/deploy",
     "tests/methods",
-    "tests/training/test_callback.py",
-    "tests/training/test_card.py",
-    "tests/training/test_recipe.py",
-    "tests/training/test_run.py",
+    "tests/train/test_callback.py",
+    "tests/train/test_card.py",
+    "tests/train/test_recipe.py",
+    "tests/train/test_run.py",
     "--ignore=tests/deploy/test_calibrate_scale.py",
 )
 SHOWN = ("torch", "peft", "transformers", "numpy")

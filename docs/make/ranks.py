@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from aurora_lora.data.metrics import metric_named
 from aurora_lora.lab.report.groups import interval
 from aurora_lora.lab.report.ranks_figure import ranks_tables
-from aurora_lora.tasks.metrics import metric_named
 from aurora_lora.text_table import TextTable
 
 USED = "S^2 by weight"

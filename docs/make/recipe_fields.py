@@ -13,7 +13,7 @@ from aurora_lora.field_errors import is_section, members
 from aurora_lora.lab.experiments.study import Study
 from aurora_lora.methods import Method
 from aurora_lora.text_table import TextTable
-from aurora_lora.training.recipe import Recipe
+from aurora_lora.train.recipe import Recipe
 
 WORDS = {int: "whole number", float: "number", str: "text", bool: "`true` or `false`", Method: "name or section"}
 RECIPES: dict[str, type[BaseModel]] = {"recipe": Recipe, "recipe of a subject": SubjectRecipe, "study": Study}

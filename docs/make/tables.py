@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from aurora_lora.data import TASKS, Task
+from aurora_lora.data.metrics import metric_named
 from aurora_lora.files import NOT_FINITE
 from aurora_lora.lab.report.study import study_tables
 from aurora_lora.lab.report.tables import count, spread
-from aurora_lora.tasks import TASKS, Task
-from aurora_lora.tasks.metrics import metric_named
 from aurora_lora.text_table import TextTable
-from aurora_lora.training.kinds import kind_of
-from aurora_lora.training.results import task_chance
+from aurora_lora.train.kinds import kind_of
+from aurora_lora.train.results import task_chance
 
 
 def tasks_table(tasks: Iterable[Task]) -> str:

@@ -15,7 +15,6 @@ import importlib
 from typing import TYPE_CHECKING
 
 from ._version import __version__
-from .after_peft import register_with_peft
 from .errors import (
     AlreadyMergedError,
     ArgumentError,
@@ -30,15 +29,16 @@ from .errors import (
     UserError,
 )
 from .extras import extra
+from .peft_import_hook import register_with_peft
 
 if TYPE_CHECKING:
+    from . import data as data
     from . import deploy as deploy
     from . import diffusion as diffusion
     from . import lab as lab
     from . import methods as methods
     from . import ops as ops
-    from . import tasks as tasks
-    from . import training as training
+    from . import train as train
     from . import tuner as tuner
     from .deploy import (
         CalibrationReport,
@@ -121,7 +121,7 @@ __all__ = [
 _ROOMS = ("tuner", "deploy", "ops")
 """Imported when something of them is asked for: they import torch and PEFT, which takes seconds."""
 
-_OF_RECIPES = ("methods", "tasks", "training", "diffusion", "lab")
+_OF_RECIPES = ("methods", "data", "train", "diffusion", "lab")
 """Imported likewise; they need what the extra `train` installs."""
 
 

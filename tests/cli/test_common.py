@@ -13,7 +13,7 @@ from accelerate import PartialState
 from aurora_lora.cli import printing
 from aurora_lora.cli.common import plain_errors
 from aurora_lora.errors import UserError
-from aurora_lora.main_process import launched_as_main
+from aurora_lora.machine import launched_as_main
 
 FULL = (
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 15.77 GiB of which 1.06 GiB is "

@@ -61,9 +61,9 @@ def test_a_link_in_its_place_is_refused_before_anything_is_measured(
         ("adapter_gap", "adapter_gap"),
         ("ranking", "ranking"),
     ):
-        monkeypatch.setattr(f"aurora_lora.training.{module}.{function}", measured)
+        monkeypatch.setattr(f"aurora_lora.train.{module}.{function}", measured)
     run = SimpleNamespace(test_sets=("test",), subject="a run")
-    monkeypatch.setattr("aurora_lora.training.finished_run.load_run", lambda folder: run)
+    monkeypatch.setattr("aurora_lora.train.finished_run.load_run", lambda folder: run)
     monkeypatch.setattr(ranks, "make_models", lambda models: None)
     (tmp_path / name).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UserError, match=rf"{name} is a link: "):

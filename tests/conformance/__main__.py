@@ -25,8 +25,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from aurora_lora.cores import usable_cores
 from aurora_lora.files import write_json
+from aurora_lora.machine import usable_cores
 
 from . import hub
 from .plugin import RECORD

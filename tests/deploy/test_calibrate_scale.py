@@ -157,7 +157,7 @@ def test_the_gpu_with_the_least_room_counts(monkeypatch):
 
 LLAMA_SHAPES = """
     import importlib, torch
-    from aurora_lora.training.memory import process_peak_memory, reset_peak_memory
+    from aurora_lora.train.memory import process_peak_memory, reset_peak_memory
     from peft import get_peft_model
     from torch import nn
     import aurora_lora

@@ -113,10 +113,10 @@ def test_plain_float32_products_would_not_do(slow, name):
 def test_hidden_states_of_minilm(slow):
     from transformers import AutoModel, AutoTokenizer
 
+    from aurora_lora.data.models import resolve_model
+    from aurora_lora.data.movie_sentences import MOVIE_SENTIMENT
+    from aurora_lora.data.task import SplitSizes
     from aurora_lora.errors import UserError
-    from aurora_lora.tasks.models import resolve_model
-    from aurora_lora.tasks.movie_sentences import MOVIE_SENTIMENT
-    from aurora_lora.tasks.task import SplitSizes
 
     try:
         path = resolve_model("minilm-l6")

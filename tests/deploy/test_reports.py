@@ -15,7 +15,7 @@ from aurora_lora.deploy.merge_quantized import LayerMerge, QuantizedMerge
 from aurora_lora.deploy.probe_file import write_probe
 from aurora_lora.deploy.sketch import LayerProbe
 from aurora_lora.errors import CheckpointError
-from aurora_lora.training import CalibrationCallback
+from aurora_lora.train import CalibrationCallback
 
 COMMON = ["max_memory", "tokenizer", "text_columns", "batch_size", "examples", "max_length", "progress"]
 

@@ -11,7 +11,7 @@ from forks import Order, forked
 
 pytest.importorskip("diffusers", reason="diffusers is not installed")
 
-ZYGOTE = Path(__file__).parents[1] / "training" / "zygote.py"
+ZYGOTE = Path(__file__).parents[1] / "train" / "zygote.py"
 IMPORTS = (*(f"aurora_lora.diffusion.{name}" for name in ("run", "summary", "finished_run")), "diffusers")
 
 
@@ -55,7 +55,7 @@ def train(
     aurora: Callable[..., list[Order]], tiny: Any, model: Path, images: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., list[Order]]:
     """`train((folder, changes, strike), ...)`: tiny recipes with changes, at the same time."""
-    from aurora_lora.training import yaml_text
+    from aurora_lora.train import yaml_text
 
     def run(*wanted: tuple[Path, Order, Order]) -> list[Order]:
         orders = []

@@ -23,8 +23,8 @@ from aurora_lora.diffusion.finished_run import export_subject, generate, load_su
 from aurora_lora.diffusion.pipeline import Diffusion
 from aurora_lora.diffusion.random_numbers import seed_of
 from aurora_lora.errors import UserError
-from aurora_lora.training.results import read_result
-from aurora_lora.training.weights_digest import sampled_digest
+from aurora_lora.train.results import read_result
+from aurora_lora.train.weights_digest import sampled_digest
 
 Train = Callable[..., list[dict[str, Any]]]
 PROMPTS_OF_SCORES = ["a [V] dog", "a [V] dog on the beach"]

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from aurora_lora.data.dreambooth import subject_images
+from aurora_lora.data.own.files import sha256_of
 from aurora_lora.diffusion.loop import Loop, make_accelerator, prediction_scores
 from aurora_lora.diffusion.loss import snr_weights, squared_errors
 from aurora_lora.diffusion.pipeline import load_diffusion
@@ -19,12 +21,10 @@ from aurora_lora.diffusion.run import needed_prompts
 from aurora_lora.diffusion.subject import Noised, Subject
 from aurora_lora.errors import UserError
 from aurora_lora.methods.apply import apply_method
-from aurora_lora.tasks.dreambooth import subject_images
-from aurora_lora.tasks.own.files import sha256_of
 from aurora_lora.termination import TerminatedError, deferred, watched
-from aurora_lora.training import storage
-from aurora_lora.training.reading import validate_as
-from aurora_lora.training.weights_digest import SAMPLED, sampled_digest
+from aurora_lora.train import storage
+from aurora_lora.train.reading import validate_as
+from aurora_lora.train.weights_digest import SAMPLED, sampled_digest
 
 MakeLoop = Callable[..., Loop]
 

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import nn
 from torch.nn.functional import cosine_similarity
 
+from aurora_lora.data.dreambooth import subject_images
 from aurora_lora.diffusion import fidelity
 from aurora_lora.diffusion.fidelity import Clip, Dino, plain_prompt, prompt_fidelity, subject_fidelity
 from aurora_lora.diffusion.loop import prediction_scores
@@ -26,8 +27,7 @@ from aurora_lora.diffusion.recipe import SubjectRecipe
 from aurora_lora.diffusion.run import needed_prompts
 from aurora_lora.diffusion.subject import Noised, Subject, frame, resize
 from aurora_lora.errors import UserError
-from aurora_lora.tasks.dreambooth import subject_images
-from aurora_lora.training.reading import validate_as
+from aurora_lora.train.reading import validate_as
 
 
 def test_each_epoch_takes_every_image_once_in_an_order_of_its_own() -> None:

@@ -12,11 +12,11 @@ from aurora_lora.diffusion.card import _pipeline
 from aurora_lora.diffusion.recipe import DiffusionCalibrationSection, SubjectRecipe
 from aurora_lora.diffusion.subject import SETTINGS, prepare_class_images
 from aurora_lora.errors import UserError
-from aurora_lora.training.callback import CalibrationCallback
-from aurora_lora.training.reading import load_recipe, validate_as
-from aurora_lora.training.sections import CalibrationSection
-from aurora_lora.training.storage import check_recipe
-from aurora_lora.training.yaml_text import dump
+from aurora_lora.train.callback import CalibrationCallback
+from aurora_lora.train.reading import load_recipe, validate_as
+from aurora_lora.train.sections import CalibrationSection
+from aurora_lora.train.storage import check_recipe
+from aurora_lora.train.yaml_text import dump
 
 PLAIN: dict[str, Any] = {
     "name": "dog",

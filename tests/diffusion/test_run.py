@@ -19,9 +19,9 @@ from aurora_lora.diffusion.pipeline import load_diffusion
 from aurora_lora.diffusion.recipe import SubjectRecipe
 from aurora_lora.errors import UserError
 from aurora_lora.methods.lora_drop import LoRADropMethod
-from aurora_lora.training import yaml_text
-from aurora_lora.training.reading import validate_as
-from aurora_lora.training.results import read_result
+from aurora_lora.train import yaml_text
+from aurora_lora.train.reading import validate_as
+from aurora_lora.train.results import read_result
 
 Train = Callable[..., list[dict[str, Any]]]
 

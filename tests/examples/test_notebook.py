@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 
 import tiny
 
+from aurora_lora.data.models import resolve_model
 from aurora_lora.errors import UserError
-from aurora_lora.tasks.models import resolve_model
 
 NOTEBOOK = json.loads((Path(__file__).parents[2] / "examples" / "aurora.ipynb").read_text(encoding="utf-8"))
 CODE = [cell for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]

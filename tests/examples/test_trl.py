@@ -133,9 +133,9 @@ def test_grpo(common: Any, tmp_path: Path) -> None:
 @pytest.mark.packaged
 @pytest.mark.slow
 def test_sft_smollm2(run_example: Callable[..., str], tmp_path: Path) -> None:
-    from aurora_lora.tasks import SplitSizes, get_task
-    from aurora_lora.tasks.fetch import OfflineError
-    from aurora_lora.tasks.models import resolve_model
+    from aurora_lora.data import SplitSizes, get_task
+    from aurora_lora.data.fetch import OfflineError
+    from aurora_lora.data.models import resolve_model
 
     pytest.importorskip("gguf")
     try:

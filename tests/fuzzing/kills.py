@@ -12,7 +12,7 @@ from forks import forked
 
 from .world import World
 
-ZYGOTE = Path(__file__).parents[1] / "training" / "zygote.py"
+ZYGOTE = Path(__file__).parents[1] / "train" / "zygote.py"
 
 
 def kill_runs(world: World, kills: int, seed: int) -> dict[str, int]:

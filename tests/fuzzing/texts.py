@@ -15,8 +15,8 @@ from aurora_lora import AuroraConfig
 from aurora_lora.errors import UserError
 from aurora_lora.lab.experiments.recipe_kinds import load_any
 from aurora_lora.lab.experiments.study import Study, load_study
-from aurora_lora.training import yaml_text
-from aurora_lora.training.reading import validate
+from aurora_lora.train import yaml_text
+from aurora_lora.train.reading import validate
 
 from . import hostile
 from .runner import Layer, SilentError, Verdict

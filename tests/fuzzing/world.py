@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 
 import tiny
 import torch
@@ -18,12 +18,12 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from aurora_lora import cli
-from aurora_lora.training import yaml_text
-from aurora_lora.training.finished_run import load_run
-from aurora_lora.training.merging import merge
-from aurora_lora.training.progress import quiet_libraries
-from aurora_lora.training.reading import load_recipe
-from aurora_lora.training.run import train
+from aurora_lora.train import yaml_text
+from aurora_lora.train.finished_run import load_run
+from aurora_lora.train.merging import merge
+from aurora_lora.train.progress import quiet_libraries
+from aurora_lora.train.reading import load_recipe
+from aurora_lora.train.run import train
 
 from .runner import SilentError
 

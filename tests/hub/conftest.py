@@ -19,7 +19,7 @@ import hub_data
 import hub_models
 import hub_server
 
-ZYGOTE = Path(__file__).parents[1] / "training" / "zygote.py"
+ZYGOTE = Path(__file__).parents[1] / "train" / "zygote.py"
 IMPORTS = (
     "aurora_lora.lab.experiments.reproduce",
     "aurora_lora.lab.report.paper_comparison",

@@ -1,4 +1,4 @@
-"""The paper's data sets as repositories of the stand-in hub: the fixtures of `tests/tasks`, their rows repeated."""
+"""The paper's data sets as repositories of the stand-in hub: the fixtures of `tests/data`, their rows repeated."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tasks"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 
 import hub_copy
 import image_copy

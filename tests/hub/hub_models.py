@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "diffusion"))
 
 import tiny_pipeline
 
-from aurora_lora.tasks.prompts import alpaca
+from aurora_lora.data.prompts import alpaca
 
 LLAMA = "meta-llama/Meta-Llama-3-8B"
 GATED = (LLAMA, "meta-llama/Llama-2-7b-hf")

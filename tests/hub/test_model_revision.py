@@ -13,7 +13,7 @@ from pathlib import Path
 import hub_server
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 
 import own_files
 import tiny

@@ -12,7 +12,7 @@ SCRIPT = """
 import json, sys
 import datasets
 from aurora_lora.errors import UserError
-from aurora_lora.tasks.own.source import OwnData, open_data
+from aurora_lora.data.own.source import OwnData, open_data
 
 datasets.disable_progress_bars()
 for line in sys.stdin:

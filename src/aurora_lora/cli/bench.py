@@ -57,7 +57,7 @@ def bench(
         from aurora_lora.lab.report.bench_figures import write_figures
         from aurora_lora.lab.report.bench_tables import tables
         from aurora_lora.lab.report.figures import check_matplotlib
-        from aurora_lora.training.progress import rounds_bar
+        from aurora_lora.train.progress import rounds_bar
 
     wanted = units(workloads or (), compiled)
     names = tuple(VARIANTS) if variants is None else tuple(name.strip() for name in variants.split(","))

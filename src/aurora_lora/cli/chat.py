@@ -29,8 +29,8 @@ def chat(
     """
     quiet()
     from aurora_lora.errors import UserError
-    from aurora_lora.training.chat_answers import Talk
-    from aurora_lora.training.predicting import load_predictor
+    from aurora_lora.train.chat_answers import Talk
+    from aurora_lora.train.predicting import load_predictor
 
     with stderr().status("loading the model"):
         predictor = load_predictor(folder, form=form, dtype=dtype)

@@ -32,7 +32,7 @@ except ModuleNotFoundError as error:
 from .help import Help, UsageError, usage_mistake
 
 if TYPE_CHECKING:
-    from aurora_lora.training.progress import ProgressBar
+    from aurora_lora.train.progress import ProgressBar
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -207,7 +207,7 @@ def _forget_output() -> None:
 
 def quiet() -> None:
     """Silence the libraries."""
-    from aurora_lora.training.progress import quiet_libraries
+    from aurora_lora.train.progress import quiet_libraries
 
     quiet_libraries()
 
@@ -215,7 +215,7 @@ def quiet() -> None:
 @contextlib.contextmanager
 def progress_bars() -> Iterator[Callable[[str], ProgressBar]]:
     """Gives a maker of progress bars, which are taken off the screen at the end."""
-    from aurora_lora.training.progress import ProgressBar
+    from aurora_lora.train.progress import ProgressBar
 
     console = stderr()
     bars: list[ProgressBar] = []
@@ -280,12 +280,12 @@ def importing() -> Iterator[None]:
 
 def make_models(names: Sequence[str]) -> None:
     """Pretrain those of the models that are pretrained here and have not been yet."""
-    from aurora_lora.tasks.models import is_missing
+    from aurora_lora.data.models import is_missing
 
     missing = list(filter(is_missing, names))
     if not missing or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return  # under `accelerate launch`, the error of the model that is not there names the command
-    from aurora_lora.training.pretraining import ensure
+    from aurora_lora.train.pretraining import ensure
 
     quiet()
     with progress_bars() as bar:

@@ -37,8 +37,8 @@ def merge(
     OUT must be new or empty, or hold this very merge, which is then left as it is. What was added to a merged model is
     never removed: then another folder must do.
     """
-    from aurora_lora.training.finished_run import load_run
-    from aurora_lora.training.merging import merge as merge_run
+    from aurora_lora.train.finished_run import load_run
+    from aurora_lora.train.merging import merge as merge_run
 
     run = load_run(folder)
     quiet()
@@ -89,8 +89,8 @@ def sigma(
     Writes sigma.json, sigma.png and sigma.svg.
     """
     from aurora_lora.lab.report.sigma_figure import SIGMA, sigma_figure
-    from aurora_lora.training.activation import learned_activation as measure
-    from aurora_lora.training.finished_run import load_run
+    from aurora_lora.train.activation import learned_activation as measure
+    from aurora_lora.train.finished_run import load_run
 
     run = load_run(folder)
     target = output or folder
@@ -122,8 +122,8 @@ def export(
     """
     from aurora_lora.deploy.export_file import beyond_lora
     from aurora_lora.errors import ArgumentError
-    from aurora_lora.training.finished_run import load_run
-    from aurora_lora.training.gap_and_export import export as export_run
+    from aurora_lora.train.finished_run import load_run
+    from aurora_lora.train.gap_and_export import export as export_run
 
     quiet()
     more: list[str] = []
@@ -166,8 +166,8 @@ def push(
 
     `hf auth login`, or HF_TOKEN, says who pushes.
     """
-    from aurora_lora.training.finished_run import load_run
-    from aurora_lora.training.pushing import push as upload
+    from aurora_lora.train.finished_run import load_run
+    from aurora_lora.train.pushing import push as upload
 
     run = load_run(folder)
     quiet()
@@ -181,7 +181,7 @@ def push(
 
 def _subject_run(folder: Path) -> Any:
     """The run of subject-driven generation in a folder, or None."""
-    from aurora_lora.training.finished_run import is_subject_run
+    from aurora_lora.train.finished_run import is_subject_run
 
     if not is_subject_run(folder):
         return None

@@ -12,7 +12,7 @@ from .common import Stages, importing, quiet
 from .printing import complain, print_json, stdout
 
 if TYPE_CHECKING:
-    from aurora_lora.training.recipe import RunRecipe
+    from aurora_lora.train.recipe import RunRecipe
 
 
 def show(plan: RunRecipe, output: Path | None, gpu: str | None, as_json: bool, stage: Stages) -> None:
@@ -20,12 +20,12 @@ def show(plan: RunRecipe, output: Path | None, gpu: str | None, as_json: bool, s
     quiet()
     stage(f"loading the data of {plan.task_title}")
     with importing():
+        from aurora_lora.data.access import why_no_access
         from aurora_lora.diffusion.progress import quiet as quiet_diffusers
         from aurora_lora.lab.experiments.dry_run import dry_run
         from aurora_lora.lab.report.plan import run_lines, run_rows
-        from aurora_lora.main_process import launched_as_main
-        from aurora_lora.tasks.access import why_no_access
-        from aurora_lora.training.recipe import Recipe
+        from aurora_lora.machine import launched_as_main
+        from aurora_lora.train.recipe import Recipe
 
     if not isinstance(plan, Recipe):
         stage(f"estimating memory and time of {plan.model}")

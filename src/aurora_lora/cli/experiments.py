@@ -78,11 +78,11 @@ def reproduce(
         _print_runs(todo, gpu, as_json)
         return
     with importing():
+        from aurora_lora.data.access import check_access
         from aurora_lora.files import check_writable
         from aurora_lora.lab.experiments.engines import make_engine
         from aurora_lora.lab.experiments.progress import Overall
         from aurora_lora.lab.experiments.reproduce import run
-        from aurora_lora.tasks.access import check_access
 
     minutes = _minutes(gpu or todo.suite.gpu)
     engine = make_engine(launcher, jobs, _pairs(settings), minutes)
@@ -101,9 +101,9 @@ def reproduce(
 
 def _print_runs(todo: Reproduction, gpu: str | None, as_json: bool) -> None:
     """`aurora reproduce --dry-run`."""
+    from aurora_lora.data.access import why_no_access
     from aurora_lora.lab.experiments.estimate import describe
     from aurora_lora.lab.report.plan import plan_lines, plan_tables
-    from aurora_lora.tasks.access import why_no_access
 
     rows = describe(todo, gpu)
     for why in filter(None, map(why_no_access, sorted({job.recipe.model for job in todo.jobs.values()}))):
@@ -164,12 +164,12 @@ def sweep(
     Several processes may be started on the same folder: they share the work. Writes DIR/runs.jsonl and DIR/study.json.
     """
     with importing():
+        from aurora_lora.data.access import check_access
         from aurora_lora.lab.experiments.engines import Prepared, make_engine
         from aurora_lora.lab.experiments.progress import Overall
         from aurora_lora.lab.experiments.study import load_study
         from aurora_lora.lab.experiments.sweep import Sweep
         from aurora_lora.lab.report.study import study_tables
-        from aurora_lora.tasks.access import check_access
 
     plan = load_study(study, overrides or ())
     if dry_run:

@@ -62,7 +62,7 @@ def init(
     ],
 ) -> None:
     """Print a commented recipe to start from with your own data: `aurora init classification > mine.yaml`."""
-    from aurora_lora.training.recipe_files import start
+    from aurora_lora.train.recipe_files import start
 
     print(start(kind).yaml(), end="")
 
@@ -94,9 +94,9 @@ def _print_one(kind: RecipeKind, name: str | None, as_json: bool) -> None:
 
 
 def _tasks() -> list[dict[str, Any]]:
-    from aurora_lora.tasks import TASKS
-    from aurora_lora.tasks.dreambooth import DREAMBOOTH
-    from aurora_lora.training.kinds import kind_of
+    from aurora_lora.data import TASKS
+    from aurora_lora.data.dreambooth import DREAMBOOTH
+    from aurora_lora.train.kinds import kind_of
 
     keys = (
         "name",
@@ -123,7 +123,7 @@ def _methods() -> list[dict[str, Any]]:
 
 
 def _models() -> list[dict[str, Any]]:
-    from aurora_lora.tasks.models import MODELS
+    from aurora_lora.data.models import MODELS
 
     keys = ("name", "description", "params", "license", "architecture")
     return [{key: getattr(model, key) for key in keys} for model in MODELS.values()]

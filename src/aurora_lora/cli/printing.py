@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 
-from aurora_lora.main_process import launched_as_main, place_of_launch
+from aurora_lora.machine import launched_as_main, place_of_launch
 
 if TYPE_CHECKING:
     from aurora_lora.text_table import TextTable

@@ -47,8 +47,8 @@ def rank(
     from aurora_lora.errors import UserError
     from aurora_lora.lab.experiments.recipe_kinds import load_any
     from aurora_lora.lab.report.ranks_figure import RANKS, ranks_figure, ranks_tables
-    from aurora_lora.training import yaml_text
-    from aurora_lora.training.recipe import Recipe
+    from aurora_lora.train import yaml_text
+    from aurora_lora.train.recipe import Recipe
 
     plan = load_any(recipe, overrides or ())
     if not isinstance(plan, Recipe):
@@ -57,7 +57,7 @@ def rank(
         check_place(output / RANKS, ("ranks",))
     quiet()
     make_models([plan.model])
-    from aurora_lora.training.ranking import ranking
+    from aurora_lora.train.ranking import ranking
 
     with stderr().status("probing"):
         record = ranking(plan, int(budget) if budget is not None and re.fullmatch(r"-?[0-9]{1,18}", budget) else budget)

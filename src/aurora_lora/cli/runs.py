@@ -10,16 +10,16 @@ import typer
 from rich.table import Table
 
 from aurora_lora.errors import UserError, counted
-from aurora_lora.main_process import launched_as_main
+from aurora_lora.machine import launched_as_main
 from aurora_lora.text_table import printable
-from aurora_lora.training.defaults import BATCH_SIZE
+from aurora_lora.train.defaults import BATCH_SIZE
 
 from .common import Encoding, FormOfRun, Json, LoadedIn, Model, RunFolder, Split, progress_bars, quiet
 from .printing import complain, note, print_json, stderr, stdout
 
 if TYPE_CHECKING:
-    from aurora_lora.training.finished_run import TrainedRun
-    from aurora_lora.training.predicting import Predictor
+    from aurora_lora.train.finished_run import TrainedRun
+    from aurora_lora.train.predicting import Predictor
 
 
 def evaluate(
@@ -42,8 +42,8 @@ def evaluate(
     hub. It is read with the columns and the classes of the run. A line says how many of its examples the run was
     trained on. Nothing is written.
     """
-    from aurora_lora.training.evaluating import evaluate as score
-    from aurora_lora.training.finished_run import load_run
+    from aurora_lora.train.evaluating import evaluate as score
+    from aurora_lora.train.finished_run import load_run
 
     if data is not None and split is not None:
         raise UserError("--split goes without --data: all examples of FILE are scored")
@@ -59,7 +59,7 @@ def evaluate(
     if as_json and launched_as_main():
         print_json({"folder": str(folder), "split": split or ", ".join(run.test_sets), "by_form": scores})
     elif launched_as_main():
-        from aurora_lora.training.summary import print_scores
+        from aurora_lora.train.summary import print_scores
 
         title = f"{run.task.name}: {split or ', '.join(run.test_sets)}"
         print_scores(stdout(), title, run.recipe.method.name, scores, run.deployed_form)
@@ -67,7 +67,7 @@ def evaluate(
 
 def _evaluate_file(run: TrainedRun, data: str, form: str | None, encoding: str | None, as_json: bool) -> None:
     """`aurora evaluate --data`."""
-    from aurora_lora.training.evaluating import evaluate_file
+    from aurora_lora.train.evaluating import evaluate_file
 
     with progress_bars() as bar:
         scored = evaluate_file(run, data, forms=form, encoding=encoding, callbacks=[bar("scoring")])
@@ -79,7 +79,7 @@ def _evaluate_file(run: TrainedRun, data: str, form: str | None, encoding: str |
         counts = {"rows": scored.rows, "in_training": scored.in_training, "examples": scored.examples}
         print_json({"folder": str(run.folder), "data": scored.name, **counts, "by_form": scored.by_form})
         return
-    from aurora_lora.training.summary import print_scores
+    from aurora_lora.train.summary import print_scores
 
     title = f"{run.task.name}: {scored.name}, {scored.examples:,} examples"
     print_scores(stdout(), title, run.recipe.method.name, scored.by_form, run.deployed_form)
@@ -161,8 +161,8 @@ def predict(
     hub; of conversations, in any format that `aurora train chat` reads.
     Interrupted, the same command goes on after the rows that were answered.
     """
-    from aurora_lora.training.predict_file import check_answers_file, predict_file
-    from aurora_lora.training.predicting import load_predictor
+    from aurora_lora.train.predict_file import check_answers_file, predict_file
+    from aurora_lora.train.predicting import load_predictor
 
     if output is not None and len(texts) != 1:
         raise UserError("--output goes with one FILE, whose rows are answered")

@@ -27,7 +27,7 @@ def theory(
     from aurora_lora.lab.report.theory import theory_tables
     from aurora_lora.lab.report.theory_figures import theory_figures
     from aurora_lora.lab.theory import run, total_steps
-    from aurora_lora.training.progress import rounds_bar
+    from aurora_lora.train.progress import rounds_bar
 
     if output is not None:
         check_matplotlib()

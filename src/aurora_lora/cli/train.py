@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aurora_lora.errors import UserError
-from aurora_lora.main_process import launched_as_main
+from aurora_lora.machine import launched_as_main
 
 from .common import Json, RecipeName, Stages, importing, make_models, progress_bars, quiet
 from .dry_run import show
@@ -16,9 +16,9 @@ from .help import UsageError
 from .printing import note, print_json, stderr, stdout
 
 if TYPE_CHECKING:
-    from aurora_lora.training.finished_run import TrainedRun
-    from aurora_lora.training.progress import ProgressBar
-    from aurora_lora.training.recipe import Recipe
+    from aurora_lora.train.finished_run import TrainedRun
+    from aurora_lora.train.progress import ProgressBar
+    from aurora_lora.train.recipe import Recipe
 
 
 def train(
@@ -58,7 +58,7 @@ def train(
         stage("loading PyTorch and Transformers")
         with importing():
             from aurora_lora.lab.experiments.recipe_kinds import load_found
-            from aurora_lora.training.recipe import Recipe
+            from aurora_lora.train.recipe import Recipe
 
         plan = load_found(found, overrides or ())
         if output is None or dry_run:
@@ -70,7 +70,7 @@ def train(
         return
     if not launched_as_main():
         return
-    from aurora_lora.training.summary import print_run, written
+    from aurora_lora.train.summary import print_run, written
 
     if as_json:
         paths = [str(path) for path in written(run)]
@@ -87,8 +87,8 @@ def _train(plan: Recipe, output: Path, stage: Stages) -> TrainedRun:
     make_models([plan.model])
     stage(f"loading {plan.model} and the data of {plan.task_title}")
     with importing():
-        from aurora_lora.training.run import train as run_recipe
-        from aurora_lora.training.storage import RESULT
+        from aurora_lora.train.run import train as run_recipe
+        from aurora_lora.train.storage import RESULT
 
     with progress_bars() as bar:
 
@@ -139,8 +139,8 @@ def pretrain(
     checkpoint.
     """
     from aurora_lora.files import read_json
-    from aurora_lora.training.base_commit import RESULT_OF_PRETRAINING
-    from aurora_lora.training.pretraining import pretrain as make
+    from aurora_lora.train.base_commit import RESULT_OF_PRETRAINING
+    from aurora_lora.train.pretraining import pretrain as make
 
     quiet()
     with progress_bars() as bar:
@@ -150,9 +150,9 @@ def pretrain(
     if as_json:
         print_json({"folder": str(folder), "result": result})
         return
+    from aurora_lora.data.metrics import in_order
     from aurora_lora.forms import MERGED
-    from aurora_lora.tasks.metrics import in_order
-    from aurora_lora.training.score_tables import examples_scored
+    from aurora_lora.train.score_tables import examples_scored
 
     scores = result["metric"]["by_form"][MERGED]
     values = ", ".join(f"{metric.heading} {metric.shown(scores[metric.name])}" for metric in in_order(scores))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..errors import CalibrationError
-from ..meanwhile import meanwhile
+from ..temporary_attributes import temporary_attributes
 from ..tuner import aurora_layers
 from .calibrate import trained_state
 from .gradients import frozen
@@ -82,7 +82,7 @@ def _checkpointed_at_rest(layer: Any) -> AbstractContextManager[None]:
     def checkpoint(function: Callable[..., Any], *inputs: Any) -> Any:
         return original(partial(in_eval_mode, function), *inputs)
 
-    return meanwhile([layer], _gradient_checkpointing_func=checkpoint)
+    return temporary_attributes([layer], _gradient_checkpointing_func=checkpoint)
 
 
 def without_cache(model: nn.Module) -> AbstractContextManager[None]:
@@ -90,7 +90,7 @@ def without_cache(model: nn.Module) -> AbstractContextManager[None]:
     more."""
     configs: list[Any] = [getattr(module, "config", None) for module in model.modules()]
     using = {id(one): one for one in configs if getattr(one, "use_cache", False)}
-    return meanwhile(using.values(), use_cache=False)
+    return temporary_attributes(using.values(), use_cache=False)
 
 
 def check_not_of_inference(model: nn.Module, action: str) -> None:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.nn import grad as weight_gradients
 
-from ..meanwhile import meanwhile
 from ..ops.autocast import without_autocast
+from ..temporary_attributes import temporary_attributes
 from ..tuner.base_weight import is_recomputed
 from ..tuner.conv import padded_by_group, project_patches
 from ..tuner.linear import has_linear_shape, linear_shape
@@ -224,4 +224,4 @@ def _ends_of_graph(value: Tensor) -> Iterator[Any]:
 
 def frozen(model: nn.Module) -> AbstractContextManager[None]:
     """Within the block, no parameter requires a gradient."""
-    return meanwhile([one for one in model.parameters() if one.requires_grad], requires_grad=False)
+    return temporary_attributes([one for one in model.parameters() if one.requires_grad], requires_grad=False)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import CalibrationError
 from ..finite import is_finite
-from ..meanwhile import called_as, meanwhile
+from ..temporary_attributes import called_as, temporary_attributes
 from ..tuner.fields import is_list_of, is_name
 from ..tuner.peft_names import ModulesToSaveWrapper
 from ..tuner.tensors import outside_inference_mode
@@ -136,7 +136,7 @@ def _fit(model: nn.Module, head: list[nn.Parameter], batches: Iterable[Batch], l
     with ExitStack() as stack:
         stack.enter_context(evaluated(model))
         stack.enter_context(frozen(model))
-        stack.enter_context(meanwhile(head, requires_grad=True))
+        stack.enter_context(temporary_attributes(head, requires_grad=True))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(without_cache(model))
         runner = stack.enter_context(Runner(model, "fitted_head"))

@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 import torch
 
 from ..errors import CalibrationError
-from ..main_memory import free_memory
+from ..machine import free_memory
 from ..values import is_int, require
 from .processes import least_of_processes, processes
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..finite import nan_as_infinite
-from ..meanwhile import called_as
 from ..ops.rounding import Grid, input_moment, lost_share, output_error
+from ..temporary_attributes import called_as
 from ..tuner.linear import linear_shape
 from .adapted import OWN_FORMATS, AdaptedLayer, input_moments
 from .formats import name_of

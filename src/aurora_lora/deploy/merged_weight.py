@@ -11,8 +11,8 @@ from peft.tuners.lora import ParamWrapper
 from torch import Tensor, nn
 
 from ..errors import CalibrationError, MergeError, one_line
-from ..meanwhile import meanwhile
 from ..ops.autocast import without_autocast
+from ..temporary_attributes import temporary_attributes
 from ..tuner import AuroraLayer
 from ..tuner.adapters import check_not_merged
 from ..tuner.peft_names import BaseTunerLayer
@@ -209,7 +209,7 @@ def _own_merge(layer: Any, weight: Tensor, names: Sequence[str]) -> Tensor:
         own["quantization_backend"] = None
     if hasattr(layer, "_base_weight_before_merge"):  # a copy of W0 that some methods would keep
         own["_base_weight_before_merge"] = None
-    with meanwhile([layer], **own):
+    with temporary_attributes([layer], **own):
         layer.get_base_layer().weight.data = weight.clone()
         layer.merge(adapter_names=list(names))
         merged: Tensor = layer.get_base_layer().weight.data

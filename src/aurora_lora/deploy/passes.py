@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..meanwhile import meanwhile
+from ..temporary_attributes import temporary_attributes
 from ..tuner.tensors import computing_device, ordinary_tensors
 from .batch import Batch, bytes_of, copied
 from .loaders import iterations_of_now
@@ -36,7 +36,7 @@ def evaluated(model: nn.Module) -> Iterator[None]:
         stack.enter_context(_without_fast_path())
         if any(map(_is_compiled, model.modules())):
             stack.enter_context(torch.compiler.set_stance("force_eager"))  # a compiled graph does not see new hooks
-        stack.enter_context(meanwhile(model.modules(), training=False))
+        stack.enter_context(temporary_attributes(model.modules(), training=False))
         yield
 
 
@@ -46,7 +46,7 @@ def _unpacked_weights(model: nn.Module) -> AbstractContextManager[None]:
     That rounds their scales, and `state_dict()`, which unpacks the weights, leaves the scales in another order.
     """
     packing = [module for module in model.modules() if getattr(module, "support_avx512bf16_for_cpu", False)]
-    return meanwhile(packing, support_avx512bf16_for_cpu=False)
+    return temporary_attributes(packing, support_avx512bf16_for_cpu=False)
 
 
 @contextmanager

@@ -8,9 +8,9 @@ from huggingface_hub import ModelCardData
 
 from ..forms import FORMS
 from ..methods.aurora import AuroraMethod
-from ..training.card import CARD, PAPER, PEFT, made_by, save_card
-from ..training.results import Result
-from ..training.score_tables import examples_scored, scores_of
+from ..train.card import CARD, PAPER, PEFT, made_by, save_card
+from ..train.results import Result
+from ..train.score_tables import examples_scored, scores_of
 from ..tuner.tags import TAG
 from .recipe import SubjectRecipe
 

@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoConfig
 
+from ..data.dreambooth import PLACEHOLDER
+from ..data.loading import NO_CODE, cannot_load, check_attention, only_pickles
 from ..files import expanded, located
-from ..tasks.dreambooth import PLACEHOLDER
-from ..tasks.loading import NO_CODE, cannot_load, check_attention, only_pickles
-from ..training.batches import in_batches
+from ..train.batches import in_batches
 
 if TYPE_CHECKING:
     from PIL.Image import Image

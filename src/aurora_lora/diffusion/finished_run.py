@@ -11,17 +11,17 @@ import torch
 from torch import nn
 
 from .. import files, folders
+from ..data.dreambooth import DREAMBOOTH
+from ..data.loading import cannot_load
 from ..errors import ArgumentError, FormError, UserError, check_count
 from ..extras import extra
 from ..methods.base import load_finite
-from ..tasks.dreambooth import DREAMBOOTH
-from ..tasks.loading import cannot_load
-from ..training.base_commit import commit_of_pipeline, warn_of_another_commit
-from ..training.finished_run import FinishedRun, check_own_recipe, read_finished
-from ..training.gap_and_export import Exported, check_export_folder
-from ..training.precision import check_dtype
-from ..training.reading import task_name, validate_as
-from ..training.storage import ADAPTER, RECIPE, RESULT
+from ..train.base_commit import commit_of_pipeline, warn_of_another_commit
+from ..train.finished_run import FinishedRun, check_own_recipe, read_finished
+from ..train.gap_and_export import Exported, check_export_folder
+from ..train.precision import check_dtype
+from ..train.reading import task_name, validate_as
+from ..train.storage import ADAPTER, RECIPE, RESULT
 from .card import write_lora_card
 from .export import no_lora, write_lora
 from .grid import GRID, write_grid, write_png

@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from .. import files, folders, termination
+from ..data.dreambooth import images_digest
+from ..data.own.files import sha256_of
 from ..errors import UserError
 from ..finite import check_loss
-from ..meanwhile import kept
 from ..methods.parameters import load_trained, save_trained
-from ..tasks.dreambooth import images_digest
-from ..tasks.own.files import sha256_of
-from ..training import storage
-from ..training.base_commit import check_same_commit
-from ..training.batches import divide, examples_of_a_step
-from ..training.distributed import asked_to_stop, check_as_many, check_precision, on_main, state
-from ..training.memory import peak_memory
+from ..temporary_attributes import kept
+from ..train import storage
+from ..train.base_commit import check_same_commit
+from ..train.batches import divide, examples_of_a_step
+from ..train.distributed import asked_to_stop, check_as_many, check_precision, on_main, state
+from ..train.memory import peak_memory
 from .loss import snr_weights, squared_errors, total_loss
 from .random_numbers import seed_of
 from .recipe import SubjectRecipe

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig
 
+from ..data.loading import NO_CODE, cannot_load, check_attention
 from ..errors import UserError
 from ..extras import extra
 from ..files import located
 from ..finite import check_finite
-from ..tasks.loading import NO_CODE, cannot_load, check_attention
-from ..training.base_commit import commit_of_pipeline
-from ..training.memory import PRECISIONS
+from ..train.base_commit import commit_of_pipeline
+from ..train.memory import PRECISIONS
 from .random_numbers import generator
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from ..training.progress import bar, quiet_libraries
+from ..train.progress import bar, quiet_libraries
 
 
 class Watcher(Protocol):

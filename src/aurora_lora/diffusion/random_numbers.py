@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from ..training.distributed import own_part
+from ..train.distributed import own_part
 
 T = TypeVar("T")
 

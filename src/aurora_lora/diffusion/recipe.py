@@ -18,11 +18,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, Field, field_validator
 from pydantic_core import PydanticCustomError
 
+from ..data.dreambooth import PLACEHOLDER
 from ..methods import Method, get_method
 from ..methods.start import wants_probe
-from ..tasks.dreambooth import PLACEHOLDER
-from ..training.recipe import RunRecipe
-from ..training.sections import (
+from ..train.recipe import RunRecipe
+from ..train.sections import (
     BoundMethod,
     CalibrationSection,
     Number,

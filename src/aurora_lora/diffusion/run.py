@@ -13,19 +13,19 @@ from torch import Tensor
 from transformers import set_seed
 
 from .. import files, folders, termination
+from ..data.access import check_access
+from ..data.dreambooth import subject_images
 from ..deploy import calibrate
 from ..files import expanded
 from ..forms import CALIBRATED
 from ..methods import Sample, count_parameters
 from ..methods.apply import apply_method
-from ..tasks.access import check_access
-from ..tasks.dreambooth import subject_images
-from ..training import run_folder, storage
-from ..training.batches import divide
-from ..training.distributed import check_shared, on_main, own_part, state
-from ..training.memory import peak_memory, reset_peak_memory
-from ..training.results import Result, build_result
-from ..training.storage import CHECKPOINTS, LORA, RECIPE
+from ..train import run_folder, storage
+from ..train.batches import divide
+from ..train.distributed import check_shared, on_main, own_part, state
+from ..train.memory import peak_memory, reset_peak_memory
+from ..train.results import Result, build_result
+from ..train.storage import CHECKPOINTS, LORA, RECIPE
 from .card import write_adapter_card, write_lora_card
 from .export import no_lora, write_lora
 from .fidelity import Clip, Dino, plain_prompt, prompt_fidelity, subject_fidelity

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from .. import files
 from ..errors import UserError
-from ..training.batches import in_batches
-from ..training.same_recipe import differences
-from ..training.weights_digest import SAMPLED
+from ..train.batches import in_batches
+from ..train.same_recipe import differences
+from ..train.weights_digest import SAMPLED
 from .grid import write_png
 from .pipeline import Diffusion
 from .random_numbers import generator, mine, row_of, seed_of

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ..tasks.metrics import METRICS
-from ..training.finished_run import FinishedRun
-from ..training.score_tables import examples_scored, scores_of
-from ..training.storage import ADAPTER, LORA, RECIPE, RESULT
-from ..training.summary import parameters, print_table, rate
+from ..data.metrics import METRICS
+from ..train.finished_run import FinishedRun
+from ..train.score_tables import examples_scored, scores_of
+from ..train.storage import ADAPTER, LORA, RECIPE, RESULT
+from ..train.summary import parameters, print_table, rate
 from .grid import GRID
 from .run import FORMS, IMAGES
 

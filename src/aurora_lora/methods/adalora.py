@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ..errors import UserError
-from ..meanwhile import meanwhile
+from ..temporary_attributes import temporary_attributes
 from .base import Options, PeftMethod
 from .options import TARGETS, dropout, integer, number, peft_method, positive, rank
 
@@ -89,7 +89,7 @@ class ShareOutRanks(TrainerCallback):
             if self.pattern is not None:
                 allocator.mask_using_rank_pattern(tuner.model, self.pattern)
         elif not was_skipped or allocator.exp_avg_ipt:
-            with meanwhile([allocator], update_ipt=lambda model: None) if was_skipped else nullcontext():
+            with temporary_attributes([allocator], update_ipt=lambda model: None) if was_skipped else nullcontext():
                 _, pattern = allocator.update_and_allocate(tuner.model, step, force_mask=step == last)
             self.pattern = pattern or self.pattern
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..errors import DIVERGED, UserError
-from ..meanwhile import kept
+from ..temporary_attributes import kept
 from ..tuner.linear import linear_shape
 from .adapted_module import AdaptedLinear, Update
 from .base import Sample

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .. import kept_tensors
-from ..main_process import launched_as_main
+from ..machine import launched_as_main
 from ..tuner.stacked import plain_path
 from .base import BaseUse, PeftMethod, TaskType
 from .linear import is_plain_linear, matrix, untie_adapted

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from aurora_lora.lab.bench.timing import cpu_seconds, estimate, interleave, paired_difference, paired_ratio
-from aurora_lora.training.progress import rounds_bar
+from aurora_lora.train.progress import rounds_bar
 
 
 def test_every_action_has_a_turn_in_every_round_on_the_same_batch() -> None:

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from aurora_lora.data import get_task
 from aurora_lora.errors import UserError
 from aurora_lora.lab.experiments.architectures import architecture, is_stored_quantised
-from aurora_lora.tasks import get_task
-from aurora_lora.training.models import load_base_model, stored_quantization
-from aurora_lora.training.sections import ModelSection
+from aurora_lora.train.models import load_base_model, stored_quantization
+from aurora_lora.train.sections import ModelSection
 
 
 @pytest.mark.parametrize("config", [None, "{", '{"model_type": "new"}', '{"hidden_act": 3}'])

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from aurora_lora.lab.experiments.reproduce import prepare
-from aurora_lora.training.recipe import Recipe
+from aurora_lora.train.recipe import Recipe
 
 
 def recipe(suite: str, name: str, tmp_path: Path) -> Any:

@@ -31,15 +31,15 @@ from aurora_lora.lab.experiments.fake_models import fused_attention, to_fake
 from aurora_lora.lab.experiments.machines import named
 from aurora_lora.lab.experiments.reproduce import prepare
 from aurora_lora.lab.experiments.text_lengths import Sizes
-from aurora_lora.training import choice_trainer, models
-from aurora_lora.training.batches import divide
-from aurora_lora.training.build import make_model
-from aurora_lora.training.choice_trainer import ChoiceTrainer
-from aurora_lora.training.choices import choice_scores, questions_at_once
-from aurora_lora.training.memory import base_for, checkpoint_activations
-from aurora_lora.training.model_inputs import cached_width
-from aurora_lora.training.recipe import Recipe
-from aurora_lora.training.trainer import RecipeTrainer, training_arguments
+from aurora_lora.train import choice_trainer, models
+from aurora_lora.train.batches import divide
+from aurora_lora.train.build import make_model
+from aurora_lora.train.choice_trainer import ChoiceTrainer
+from aurora_lora.train.choices import choice_scores, questions_at_once
+from aurora_lora.train.memory import base_for, checkpoint_activations
+from aurora_lora.train.model_inputs import cached_width
+from aurora_lora.train.recipe import Recipe
+from aurora_lora.train.trainer import RecipeTrainer, training_arguments
 
 LIMIT_GB = 24
 COMMONSENSE = [

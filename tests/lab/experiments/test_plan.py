@@ -12,6 +12,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from aurora_lora import cli
+from aurora_lora.data import get_task
+from aurora_lora.data.task import SplitSizes
 from aurora_lora.errors import UserError
 from aurora_lora.lab.experiments import flops, machines, text_lengths
 from aurora_lora.lab.experiments.estimate import Estimate, describe, estimate, time_limit, trained_parameters
@@ -23,10 +25,8 @@ from aurora_lora.lab.experiments.reproduce import prepare
 from aurora_lora.lab.experiments.runs_file import RunsFile
 from aurora_lora.lab.report.plan import plan_lines, plan_tables
 from aurora_lora.methods import ParameterCounts, get_method
-from aurora_lora.tasks import get_task
-from aurora_lora.tasks.task import SplitSizes
-from aurora_lora.training.reading import validate
-from aurora_lora.training.recipe import Recipe
+from aurora_lora.train.reading import validate
+from aurora_lora.train.recipe import Recipe
 
 RESULTS = Path(__file__).parents[3] / "results"
 
@@ -208,7 +208,7 @@ def test_lengths() -> None:
 
 def test_lengths_of_packaged_data_are_its_own() -> None:
     """Against what the tokenizer gives."""
-    from aurora_lora.training.models import load_tokenizer
+    from aurora_lora.train.models import load_tokenizer
 
     recipe = recipe_of("table1/lora-movie-sentiment")
     texts = get_task("movie-sentiment").load(SplitSizes(1500, 1000, 2000), 0)["train"]["text"]

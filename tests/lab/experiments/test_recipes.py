@@ -10,7 +10,7 @@ from aurora_lora.lab.experiments.recipe_kinds import load_any
 from aurora_lora.lab.experiments.recipes import RecipeOfCell, find, named
 from aurora_lora.lab.experiments.reproduce import prepare
 from aurora_lora.lab.experiments.study import load_study
-from aurora_lora.training.recipe_files import RecipeFile, recipes_folder
+from aurora_lora.train.recipe_files import RecipeFile, recipes_folder
 
 
 def test_every_recipe_and_study_has_a_name_of_its_own_and_can_be_read() -> None:

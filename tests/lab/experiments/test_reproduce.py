@@ -21,7 +21,7 @@ from aurora_lora.lab.experiments.jobs import Job, Outcome, launch_job, run_job
 from aurora_lora.lab.experiments.reproduce import Reproduction, prepare, run
 from aurora_lora.lab.experiments.suite import Suite
 from aurora_lora.lab.report.paper_comparison import compare, markdown, notes, tables
-from aurora_lora.training import storage, yaml_text
+from aurora_lora.train import storage, yaml_text
 from make.tables import reproduced_table
 
 MakeSuite = Callable[..., Suite]

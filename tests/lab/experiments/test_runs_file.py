@@ -26,8 +26,8 @@ from aurora_lora.lab.experiments.sweep import Sweep
 from aurora_lora.lab.report.catalogue import write_figures
 from aurora_lora.lab.report.page import write_page
 from aurora_lora.lab.report.sections import load_sections
-from aurora_lora.training import yaml_text
-from aurora_lora.training.reading import validate
+from aurora_lora.train import yaml_text
+from aurora_lora.train.reading import validate
 from make.tables import study_page
 
 REPOSITORY = Path(__file__).parents[3]

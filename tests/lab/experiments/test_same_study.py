@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from aurora_lora.data.models import VIT_FASHION
 from aurora_lora.errors import UserError
 from aurora_lora.files import file_digest
 from aurora_lora.lab.experiments.same_study import SameInputs
-from aurora_lora.tasks.models import VIT_FASHION
-from aurora_lora.training.recipe import TaskSection
+from aurora_lora.train.recipe import TaskSection
 
 ON_HUB, HERE = "owner/name", VIT_FASHION.name
 

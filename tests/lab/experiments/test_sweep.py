@@ -28,7 +28,7 @@ from aurora_lora.lab.experiments.study_scores import by_form_and_metric
 from aurora_lora.lab.experiments.sweep import Sweep
 from aurora_lora.lab.report.sections import load_sections
 from aurora_lora.lab.report.study import missing_note, study_tables
-from aurora_lora.training import storage, yaml_text
+from aurora_lora.train import storage, yaml_text
 
 RATES = [1e-3, 3e-2]
 ONE = {"name": "a", "method": {"name": "lora", "target_modules": ["query"]}}

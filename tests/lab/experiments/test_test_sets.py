@@ -9,19 +9,19 @@ import pytest
 import tiny
 from rich.console import Console
 
+from aurora_lora.data import TASKS, SplitSizes
 from aurora_lora.errors import UserError
 from aurora_lora.lab.experiments.engines import make_engine
 from aurora_lora.lab.experiments.paper import SUITES
 from aurora_lora.lab.experiments.reproduce import prepare, run
 from aurora_lora.lab.experiments.suite import Suite
 from aurora_lora.lab.report.paper_comparison import compare
-from aurora_lora.tasks import TASKS, SplitSizes
-from aurora_lora.training import load_run, train
-from aurora_lora.training.evaluating import evaluate
-from aurora_lora.training.reading import validate
-from aurora_lora.training.recipe import Recipe
-from aurora_lora.training.score_tables import examples_scored
-from aurora_lora.training.summary import print_run
+from aurora_lora.train import load_run, train
+from aurora_lora.train.evaluating import evaluate
+from aurora_lora.train.reading import validate
+from aurora_lora.train.recipe import Recipe
+from aurora_lora.train.score_tables import examples_scored
+from aurora_lora.train.summary import print_run
 
 SETS = ("boolq", "piqa", "siqa")
 Of = Callable[..., Recipe]

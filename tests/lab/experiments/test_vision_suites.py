@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from aurora_lora.data.vision import VISION
 from aurora_lora.lab.experiments.estimate import estimate, trained_parameters
 from aurora_lora.lab.experiments.machines import GPUS
 from aurora_lora.lab.experiments.reproduce import Reproduction, prepare
-from aurora_lora.tasks.vision import VISION
-from aurora_lora.training.recipe import Recipe
+from aurora_lora.train.recipe import Recipe
 
 BASE, LARGE = "google/vit-base-patch16-224-in21k", "google/vit-large-patch16-224-in21k"
 PRINTED = {"85.8M": 85.8e6, "303.3M": 303.3e6, "581K": 581e3, "1.57M": 1.57e6, "239K": 239e3, "480K": 480e3}

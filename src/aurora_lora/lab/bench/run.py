@@ -13,16 +13,16 @@ from typing import Any
 
 import torch
 
-from ...cores import usable_cores
 from ...deploy.export_file import DTYPES
 from ...errors import ArgumentError, UserError, check_count, unknown
 from ...files import check_writable, read_json, reading, write_json
 from ...folders import clear_leftovers
-from ...meanwhile import meanwhile
+from ...machine import usable_cores
 from ...ops import dispatch
-from ...training.environment import device as device_name
-from ...training.environment import git_commit, versions
-from ...training.precision import check_dtype
+from ...temporary_attributes import temporary_attributes
+from ...train.environment import device as device_name
+from ...train.environment import git_commit, versions
+from ...train.precision import check_dtype
 from . import analytic_cost
 from .measure import Plan, TrainingStep, count_step, measure
 from .scaling import AXES, measure_axis
@@ -203,7 +203,7 @@ def _scaling(settings: Settings, progress: Progress) -> Record:
 def _with_operator(case: Case) -> dict[str, Any]:
     """The counts of a training step with sigma as a fused kernel, as on CUDA. No times: they are CUDA's."""
     found = {}
-    with meanwhile([dispatch], triton_serves=lambda *_: True):  # the operators run on a CPU, too
+    with temporary_attributes([dispatch], triton_serves=lambda *_: True):  # the operators run on a CPU, too
         for name in ("lora-r8", "aurora-dynamic", "aurora-static"):
             step = TrainingStep(build(VARIANTS[name], case, training=True), case)
             step()  # what is made once

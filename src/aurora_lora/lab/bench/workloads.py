@@ -138,8 +138,8 @@ class Model:
         return model_case(self._base().to(device, dtype), self.architecture, self.targets, batch, length)
 
     def _base(self) -> nn.Module:
-        from ...tasks import get_task
-        from ...training.models import load_base_model, load_causal_model, load_tokenizer
+        from ...data import get_task
+        from ...train.models import load_base_model, load_causal_model, load_tokenizer
 
         if self.architecture == "causal":
             return load_causal_model(self.name)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ...errors import UserError
-from ...training.results import Result
+from ...train.results import Result
 from .runs_file import RUNS
 from .study import Setting, Study
 from .study_scores import distinct, validation, validation_of

@@ -7,19 +7,19 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from ...data.access import check_access
+from ...data.models import is_missing
 from ...deploy.formats import check_quantization
 from ...diffusion.recipe import SubjectRecipe
 from ...errors import UserError
-from ...tasks.access import check_access
-from ...tasks.models import is_missing
-from ...training.batches import examples_of_a_step, steps_of_an_epoch
-from ...training.contamination_guard import check_contamination
-from ...training.data import Data, load_data, notes
-from ...training.distributed import check_precision, state
-from ...training.model_inputs import check_positions, longest_text, positions
-from ...training.models import load_processor
-from ...training.recipe import Recipe, RunRecipe
-from ...training.storage import check_recipe
+from ...train.batches import examples_of_a_step, steps_of_an_epoch
+from ...train.contamination_guard import check_contamination
+from ...train.data import Data, load_data, notes
+from ...train.distributed import check_precision, state
+from ...train.model_inputs import check_positions, longest_text, positions
+from ...train.models import load_processor
+from ...train.recipe import Recipe, RunRecipe
+from ...train.storage import check_recipe
 from . import shapes, text_lengths
 from .architectures import architecture
 from .estimate import Estimate, NotEstimatedError, estimate, record_of, trained_parameters

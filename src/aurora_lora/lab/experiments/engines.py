@@ -13,9 +13,9 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
-from ...cores import usable_cores
 from ...errors import ArgumentError, UserError, check_count, unknown
-from ...training.storage import is_locked
+from ...machine import usable_cores
+from ...train.storage import is_locked
 from .cluster import Cluster
 from .jobs import Job, Outcome, launch_job, run_job, run_until_asked
 

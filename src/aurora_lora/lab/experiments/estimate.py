@@ -21,13 +21,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ...data.loading import reason
 from ...diffusion.recipe import SubjectRecipe
 from ...errors import UserError
 from ...methods import ParameterCounts
-from ...tasks.loading import reason
-from ...training.choices import BEAMS, LOGITS, NEW_TOKENS, questions_at_once
-from ...training.model_inputs import cached_width, positions
-from ...training.recipe import Recipe, RunRecipe
+from ...train.choices import BEAMS, LOGITS, NEW_TOKENS, questions_at_once
+from ...train.model_inputs import cached_width, positions
+from ...train.recipe import Recipe, RunRecipe
 from . import estimate_diffusion, flops, shapes, text_lengths
 from .architectures import architecture, image_tokens, is_stored_quantised
 from .engines import DAY

@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 
+from ...data.loading import cannot_load
 from ...diffusion.recipe import SubjectRecipe
 from ...extras import extra
 from ...files import located
 from ...forms import CALIBRATED
 from ...methods import ParameterCounts, count_parameters, get_method
 from ...methods.apply import apply_method
-from ...tasks.loading import cannot_load
 from ..saved_tensors import count_saved
 from .fake_models import fused_attention
 from .flops import CALIBRATION, WIDTH, Hours, loading

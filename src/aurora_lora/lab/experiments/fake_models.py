@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...meanwhile import meanwhile
+from ...temporary_attributes import temporary_attributes
 
 
 def to_fake(model: nn.Module) -> None:
@@ -56,4 +56,4 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) ->
 
 def fused_attention() -> AbstractContextManager[None]:
     """Within this context, PyTorch's attention computes no numbers and keeps what a fused kernel would keep."""
-    return meanwhile([nn.functional], scaled_dot_product_attention=_attention)
+    return temporary_attributes([nn.functional], scaled_dot_product_attention=_attention)

@@ -13,11 +13,11 @@ import math
 from dataclasses import dataclass, fields
 
 from ...forms import CALIBRATED
-from ...training.batches import steps_of_an_epoch
-from ...training.choices import BEAMS, NEW_TOKENS
-from ...training.memory import PRECISIONS
-from ...training.model_inputs import positions
-from ...training.recipe import Recipe
+from ...train.batches import steps_of_an_epoch
+from ...train.choices import BEAMS, NEW_TOKENS
+from ...train.memory import PRECISIONS
+from ...train.model_inputs import positions
+from ...train.recipe import Recipe
 from . import shapes, text_lengths
 from .architectures import architecture, image_tokens
 from .machines import Machine

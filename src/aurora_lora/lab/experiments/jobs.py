@@ -14,10 +14,10 @@ from pathlib import Path
 
 from ... import files, termination
 from ...errors import DIVERGED, AuroraError, RunLockedError, UserError, one_line
-from ...training.recipe import RunRecipe
-from ...training.results import Result, lacking, read_result
-from ...training.same_recipe import check_same_recipe
-from ...training.storage import LOG, RECIPE, check_recipe, is_locked, write_recipe
+from ...train.recipe import RunRecipe
+from ...train.results import Result, lacking, read_result
+from ...train.same_recipe import check_same_recipe
+from ...train.storage import LOG, RECIPE, check_recipe, is_locked, write_recipe
 from .runs_file import RunsFile
 
 _LAUNCHER_FAILED = ("CalledProcessError", "ChildFailedError")
@@ -103,7 +103,7 @@ class Outcome:
 
 def run_job(job: Job) -> Outcome:
     """Run a job in this process. What it prints goes to `log.txt` in its folder; it never raises but for Ctrl-C."""
-    from ...training.progress import quiet_libraries
+    from ...train.progress import quiet_libraries
     from .recipe_kinds import train_any
 
     try:

@@ -7,9 +7,8 @@ from typing import Literal
 
 import torch
 
-from ...cores import usable_cores
 from ...errors import ArgumentError, counted, unknown
-from ...main_memory import total_memory
+from ...machine import total_memory, usable_cores
 
 UTILISATION = 0.4
 """The share of its greatest speed that a GPU attains in a training."""

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...data.dreambooth import DREAMBOOTH
 from ...diffusion.recipe import SubjectRecipe
 from ...errors import UserError
-from ...tasks.dreambooth import DREAMBOOTH
-from ...training.reading import is_result, override, task_name, validate, validate_as
-from ...training.recipe import Recipe, RunRecipe
+from ...train.reading import is_result, override, task_name, validate, validate_as
+from ...train.recipe import Recipe, RunRecipe
 from .recipes import Found, find
 
 if TYPE_CHECKING:
-    from ...training.finished_run import FinishedRun
+    from ...train.finished_run import FinishedRun
 
 
 def load_any(given: Path | str, overrides: Sequence[str] = ()) -> RunRecipe:
@@ -56,7 +56,7 @@ def train_any(recipe: RunRecipe, output: Path) -> FinishedRun:
 
         quiet()
         return train_subject(recipe, output)
-    from ...training.run import train
+    from ...train.run import train
 
     assert isinstance(recipe, Recipe)
     return train(recipe, output)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...errors import UserError, unknown
-from ...training import yaml_text
-from ...training.recipe_files import YAML, RecipeFile, file_named, files_in, starting
+from ...train import yaml_text
+from ...train.recipe_files import YAML, RecipeFile, file_named, files_in, starting
 
 if TYPE_CHECKING:  # the cells need PyTorch; a file does not
     from .suite import Suite

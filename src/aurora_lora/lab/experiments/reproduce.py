@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ArgumentError, UserError
-from ...training.recipe import RunRecipe
-from ...training.results import Result
+from ...train.recipe import RunRecipe
+from ...train.results import Result
 from .engines import Engine, outcomes
 from .jobs import Job, Outcome
 from .recipe_kinds import load_found

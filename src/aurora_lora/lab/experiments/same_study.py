@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...data.models import MODELS, PretrainedHere
+from ...data.own.files import sha256_of
 from ...errors import UserError
-from ...tasks.models import MODELS, PretrainedHere
-from ...tasks.own.files import sha256_of
-from ...training.base_commit import digest_of
-from ...training.data_record import data_of
-from ...training.own_section import OwnFields
-from ...training.recipe import CHANGE_NOTHING
-from ...training.results import Result
-from ...training.same_recipe import differences, flatten
+from ...train.base_commit import digest_of
+from ...train.data_record import data_of
+from ...train.own_section import OwnFields
+from ...train.recipe import CHANGE_NOTHING
+from ...train.results import Result
+from ...train.same_recipe import differences, flatten
 from .jobs import Job
 from .journal import JOURNAL
 from .runs_file import RUNS_FILE

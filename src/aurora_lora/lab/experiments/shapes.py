@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...data.loading import NO_CODE, cannot_load, check_attention
 from ...deploy.calibrate import calibrated_layers
 from ...deploy.gradients import frozen_weights
 from ...deploy.moments import Target
@@ -20,7 +21,6 @@ from ...deploy.plan import factor_bytes, moment_bytes
 from ...deploy.ranks import budget_in
 from ...deploy.wrappers import output_embeddings
 from ...errors import UserError
-from ...meanwhile import meanwhile
 from ...methods import ParameterCounts, count_parameters, get_method
 from ...methods.apply import apply_method, plain_method_errors
 from ...methods.linear import is_linear
@@ -28,12 +28,12 @@ from ...methods.options import TARGETS
 from ...methods.parameters import head_modules, is_in, whole_modules
 from ...methods.start import ordinary
 from ...methods.targets import check_modules, target_paths
-from ...tasks.loading import NO_CODE, cannot_load, check_attention
-from ...training.kinds import KINDS
-from ...training.memory import frozen_dtype
-from ...training.model_inputs import positions
-from ...training.recipe import Recipe
-from ...training.sections import ModelSection
+from ...temporary_attributes import temporary_attributes
+from ...train.kinds import KINDS
+from ...train.memory import frozen_dtype
+from ...train.model_inputs import positions
+from ...train.recipe import Recipe
+from ...train.sections import ModelSection
 from ...tuner.naming import ALL_LINEAR
 from ..saved_tensors import count_saved
 from .architectures import architecture, image_tokens
@@ -231,7 +231,7 @@ def _step_shapes(key: _Key, precision: str) -> StepShapes:
     except UserError:  # the method names layers that are not there
         model = _adapted(key, _pretrained(key))
     log = logging.getLogger("torch._subclasses.fake_tensor")  # prints a traceback where a model cannot be counted
-    with FakeTensorMode(allow_non_fake_inputs=True), fused_attention(), meanwhile([log], disabled=True):
+    with FakeTensorMode(allow_non_fake_inputs=True), fused_attention(), temporary_attributes([log], disabled=True):
         to_fake(model.train())
         counted = [_count(model, examples, precision) for examples in (1, 2)]
     unit = image_tokens(_config(model)) or _text(_config(model))

@@ -28,13 +28,13 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
+from ...data.metrics import Metric, metric_named
 from ...errors import UserError, unknown
 from ...field_errors import validated
 from ...files import slug
-from ...tasks.metrics import Metric, metric_named
-from ...training.reading import override, set_field, validate
-from ...training.recipe import Recipe
-from ...training.sections import Section, Seed
+from ...train.reading import override, set_field, validate
+from ...train.recipe import Recipe
+from ...train.sections import Section, Seed
 from .recipes import find
 from .runs_file import RUNS
 from .tuning import Space, Tuning, check_space, folder_name, points

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ...errors import UserError
-from ...training.results import Result, validation_score
+from ...train.results import Result, validation_score
 
 
 def with_own_forms(result: Mapping[str, Any], own: Mapping[str, Mapping[int, Mapping[str, Any]]], seed: int) -> Result:

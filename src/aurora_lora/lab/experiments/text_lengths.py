@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...training.data import Data
-from ...training.recipe import Recipe
+from ...train.data import Data
+from ...train.recipe import Recipe
 
 QUANTILES = (0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1)
 LENGTHS = {

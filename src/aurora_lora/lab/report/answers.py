@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...tasks.metrics import metric_named
+from ...data.metrics import metric_named
 from .groups import interval
 from .tables import of_seeds
 

@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...data.metrics import metric_named
 from ...errors import counted
-from ...tasks.metrics import metric_named
 from .groups import Group
 from .tables import finite
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...data.metrics import metric_named
 from ...errors import UserError
-from ...tasks.metrics import metric_named
-from ...training.results import validation_score
-from ...training.same_recipe import flatten
-from ...training.storage import REFERENCE
+from ...train.results import validation_score
+from ...train.same_recipe import flatten
+from ...train.storage import REFERENCE
 from .results import Result, setting, without_splits_of_seeds
 from .tables import count, finite
 

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from ...data.metrics import Metric, metric_named
 from ...errors import UserError, counted
 from ...extras import extra
 from ...files import NOT_FINITE, write_text
-from ...tasks.metrics import Metric, metric_named
-from ...training.score_tables import chance_row, rows_without_model
+from ...train.score_tables import chance_row, rows_without_model
 from .answers import every_answer, note, split_note
 from .catalogue import figures_of
 from .convergence import convergence_note

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ...tasks.metrics import unsigned_zero
+from ...data.metrics import unsigned_zero
 from ...text_table import TextTable
 from ..experiments.suite import Cell, Suite, score_of
 from .tables import count

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
+from ...data.metrics import Metric, metric_named
 from ...errors import UserError
-from ...tasks.metrics import Metric, metric_named
 from .colours import GREY, style
 from .figures import fitted, legend, new_figure
 from .groups import Group

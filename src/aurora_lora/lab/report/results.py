@@ -8,11 +8,11 @@ from typing import Any
 
 from ...errors import ArgumentError, UserError, abridged
 from ...files import below, parse_json, reading
-from ...training.reading import is_result
-from ...training.recipe import CHANGE_NOTHING
-from ...training.results import check_result
-from ...training.same_recipe import differences, flatten
-from ...training.storage import RESULT
+from ...train.reading import is_result
+from ...train.recipe import CHANGE_NOTHING
+from ...train.results import check_result
+from ...train.same_recipe import differences, flatten
+from ...train.storage import RESULT
 from ..experiments.recipe_kinds import as_recipe
 from ..experiments.runs_file import RUNS_FILE, RunsFile
 

@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ...data.metrics import metric_named
 from ...errors import UserError
-from ...tasks.metrics import metric_named
 from .colours import colour, style
 from .figures import GRID, LETTER, fitted, legend, legend_columns, new_figure
 from .groups import Group, chosen, half_interval

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ...data import TASKS
 from ...errors import UserError
 from ...field_errors import validated
 from ...files import below, read_json, reading, slug
-from ...tasks import TASKS
-from ...training.reading import name_of, set_field, task_name, title_of
-from ...training.storage import RESULT
+from ...train.reading import name_of, set_field, task_name, title_of
+from ...train.storage import RESULT
 from ..experiments.runs_file import RunsFile
 from ..experiments.study import SUMMARY, Setting, Study
 from .groups import Group, groups

@@ -6,13 +6,13 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
+from ...data.metrics import metric_named
 from ...errors import counted
 from ...files import NOT_FINITE
-from ...tasks.metrics import metric_named
 from ...text_table import TextTable
-from ...training.reading import task_name
-from ...training.results import task_chance
-from ...training.score_tables import chance_row
+from ...train.reading import task_name
+from ...train.results import task_chance
+from ...train.score_tables import chance_row
 from ...values import is_number
 from .answers import every_answer, note, split_note, unanswered
 from .groups import plain

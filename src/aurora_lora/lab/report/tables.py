@@ -8,10 +8,10 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from ...data.metrics import METRICS, in_order
 from ...errors import UserError
 from ...files import NOT_FINITE, reading, write_text
 from ...forms import REFERENCE_FORM, form_named
-from ...tasks.metrics import METRICS, in_order
 from ...text_table import TextTable
 from .results import Result, by_learning_rate
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from ...errors import UserError
 from ...forms import MERGED
-from ...training.storage import UPDATES
-from ...training.updates import LEFT, RIGHT, saved_updates
+from ...train.storage import UPDATES
+from ...train.updates import LEFT, RIGHT, saved_updates
 from .colours import style
 from .figures import GRID, legend
 from .groups import Group

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from ....tasks.glue import SEEDS
+from ....data.glue import SEEDS
 from ..suite import CellRecipe, Column, Group, Row, Suite
 from .common import OURS, PAPER, Values, form_of, our_rows, printed
 

@@ -1,0 +1,294 @@
+"""`result.json`: what a run was and what came out of it. Tables and figures are computed from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .. import files
+from ..data import TASKS
+from ..data.metrics import chance_levels
+from ..errors import UserError
+from ..methods import ParameterCounts
+from .environment import device, git_commit, versions
+from .recipe import RunRecipe
+from .storage import RESULT
+
+SCHEMA = 1
+
+Result = dict[str, Any]
+Scores = dict[str, dict[str, float]]
+"""Metrics by form."""
+
+
+def build_result(
+    recipe: RunRecipe,
+    *,
+    model_commit: str | None,
+    metric: str,
+    split: str,
+    examples: Mapping[str, int],
+    test: Mapping[str, Scores],
+    validation: Scores,
+    selected_by: Mapping[str, Any],
+    params: ParameterCounts,
+    train_s: float,
+    trained_examples: int,
+    peak_mb: float,
+    processes: int,
+    epochs: list[dict[str, Any]],
+    labels: Sequence[str] = (),
+    data: Mapping[str, Any] | None = None,
+    chance: Mapping[str, Mapping[str, float]] | None = None,
+    most_frequent: Mapping[str, Mapping[str, float]] | None = None,
+    before: Mapping[str, float] | None = None,
+    samples: Sequence[Mapping[str, str]] = (),
+) -> Result:
+    """The contents of result.json.
+
+    Args:
+        recipe: what was run.
+        model_commit: of the base model on the hub, or the digest of one in a folder; None for packaged ones.
+        metric: name of the task's main metric.
+        split: whether the scores are those of test or of validation data.
+        examples: how many there are in each split.
+        test: metrics of each form on each test set.
+        validation: the same on the validation split.
+        selected_by: what chose the best epoch, and which one that is.
+        params: parameter counts.
+        train_s: seconds of training steps, added up over interruptions.
+        trained_examples: examples seen in them.
+        peak_mb: largest memory in use, of one process, in MiB.
+        processes: how many trained together.
+        epochs: one entry for each evaluation during training.
+        labels: the class names, in label order, where they come with the data.
+        data: what the user's own data was.
+        chance: metrics of uniform guessing on each test set, where one can guess; of numbers, of their training mean.
+        most_frequent: metrics of always answering with the most frequent class of the training data, on each test set;
+            empty where classes are of about the same size.
+        before: metrics of the base model, before the training, on the test set.
+        samples: answers in held-out conversations, before the training and after.
+    """
+    return {
+        "schema": SCHEMA,
+        "recipe": recipe.resolved(),
+        "method": recipe.method.name,
+        "model": recipe.model,
+        "task": recipe.task_title,
+        "seed": recipe.seed,
+        "metric": {
+            "name": metric,
+            "split": split,
+            "examples": dict(examples),
+            "by_form": files.finite_or_none(mean_scores(test)),
+            **({} if set(test) == {split} else {"by_test_set": files.finite_or_none(test)}),
+            **({"chance": dict(chance)} if chance and all(chance.values()) else {}),
+            **({"most_frequent": dict(most_frequent)} if most_frequent and all(most_frequent.values()) else {}),
+            **({"before": files.finite_or_none(before)} if before else {}),
+            "validation_by_form": files.finite_or_none(validation),
+            "selected_by": dict(selected_by),
+        },
+        **({"labels": list(labels)} if labels else {}),
+        **({"data": dict(data)} if data is not None else {}),
+        **({"samples": [dict(one) for one in samples]} if samples else {}),
+        "params": asdict(params),
+        "time": {"train_s": round(train_s, 3), "samples_per_s": round(trained_examples / max(train_s, 1e-9), 2)},
+        "memory": {"peak_mb": round(peak_mb, 1)},
+        "epochs": epochs,
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "model_commit": model_commit,
+        "device": device(),
+        "processes": processes,
+        "status": "finished",
+    }
+
+
+def test_sets(result: Result) -> tuple[str, ...]:
+    """The test sets that a result has scores of; none where the recipe knows of none."""
+    # results of earlier versions have no `by_test_set` for a single one
+    return tuple(result["metric"].get("by_test_set") or result["recipe"]["task"].get("test_sets") or ())
+
+
+def lacking(result: Result, recipe: RunRecipe) -> tuple[str, ...]:
+    """The test sets that a recipe asks for and the result of its run has no scores of."""
+    there = test_sets(result)
+    return tuple(
+        name for name in recipe.test_sets if there and name not in there
+    )  # early versions do not say which there are
+
+
+def with_test_sets(
+    result: Result,
+    scored: Mapping[str, Scores],
+    examples: Mapping[str, int],
+    chance: Mapping[str, Mapping[str, float]],
+    most_frequent: Mapping[str, Mapping[str, float]],
+) -> Result:
+    """A result with the scores of further test sets.
+
+    Args:
+        result: of the run.
+        scored: metrics of each form on each further set.
+        examples: how many each of these has.
+        chance: metrics of uniform guessing on each of them.
+        most_frequent: metrics of the most frequent class on each of them.
+    """
+    metric, task = result["metric"], result["recipe"]["task"]
+    before = metric.get("by_test_set") or dict.fromkeys(test_sets(result), metric["by_form"])
+    sets = {**before, **files.finite_or_none(scored)}
+    metric = {
+        **metric,
+        "examples": {**metric["examples"], **examples},
+        "by_form": files.finite_or_none(mean_scores(sets)),
+        "by_test_set": sets,
+        **{
+            name: {**metric[name], **more}
+            for name, more in (("chance", chance), ("most_frequent", most_frequent))
+            if name in metric
+        },
+    }
+    return {**result, "metric": metric, "recipe": {**result["recipe"], "task": {**task, "test_sets": list(sets)}}}
+
+
+def mean_scores(test: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> Scores:
+    """Metrics by form: the mean over the test sets, each counting the same; NaN where one is None."""
+    sets = list(test.values())
+
+    def mean(form: str, name: str) -> float:
+        values = [scores[form][name] for scores in sets]
+        return sum(math.nan if value is None else value for value in values) / len(sets)
+
+    return {form: {name: mean(form, name) for name in metrics} for form, metrics in sets[0].items()}
+
+
+def validation_score(result: Mapping[str, Any], metric: str | None = None) -> float | None:
+    """A validation score of the epoch that was chosen: that by which it was if `metric` is None; None if not known."""
+    chosen = result["metric"]["selected_by"]
+    if metric is None or metric == (chosen.get("name") or result["metric"]["name"]):
+        value: float | None = chosen.get("value")
+        return value
+    of_epoch = [entry["validation"] for entry in result["epochs"] if entry["epoch"] == chosen.get("epoch")]
+    return of_epoch[0].get(metric) if of_epoch else None
+
+
+def chance_of(result: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of uniform guessing, the mean over the test sets; those that the result has scores of.
+
+    Results of earlier versions do not say: of them those of a packaged task, whose examples have all as many answers.
+    """
+    metric = result["metric"]
+    scored = {name for scores in metric["by_form"].values() for name in scores}
+    levels = list(metric.get("chance", {}).values()) or [task_chance(result["task"]) if "accuracy" in scored else {}]
+    return {name: sum(one[name] for one in levels) / len(levels) for name in levels[0] if name in scored}
+
+
+def most_frequent_of(result: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of always answering with the most frequent class, the mean over the test sets; empty where the result
+    has none."""
+    levels = list(result["metric"].get("most_frequent", {}).values())
+    return {name: sum(one[name] for one in levels) / len(levels) for name in levels[0]} if levels else {}
+
+
+def task_chance(name: str) -> dict[str, float]:
+    """The metrics of uniform guessing on a task whose examples have all as many answers; empty for others."""
+    task = TASKS.get(name)
+    return {} if task is None or task.num_labels < 2 else chance_levels([task.num_labels])
+
+
+def read_result(folder: Path | str) -> Result | None:
+    """The result of a finished run, or None.
+
+    Raises:
+        UserError: the file is not a result that this version can read.
+    """
+    path = Path(folder) / RESULT
+    with files.reading(path):
+        try:
+            result = files.parse_json(path.read_text(encoding="utf-8"), finite=True)
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise UserError(f"{path} is not a result of aurora train") from error
+    return check_result(result, str(path))
+
+
+_SHAPES: dict[tuple[str, ...], dict[str, type]] = {
+    (): {
+        **dict.fromkeys(("recipe", "metric", "params", "time"), dict),
+        **dict.fromkeys(("method", "model", "task", "device"), str),
+        "seed": int,
+        "epochs": list,
+    },
+    ("recipe",): {"method": dict},
+    ("metric",): {"name": str, "split": str, "by_form": dict, "selected_by": dict},
+    ("metric", "selected_by"): {"form": str},
+    ("params",): {"adapter": int},
+}
+"""What every reader relies on, by its place in a result."""
+_SAMPLE = ("prompt", "expected", "before", "after")
+"""What each of the samples has; see `build_result`."""
+
+
+def check_result(value: Any, where: str) -> Result:
+    """The value, if it is a result that this version can read.
+
+    Args:
+        value: what a file holds.
+        where: the file, for the message.
+
+    Raises:
+        UserError: it is none.
+    """
+    if not isinstance(value, dict) or "schema" not in value:
+        raise UserError(f"{where} is not a result of aurora train")
+    if value["schema"] != SCHEMA:
+        raise UserError(f"{where} has schema {value['schema']}, this version reads schema {SCHEMA}")
+    if "status" in value:
+        _check_shape(value, where)
+    return value
+
+
+def _check_shape(value: Result, where: str) -> None:
+    """Raise a UserError where a result that `build_result` made has lost what every reader relies on."""
+    for place, shape in _SHAPES.items():
+        part: Any = value
+        for key in place:
+            part = part[key]
+        for name, kind in shape.items():
+            if not isinstance(part.get(name), kind) or isinstance(part[name], bool):
+                raise UserError(f"{where} is damaged: {'.'.join([*place, name])} is missing, or of another kind")
+    for one in value.get("samples", ()):
+        if not isinstance(one, dict) or not all(isinstance(one.get(name), str) for name in _SAMPLE):
+            raise UserError(f"{where} is damaged: samples are not texts called {', '.join(_SAMPLE)}")
+    if not all(isinstance(scores, dict) for scores in value["metric"]["by_form"].values()):
+        raise UserError(f"{where} is damaged: metric.by_form has no scores")
+
+
+def write_result(folder: Path, result: Result) -> None:
+    """Write result.json, whole or not at all."""
+    files.write_json(folder / RESULT, result)
+
+
+def epochs_from_log(history: list[dict[str, Any]], metrics: tuple[str, ...]) -> list[dict[str, Any]]:
+    """One entry for each evaluation in Transformers' log: epoch, step, mean training loss since the last, metrics."""
+    entries: list[dict[str, Any]] = []
+    total, steps, last = 0.0, 0, 0
+    for record in history:
+        if "loss" in record:  # the mean over the steps since the one before
+            step = record.get("step", last + 1)
+            total, steps, last = total + record["loss"] * (step - last), steps + step - last, step
+        elif any(f"eval_{name}" in record for name in metrics):
+            entries.append(
+                {
+                    "epoch": record["epoch"],
+                    "step": record["step"],
+                    "train_loss": total / steps if steps else None,
+                    "validation": {name: record[f"eval_{name}"] for name in metrics if f"eval_{name}" in record},
+                }
+            )
+            total, steps = 0.0, 0
+    return files.finite_or_none(entries)  # type: ignore[no-any-return]

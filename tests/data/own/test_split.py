@@ -1,0 +1,296 @@
+"""Splitting: no example in two splits, the same ones for the same seed, and everything said that was left out."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from aurora_lora.data.own.source import Piece, Pieces
+from aurora_lora.data.own.split import BadRow, Splits, split_data
+from aurora_lora.data.task import SplitSizes
+from aurora_lora.errors import UserError
+
+ALL = SplitSizes(None, None, None)
+
+
+def _pieces(**texts: list[str]) -> Pieces:
+    made = {
+        name: Piece(Dataset.from_dict({"text": some, "n": list(range(len(some)))}), f"{name}.csv")
+        for name, some in texts.items()
+    }
+    return Pieces(made, {})
+
+
+def _split(pieces: Pieces, sizes: SplitSizes = ALL, seed: int = 0, **more: Any) -> Splits:
+    return split_data(
+        pieces, columns=["text"], key=lambda row: row["text"].casefold(), sizes=sizes, split_seed=seed, **more
+    )
+
+
+def _texts(splits: Splits) -> dict[str, set[str]]:
+    return {name: {text.casefold() for text in split["text"]} for name, split in splits.items()}
+
+
+def test_one_file() -> None:
+    texts = [f"text {n % 80}" if n < 90 else f"TEXT {n % 80}" for n in range(100)]
+    splits = _split(_pieces(train=texts))
+    assert list(splits) == ["train", "validation", "test"]
+    found = _texts(splits)
+    assert not found["train"] & found["test"]
+    assert not found["train"] & found["validation"]
+    assert not found["validation"] & found["test"]
+    assert (len(splits["validation"]), len(splits["test"])) == (10, 10)
+    assert splits.record["repeated"] == 20
+    assert splits.record["examples"] == {name: len(split) for name, split in splits.items()}
+    again = _split(_pieces(train=texts))
+    assert [split.to_dict() for split in splits.values()] == [split.to_dict() for split in again.values()]
+    assert _texts(_split(_pieces(train=texts), seed=1)) != found
+
+
+def test_a_digest_of_the_rows_of_each_piece() -> None:
+    def digests(**texts: list[str]) -> Any:
+        return _split(_pieces(**texts), digests="found").record["found"]
+
+    train, test = [f"text {n}" for n in range(30)], ["a", "b"]
+    before = digests(train=train, test=test)
+    assert set(before) == {"train", "test"}
+    assert digests(train=train, test=test) == before
+    assert digests(train=train, test=["a", "c"]) == {**before, "test": digests(train=train, test=["a", "c"])["test"]}
+    assert digests(train=train, test=["a", "c"]) != before
+    assert "found" not in _split(_pieces(train=train)).record
+
+
+def test_the_split_does_not_depend_on_the_order_of_the_rows() -> None:
+    texts = [f"text {n}" for n in range(60)]
+    assert _texts(_split(_pieces(train=texts))) == _texts(_split(_pieces(train=texts[::-1])))
+
+
+def test_a_smaller_size_gives_a_part_of_a_larger_one() -> None:
+    pieces = _pieces(train=[f"text {n}" for n in range(60)])
+    large, small = _split(pieces, SplitSizes(40, 8, 10)), _split(pieces, SplitSizes(20, 8, 5))
+    assert large["train"]["text"][:20] == small["train"]["text"][:]
+    assert large["test"]["text"][:5] == small["test"]["text"][:]
+    assert _texts(_split(pieces, SplitSizes(20, 8, 10)))["test"] == _texts(large)["test"]
+
+
+def test_given_splits_keep_their_rows_and_training_loses_them() -> None:
+    pieces = _pieces(train=["a", "b", "c", "C", "d", "e"], validation=["c", "f", "T"], test=["t", "E", "t"])
+    splits = _split(pieces)
+    assert _texts(splits) == {"train": {"a", "b", "d"}, "validation": {"c", "f"}, "test": {"t", "e"}}
+    assert len(splits["test"]) == 3
+    assert splits.record["left_out"] == 4  # c, C and e of train, T of validation
+    smaller = _split(pieces, SplitSizes(None, None, 1))
+    assert _texts(smaller)["train"] == {"a", "b", "d"}  # whatever of the test file is scored
+
+
+def test_a_given_test_file_and_a_share_for_validation() -> None:
+    pieces = _pieces(train=[f"text {n}" for n in range(30)], test=["text 3", "other"])
+    splits = _split(pieces)
+    assert splits.record["examples"] == {"train": 26, "validation": 3, "test": 2}
+    assert "text 3" not in _texts(splits)["train"] | _texts(splits)["validation"]
+
+
+def test_the_seed_decides_what_is_taken_of_a_given_test_file() -> None:
+    texts = [f"text {n}" for n in range(60)]
+    pieces = _pieces(train=["a", "b", "c", "d"], test=texts)
+    first, second = (_split(pieces, SplitSizes(None, None, 10), seed)["test"]["text"][:] for seed in (0, 1))
+    assert len(set(first)) == 10
+    assert set(first) != set(second)
+    assert set(first) != set(texts[:10])
+    assert _split(pieces, SplitSizes(None, None, 5))["test"]["text"][:] == first[:5]
+
+
+def test_no_more_than_2000_rows_are_held_out_by_themselves() -> None:
+    splits = _split(_pieces(train=[f"text {n}" for n in range(30_000)]))
+    assert splits.record["examples"] == {"train": 26_000, "validation": 2_000, "test": 2_000}
+
+
+def test_examples_with_different_labels_are_counted() -> None:
+    """Of each of them every row but the first; also where they are in two files."""
+    texts = ["a", "A", "a", "b", "B", "c", "c"] + [f"text {n}" for n in range(20)]
+    pieces = _pieces(train=texts, test=["b", "B", "C", "text 3"])
+
+    def contradicting(**labels: int) -> Any:
+        return _split(pieces, answers=lambda piece: [labels.get(text, 0) for text in piece.data["text"]]).record
+
+    assert contradicting()["contradict"] == 0
+    assert contradicting(A=1)["contradict"] == 2
+    record = contradicting(A=1, C=1)
+    assert (record["repeated"], record["contradict"]) == (8, 4)
+    assert "contradict" not in _split(pieces).record
+
+
+def test_every_class_stays_in_training() -> None:
+    texts = [f"text {n}" for n in range(100)]
+    classes = [["common"]] * 80 + [[f"rare {n // 2}"] for n in range(20)]
+    for seed in range(5):
+        splits = _split(_pieces(train=texts), SplitSizes(None, 20, 20), seed, strata=classes)
+        assert {one for n in splits["train"]["n"] for one in classes[n]} == {one for some in classes for one in some}
+
+
+def test_classes_whose_rows_are_test_data_as_well_are_counted() -> None:
+    """They are left out of training: of their labels none is trained."""
+    texts = [f"text {n}" for n in range(30)] + ["rare 0", "rare 1"]
+    classes = [["a"]] * 30 + [["b"]] * 2
+    splits = _split(_pieces(train=texts, test=["rare 0", "rare 1", "text 0"]), strata=classes)
+    assert splits.record["untrained"] == 1
+
+
+def test_classes_that_a_small_training_split_leaves_out_are_counted() -> None:
+    pieces = _pieces(train=[f"text {n}" for n in range(20)])
+    classes = [["a", "b", "c"][n % 3 : n % 3 + 1] for n in range(20)]
+    for size, untrained in ((None, 0), (3, 0), (2, 1), (1, 2)):
+        split = _split(pieces, SplitSizes(size, None, None), strata=classes)
+        assert split.record["untrained"] == untrained
+        assert size in (None, len(split["train"]))
+    several = [["a", "b"]] * 19 + [[]]  # one row may be an example of several classes
+    assert _split(pieces, SplitSizes(1, None, None), strata=several).record["untrained"] == 0
+    assert "untrained" not in _split(pieces, SplitSizes(1, None, None)).record
+
+
+def _counted(splits: Splits, rows: int) -> None:
+    record = splits.record
+    assert record["rows"] == rows
+    assert sum(record["examples"].values()) + record["left_out"] + record["unused"] == rows
+    assert record["examples"] == {name: len(split) for name, split in splits.items()}
+
+
+GROUPS = st.lists(st.one_of(st.integers(1, 3), st.integers(1, 30)), min_size=4, max_size=40)
+"""How often each example is in a file."""
+FEW = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@FEW
+@given(times=GROUPS, seed=st.integers(0, 5))
+def test_no_row_is_lost_and_duplicates_stay_together(times: list[int], seed: int) -> None:
+    rows = sum(times)
+    splits = _split(_pieces(train=[f"text {n}" for n, count in enumerate(times) for _ in range(count)]), seed=seed)
+    _counted(splits, rows)
+    assert splits.record["unused"] == 0
+    assert sorted(text for split in splits.values() for text in split["text"]) == sorted(
+        f"text {n}" for n, count in enumerate(times) for _ in range(count)
+    )
+    found = _texts(splits)
+    assert not found["train"] & found["test"]
+    assert not found["train"] & found["validation"]
+    assert not found["test"] & found["validation"]
+    often = {f"text {n}": count for n, count in enumerate(times)}
+    tenth = -(-rows // 10)
+    share = max(1, -(-sum(count for count in times if count <= tenth) // 10))
+    for name in ("test", "validation"):
+        if len(splits[name]) > share:  # nothing was small enough
+            assert len(found[name]) == 1
+            assert all(often[text] >= len(splits[name]) for text in found["train"])
+        else:  # nothing that training has would still fit; one example stays there in any case
+            missing = share - len(splits[name])
+            assert sum(often[text] <= missing for text in found["train"]) <= 1
+
+
+@FEW
+@example(times=[1] * 20, test=[0], sizes=(None, None, None))
+@given(
+    times=GROUPS,
+    test=st.lists(st.integers(0, 50), min_size=1, max_size=20),
+    sizes=st.tuples(*[st.one_of(st.none(), st.integers(1, 4)) for _ in range(3)]),
+)
+def test_the_counts_add_up_whatever_is_asked_for(times: list[int], test: list[int], sizes: Any) -> None:
+    train = [f"text {n}" for n, count in enumerate(times) for _ in range(count)]
+    pieces = _pieces(train=train, test=[f"text {n}" for n in test])
+    try:
+        splits = _split(pieces, SplitSizes(*sizes))
+    except UserError:
+        assert any(sizes) or len(set(train) - set(pieces["test"].data["text"])) < 2  # no cause to refuse
+        return
+    _counted(splits, len(train) + len(test))
+
+
+@FEW
+@example(texts=list(range(20)), labels=[set()] * 60, sizes=(None, None, None))
+@given(
+    texts=st.lists(st.integers(0, 30), min_size=12, max_size=60),
+    labels=st.lists(st.sets(st.integers(0, 5), max_size=3), min_size=60, max_size=60),
+    sizes=st.tuples(st.none(), *[st.one_of(st.none(), st.integers(1, 6)) for _ in range(2)]),
+)
+def test_every_label_stays_in_training(texts: list[int], labels: list[set[int]], sizes: Any) -> None:
+    try:
+        splits = _split(_pieces(train=[f"text {n}" for n in texts]), SplitSizes(*sizes), strata=labels)
+    except UserError:
+        assert any(sizes) or any(labels) or len(set(texts)) < 3  # no cause to refuse
+        return
+    _counted(splits, len(texts))
+    assert {one for n in splits["train"]["n"] for one in labels[n]} == {
+        one for n in range(len(texts)) for one in labels[n]
+    }
+
+
+def test_a_text_that_most_rows_repeat_is_for_training() -> None:
+    texts = ["the same"] * 900 + [f"text {n}" for n in range(100)]
+    for seed in range(5):
+        splits = _split(_pieces(train=texts), seed=seed)
+        assert splits.record["examples"] == {"train": 980, "validation": 10, "test": 10}
+        assert _split(_pieces(train=texts), SplitSizes(None, 30, 20), seed).record["examples"]["test"] == 20
+
+
+@pytest.mark.parametrize(
+    ("texts", "sizes", "message"),
+    [
+        (["a"], ALL, r"train\.csv: 1 rows are too few"),
+        (["a", "b"], ALL, r"train\.csv: 2 rows are too few"),
+        (["a"] * 9, ALL, r"train\.csv: 9 rows, 1 without duplicates, are too few to train and to test on"),
+        (list("abcdef"), SplitSizes(9, 1, 1), r"task\.train_size: 9 is more than the 4 rows"),
+        (list("abcdef"), SplitSizes(None, 1, 6), r"task\.test_size: 6 is more than the 5 rows"),
+        (["a", "b", ""], ALL, r"train\.csv, row 3: nothing there"),
+    ],
+)
+def test_what_cannot_be_split(texts: list[str], sizes: SplitSizes, message: str) -> None:
+    def key(row: Any) -> str:
+        if not row["text"]:
+            raise BadRow("nothing there")
+        return str(row["text"])
+
+    with pytest.raises(UserError, match=message):
+        split_data(_pieces(train=texts), columns=["text"], key=key, sizes=sizes, split_seed=0)
+
+
+def test_a_validation_file_that_the_test_file_holds() -> None:
+    pieces = _pieces(train=[f"text {n}" for n in range(20)], validation=["a", "b"], test=["b", "a", "c"])
+    with pytest.raises(UserError, match="each of its rows is in the test data as well"):
+        split_data(pieces, columns=["text"], key=lambda row: str(row["text"]), sizes=ALL, split_seed=0)
+
+
+@pytest.mark.parametrize(
+    ("test", "message"),
+    [
+        (list("abc"), "train.csv: each of its 6 rows is in the validation or test data as well"),
+        (
+            list("ab"),
+            "train.csv: 6 rows, 4 of them in the validation or test data as well, 1 without duplicates, are too",
+        ),
+    ],
+)
+def test_training_data_that_the_test_file_holds(test: list[str], message: str) -> None:
+    pieces = _pieces(train=list("abcabc"), test=test)
+    with pytest.raises(UserError) as raised:
+        split_data(pieces, columns=["text"], key=lambda row: str(row["text"]), sizes=ALL, split_seed=0)
+    assert str(raised.value).startswith(message)
+
+
+def test_conversations_are_passed_through(tmp_path: Path) -> None:
+    from aurora_lora.data.own.source import OwnData, open_data
+
+    rows = [
+        {"messages": [{"role": "user", "content": f"{n % 9}?"}, {"role": "assistant", "content": f"{n}!"}]}
+        for n in range(30)
+    ]
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    key = lambda row: row["messages"][0]["content"]  # noqa: E731
+    splits = split_data(open_data(OwnData(str(path))), columns=["messages"], key=key, sizes=ALL, split_seed=0)
+    asked = {name: {one[0]["content"] for one in split["messages"]} for name, split in splits.items()}
+    assert not asked["train"] & asked["test"]
+    assert all(row in rows for split in splits.values() for row in split)
+    assert splits.record["repeated"] == 21

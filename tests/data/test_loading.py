@@ -1,0 +1,72 @@
+"""What is said of a model that cannot be loaded."""
+
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+
+from aurora_lora.data.loading import OnlyPicklesError, cause_of, only_pickles, reason
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["config.json", "pytorch_model.bin"], "pytorch_model.bin"),
+        (["pytorch_model-00002-of-00002.bin", "pytorch_model-00001-of-00002.bin"], "pytorch_model-00001-of-00002.bin"),
+        (["optimizer.pt", "rng_state_0.pth", "training_args.bin", "weights.ckpt"], "weights.ckpt"),
+        (["pytorch_model.bin", "model.safetensors"], None),
+        (["config.json", "training_args.bin", "scheduler.pt"], None),
+        ([], None),
+    ],
+)
+def test_pickles_alone(names: list[str], found: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder and on the hub."""
+    for name in names:
+        (tmp_path / name).touch()
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda repo, revision: names)
+    assert only_pickles(str(tmp_path)) == only_pickles("owner/name") == found
+
+
+def test_a_hub_that_does_not_answer_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(repo: str, revision: str | None) -> None:
+        raise ConnectionError
+
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", fail)
+    assert only_pickles("owner/name") is None
+
+
+class DatasetGenerationError(Exception):
+    """As `datasets` calls what it wraps an error in."""
+
+
+class DatasetNotFoundError(Exception):
+    """As `datasets` calls its own."""
+
+
+def test_the_cause_is_what_says_something() -> None:
+    def fails() -> None:
+        try:
+            raise ValueError("the reason")
+        except ValueError as error:
+            raise DatasetGenerationError("An error occurred") from error
+
+    def is_not_there() -> None:
+        try:
+            raise DatasetNotFoundError("it doesn't exist") from KeyError("404")
+        except DatasetNotFoundError as error:
+            try:
+                raise FileNotFoundError("not cached")
+            except FileNotFoundError:
+                raise error from None
+
+    for ask, said in ((fails, "the reason"), (is_not_there, "it doesn't exist")):
+        with pytest.raises((DatasetGenerationError, DatasetNotFoundError)) as raised:
+            ask()
+        assert reason(cause_of(raised.value)) == said
+    assert str(cause_of(DatasetGenerationError("alone"))) == "alone"
+
+
+def test_the_way_to_convert_is_not_cut() -> None:
+    error = OnlyPicklesError("pytorch_model.bin", "owner/" + "n" * 90, "AutoModel")
+    assert reason(error).endswith("and name FOLDER instead")
+    assert len(reason(ValueError("n" * 300))) == 200

@@ -1,0 +1,90 @@
+from pathlib import Path
+
+import pytest
+
+from aurora_lora.data import models
+from aurora_lora.data.fetch import Archive, OfflineError, fetch
+from aurora_lora.data.models import MODELS, ModelSource, hub_name, packaged_name, resolve_model
+from aurora_lora.errors import UserError
+
+
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch) -> list[Archive]:
+    calls: list[Archive] = []
+
+    def fake(archive: Archive) -> Path:
+        calls.append(archive)
+        return Path("/cache") / archive.folder_name
+
+    monkeypatch.setattr(models, "fetch", fake)
+    monkeypatch.setattr(models, "converted", lambda folder, file: folder / f"{file} as a folder")
+    return calls
+
+
+def test_packaged_names_are_fetched(fetched: list[Archive]) -> None:
+    packaged = {name: source for name, source in MODELS.items() if isinstance(source, ModelSource)}
+    for name, source in packaged.items():
+        resolved = resolve_model(name)
+        assert name == source.name
+        folder = Path("/cache") / source.archive.folder_name
+        assert resolved == str(folder / f"{source.gguf_file} as a folder" if source.gguf_file else folder)
+        assert source.gguf_file is None or source.gguf_file in source.archive.members.values()
+    assert len(fetched) == len(packaged) == 2
+
+
+@pytest.mark.parametrize("name", ["bert-base-uncased", "gpt2", "org/minilm-l6"])
+def test_other_names_pass_through(name: str, fetched: list[Archive]) -> None:
+    assert resolve_model(name) == name
+    assert fetched == []
+
+
+@pytest.mark.parametrize("name", ["/abs/minilm-l7", "./minilm-l6", "~/minilm-l6", "runs/mine/merged"])
+def test_a_path_that_is_not_there(name: str) -> None:
+    with pytest.raises(UserError, match=f"model: '{name}' is no folder"):
+        resolve_model(name)
+
+
+def test_a_local_folder_may_look_like_a_typo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "minilm-l7").mkdir()
+    assert resolve_model("minilm-l7") == "minilm-l7"
+
+
+@pytest.mark.parametrize(
+    ("typo", "meant"),
+    [
+        ("minilm-16", "minilm-l6"),
+        ("MiniLM-L6", "minilm-l6"),
+        ("minilm", "minilm-l6"),
+        ("smollm", "smollm2-135m"),
+        ("smollm-135m", "smollm2-135m"),
+    ],
+)
+def test_typo(typo: str, meant: str) -> None:
+    with pytest.raises(UserError, match=f"unknown model '{typo}': did you mean '{meant}'"):
+        resolve_model(typo)
+
+
+@pytest.mark.packaged
+def test_minilm_loads() -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    source = MODELS["minilm-l6"]
+    try:
+        folder = fetch(source.archive)
+    except OfflineError as error:
+        pytest.skip(str(error))
+    model = AutoModel.from_pretrained(folder)
+    assert sum(parameter.numel() for parameter in model.parameters()) == source.params
+    assert AutoTokenizer.from_pretrained(folder)("a film")["input_ids"] == [101, 1037, 2143, 102]
+
+
+def test_names_for_other_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert hub_name("minilm-l6") == MODELS["minilm-l6"].hub_id
+    assert hub_name("owner/name") == "owner/name"
+    snapshot = tmp_path / "hub" / "models--some-one--a--model" / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    assert hub_name(str(snapshot)) == "some-one/a--model"
+    assert hub_name(str(tmp_path)) == str(tmp_path)  # it has no other name
+    assert packaged_name(MODELS["minilm-l6"].hub_id) == "minilm-l6"
+    assert packaged_name(MODELS["smollm2-135m"].hub_id) == MODELS["smollm2-135m"].hub_id  # whose weights are not ours

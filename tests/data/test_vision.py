@@ -1,0 +1,224 @@
+"""The loaders of the eight image data sets on copies in the hub's own form; how they are split."""
+
+import itertools
+import warnings
+from pathlib import Path
+from typing import Any
+
+import datasets
+import hub_copy
+import image_copy
+import numpy as np
+import pytest
+from PIL import Image
+
+from aurora_lora.data import TASKS, SplitSizes, get_task
+from aurora_lora.data.vision import VISION, class_names, read_image, rgb, split_images, with_rows
+from aurora_lora.errors import UserError
+from aurora_lora.train.kinds import kind_of
+
+REPOS = {repo["repo"]: repo for repo in hub_copy.read("vision.json")["repos"]}
+ALL = SplitSizes(None, None, None)
+# the paper's Table 10: classes, train, validation, test; and what the hub has: train, validation, test
+TABLE_10 = {
+    "oxford-pets": (37, 3_312, 368, 3_669, (3_680, 0, 3_669)),
+    "stanford-cars": (196, 7_329, 815, 8_041, (8_144, 0, 8_041)),
+    "cifar10": (10, 45_000, 5_000, 10_000, (50_000, 0, 10_000)),
+    "dtd": (47, 4_060, 452, 1_128, (5_640, 0, 0)),
+    "eurosat": (10, 16_200, 5_400, 5_400, (16_200, 5_400, 5_400)),
+    "fgvc": (100, 3_000, 334, 3_333, (3_334, 0, 3_333)),
+    "resisc45": (45, 18_900, 6_300, 6_300, (18_900, 6_300, 6_300)),
+    "cifar100": (100, 45_000, 5_000, 10_000, (50_000, 0, 10_000)),
+}
+
+
+@pytest.fixture
+def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`copies(repo, ...)` makes these, and no others, what the loaders find."""
+    calls = itertools.count()
+
+    def make(*repos: dict[str, Any]) -> None:
+        folder = tmp_path / str(next(calls))
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(folder / "cache"))
+        monkeypatch.setenv("AURORA_LORA_DATA", str(folder))
+        for repo in repos:
+            image_copy.write(repo, folder)
+
+    return make
+
+
+def repos_of(task: str) -> list[dict[str, Any]]:
+    source = get_task(task).source.rsplit("hub ", 1)[1]
+    return [REPOS[name] for name in source.split(" and ")]
+
+
+@pytest.mark.parametrize("task", VISION, ids=lambda task: task.name)
+def test_each_data_set(task: Any, copies: Any) -> None:
+    repos = repos_of(task.name)
+    copies(*repos)
+    data = task.load_splits(ALL, 0)
+    there = {split: count for repo in repos for split, count in repo["splits"].items()}
+    assert sum(map(len, data.values())) == sum(there.values())
+    assert class_names(data["train"]) == tuple(image_copy.names(repos[0]))
+    assert task.num_labels == len(class_names(data["train"]))
+    seen: set[tuple[str, int]] = set()
+    for name, split in data.items():
+        assert split.column_names == ["image", "label", "row"]
+        assert str(split.split) == (name if name in there else "train")
+        for example in split:
+            # every image is the one of its row, whatever its mode
+            grey = np.asarray(example["image"].convert("RGB"))
+            if task.name == "dtd":  # files are read in the order of their names: the row is not the file's number
+                assert abs(int(grey.mean()) // 4 % 47 - example["label"]) <= 1
+            else:
+                assert np.abs(grey.astype(int) - image_copy.colour(example["row"])).max() <= 2
+                assert example["label"] == example["row"] % task.num_labels
+            key = (str(split.split), example["row"])
+            assert key not in seen
+            seen.add(key)
+
+
+@pytest.mark.parametrize("task", VISION, ids=lambda task: task.name)
+def test_sizes_are_those_of_table_10(task: Any) -> None:
+    classes, train, validation, test, there = TABLE_10[task.name]
+    names = ("train", "validation", "test")
+    pieces = {
+        name: with_rows(datasets.Dataset.from_dict({"label": [0] * count}, split=name))
+        for name, count in zip(names, there, strict=True)
+        if count
+    }
+    data = split_images(pieces, task.sizes, 0, task.name)
+    assert tuple(len(data[name]) for name in names) == (train, validation, test)
+    assert (task.num_labels, task.train_examples) == (classes, train)
+    for name in names:
+        if name in pieces and name != "train":
+            assert data[name]["row"][:] == list(range(len(pieces[name])))
+    held_out = [set(data[name]["row"][:]) for name in names if name == "train" or name not in pieces]
+    assert sum(map(len, held_out)) == len(set.union(*held_out)) == there[0]
+
+
+def test_the_seed_decides_and_smaller_sizes_are_parts() -> None:
+    whole = {"train": with_rows(datasets.Dataset.from_dict({"label": [0] * 50}, split="train"))}
+
+    def rows(seed: int, *sizes: int | None) -> dict[str, list[int]]:
+        return {name: split["row"][:] for name, split in split_images(whole, SplitSizes(*sizes), seed, "x").items()}
+
+    assert rows(3, None, 5, 10) == rows(3, None, 5, 10)
+    assert rows(3, None, 5, 10)["validation"] != rows(4, None, 5, 10)["validation"]
+    few, more = rows(3, 10, 5, 10), rows(3, 20, 5, 10)
+    assert more["train"][:10] == few["train"]
+    assert more["validation"] == few["validation"]
+    assert rows(3, 10, 8, 15)["train"] == few["train"]  # whatever is held out
+    assert [len(part) for part in rows(0, None, None, None).values()] == [36, 4, 10]
+
+
+def test_the_seed_decides_what_is_taken_of_a_split_of_its_own() -> None:
+    pieces = {
+        name: with_rows(datasets.Dataset.from_dict({"label": [0] * 50}, split=name)) for name in ("train", "test")
+    }
+
+    def rows(seed: int, size: int) -> list[int]:
+        return split_images(pieces, SplitSizes(None, None, size), seed, "x")["test"]["row"][:]
+
+    assert set(rows(0, 10)) != set(range(10))
+    assert set(rows(0, 10)) != set(rows(1, 10))
+    assert rows(0, 10)[:4] == rows(0, 4)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((60, None, None), "task.train_size: 60 is more than the 36 images of x that are left"),
+        ((None, 60, None), "task.validation_size: 60 is more than the 39 images of x to hold out from"),
+        ((None, None, 50), "task.test_size: 50 is more than the 49 images of x to hold out from"),
+    ],
+)
+def test_sizes_that_the_data_cannot_give(sizes: Any, message: str) -> None:
+    whole = {"train": with_rows(datasets.Dataset.from_dict({"label": [0] * 50}, split="train"))}
+    with pytest.raises(UserError) as error:
+        split_images(whole, SplitSizes(*sizes), 0, "x")
+    assert str(error.value) == message
+
+
+def test_a_split_of_its_own_can_be_taken_in_part(copies: Any) -> None:
+    copies(*repos_of("eurosat"))
+    data = get_task("eurosat").load_splits(SplitSizes(6, 2, 3), 1)
+    assert data.num_rows == {"train": 6, "validation": 2, "test": 3}
+    with pytest.raises(UserError, match=r"task\.test_size: 9 is more than the 5 images of eurosat"):
+        get_task("eurosat").load_splits(SplitSizes(None, None, 9), 1)
+
+
+def test_odd_copies(copies: Any) -> None:
+    (pets,) = repos_of("oxford-pets")
+    copies({**pets, "classes": 36})
+    with pytest.raises(UserError, match=r"oxford-iiit-pet, train: there are 36 classes, expected 37"):
+        get_task("oxford-pets").load_splits(ALL, 0)
+    plain = datasets.Value("int64")  # as a converted file may have it
+    copies({**pets, "label": plain})
+    assert get_task("oxford-pets").load_splits(ALL, 0)["test"]["label"][:] == [0, 1, 2, 3, 4]
+
+    def unlabelled(repo: dict[str, Any], count: int) -> list[dict[str, Any]]:
+        made = image_copy.rows(repo, count)
+        made[2]["label"] = -1
+        return made
+
+    copies({**pets, "label": plain, "rows": unlabelled})
+    with pytest.raises(UserError, match="train, row 2: label -1 is not one of 0 to 36"):
+        get_task("oxford-pets").load_splits(ALL, 0)
+    train, test = repos_of("cifar10")
+    copies(train, {**test, "classes": test["classes"][::-1]})
+    with pytest.raises(UserError, match=r"the classes of train and test differ \('airplane' and 'truck'\)"):
+        get_task("cifar10").load_splits(ALL, 0)
+
+
+def test_what_cannot_be_had(copies: Any) -> None:
+    copies(repos_of("fgvc")[0])
+    with pytest.raises(UserError, match="the test split of Multimodal-Fatima/FGVC_Aircraft_test cannot be loaded"):
+        get_task("fgvc").load_splits(ALL, 0)
+
+
+def test_the_packaged_images_are_the_hubs_test_images() -> None:
+    assert TASKS["cifar10"].never_after == ("cifar10-10k",)
+    assert {task.group for task in VISION} == {"images"}
+    assert all(kind_of(task).task_type == "IMAGE_CLS" and task.metric == "accuracy" for task in VISION)
+
+
+@pytest.mark.parametrize("clear", [5, bytes(range(256)), b"\0\x80"], ids=["one colour", "each colour", "two colours"])
+def test_a_palette_with_transparency_is_converted_without_a_warning(clear: Any, tmp_path: Path) -> None:
+    made = Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)).quantize(256)
+    made.save(tmp_path / "a.png", transparency=clear)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read = np.asarray(read_image(tmp_path / "a.png"))
+    with Image.open(tmp_path / "a.png") as image:
+        np.testing.assert_array_equal(read, on_white(image))
+
+
+def on_white(image: Any) -> Any:
+    """The formula of a picture on a white ground."""
+    drawn = np.asarray(image.convert("RGBA")).astype(float)
+    alpha = drawn[..., 3:] / 255
+    return np.rint(drawn[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
+def test_what_is_transparent_is_white(mode: str) -> None:
+    rng = np.random.default_rng(0)
+    made = Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).convert("RGBA").convert(mode)
+    made.putalpha(255)
+    opaque = np.asarray(made.convert("RGBA"))[..., :3]
+    np.testing.assert_array_equal(rgb(made), opaque)
+    made.putalpha(Image.fromarray(rng.integers(0, 255, (8, 8), dtype=np.uint8)))
+    assert np.abs(np.asarray(rgb(made)).astype(int) - on_white(made)).max() <= 1
+    drawing = Image.new("RGBA", (2, 1), (0, 0, 0, 0))  # black on no ground
+    drawing.putpixel((1, 0), (0, 0, 0, 255))
+    assert np.asarray(rgb(drawing.convert(mode)))[0, :, 0].tolist() == [255, 0]
+
+
+@pytest.mark.parametrize("clear", [0, (9, 9, 9)])
+def test_a_colour_that_is_transparent(clear: Any, tmp_path: Path) -> None:
+    mode, drawn = ("L", 9) if clear == 0 else ("RGB", (0, 0, 0))
+    image = Image.new(mode, (2, 1), clear)
+    image.putpixel((1, 0), drawn)
+    image.save(tmp_path / "a.png", transparency=clear)
+    assert np.asarray(read_image(tmp_path / "a.png"))[0, :, 0].tolist() == [255, drawn if mode == "L" else 0]

@@ -1,0 +1,564 @@
+"""Runs on conversations: the same as TRL's, in every format, with every command after them."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import chats
+import pytest
+import tiny
+import torch
+from peft import PeftModel
+from torch.nn import functional
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    TrainerCallback,
+)
+from typer.testing import CliRunner
+
+from aurora_lora import AuroraConfig, cli
+from aurora_lora.data import SplitSizes
+from aurora_lora.data.own import held_rows
+from aurora_lora.deploy import float64
+from aurora_lora.errors import UserError
+from aurora_lora.train import chat_data, chat_samples, chat_trainer, load_run
+from aurora_lora.train.batches import FILLS, IgnoreFilling
+from aurora_lora.train.build import load_trained_model, make_trainer
+from aurora_lora.train.chat_answers import Talk
+from aurora_lora.train.chat_trainer import ChatTrainer
+from aurora_lora.train.choices import learned_positions, next_token_loss
+from aurora_lora.train.data import load_data, notes
+from aurora_lora.train.evaluating import evaluate
+from aurora_lora.train.models import load_tokenizer
+from aurora_lora.train.predicting import load_predictor
+from aurora_lora.train.pushing import _stage
+from aurora_lora.train.recipe import Recipe
+from aurora_lora.train.run import train
+
+pytest.importorskip("trl")
+
+
+class Losses(TrainerCallback):
+    """What is logged at each step."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if "loss" in logs:
+            self.values.append(logs["loss"])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama whose tokenizer has a chat template."""
+    return chats.save_model(tmp_path_factory.mktemp("chat-model"))
+
+
+Read = Callable[..., Recipe]
+
+
+@pytest.fixture
+def read(model: Path, tmp_path: Path) -> Read:
+    """`read(form, *overrides)`: the recipe on a file of that format."""
+
+    def made(form: str = "messages", *overrides: str, base: Path = model) -> Recipe:
+        return chats.read(tmp_path, base, form, *overrides)
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("form", "loss_on", "options"),
+    [
+        ("messages", "answer", {"assistant_only_loss": True}),
+        ("messages", "all", {}),
+        ("prompt", "answer", {}),
+        ("texts", "answer", {}),
+        ("text", "all", {}),
+        ("messages", "answer", {"assistant_only_loss": True, "packing": True}),
+    ],
+)
+def test_the_losses_are_those_of_trl(
+    read: Read, model: Path, tmp_path: Path, form: str, loss_on: str, options: dict[str, Any]
+) -> None:
+    from trl import SFTConfig, SFTTrainer
+
+    packing = [f"task.packing={str(options.get('packing', False)).lower()}"]
+    recipe = read(
+        form, f"task.loss_on={loss_on}", *packing, "training.gradient_accumulation_steps=2", "training.warmup_steps=1"
+    )
+    ours = Losses()
+    train(recipe, tmp_path / "run", make_callbacks=lambda: [ours])
+
+    theirs = Losses()
+    splits = recipe.task.definition.load_splits(SplitSizes(None, None, None), 0, ("test",), None)
+    trainer = SFTTrainer(
+        AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
+        SFTConfig(
+            output_dir=str(tmp_path / "trl"),
+            num_train_epochs=2,
+            per_device_train_batch_size=8,
+            gradient_accumulation_steps=2,
+            learning_rate=2e-2,
+            warmup_steps=1,
+            max_length=64,
+            seed=recipe.seed,
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            bf16=False,
+            gradient_checkpointing=False,
+            use_cpu=True,
+            **options,
+        ),
+        train_dataset=splits["train"],
+        processing_class=AutoTokenizer.from_pretrained(model),
+        peft_config=AuroraConfig(target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM"),
+        callbacks=[theirs],
+    )
+    trainer.train()
+    assert ours.values == pytest.approx(theirs.values, abs=1e-5)
+    assert len(ours.values) >= 4
+
+
+def examples(recipe: Recipe, model: Path) -> Any:
+    return load_data(recipe, load_tokenizer(str(model)))
+
+
+def words(model: Path, ids: Any) -> str:
+    return str(AutoTokenizer.from_pretrained(model).decode(ids))
+
+
+def learned(model: Path, one: Any) -> str:
+    return words(model, [token for token, label in zip(one["input_ids"], one["labels"], strict=True) if label >= 0])
+
+
+@pytest.mark.parametrize("form", ["messages", "conversations", "prompt", "instruction"])
+def test_only_answers_are_learned(read: Read, model: Path, form: str) -> None:
+    recipe = read(form)
+    data = examples(recipe, model)
+    source = recipe.task.definition.load_splits(SplitSizes(None, None, None), 0, ("test",), None)["train"]
+    for example, row in zip(data.splits["train"], source, strict=True):
+        turns = row["messages"] if "messages" in row else [*row["prompt"], *row["completion"]]
+        answers = [one["content"] for one in turns if one["role"] == "assistant"]
+        wanted = answers if "messages" in row else answers[-1:]
+        assert learned(model, example) == " ".join(f"{answer} [SEP]" for answer in wanted)
+        assert words(model, example["input_ids"]).count("film :") == sum(one["role"] == "user" for one in turns)
+
+
+def test_a_template_without_marks_learns_the_same(read: Read, model: Path, tmp_path: Path) -> None:
+    marked = list(examples(read(), model).splits["train"])
+    (tmp_path / "plain.jinja").write_text(chats.PLAIN, encoding="utf-8")
+    plain = list(examples(read("messages", f"task.chat_template={tmp_path / 'plain.jinja'}"), model).splits["train"])
+    assert [(one["input_ids"], one["labels"]) for one in plain] == [(one["input_ids"], one["labels"]) for one in marked]
+
+
+@pytest.mark.parametrize("loss_on", ["answer", "all"])
+def test_packed_conversations_do_not_see_each_other(read: Read, model: Path, loss_on: str) -> None:
+    """In rows of their own, or for flash attention, which needs no mask, in one; nor is one's first token predicted
+    from another."""
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    totals, shapes = [], []
+    for packing, attention in (("true", "sdpa"), ("true", "flash_attention_2"), ("false", "sdpa")):
+        changes = (f"model.attention={attention}", "training.precision=bf16", f"task.loss_on={loss_on}")
+        data = examples(read("messages", f"task.packing={packing}", *changes), model)
+        total = 0.0
+        rows = data.splits["train"]
+        for at in range(0, len(rows), 3):
+            batch = data.collate([rows[row] for row in range(at, min(at + 3, len(rows)))])
+            labels = batch.pop("labels")
+            shapes.append((packing, attention, len(labels) == 1))
+            with torch.no_grad():
+                total += next_token_loss(network(**batch, use_cache=False), labels, 1).item()
+        totals.append(total)
+    assert len(data.splits["train"]) == 48
+    assert examples(read("messages", "task.packing=true"), model).record["packed"] < 48
+    assert totals == pytest.approx([totals[2]] * 3, rel=1e-5)
+    assert ("true", "sdpa", False) in shapes
+    assert ("true", "flash_attention_2", False) not in shapes
+
+
+def test_what_is_cut_is_counted(read: Read, model: Path) -> None:
+    whole = examples(read(), model)
+    lengths = [len(one["input_ids"]) for one in whole.splits["train"]]
+    limit = sorted(lengths)[len(lengths) // 2]
+    cut = examples(read("messages", f"task.max_length={limit}"), model)
+    assert cut.record["cut"]["texts"]["train"] == [sum(length > limit for length in lengths), len(lengths)]
+    assert max(len(one["input_ids"]) for one in cut.splits["train"]) == limit
+    assert len(cut.splits["train"]) == len(lengths) - cut.record.get("without_answer", {}).get("train", 0)
+    with pytest.raises(UserError, match="no answer of the train split begins within 3 tokens"):
+        examples(read("messages", "task.max_length=3"), model)
+    with pytest.raises(UserError, match="no answer of the train split begins within 1 tokens"):
+        examples(read("text", "task.max_length=1"), model)  # a first token is predicted from nothing
+
+
+@pytest.mark.parametrize("packing", ["false", "true"])
+def test_what_is_left_out_is_told_and_not_packed(read: Read, model: Path, packing: str) -> None:
+    whole = examples(read(), model).splits["train"]
+    starts = [next(at for at, label in enumerate(one["labels"]) if label >= 0) for one in whole]
+    limit = max(starts)
+    kept = [one for one, start in zip(whole, starts, strict=True) if start < limit]
+    assert 0 < len(kept) < len(whole)
+    data = examples(read("messages", f"task.max_length={limit}", f"task.packing={packing}"), model)
+    lost = len(whole) - len(kept)
+    assert data.record["without_answer"]["train"] == lost
+    told = f"{lost} of 48 train conversations are left out: their answers begin behind {limit} tokens (task.max_length)"
+    assert told in notes(data.record)
+    texts = [one["input_ids"][:limit] for one in kept]
+    if packing == "true":
+        assert sum(len(one["seq_lengths"]) for one in data.splits["train"]) == len(kept)
+        tokens = [token for one in data.splits["train"] for token in one["input_ids"]]
+        assert sorted(tokens) == sorted(token for text in texts for token in text)
+    else:
+        assert sorted(one["input_ids"] for one in data.splits["train"]) == sorted(texts)
+
+
+def test_scores_are_summed_where_float64_can_be(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apple's GPUs have none: `to_float64` takes the sums to the CPU."""
+    asked: list[torch.device] = []
+
+    def chosen(device: torch.device) -> torch.device:
+        asked.append(device)
+        return torch.device("cpu")
+
+    monkeypatch.setattr(float64, "float64_device", chosen)
+    network = AutoModelForCausalLM.from_pretrained(model)
+    ids = torch.randint(4, 20, (2, 5))
+    sums = ChatTrainer._sums(network, ids, torch.ones_like(ids), ids)
+    assert (sums.shape, sums.dtype, len(asked)) == ((2, 3), torch.float64, 3)
+
+
+def test_the_scores_are_those_of_the_answers_tokens(
+    read: Read, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = load_run(train(read(), tmp_path / "run").folder)
+    scores = evaluate(run, forms=["dynamic"])["dynamic"]
+    network, _ = load_trained_model(run)
+    nll, right, count = 0.0, 0, 0
+    with run.recipe.method.using(network, "dynamic"), torch.no_grad():
+        for one in examples(run.recipe, model).splits["test"]:
+            logits = network(input_ids=torch.tensor([one["input_ids"]])).logits[0].double()
+            for at, label in enumerate(one["labels"][1:]):
+                if label >= 0:
+                    nll -= functional.log_softmax(logits[at], -1)[label].item()
+                    right += int(logits[at].argmax()) == label
+                    count += 1
+    by_hand = {"nll": nll / count, "perplexity": math.exp(nll / count), "token_accuracy": right / count}
+    assert scores == pytest.approx(by_hand, rel=1e-5)
+    assert run.result["metric"]["by_form"]["dynamic"] == pytest.approx(by_hand, rel=1e-5)
+    epochs = [entry["validation"]["nll"] for entry in run.result["epochs"]]
+    assert run.result["metric"]["selected_by"]["value"] == min(epochs)
+    assert len(run.result["samples"]) == 3
+    with network.disable_adapter():  # type: ignore[operator]
+        base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+        ids = torch.tensor([examples(run.recipe, model).splits["test"][0]["input_ids"]])
+        with torch.no_grad():
+            torch.testing.assert_close(network(input_ids=ids).logits, base(input_ids=ids).logits)
+    assert run.result["metric"]["before"]["nll"] == pytest.approx(nll_of(base, examples(run.recipe, model)), rel=1e-5)
+
+    sizes: list[int] = []
+
+    def sums(model: Any, ids: Any, *rest: Any, own: Any = ChatTrainer._sums, **kept: Any) -> torch.Tensor:
+        sizes.append(len(ids))
+        found: torch.Tensor = own(model, ids, *rest, **kept)
+        return found
+
+    data = examples(run.recipe, model)
+    positions = learned_positions(data.collate(list(data.splits["test"])))["labels"].shape[1]
+    monkeypatch.setattr(chat_trainer, "LOGITS", 4 * positions * network.config.vocab_size)
+    monkeypatch.setattr(ChatTrainer, "_sums", staticmethod(sums))
+    assert evaluate(run, forms=["dynamic"])["dynamic"] == pytest.approx(by_hand, rel=1e-5)
+    assert sizes == [4, 2]
+
+
+def nll_of(network: Any, data: Any) -> float:
+    """Of the test split's answers, all at once."""
+    batch = data.collate(list(data.splits["test"]))
+    labels = batch.pop("labels")
+    with torch.no_grad():
+        return float(next_token_loss(network(**batch), labels))
+
+
+@pytest.mark.parametrize("packing", ["false", "true"])
+def test_interrupted_and_gone_on_with(read: Read, tmp_path: Path, packing: str) -> None:
+    changes = ["messages", f"task.packing={packing}", "training.checkpoint_every=2"]
+    whole = train(read(*changes), tmp_path / "whole").folder
+    with pytest.raises(KeyboardInterrupt):
+        train(read(*changes), tmp_path / "run", make_callbacks=lambda: [tiny.Stop(3)])
+    may_change = ["training.eval_batch_size=3", "training.checkpoint_every=3", "training.workers=1"]
+    again = train(read(*changes, *may_change), tmp_path / "run").folder
+    weights = [folder / "adapter" / "adapter_model.safetensors" for folder in (whole, again)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_what_fills_a_place_on_several_processes_is_not_learned(read: Read, model: Path) -> None:
+    for packing in ("true", "false"):
+        data = examples(read("messages", f"task.packing={packing}"), model)
+        two = [data.splits["train"][0], {**data.splits["train"][1], FILLS: True}]
+        batch, alone = IgnoreFilling(data.collate)(two), data.collate(two[:1])
+        assert (batch["labels"] != -100).sum() == (alone["labels"] != -100).sum()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"a": 1}, "chats.jsonl has no conversations: it has the columns 'a', and would need messages; prompt and"),
+        ({"messages": []}, "chats.jsonl, row 61: 'messages' is empty"),
+        ({"messages": [{"role": "user", "content": "a"}]}, "row 61: there is no answer: none of its messages is the"),
+        ({"messages": [{"role": "user", "content": ""}]}, r"row 61: message 1 of 'messages' \(user\) is empty"),
+        ({"messages": [{"role": "user", "content": " \n"}]}, r"row 61: message 1 of 'messages' \(user\) is empty"),
+        (
+            {"messages": [{"role": "usr", "content": "a"}, {"role": "assistant", "content": "b"}]},
+            "row 61: message 1 of 'messages' has the role 'usr', which is not one of system, developer, user, a",
+        ),
+    ],
+)
+def test_bad_conversations(read: Read, model: Path, tmp_path: Path, line: Any, message: str) -> None:
+    recipe, file = read(), tmp_path / "chats.jsonl"
+    before = "" if "a" in line else file.read_text()
+    file.write_text(before + json.dumps(line) + "\n")
+    with pytest.raises(UserError, match=message):
+        examples(recipe, model)
+
+
+def test_a_role_that_the_template_refuses(read: Read, model: Path, tmp_path: Path) -> None:
+    refusal = "{% if message['role'] == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
+    loop = "{% for message in messages %}"
+    (tmp_path / "strict.jinja").write_text(chats.GENERATION.replace(loop, loop + refusal), encoding="utf-8")
+    recipe = read("messages", f"task.chat_template={tmp_path / 'strict.jinja'}")
+    with (tmp_path / "chats.jsonl").open("a") as file:
+        turns = [{"role": "tool", "content": "the film"}, {"role": "assistant", "content": "fine"}]
+        file.write(json.dumps({"messages": turns}) + "\n")
+    with pytest.raises(UserError, match="row 61: the chat template refuses it: no tools here"):
+        examples(recipe, model)
+
+
+def test_a_template_that_has_changed_is_noticed_and_a_run_keeps_its_own(read: Read, tmp_path: Path) -> None:
+    path = tmp_path / "own.jinja"
+    path.write_text(chats.GENERATION)
+    run = train(read("messages", f"task.chat_template={path}"), tmp_path / "run").folder
+    scored = evaluate(load_run(run), forms=["calibrated"])
+    path.unlink()
+    assert evaluate(load_run(run), forms=["calibrated"]) == scored
+    path.write_text(chats.GENERATION.replace("' : '", "' - '"))
+    assert evaluate(load_run(run), forms=["calibrated"]) == scored
+    (run / "result.json").unlink()  # as if it had been interrupted
+    with pytest.raises(UserError, match=r"own.jinja has changed since this run began"):
+        train(read("messages", f"task.chat_template={path}"), run)
+
+
+def test_what_another_version_has_made_is_not_taken_from_the_cache(
+    read: Read, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = read()
+    before = examples(recipe, model)
+    monkeypatch.setattr(chat_data, "_training_template", lambda tokenizer: None)  # the way that is our own
+    own = examples(recipe, model).splits["train"]
+    assert [one["labels"] for one in own] == [one["labels"] for one in before.splits["train"]]
+    monkeypatch.setattr(held_rows, "_makers", lambda: "another version")
+    other = examples(recipe, model).splits["train"]
+    assert other._fingerprint != own._fingerprint
+
+
+def test_without_a_chat_template(read: Read, tmp_path: Path) -> None:
+    base = tiny.save_language_model(tmp_path / "base", tied=False)
+    with pytest.raises(UserError, match=r"has no chat template: task.chat_template=FILE names one"):
+        examples(read(base=base), base)
+    data = examples(read("messages", "task.chat_template=chatml", base=base), base)
+    assert "fine good [SEP]" in {learned(base, one) for one in data.splits["train"]}
+    assert examples(read("text", base=base), base)  # needs none
+    with pytest.raises(UserError, match=r"task.loss_on: 'answer' needs conversations"):
+        examples(read("text", "task.loss_on=answer", base=base), base)
+
+
+def aurora(*args: object, stdin: str = "") -> Any:
+    done = CliRunner().invoke(cli.app, [str(arg) for arg in args], input=stdin)
+    assert done.exit_code == 0, done.output
+    return done
+
+
+def test_every_command(read: Read, model: Path, tmp_path: Path) -> None:
+    run = train(read(), tmp_path / "run").folder
+    question = [{"role": "user", "content": "film : good plot , it was ?"}]
+    (tmp_path / "asked.jsonl").write_text(json.dumps({"messages": question, "id": 7}) + "\n")
+    aurora("merge", run, "-o", tmp_path / "merged")
+    answers = {}
+    for name in ("run", "merged"):
+        assert load_predictor(tmp_path / name).columns == {"format": ("messages",)}  # asked first, in any row
+        aurora("predict", tmp_path / name, tmp_path / "asked.jsonl", "-o", tmp_path / f"{name}.jsonl")
+        (line,) = map(json.loads, (tmp_path / f"{name}.jsonl").read_text().splitlines())
+        assert (line["id"], line["messages"]) == (7, question)
+        answers[name] = line["answer"]
+        (one,) = json.loads(aurora("predict", tmp_path / name, question[0]["content"], "--json").stdout)
+        assert one["answer"] == line["answer"]
+        said = aurora("chat", tmp_path / name, stdin=f"{question[0]['content']}\n/exit\n")
+        assert said.stdout.split() == line["answer"].split()
+    # the export and the merged model in plain PEFT and Transformers: the same greedy tokens
+    tokenizer = AutoTokenizer.from_pretrained(run / "lora")
+    assert tokenizer.chat_template == chats.GENERATION
+    ids = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    exported = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), run / "lora")
+    for plain in (exported, AutoModelForCausalLM.from_pretrained(tmp_path / "merged")):
+        written = plain.eval().generate(**ids, max_new_tokens=64, do_sample=False)  # of 128 positions
+        text = tokenizer.decode(written[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert text.split() == answers["run"].split() == answers["merged"].split()
+    for row in ({"text": None}, {"prompt": ""}, {"messages": None}):
+        (tmp_path / "empty.jsonl").write_text(json.dumps({"id": 1} | row) + "\n")
+        done = CliRunner().invoke(cli.app, ["predict", str(run), str(tmp_path / "empty.jsonl"), "-o", "no.jsonl"])
+        assert done.stderr == f"{tmp_path / 'empty.jsonl'}, row 1: '{next(iter(row))}' is empty\n"
+    assert "static" in aurora("gap", run, "--examples", 4).output
+    assert json.loads(aurora("evaluate", run, "--form", "static", "--json").stdout)["by_form"]["static"]["nll"] > 0
+    aurora("predict", run, tmp_path / "asked.jsonl", "--form", "static", "-o", tmp_path / "static.jsonl")
+    aurora("report", run, "--html", tmp_path / "page.html")
+    assert "Answers in held-out conversations" in (tmp_path / "page.html").read_text()
+
+
+def test_a_model_that_sees_images_too(read: Read, tmp_path: Path) -> None:
+    """Its configuration names no padding token beside that of its texts, and no text reaches its image tower, whose
+    layers have the names of those that are adapted."""
+    base = chats.save_model(tmp_path / "gemma")
+    vocabulary = len(AutoTokenizer.from_pretrained(base))
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    texts = {**size, "vocab_size": vocabulary, "num_hidden_layers": 2, "num_key_value_heads": 1, "head_dim": 8}
+    images = {**size, "num_hidden_layers": 1, "image_size": 28, "patch_size": 14}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = Gemma3Config(text_config=texts, vision_config=images, mm_tokens_per_image=4)
+        config.text_config.pad_token_id = None
+        Gemma3ForConditionalGeneration(config).save_pretrained(base)
+    for recipe, searches in ((read(base=base), True), (read(), False)):  # for what has no gradient, on several devices
+        assert make_trainer(recipe, tmp_path / "checkpoints")[0].args.ddp_find_unused_parameters is searches
+    run = train(read(base=base), tmp_path / "run").folder
+    targets = json.loads((run / "adapter" / "adapter_config.json").read_text())["target_modules"]
+    assert "q_proj" in targets
+    aurora("merge", run, "-o", tmp_path / "merged")
+    question = "film : good plot , it was ?"
+    said = [json.loads(aurora("predict", tmp_path / name, question, "--json").stdout) for name in ("run", "merged")]
+    assert said[0] == said[1]
+    assert "static" in aurora("gap", run, "--examples", 4).output
+
+
+def test_a_merged_model_ends_its_answers_by_itself(read: Read, tmp_path: Path) -> None:
+    """Where the template ends a turn with another token than the base ends a text with."""
+    base = chats.save_model(tmp_path / "other", chats.GENERATION.replace("[SEP]", "[CLS]"))
+    run = train(read(base=base), tmp_path / "run").folder
+    aurora("merge", run, "-o", tmp_path / "merged")
+    (answer,) = json.loads(aurora("predict", run, "film : good plot , it was ?", "--json").stdout)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    assert plain.generation_config.eos_token_id == sorted(tokenizer.convert_tokens_to_ids(["[SEP]", "[CLS]"]))
+    question = [{"role": "user", "content": "film : good plot , it was ?"}]
+    ids = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    written = plain.generate(**ids, max_new_tokens=64, do_sample=False)
+    said = tokenizer.decode(written[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert said.split() == answer["answer"].split()
+
+
+def test_several_chat_templates(tmp_path: Path) -> None:
+    named = {"default": chats.GENERATION, "tool_use": "tools : " + chats.GENERATION}
+    base = chats.save_model(tmp_path / "base", named)
+    run = train(chats.read(tmp_path, base, "messages", "training.epochs=1"), tmp_path / "run").folder
+    nested = "additional_chat_templates/tool_use.jinja"
+    digests = json.loads((run / "result.json").read_text())["adapter_sha256"]
+    assert {nested, "adapter_config.json", "chat_template.jinja"} <= set(digests)
+    assert "README.md" not in digests
+    assert load_tokenizer(str(run / "adapter")).chat_template == named
+    for what in ("adapter", "export"):
+        (tmp_path / what).mkdir()
+        _stage(load_run(run), tmp_path / what, what)  # type: ignore[arg-type]
+        assert AutoTokenizer.from_pretrained(tmp_path / what).chat_template == named
+        config = json.loads((tmp_path / what / "adapter_config.json").read_text())
+        assert config["peft_type"] == ("AURORA" if what == "adapter" else "LORA")
+    for _ in range(2):  # the second replaces the first
+        aurora("export", run, "-o", tmp_path / "lora", "--overwrite")
+    aurora("merge", run, "-o", tmp_path / "merged")
+    aurora("merge", run, "-o", tmp_path / "merged", "--form", "static", "--overwrite")
+    for written in ("lora", "merged"):
+        assert AutoTokenizer.from_pretrained(tmp_path / written).chat_template == named
+    (run / "adapter" / "notes" / "mine").mkdir(parents=True)  # added, and none of the run's
+    (run / "adapter" / nested).write_text("another")
+    with pytest.raises(UserError, match=r"tool_use.jinja is damaged: it is not what the run wrote"):
+        load_run(run)
+    (run / "adapter" / nested).unlink()
+    with pytest.raises(UserError, match=r"tool_use.jinja is damaged"):
+        load_run(run)
+
+
+def test_a_conversation_has_a_memory(read: Read, tmp_path: Path) -> None:
+    talk = Talk(load_predictor(train(read(), tmp_path / "run").folder), 4, system="the film")
+    shown: list[str] = []
+    first = talk.say("film : good ?", shown.append)
+    assert "".join(shown).split() == first.split()
+    talk.say("film : bad ?", lambda text: None)
+    assert [one["role"] for one in talk.said] == ["system", "user", "assistant", "user", "assistant"]
+    for _ in range(12):  # longer than the model's 128 positions
+        talk.say("film : bad ?", lambda text: None)
+    assert len(talk.said) < 20
+    assert talk.said[0] == {"role": "system", "content": "the film"}
+    talk.begin()
+    assert talk.said == [{"role": "system", "content": "the film"}]
+
+
+def test_full_fine_tuning_and_text(read: Read, tmp_path: Path) -> None:
+    done = train(read("messages", "method={name: full}", "training.learning_rate=5e-3"), tmp_path / "full")
+    assert any(one["before"] != one["after"] for one in done.result["samples"])
+    assert "samples" not in train(read("text"), tmp_path / "text").result
+
+
+def test_answers_are_written_in_the_memory_of_the_training_or_not_at_all(
+    read: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is held out may be far longer than what is trained on; and no run is lost for its sample answers."""
+    limits: list[int | None] = []
+
+    def out_of_memory(model: Any, tokenizer: Any, prompts: Any, new: int, longest: int | None = None) -> Any:
+        limits.append(longest)
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(chat_samples, "answers_greedily", out_of_memory)
+    with pytest.warns(UserWarning, match="no sample answers are written: the GPU has too little memory"):
+        done = train(read("messages", "task.max_length=40"), tmp_path / "run")
+    assert not done.result.get("samples")
+    assert limits == [40]
+
+
+def test_answers_are_written_in_the_precision_of_the_training(read: Read, tmp_path: Path) -> None:
+    """Where a module that is trained in full is in float32, and the layers before it are not."""
+    done = train(read("messages", "training.precision=bf16", "method.modules_to_save=[lm_head]"), tmp_path / "run")
+    assert len(done.result["samples"]) == 3
+
+
+@pytest.mark.parametrize("samples", [0, 1])
+def test_held_out_conversations_are_kept_as_asked(read: Read, tmp_path: Path, samples: int) -> None:
+    done = train(read("messages", f"task.samples={samples}"), tmp_path / "run")
+    assert len(done.result.get("samples", ())) == samples
+    assert load_run(done.folder).recipe.task.samples == samples
+    again = train(read("messages"), tmp_path / "run")  # a finished run stays as it is
+    assert (again.was_finished, again.result) == (True, done.result)
+
+
+def test_packing_changes_no_count_of_conversations(read: Read, model: Path) -> None:
+    """What is calibrated and probed with is a sample of the conversations, not of the packed rows."""
+    data = examples(read("messages", "task.packing=true"), model)
+    assert len(data.splits["train"]) < 24
+    assert data.rows_of_share(1.0) == list(range(48))
+    assert data.rows_of_share(0.5) == list(range(0, 48, 2))
+    batches = data.calibration_batches(read("messages", "calibration.examples=40").calibration)
+    assert sum(len(batch["input_ids"]) for batch in batches) == 40
+
+
+def test_a_merge_keeps_generation_settings_that_transformers_warns_of(read: Read, tmp_path: Path) -> None:
+    """It refuses to save them once they were changed, as the end of an answer is."""
+    base = chats.save_model(tmp_path / "other", chats.GENERATION.replace("[SEP]", "[CLS]"))
+    path = base / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "temperature": 0.9}))
+    run = train(read(base=base), tmp_path / "run").folder
+    done = aurora("merge", run, "-o", tmp_path / "merged")
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "merged" / "generation_config.json").read_text())["temperature"] == 0.9

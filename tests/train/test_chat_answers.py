@@ -1,0 +1,368 @@
+"""What a model answers: within its positions, by the settings that are said, in the format it was trained in."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
+
+import chats
+import pytest
+import torch
+from transformers import AddedToken, XLNetConfig
+from typer.testing import CliRunner
+
+from aurora_lora import cli
+from aurora_lora.errors import ArgumentError, UserError
+from aurora_lora.train import chat_answers, predicting
+from aurora_lora.train.chat_answers import Talk, answers_greedily
+from aurora_lora.train.chat_format import KEY
+from aurora_lora.train.kinds import KINDS
+from aurora_lora.train.model_inputs import room
+from aurora_lora.train.predict_file import predict_file
+from aurora_lora.train.predicting import Predictor, load_predictor
+from aurora_lora.train.run import train
+
+pytest.importorskip("trl")
+SHORT, LONG = "film ?", "film : " * 20 + "good ?"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of 128 positions whose tokenizer has a chat template."""
+    return chats.save_model(tmp_path_factory.mktemp("chat-model"))
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random GPT-2 of 32 positions, which has none beyond them."""
+    return chats.save_model(tmp_path_factory.mktemp("gpt2"), positions=32)
+
+
+def user(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def by_hand(predictor: Predictor, ids: list[int], count: int) -> str:
+    """The likeliest token each time, by whole forward passes."""
+    tokenizer: Any = predictor.processor
+    made = list(ids)
+    while len(made) < len(ids) + count and made[-1] != tokenizer.eos_token_id:
+        with torch.no_grad():
+            made.append(int(predictor.model(input_ids=torch.tensor([made])).logits[0, -1].argmax()))
+    return str(tokenizer.decode(made[len(ids) :], skip_special_tokens=True)).strip()
+
+
+def test_of_a_prompt_that_is_too_long_the_end_is_read(few: Path) -> None:
+    predictor = load_predictor(few)
+    tokenizer: Any = predictor.processor
+    ids = tokenizer.apply_chat_template(user(LONG), add_generation_prompt=True, return_dict=True)["input_ids"]
+    assert len(ids) > 40
+    both, cut = answers_greedily(predictor.model, tokenizer, [user(LONG), user(SHORT)])
+    assert cut == [16, None]
+    assert both[0] == by_hand(predictor, ids[-16:], 16)
+    assert answers_greedily(predictor.model, tokenizer, [user(LONG)], 4) == ([by_hand(predictor, ids[-28:], 4)], [28])
+    assert answers_greedily(predictor.model, tokenizer, [user(SHORT)]) == (both[1:], [None])
+    assert [one["answer"] for one in predictor.answers([LONG])] == both[:1]
+
+
+def test_a_model_without_a_limit_has_room_for_all() -> None:
+    most, new = room(SimpleNamespace(config=XLNetConfig()), 256)  # it has -1 positions
+    assert (most > 10**9, new) == (True, 256)
+
+
+def test_prompts_that_are_cut_are_told(model: Path, few: Path, tmp_path: Path) -> None:
+    """One that just fits is not cut."""
+    told = "aurora: 1 of 2 texts are longer than {} tokens and are cut\n"
+    tokenizer: Any = load_predictor(few).processor
+    fits = next(
+        text
+        for text in ("film " * count for count in range(16, 0, -1))
+        if len(tokenizer.apply_chat_template(user(text), add_generation_prompt=True, return_dict=True)["input_ids"])
+        == 16
+    )
+    for folder, long, short, most in ((few, LONG, fits, 16), (model, "film " * 300, SHORT, 64)):
+        done = ask("predict", folder, long, short, "--json")
+        assert [one.get("cut_at") for one in json.loads(done.stdout)] == [most, None]
+        assert done.stderr == told.format(most)
+        rows = [{"messages": [{"role": "system", "content": "good"}, *user(text)]} for text in (long, "?")]
+        (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        done = ask("predict", folder, tmp_path / "asked.jsonl", "-o", tmp_path / "said.jsonl", "--overwrite")
+        assert [row.get("cut_at") for row in lines(tmp_path / "said.jsonl")] == [most, None]
+        assert told.format(most) in done.stderr
+
+
+def test_a_message_that_is_no_utf8_ends_no_talk(few: Path) -> None:
+    """Those after it are answered, and it counts as not said."""
+    plain = CliRunner().invoke(cli.app, ["chat", str(few)], input=f"{SHORT}\n")
+    done = CliRunner().invoke(cli.app, ["chat", str(few)], input=b"caf\xe9\n" + f"{SHORT}\n".encode())
+    assert (done.exit_code, done.stdout) == (2, plain.stdout)
+    assert done.stderr == "'message' is 'caf\\udce9', which is no UTF-8\n"
+    with pytest.raises(UserError, match=r"'system' is .* which is no UTF-8"):
+        Talk(load_predictor(few), system="caf\udce9")
+
+
+def test_samples_of_long_conversations(few: Path, tmp_path: Path) -> None:
+    method = "method={name: aurora, target_modules: [c_attn]}"
+    recipe = chats.read(tmp_path, few, "messages", method, "task.max_length=32", "training.epochs=1")
+    assert len(train(recipe, tmp_path / "run").result["samples"]) == 3
+
+
+def test_an_end_of_the_turn_that_is_no_special_token_is_no_part_of_the_answer(model: Path) -> None:
+    predictor = load_predictor(model)
+    tokenizer: Any = predictor.processor
+    inner: Any = predictor.model
+    tokenizer.add_tokens([AddedToken("<|im_end|>", special=False)])
+    inner.resize_token_embeddings(len(tokenizer))
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] + '<|im_end|>' }}{% endfor %}"
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    written = torch.tensor([tokenizer("fine", add_special_tokens=False)["input_ids"] + [end]])
+
+    def generate(input_ids: Any, streamer: Any = None, **_: Any) -> Any:
+        for tokens in (input_ids, *written[0].split(1)) if streamer is not None else ():
+            streamer.put(tokens)
+        if streamer is not None:
+            streamer.end()
+        return torch.cat((input_ids, written.expand(len(input_ids), -1)), dim=1)
+
+    inner.generate = generate
+    shown: list[str] = []
+    talk = Talk(predictor, max_new_tokens=4)
+    assert talk.say("a film", shown.append) == "fine"
+    assert "".join(shown).strip() == "fine"
+    (answer, *_), _ = answers_greedily(inner, tokenizer, [user("a film")], 4)
+    assert answer == "fine"
+
+
+def test_a_message_that_is_too_long_ends_no_talk(few: Path) -> None:
+    def said(lines: str) -> Any:
+        return CliRunner().invoke(cli.app, ["chat", str(few)], input=lines)
+
+    done = said(f"{LONG}\n{SHORT}\n")
+    assert (done.exit_code, done.stdout) == (2, said(f"{SHORT}\n").stdout)
+    assert done.stderr == ("the message is too long: 46 tokens, where the model takes 16 and an answer of 16\n")
+    talk = Talk(load_predictor(few))
+    talk.say(SHORT, lambda text: None)
+    before = list(talk.said)
+    with pytest.raises(UserError, match="the message is too long"):
+        talk.say(LONG, lambda text: None)
+    assert talk.said == before
+
+
+@pytest.mark.parametrize("max_new_tokens", [64, 128, 1000])
+def test_long_answers_leave_a_memory(model: Path, max_new_tokens: int) -> None:
+    talk = Talk(load_predictor(model), max_new_tokens)
+    talk.said = [*user(SHORT), {"role": "assistant", "content": "fine"}]
+    talk.say(SHORT, lambda text: None)
+    assert [one["content"] for one in talk.said[:3]] == [SHORT, "fine", SHORT]
+
+
+def test_the_models_own_settings_of_generation_change_nothing(model: Path) -> None:
+    """They are taken for whatever is not said."""
+    plain, other = load_predictor(model), load_predictor(model)
+    settings: Any = other.model.generation_config
+    own = {"repetition_penalty": 50.0, "num_beams": 3, "no_repeat_ngram_size": 1}
+    settings.update(**own, do_sample=True, top_k=1, top_p=0.01, min_p=0.9, temperature=0.1)
+    assert other.answers([SHORT, LONG]) == plain.answers([SHORT, LONG])
+    drawn = [Talk(one, 32, temperature=20.0, seed=3).say(SHORT, lambda text: None) for one in (plain, other)]
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn[0].split())) > 5  # at such a temperature, almost any token: not the likeliest alone
+
+
+def test_a_seed_and_a_temperature_decide_what_is_drawn(model: Path) -> None:
+    predictor = load_predictor(model)
+
+    def say(**options: Any) -> str:
+        return Talk(predictor, 32, **options).say(SHORT, lambda text: None)
+
+    first, other, again = (say(temperature=20.0, seed=seed) for seed in (0, 1, 0))
+    assert first == again != other
+    assert say(temperature=1e-3) == say() != first
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--temperature", "1e-40"), "--temperature must be 0 or at least 0.001, got 1e-40"),
+        (("--seed", "99999999999999999999999"), "Invalid value for '--seed'"),
+    ],
+)
+def test_a_temperature_and_a_seed_that_cannot_be(few: Path, option: tuple[str, str], message: str) -> None:
+    done = CliRunner().invoke(cli.app, ["chat", str(few), *option], input=SHORT)
+    assert (done.exit_code, message in done.stderr) == (2, True), done.output
+
+
+def test_a_talk_has_the_options_of_the_command(few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load, talk = Mock(), Mock(return_value=SimpleNamespace(is_plain=False))
+    monkeypatch.setattr(predicting, "load_predictor", load)
+    monkeypatch.setattr(chat_answers, "Talk", talk)
+    options = ("--form", "static", "--dtype", "bfloat16", "--max-new-tokens", 5, "--system", "the film")
+    ask("chat", few, *options, "--seed", 3, "--temperature", 1)
+    load.assert_called_once_with(few, form="static", dtype="bfloat16")
+    talk.assert_called_once_with(load.return_value, 5, system="the film", temperature=1.0, seed=3)
+
+
+def lines(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def ask(*args: object, stdin: str = "", code: int = 0) -> Any:
+    done = CliRunner().invoke(cli.app, [str(arg) for arg in args], input=stdin)
+    assert done.exit_code == code, done.output
+    return done
+
+
+@pytest.mark.parametrize("form", ["texts", "text"])
+def test_trained_on_texts_it_goes_on_with_texts(model: Path, tmp_path: Path, form: str) -> None:
+    """Though its tokenizer has a chat template: what is asked is what was trained on."""
+    run = train(chats.read(tmp_path, model, form), tmp_path / "run")
+    ask("merge", run.folder, "-o", tmp_path / "merged")
+    shutil.copytree(tmp_path / "merged", tmp_path / "copied")
+    (tmp_path / "copied" / "aurora_merge.json").unlink()  # as on the hub, say
+    text = chats.row(chats.conversations(1)[0], "texts")["prompt"]
+    name = "prompt" if form == "texts" else "text"
+    (tmp_path / "asked.jsonl").write_text(json.dumps({name: text}) + "\n")
+    for folder in (run.folder, tmp_path / "merged", tmp_path / "copied"):
+        predictor = load_predictor(folder)
+        tokenizer: Any = predictor.processor
+        ids = tokenizer(text)["input_ids"]
+        expected = by_hand(predictor, ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids, 64)
+        assert predictor.answers([text])[0]["answer"] == expected
+        ask("predict", folder, tmp_path / "asked.jsonl", "-o", tmp_path / "said.jsonl", "--overwrite")
+        assert lines(tmp_path / "said.jsonl")[0]["answer"] == expected
+        said = ask("chat", folder, stdin=f"{text}\n{text}\n")  # of which nothing is remembered
+        assert said.stdout.split() == expected.split() * 2
+        assert said.stderr == "the model was trained on plain text: what is typed is continued as it stands\n"
+        with pytest.raises(ArgumentError, match="`system` goes with conversations"):
+            Talk(predictor, system="the film")
+        messages = predictor.answers_to([user(SHORT)], 1)  # through the template, as asked
+        assert messages[0]["answer"] == answers_greedily(predictor.model, tokenizer, [user(SHORT)])[0][0]
+    if form == "texts":
+        sample = run.result["samples"][0]
+        assert sample["after"] == load_predictor(run.folder).answers([sample["prompt"]])[0]["answer"]
+    for folder in ("adapter", "lora"):
+        assert json.loads((run.folder / folder / "tokenizer_config.json").read_text())[KEY] == name
+
+
+def test_a_merged_model_without_a_record_is_asked_in_its_template(model: Path, tmp_path: Path) -> None:
+    run = train(chats.read(tmp_path, model, "texts", "training.epochs=1"), tmp_path / "run").folder
+    ask("merge", run, "-o", tmp_path / "merged")
+    path = tmp_path / "merged" / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    del settings[KEY]
+    path.write_text(json.dumps(settings))
+    predictor = load_predictor(tmp_path / "merged")
+    assert predictor.answers([SHORT])[0]["answer"] == predictor.answers_to([user(SHORT)], 1)[0]["answer"]
+    (tmp_path / "merged" / "chat_template.jinja").unlink()
+    predictor = load_predictor(tmp_path / "merged")
+    assert predictor.answers([SHORT])
+    with pytest.raises(UserError, match="merged answers plain texts alone, and no messages"):
+        predictor.answers_to([user(SHORT)], 1)
+
+
+def test_a_conversation_after_plain_texts_is_one_again(model: Path, tmp_path: Path) -> None:
+    plain = train(chats.read(tmp_path, model, "text", "training.epochs=1"), tmp_path / "plain").folder
+    ask("merge", plain, "-o", tmp_path / "base")
+    run = train(chats.read(tmp_path, tmp_path / "base", "messages", "training.epochs=1"), tmp_path / "run").folder
+    predictor = load_predictor(run)
+    assert predictor.answers([SHORT])[0]["answer"] == predictor.answers_to([user(SHORT)], 1)[0]["answer"]
+    assert "plain text" not in ask("chat", run, stdin=f"{SHORT}\n").stderr
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": None}, "'prompt' is empty"),
+        ({"prompt": None, "completion": "fine"}, "'prompt' is empty"),
+        ({"prompt": "", "id": 1}, "'prompt' is empty"),
+        ({"text": 7}, "'text' is 7, which is no text"),
+        ({"instruction": "film", "input": 7}, "'input' is 7, which is no text"),
+        ({"prompt": [{"role": "user", "content": None}]}, "message 1 of 'prompt' (user) is empty"),
+    ],
+)
+def test_a_row_without_a_question(model: Path, tmp_path: Path, row: Any, message: str) -> None:
+    (tmp_path / "asked.jsonl").write_text(json.dumps(row) + "\n")
+    done = ask("predict", model, tmp_path / "asked.jsonl", "-o", tmp_path / "said.jsonl", code=2)
+    assert done.stderr == f"{tmp_path / 'asked.jsonl'}, row 1: {message}\n"
+    assert not (tmp_path / "said.jsonl").exists()
+
+
+def predictor_of(answers: Callable[[list[Any], int], list[dict[str, Any]]], folder: Path) -> Any:
+    """A model of conversations, in a folder of its own."""
+    fields = {"columns": {}, "data": None, "folder": folder / "model", "form_name": None}
+    tokenizer = SimpleNamespace(chat_template=None)
+    return SimpleNamespace(kind=KINDS["chat"], answers_to=answers, processor=tokenizer, **{"dtype": None, **fields})
+
+
+def test_an_interrupted_file_is_gone_on_with(tmp_path: Path) -> None:
+    """Of the same questions alone; and it is what it would have been without the interruption."""
+    file, output = tmp_path / "asked.csv", tmp_path / "said.jsonl"
+    file.write_text("question\n" + "".join(f"What is {n}?\n" for n in range(7)))
+    asked: list[Any] = []
+    kept: list[int] = []  # lines that a kill would leave
+    broken_at = [3]
+
+    def answers(texts: list[Any], batch_size: int) -> list[dict[str, Any]]:
+        if len(asked) // 2 == broken_at[0]:
+            raise KeyboardInterrupt
+        kept.append(sum(path.read_text().count("\n") for path in tmp_path.glob(".said.jsonl*")))
+        asked.extend(texts)
+        return [{"text": text, "answer": f"So: {text}", "cut_at": 9} for text in texts]
+
+    def answer(**more: Any) -> Any:
+        asked.clear()
+        more["overwrite"] = output.exists()
+        return predict_file(predictor_of(answers, tmp_path), str(file), output, ["question"], batch_size=2, **more)
+
+    def interrupted() -> None:
+        broken_at[0] = 3
+        with pytest.raises(KeyboardInterrupt):
+            answer()
+        broken_at[0] = 99
+
+    broken_at[0] = 99
+    assert (answer().resumed, len(asked)) == (0, 7)
+    whole = output.read_bytes()
+    output.unlink()
+    interrupted()
+    assert not output.exists()
+    (partial,) = tmp_path.glob(".said.jsonl*")
+    with partial.open("a") as lines:
+        lines.write('{"question": "What is 6?", "answer": "So: Wh')  # as a kill leaves it
+    done = answer()
+    assert (done.resumed, done.rows, done.cut, asked) == (6, 7, 7, ["What is 6?"])
+    assert kept[-1] == 1 + 6  # while the next were answered
+    assert output.read_bytes() == whole
+    assert {path.name for path in tmp_path.iterdir()} == {"asked.csv", "said.jsonl"}
+    interrupted()
+    file.write_text(file.read_text().replace("What is 2", "Who is 2"))
+    assert (answer().resumed, len(asked)) == (0, 7)  # other questions
+    broken_at[0] = 0
+    file.write_text(file.read_text() + "What is it?\n")
+    with pytest.raises(KeyboardInterrupt):
+        answer()
+    assert {path.name for path in tmp_path.iterdir()} == {"asked.csv", "said.jsonl"}  # nothing was answered
+
+
+def test_a_column_of_questions(tmp_path: Path) -> None:
+    (tmp_path / "asked.csv").write_text("id,question\n1,What is it?\n2,Why?\n")
+    asked: list[Any] = []
+
+    def answers(texts: list[Any], batch_size: int) -> list[dict[str, Any]]:
+        asked.extend(texts)
+        return [{"text": text, "answer": "So."} for text in texts]
+
+    predictor = predictor_of(answers, tmp_path)
+    file, output = str(tmp_path / "asked.csv"), tmp_path / "said.jsonl"
+    with pytest.raises(ArgumentError, match="has no column 'messages'"):
+        predict_file(predictor, file, output)
+    predict_file(predictor, file, output, ["question"])
+    assert asked == ["What is it?", "Why?"]
+    assert [json.loads(line)["answer"] for line in output.read_text().splitlines()] == ["So.", "So."]
+    with pytest.raises(ArgumentError, match="id, question are too many"):
+        predict_file(predictor, file, output, ["id", "question"], overwrite=True)
+    with pytest.raises(ArgumentError, match=r"said\.jsonl is there already: .*, or `overwrite` replaces it"):
+        predict_file(predictor, file, output, ["question"])
+    assert len(asked) == 2

@@ -1,0 +1,337 @@
+"""Columns beside the messages, in training and in answers: `system`, `history`, `tools`, `chat_template_kwargs`."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import chats
+import pytest
+from datasets import Dataset
+from transformers import AutoTokenizer
+from typer.testing import CliRunner
+
+from aurora_lora import cli
+from aurora_lora.chat_template import without_none
+from aurora_lora.data import SplitSizes
+from aurora_lora.data.own.chat import Question, answer_of, conversation, opening, question_of
+from aurora_lora.data.own.chat_splits import format_of
+from aurora_lora.data.own.source import Piece
+from aurora_lora.data.own.split import BadRow
+from aurora_lora.errors import UserError
+from aurora_lora.train.data import load_data
+from aurora_lora.train.data_record import keep_data
+from aurora_lora.train.finished_run import TrainedRun
+from aurora_lora.train.kinds.chat import CHAT
+from aurora_lora.train.models import load_tokenizer
+from aurora_lora.train.predict_file import predict_file
+from aurora_lora.train.predicting import load_predictor
+
+pytest.importorskip("trl")
+TOOLS = [{"name": "actor", "parameters": {"type": "object", "default": None}}]
+OTHER_TOOLS = [{"name": "director", "parameters": {"type": "array", "items": "film"}}]
+ASIDE = {"aside": "scene"}
+
+
+def data(folder: Path, base: Path, rows: list[Any]) -> Any:
+    """The encoded splits of rows."""
+    recipe = chats.read(folder, base)
+    (folder / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return load_data(recipe, load_tokenizer(str(base)))
+
+
+def test_sharegpts_own_system(tmp_path: Path) -> None:
+    base = chats.save_model(tmp_path / "base")
+    turns = chats.conversations(40)
+    given = [{**chats.row(one, "conversations"), "system": "the scene"} for one in turns]
+    found = data(tmp_path, base, given)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    for one in found.splits["train"]:
+        assert tokenizer.decode(one["input_ids"]).split()[2:4] == ["the", "scene"]  # after its role and a colon
+    asked = found.asked[0]["prompt"].messages
+    assert asked[0] == {"role": "system", "content": "the scene"}
+    assert question_of(given[0]) == Question([asked[0], *turns[0][:-1]])
+
+
+@pytest.mark.parametrize("with_it", ["train", "test"])
+def test_columns_that_one_file_alone_has(with_it: str, tmp_path: Path) -> None:
+    """Rows without them are trained, or asked, as rows whose columns say nothing."""
+    base = chats.save_model(tmp_path / "base", chats.WITH_TOOLS + chats.GENERATION)
+    turns = chats.conversations(40)
+    further = {"system": "the scene", "tools": TOOLS, "chat_template_kwargs": ASIDE}
+    for name, some in (("train", turns[:30]), ("test", turns[30:])):
+        rows = [{"messages": one, **(further if name == with_it else {})} for one in some]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    files = [f"task.data={tmp_path / 'train.jsonl'}", f"task.test_data={tmp_path / 'test.jsonl'}"]
+    recipe = chats.read(tmp_path, base, "messages", *files)
+    found = load_data(recipe, load_tokenizer(str(base)))
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    for name in ("train", "test"):
+        said = [tokenizer.decode(one["input_ids"]) for one in found.splits[name]]
+        assert said
+        assert all(("the scene" in one) == (name == with_it) for one in said)
+        assert all(("actor" in one.split()[:2]) == (name == with_it) for one in said)
+    asked = found.asked[0]["prompt"]
+    assert ("tools" in asked.options) == (asked.messages[0]["role"] == "system") == (with_it == "test")
+
+
+@pytest.mark.parametrize("form", ["messages", "prompt"])
+def test_a_system_beside_messages(form: str, tmp_path: Path) -> None:
+    base = chats.save_model(tmp_path / "base")
+    given = []
+    for number, turns in enumerate(chats.conversations(40)):
+        row = {"messages": turns} if form == "messages" else {"prompt": turns[:1], "completion": turns[1:2]}
+        given.append({**row, "system": "the scene" if number % 2 else None})
+    given[1][form] = [{"role": "system", "content": "the plot"}, *given[1][form]]
+    found = data(tmp_path, base, given)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    said = [tokenizer.decode(one["input_ids"]) for split in found.splits.values() for one in split]
+    first = [" ".join(text.split()[2:4]) for text in said]  # after its role and a colon
+    assert (first.count("the scene"), first.count("the plot")) == (19, 1)
+    asked = question_of(given[3])
+    assert isinstance(asked, Question)
+    assert asked.messages[0] == {"role": "system", "content": "the scene"}
+
+
+def test_a_system_beside_a_text() -> None:
+    row = {"prompt": "the film", "completion": "good", "system": " "}
+    assert conversation(row, "prompt") == {"prompt": "the film", "completion": "good"}
+    for call in (lambda row: conversation(row, "prompt"), question_of):
+        with pytest.raises(BadRow, match="'system' goes with messages, and 'prompt' is a text"):
+            call({**row, "system": "the scene"})
+
+
+@pytest.mark.parametrize("write", [list, json.dumps])
+def test_alpacas_history_comes_before(write: Any, tmp_path: Path) -> None:
+    base = chats.save_model(tmp_path / "base")
+    rows = [
+        {"instruction": f"the film {n}", "output": "good", "system": "the scene", "history": write([["who", "actor"]])}
+        for n in range(20)
+    ]
+    for row in rows[10:]:
+        row["history"] = None
+    found = data(tmp_path, base, rows)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    said = [tokenizer.decode(one["input_ids"]) for split in found.splits.values() for one in split]
+    assert sum(bool(re.search(": the scene .* : actor .* : the film", one)) for one in said) == 10
+    assert sum(bool(re.search(r": the scene \[UNK\] : the film", one)) for one in said) == 10
+    asked = question_of({name: value for name, value in rows[0].items() if name != "output"})
+    assert isinstance(asked, Question)
+    assert [one["content"] for one in asked.messages] == ["the scene", "who", "actor", "the film 0"]
+
+
+@pytest.mark.parametrize(
+    ("history", "message"),
+    [
+        (["who"], r"turn 1 of 'history' is 'who', which is no pair of texts, \[user, assistant\]"),
+        ([["who", "actor"], ["who"]], r"turn 2 of 'history' is \['who'\], which is no pair"),
+        ([["who", None]], "'history' is empty"),
+        ("who", "'history' is 'who', which is no list of pairs of texts"),
+    ],
+)
+def test_what_is_no_history(history: Any, message: str) -> None:
+    with pytest.raises(BadRow, match=message):
+        conversation({"instruction": "a", "output": "b", "history": history}, "instruction")
+
+
+@pytest.mark.parametrize("given", [1, 0, ["a"], {"a": 1}, 1.5, False], ids=str)
+def test_what_is_no_input(given: Any) -> None:
+    row = {"instruction": "a", "input": given, "output": "b"}
+    for ask in (lambda: conversation(row, "instruction"), lambda: question_of(row)):
+        with pytest.raises(BadRow, match=f"^'input' is {re.escape(repr(given))}, which is no text$"):
+            ask()
+
+
+@pytest.mark.parametrize("given", [{}, {"input": None}, {"input": ""}], ids=str)
+def test_there_may_be_no_input(given: Any) -> None:
+    made = conversation({"instruction": "a", "output": "b", **given}, "instruction")
+    assert made["prompt"] == [{"role": "user", "content": "a"}]
+
+
+@pytest.mark.parametrize(("given", "message"), [(" ", "'output' is empty"), (0, "'output' is 0, which is no text")])
+def test_what_is_no_output(given: Any, message: str) -> None:
+    with pytest.raises(BadRow, match=message):
+        conversation({"instruction": "a", "output": given}, "instruction")
+
+
+REFUSES = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + chats.PLAIN
+
+
+def test_a_row_to_predict_that_the_template_refuses_is_named(tmp_path: Path) -> None:
+    """Before any is answered."""
+    predictor = load_predictor(chats.save_model(tmp_path / "base", REFUSES))
+    user = {"role": "user", "content": "the film"}
+    rows = [{"messages": [{"role": "system", "content": "a"}, user] if n == 4 else [user]} for n in range(6)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answered: list[int] = []
+    with pytest.raises(UserError, match=r"rows\.jsonl, row 5: the chat template refuses it: no system"):
+        predict_file(
+            predictor,
+            str(tmp_path / "rows.jsonl"),
+            tmp_path / "out.jsonl",
+            batch_size=2,
+            step=lambda done, of: answered.append(done),
+        )
+    assert not answered
+
+
+ASKED: dict[tuple[str, ...], str] = {
+    ("prompt", "completion", "instruction"): "prompt",
+    ("prompt", "completion", "text"): "prompt",
+    ("instruction", "output", "prompt"): "instruction",
+    ("instruction", "output", "text"): "instruction",
+    ("text", "prompt"): "text",
+    ("prompt", "instruction"): "instruction",  # no format is complete
+    ("instruction",): "instruction",
+    ("prompt",): "prompt",
+}
+
+
+@pytest.mark.parametrize("there", ASKED)
+def test_a_row_is_asked_by_the_column_that_training_learns_from(there: tuple[str, ...]) -> None:
+    row = {name: f"the {name}" for name in there}
+    assert _words(question_of(row)) == f"the {ASKED[there]}"
+    if "completion" in there or "output" in there or "text" in there:
+        piece = Piece(Dataset.from_list([row]), "rows.jsonl")
+        assert format_of(piece) == ASKED[there]
+
+
+def _words(question: Question | str) -> str:
+    return question if isinstance(question, str) else question.messages[-1]["content"]
+
+
+def test_a_column_that_is_null_is_not_asked() -> None:
+    row = {"messages": None, "prompt": None, "completion": None, "instruction": "the film"}
+    assert _words(question_of(row)) == _words(question_of(row, "prompt")) == "the film"
+    with pytest.raises(BadRow, match="'prompt'"):
+        question_of({"prompt": None, "completion": None})
+
+
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [
+        ({"prompt": "the film", "text": "scene", "instruction": "plot"}, "the film"),  # without its answer
+        ({"text": "scene", "instruction": "plot"}, "scene"),  # it has no prompt
+    ],
+)
+def test_a_run_knows_which_columns_it_was_trained_on(given: dict[str, str], asked: str, tmp_path: Path) -> None:
+    base = chats.save_model(tmp_path / "base")
+    rows = [{**chats.row(one, "texts"), "text": "a scene"} for one in chats.conversations(40)]
+    keep_data(tmp_path, data(tmp_path, base, rows))
+    run = TrainedRun(tmp_path, chats.read(tmp_path, base), {})
+    assert run.columns == {"format": ("prompt",)}
+    assert CHAT.asked(given, run.columns) == asked
+    for damaged in ("{", "[]", '{"format": 1}'):
+        (tmp_path / "data.json").write_text(damaged)
+        assert run.columns == {}
+
+
+@pytest.mark.parametrize("system", [None, "", "  "])
+def test_no_system(system: Any) -> None:
+    row = chats.row(chats.conversations(1)[0], "conversations")
+    assert conversation({**row, "system": system}, "conversations") == conversation(row, "conversations")
+
+
+def test_a_system_of_its_own_comes_first() -> None:
+    said = [{"from": "system", "value": "a"}, {"from": "human", "value": "b"}, {"from": "gpt", "value": "c"}]
+    (first, *rest) = conversation({"conversations": said, "system": "d"}, "conversations")["messages"]
+    assert (first["content"], [one["role"] for one in rest]) == ("a", ["user", "assistant"])
+
+
+CALLS = {"type": "function", "function": {"name": "find", "arguments": {"film": "a"}}}
+OTHERS = {"type": "function", "function": {"name": "rate", "arguments": {"stars": 3, "of": "b"}}}
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+@pytest.mark.parametrize("form", ["messages", "prompt"])
+def test_a_tool_call_has_the_fields_that_it_was_given(tmp_path: Path, suffix: str, form: str) -> None:
+    """In Parquet an object has the fields of all others, as nulls, which a template would write."""
+    rows = []
+    for number, turns in enumerate(chats.conversations(40)):
+        call = {"role": "assistant", "content": "", "tool_calls": [(CALLS, OTHERS)[number % 2]]}
+        said = [*turns[:-1], call, {"role": "tool", "content": "good"}, turns[-1]]
+        messages = {"messages": said} if form == "messages" else {"prompt": said[:-1], "completion": said[-1:]}
+        rows.append({**messages, "tools": [(TOOLS, OTHER_TOOLS)[number % 2][0]]})
+    path = tmp_path / f"calls.{suffix}"
+    if suffix == "parquet":
+        Dataset.from_list(rows).to_parquet(path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    section = chats.read(tmp_path, tmp_path, "messages", f"task.data={path}").task
+    sizes = SplitSizes(section.train_size, section.validation_size, section.test_size)
+    splits = section.definition.load_splits(sizes, section.split_seed, section.test_sets, section.prompt)
+    for split in splits.values():
+        for row in split:
+            given = rows[row["row"]]
+            assert row["tools"] in (given["tools"], without_none(given["tools"]))
+            for name in ("messages", "prompt"):
+                if name in given:
+                    assert [one.get("tool_calls") for one in row[name]] == [
+                        one.get("tool_calls") for one in given[name]
+                    ]
+
+
+def test_of_several_turns_the_last_answer_is_asked_for() -> None:
+    turns = [{"role": role, "content": f"{role} {n}"} for n in (1, 2) for role in ("user", "assistant")]
+    for row in ({"messages": turns}, {"messages": [*turns, {"role": "user", "content": "thanks"}]}):
+        assert opening(row) == Question(turns[:3])
+        assert answer_of(row) == "assistant 2"
+
+
+def test_an_answer_that_only_calls_a_tool() -> None:
+    asked, call = {"role": "user", "content": "a"}, {"role": "assistant", "content": None, "tool_calls": [CALLS]}
+    for row in ({"messages": [asked, call]}, {"prompt": [asked], "completion": [call]}):
+        assert json.loads(answer_of(row)) == [CALLS]
+    for said in ("", []):
+        assert json.loads(answer_of({"messages": [asked, {**call, "content": said}]})) == [CALLS]
+    del call["content"]
+    assert json.loads(answer_of({"messages": [asked, call]})) == [CALLS]
+
+
+@pytest.mark.parametrize("template", [chats.GENERATION, chats.PLAIN])
+@pytest.mark.parametrize("tools", [TOOLS, json.dumps(TOOLS)])
+def test_tools_in_training_and_in_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, tools: Any
+) -> None:
+    base = chats.save_model(tmp_path / "base", chats.WITH_TOOLS + template)
+    tokenizer: Any = AutoTokenizer.from_pretrained(base)
+    turns = chats.conversations(40)
+    rows = [{"messages": one, "tools": tools, "chat_template_kwargs": ASIDE} for one in turns]
+    found = data(tmp_path, base, rows)
+    for one in found.splits["train"]:
+        assert tokenizer.decode(one["input_ids"]).split()[:2] == ["actor", "scene"]
+    options = found.asked[0]["prompt"].options
+    assert (options["tools"][0]["name"], options["aside"]) == ("actor", "scene")
+
+    predictor, seen = load_predictor(base), []
+    model: Any = predictor.model
+    own = model.generate
+
+    def generate(**given: Any) -> Any:
+        seen.extend(given["input_ids"].tolist())
+        return own(**given)
+
+    monkeypatch.setattr(model, "generate", generate)
+    assert predict_file(predictor, str(tmp_path / "chats.jsonl"), tmp_path / "said.jsonl", batch_size=1).rows == 40
+    expected = tokenizer.apply_chat_template(
+        turns[0][:-1], tools=TOOLS, add_generation_prompt=True, return_dict=True, **ASIDE
+    )
+    assert seen[0] == expected["input_ids"][-len(seen[0]) :]
+    assert tokenizer.decode(seen[0]).split()[:2] == ["actor", "scene"]
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ({"tools": "[{"}, "'tools' is no JSON: Expecting property name"),
+        ({"tools": '{"name": "actor"}'}, "'tools' is {'name': 'actor'}, which is no list"),
+        ({"chat_template_kwargs": "slow"}, "'chat_template_kwargs' is 'slow', which is no mapping"),
+    ],
+)
+def test_what_is_no_tools(tmp_path: Path, column: Any, message: str) -> None:
+    base = chats.save_model(tmp_path / "base")
+    with pytest.raises(UserError, match=f"chats.jsonl, row 1: {message}"):
+        data(tmp_path, base, [{"messages": one, **column} for one in chats.conversations(40)])
+    asked = ["predict", str(base), str(tmp_path / "chats.jsonl"), "-o", str(tmp_path / "said.jsonl")]
+    done = CliRunner().invoke(cli.app, asked)
+    assert (done.exit_code, f"chats.jsonl, row 1: {message}" in done.stderr) == (2, True)

@@ -1,0 +1,506 @@
+"""Multiple choice: tokens, scores against a plain computation, and whole runs of a tiny language model."""
+
+import json
+import math
+import sys
+import weakref
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    TrainerCallback,
+)
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import tiny
+
+from aurora_lora.data.prompts import target
+from aurora_lora.errors import UserError
+from aurora_lora.train import load_recipe, load_run, train
+from aurora_lora.train.build import make_trainer
+from aurora_lora.train.choices import (
+    NEW_TOKENS,
+    Questions,
+    TrainingText,
+    answers_by_beam_search,
+    check_room,
+    choice_scores,
+    cut_left,
+    encode_questions,
+    generated_choices,
+    next_token_loss,
+    questions_at_once,
+)
+from aurora_lora.train.evaluating import evaluate
+from aurora_lora.train.gap_and_export import gap
+from aurora_lora.train.kinds.base import TrainedWith
+from aurora_lora.train.kinds.multiple_choice import ChoiceQuestion, MultipleChoice
+from aurora_lora.train.merging import merge
+from aurora_lora.train.model_inputs import cached_width, most_tokens
+from aurora_lora.train.predicting import predict
+
+WriteRecipe = Callable[..., Path]
+Refused = Callable[..., None]
+TASK = {"name": "tiny-questions", "train_size": 64, "validation_size": 32, "test_size": 32}
+METHOD = {"name": "aurora", "target_modules": ["q_proj", "v_proj", "down_proj"]}
+QUESTIONS = "aurora_lora.train.choices"
+PROMPTS = ["the film was very", "film", "the plot of the scene was dull and slow , it was"]
+CHOICES = [["good", "very bad and slow"], ["fine", "bad", "dull film"], ["warm", "cold"]]
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
+def language_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tiny.save_language_model(tmp_path_factory.mktemp(request.param), request.param)
+    return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save_language_model(tmp_path_factory.mktemp("lm"))
+
+
+def test_scores_against_one_text_at_a_time(language_model: Any) -> None:
+    """No padding, no cache: the sum of log-probabilities of a choice's tokens."""
+    model, tokenizer = language_model
+    questions = encode_questions(tokenizer, PROMPTS, CHOICES, [0, 2, 1])
+    batch = Questions(tokenizer, max_choices=4)(questions)
+    with torch.no_grad():
+        scores = choice_scores(model, batch, 4)
+        assert scores.shape == (3, 4, 2)
+        for row, (prompt, choices) in enumerate(zip(PROMPTS, CHOICES, strict=True)):
+            for column, choice in enumerate(choices):
+                before = tokenizer(prompt)["input_ids"]
+                ids = torch.tensor([before + tokenizer(choice, add_special_tokens=False)["input_ids"]])
+                logp = model(input_ids=ids).logits[0].log_softmax(-1)
+                total = sum(logp[at - 1, ids[0, at]] for at in range(len(before), ids.shape[1]))
+                assert scores[row, column, 0] == pytest.approx(total.item(), abs=1e-4)
+                assert scores[row, column, 1] == pytest.approx(total.item() / len(choice), abs=1e-5)
+            assert torch.isneginf(scores[row, len(choices) :]).all()
+
+
+@pytest.mark.parametrize(
+    ("bound", "seen"), [("LOGITS", [1, 2, 1, 3, 1, 2]), ("CACHED", [1, 2, 1, 3, 1, 2]), (None, [3, 7])]
+)
+def test_large_batches_are_scored_in_parts(
+    language_model: Any, monkeypatch: pytest.MonkeyPatch, bound: str | None, seen: list[int]
+) -> None:
+    """One question at least is scored at a time: its prompt, and its choices after it."""
+    model, tokenizer = language_model
+    batch = Questions(tokenizer, max_choices=4)(encode_questions(tokenizer, PROMPTS, CHOICES, [0, 2, 1]))
+    with torch.no_grad():
+        expected = choice_scores(model, batch, 4)
+    if bound is not None:
+        monkeypatch.setattr(f"{QUESTIONS}.{bound}", 1)
+    rows: list[int] = []
+    caches: list[weakref.ref[Any]] = []
+
+    def see(_: Any, args: Any, inputs: dict[str, Any]) -> None:
+        rows.append(len(inputs["input_ids"]))
+        if inputs.get("past_key_values") is None:  # the next questions: what was kept of those before is let go
+            assert not any(cache() for cache in caches)
+        else:
+            caches.append(weakref.ref(inputs["past_key_values"].layers[0].keys))
+
+    with torch.no_grad(), model.register_forward_pre_hook(see, with_kwargs=True):
+        torch.testing.assert_close(choice_scores(model, batch, 4), expected, rtol=0, atol=1e-5)
+    assert rows == seen
+
+
+@pytest.mark.parametrize("kind", ["gemma4", "falcon"])
+def test_the_keys_and_values_of_other_models(kind: str) -> None:
+    """Layers of Gemma 4 differ in their heads; all heads of Falcon have one pair of key and value."""
+    models = pytest.importorskip(f"transformers.models.{kind}", reason=f"Transformers has no {kind}")
+    sizes: dict[str, Any] = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
+    if kind == "falcon":
+        model = models.FalconForCausalLM(models.FalconConfig(**sizes, multi_query=True, new_decoder_architecture=False))
+    else:
+        heads = {"num_key_value_heads": 2, "head_dim": 8, "global_head_dim": 16, "vocab_size_per_layer_input": 50}
+        layers = {"intermediate_size": 40, "layer_types": ["sliding_attention", "full_attention"] * 2}
+        config = models.Gemma4TextConfig(**sizes, **heads, **layers, hidden_size_per_layer_input=8)
+        model = models.Gemma4ForCausalLM(config)
+    ids = torch.ones(1, 5, dtype=torch.long)
+    with torch.no_grad():
+        output = model.eval()(input_ids=ids, use_cache=True)
+    kept = sum(layer.keys.numel() + layer.values.numel() for layer in output.past_key_values.layers)
+    assert cached_width(model.config.get_text_config()) * ids.shape[1] == kept
+
+
+def test_what_is_scored_at_once(language_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the keys and values that the model really keeps, and by its logits."""
+    model, tokenizer = language_model
+    ids = tokenizer("the film was very good", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        output = model(input_ids=ids, use_cache=True)
+    kept = sum(layer.keys.numel() + layer.values.numel() for layer in output.past_key_values.layers)
+    assert cached_width(model.config) * ids.shape[1] == kept
+    for_seven = {"LOGITS": 7 * 4 * 3 * output.logits.shape[-1], "CACHED": 7 * 4 * (9 + 3) * cached_width(model.config)}
+    for name, bound in for_seven.items():
+        with monkeypatch.context() as patched:
+            patched.setattr(f"{QUESTIONS}.{name}", bound)
+            assert questions_at_once(model.config, 4, 9, 3) == 7
+            patched.setattr(f"{QUESTIONS}.{name}", bound - 1)
+            assert questions_at_once(model.config, 4, 9, 3) == 6
+
+
+def test_the_output_layer_sees_contiguous_states(language_model: Any) -> None:
+    """One position of each prompt, all of the choices: on a CPU, linear layers are slow on a slice of the states."""
+    model, tokenizer = language_model
+    batch = Questions(tokenizer, max_choices=4)(encode_questions(tokenizer, PROMPTS, CHOICES, [0, 2, 1]))
+    seen: list[tuple[int, bool]] = []
+    hook = model.lm_head.register_forward_pre_hook(
+        lambda _, args: seen.append((args[0].shape[1], args[0].is_contiguous()))
+    )
+    with torch.no_grad(), hook:
+        choice_scores(model, batch, 4)
+    assert seen == [(1, True), (batch["choice_ids"].shape[1], True)]
+
+
+def test_training_text(language_model: Any) -> None:
+    _, tokenizer = language_model
+    questions = encode_questions(tokenizer, PROMPTS, CHOICES, [1, 0, 1])
+    batch = TrainingText(tokenizer, 64, "all")(questions)
+    triples = zip(PROMPTS, CHOICES, [1, 0, 1], strict=True)
+    whole = [f"[CLS] {prompt} {choices[label]} [SEP]" for prompt, choices, label in triples]
+    for row, text in enumerate(whole):
+        length = int(batch["attention_mask"][row].sum())
+        assert tokenizer.decode(batch["input_ids"][row, :length]) == text
+        assert batch["labels"][row, 0] == -100
+        assert batch["labels"][row, 1:length].tolist() == batch["input_ids"][row, 1:length].tolist()
+        assert (batch["labels"][row, length:] == -100).all()
+    answers = TrainingText(tokenizer, 64, "answer")(questions)
+    kept = [row[row != -100] for row in answers["labels"]]
+    assert [tokenizer.decode(row) for row in kept] == ["very bad and slow [SEP]", "fine [SEP]", "cold [SEP]"]
+
+
+def test_long_texts_lose_the_beginning_of_their_prompt(language_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, tokenizer = language_model
+    (question,) = encode_questions(tokenizer, PROMPTS[2:], CHOICES[2:], [1])
+    batch = TrainingText(tokenizer, 6, "all")([question])
+    assert tokenizer.decode(batch["input_ids"][0]) == "[CLS] , it was cold [SEP]"
+    assert cut_left([1, 2, 3, 4], 3, None, "task.max_length") == [2, 3, 4]
+    with pytest.raises(UserError, match=r"task\.max_length leaves no room"):
+        TrainingText(tokenizer, 3, "all")([question])
+    length = max(map(len, question["choices"])) + 1
+    monkeypatch.setattr(tokenizer, "model_max_length", length)
+    with pytest.raises(UserError, match=f"the model's length of {length} tokens leaves no room"):
+        Questions(tokenizer, 2)([question])
+
+
+def test_the_longest_choice_fits_the_model(lm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(lm)
+    asked = encode_questions(tokenizer, PROMPTS[2:], CHOICES[:1], [0])
+    monkeypatch.setattr(tokenizer, "model_max_length", 8)
+    batch = Questions(tokenizer, 2)(asked)
+    assert batch["prompt_ids"].shape[1] + batch["choice_ids"].shape[1] == 8
+
+
+@pytest.mark.parametrize(("prompt", "length", "fits"), [(5, 12, True), (5, 11, False), (1, 11, True), (1, 10, False)])
+def test_room_for_a_question(prompt: int, length: int, fits: bool) -> None:
+    """For two of its tokens, or for all of a shorter one."""
+    message = "^row 3: the limit leaves no room for the question beside an answer of 10 tokens$"
+    with nullcontext() if fits else pytest.raises(UserError, match=message):
+        check_room([7] * prompt, 10, length, "the limit", "row 3")
+
+
+def test_empty_choices_are_refused(language_model: Any) -> None:
+    _, tokenizer = language_model
+    with pytest.raises(UserError, match="a prompt or a choice is empty"):
+        encode_questions(tokenizer, ["the film"], [["good", " "]], [0])
+
+
+@pytest.mark.parametrize("loss_on", ["answer", "all"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_logits_only_where_something_is_learned(
+    write_recipe: WriteRecipe, tmp_path: Path, loss_on: str, kind: str
+) -> None:
+    """Loss and gradients are those of all logits."""
+    folder = tiny.save_language_model(tmp_path / "model", kind)
+    method = {"name": "aurora", "target_modules": ["q_proj", "v_proj"] if kind == "llama" else ["c_attn"]}
+    recipe = load_recipe(write_recipe(task={**TASK, "loss_on": loss_on}, method=method, model=str(folder)))
+    trainer, _ = make_trainer(recipe, tmp_path / "checkpoints", ())
+    batch = next(iter(trainer.get_train_dataloader()))
+    positions = batch["input_ids"].shape[1]
+    computed: list[int] = []
+
+    def gradients(loss: torch.Tensor) -> dict[str, torch.Tensor]:
+        trainer.module.zero_grad()
+        loss.backward()
+        return {name: p.grad.clone() for name, p in trainer.module.named_parameters() if p.grad is not None}
+
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    whole = next_token_loss(trainer.module(**inputs), batch["labels"])
+    places = [(row, t) for row, labels in enumerate(batch["labels"]) for t in range(1, positions) if labels[t] >= 0]
+    log_probability = trainer.module(**inputs).logits.log_softmax(-1)
+    each = [log_probability[row, t - 1, batch["labels"][row, t]] for row, t in places]
+    torch.testing.assert_close(whole, -torch.stack(each).mean())
+    wanted = gradients(whole)
+    head = trainer.module.get_base_model().lm_head
+    with head.register_forward_hook(lambda module, args, out: computed.append(out.shape[1])):
+        loss = trainer.loss_of(trainer.module, batch)
+    found = gradients(loss)
+    assert computed[0] < positions if loss_on == "answer" else computed[0] == positions
+    torch.testing.assert_close(loss, whole)
+    assert wanted.keys() == found.keys()
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name])
+
+
+def test_run(write_recipe: WriteRecipe, lm: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(model=lm, task=TASK, method=METHOD))
+    run = train(recipe, tmp_path / "run")
+    result = json.loads((run.folder / "result.json").read_text())
+    assert list(result["metric"]["by_form"]) == ["dynamic", "static", "calibrated"]
+    for scores in result["metric"]["by_form"].values():
+        assert set(scores) == {"accuracy", "accuracy_norm", "nll", "nll_norm"}
+    assert result["metric"]["chance"]["test"]["accuracy"] == 0.5
+    assert result["metric"]["chance"]["test"]["nll"] == pytest.approx(math.log(2))
+    assert result["epochs"][-1]["train_loss"] < 0.9 * result["epochs"][0]["train_loss"]
+    assert result["params"]["head"] == 0  # the output layer is as pretrained as the body
+    assert result["metric"]["selected_by"]["value"] == pytest.approx(
+        result["metric"]["validation_by_form"]["calibrated"]["accuracy"]
+    )
+    again = load_run(run.folder)
+    assert evaluate(again, forms=again.forms) == result["metric"]["by_form"]
+
+    merged = merge(again, tmp_path / "merged", form="calibrated").folder
+    plain, tokenizer = AutoModelForCausalLM.from_pretrained(merged).eval(), AutoTokenizer.from_pretrained(merged)
+    lora = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(lm), run.folder / "lora").eval()
+    trainer, data = make_trainer(recipe, tmp_path / "none", (), run.folder / "adapter")
+    assert data.questions is not None
+    batch = data.questions(data.splits["test"].examples[:8])
+    with torch.no_grad(), recipe.method.using(trainer.module, "calibrated"):
+        expected = choice_scores(trainer.module.eval(), batch, 2)
+        for model in (plain, lora):
+            torch.testing.assert_close(choice_scores(model, batch, 2), expected, rtol=0, atol=1e-4)
+    assert tokenizer.eos_token == "[SEP]"
+    texts = ["film : a dull plot , it was", "film"]
+    assert predict(merged, texts) == predict(run.folder, texts)
+    assert set(predict(merged, texts)[0]) == {"text", "answer"}
+
+    measured = gap(again, examples=8)
+    assert [entry.form for entry in measured.end_to_end] == ["dynamic", "static", "calibrated"]
+    assert all({"nll", "accuracy"} <= entry.metric.keys() for entry in measured.end_to_end)
+
+
+class Stop(TrainerCallback):
+    """A user's Ctrl-C in the second epoch."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 11:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_goes_on(write_recipe: WriteRecipe, lm: Path, tmp_path: Path) -> None:
+    task = {**TASK, "train_size": 60}
+    recipe = load_recipe(write_recipe(model=lm, task=task, method={"name": "lora", "r": 2, "lora_dropout": 0.2}))
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path / "stopped", make_callbacks=lambda: [Stop()])
+    assert (tmp_path / "stopped" / "checkpoints" / "checkpoint-8").is_dir()
+    one, other = train(recipe, tmp_path / "stopped"), train(recipe, tmp_path / "whole")
+    weights = [(run.folder / "adapter/adapter_model.safetensors").read_bytes() for run in (one, other)]
+    assert weights[0] == weights[1]
+    assert one.result["metric"] == other.result["metric"]
+
+
+def test_written_answers(write_recipe: WriteRecipe, lm: Path, tmp_path: Path) -> None:
+    task = {**TASK, "prompt": "instruction", "scorer": "generated", "loss_on": "answer", "max_length": 100}
+    run = train(load_recipe(write_recipe(model=lm, task=task, method="full")), tmp_path / "run")
+    metric = run.result["metric"]
+    assert metric["name"] == "accuracy_generated"
+    assert metric["selected_by"]["name"] == "accuracy"
+    scored = {"accuracy", "accuracy_norm", "accuracy_generated", "unanswered", "nll", "nll_norm"}
+    assert set(metric["by_form"]["merged"]) == scored
+    assert metric["by_form"]["merged"]["unanswered"] < 0.5  # it has learned the form
+    assert set(metric["validation_by_form"]["merged"]) == {"accuracy", "accuracy_norm", "nll", "nll_norm"}
+    assert predict(run.folder, ["the film was good ?"])[0]["answer"].startswith("the correct")
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("head", ["language model", "classifier"])
+def test_predict_with_a_model_without_a_token_for_padding(tmp_path: Path, kind: str, head: str) -> None:
+    """As GPT-2 and Llama are published."""
+    folder = tiny.save_language_model(tmp_path / "model", kind)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder)
+    load = AutoModelForCausalLM if head == "language model" else AutoModelForSequenceClassification
+    model = load.from_pretrained(folder)
+    model.config.pad_token_id = None
+    if head == "language model":
+        model.generation_config.pad_token_id = None
+    model.save_pretrained(folder)
+    texts = ["the film was very good", "film"]
+    together, alone = predict(folder, texts), [predict(folder, [text])[0] for text in texts]
+    assert [one["text"] for one in together] == texts
+    if head == "classifier":
+        assert [one["probability"] for one in together] == pytest.approx(
+            [one["probability"] for one in alone], abs=1e-6
+        )
+
+
+def test_methods_without_anything_to_train(write_recipe: WriteRecipe, lm: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="method: linear-probe has nothing to train in a LlamaForCausalLM"):
+        train(load_recipe(write_recipe(model=lm, task=TASK, method="linear-probe")), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (
+            {"name": "siqa", "prompt": "chat"},
+            "task.prompt: 'chat' is not a form of the prompts of siqa (allow",
+        ),
+        ({"name": "siqa", "scorer": "generated"}, "task.scorer: 'generated' needs prompt: instruction"),
+        (
+            {"name": "cola", "loss_on": "answer"},
+            "task.loss_on: only tasks of multiple-choice, chat have it, cola is one of ",
+        ),
+        ({"name": "siqa", "scorer": "all"}, "task.scorer: 'all' is not allowed: it must be 'choices' or 'generated'"),
+        (
+            {"name": "commonsense", "test_sets": ["siqa", "x"]},
+            "task.test_sets: commonsense has no test set 'x' (it",
+        ),
+        ({"name": "siqa", "test_sets": []}, "task.test_sets: "),
+        (
+            {"name": "siqa", "test_sets": ["hellaswag"]},
+            "task.test_sets: siqa has no test set 'hellaswag' (it has",
+        ),
+    ],
+)
+def test_recipes_that_do_not_fit(
+    write_recipe: WriteRecipe, refused: Refused, task: dict[str, Any], message: str
+) -> None:
+    refused(write_recipe(task=task), message)
+
+
+def test_what_multiple_choice_gets_by_default(write_recipe: WriteRecipe) -> None:
+    siqa = load_recipe(write_recipe(task="siqa")).task
+    assert (siqa.prompt, siqa.scorer, siqa.loss_on, siqa.max_length) == ("cloze", "choices", "all", 256)
+    commonsense = load_recipe(write_recipe(task="commonsense")).task
+    assert (commonsense.prompt, commonsense.validation_size, len(commonsense.test_sets or ())) == (
+        "instruction",
+        120,
+        8,
+    )
+    film = load_recipe(write_recipe(task="movie-rating")).task
+    assert (film.prompt, film.scorer, film.loss_on) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("siqa", "commonsense"),
+        ("commonsense", "siqa"),
+        ("cifar10-10k", "cifar10"),
+        ("movie-sentiment", "sst2"),
+        ("sst2", "movie-rating"),
+    ],
+)
+def test_the_papers_test_data_are_never_mixed(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, after: str
+) -> None:
+    """A model that was merged from a run on packaged SIQA has learned the questions that the hub's SIQA tests with; and
+    so for CIFAR-10's images, and SST's sentences."""
+    merged = tmp_path / "merged"
+    merged.mkdir()
+    note = {"source": {}, "files": {}, "trained_on": ["digits", before]}
+    (merged / "aurora_merge.json").write_text(json.dumps(note))
+    with pytest.raises(UserError, match=f"was trained on {before}, which holds examples that {after} trains on or"):
+        train(load_recipe(write_recipe(model=merged, task=after)), tmp_path / "run")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match=f"~/merged was trained on {before}"):
+        train(load_recipe(write_recipe(model="~/merged", task=after)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_written_is_found_with_four_beams(language_model: Any) -> None:
+    model, tokenizer = language_model
+
+    def by_hand(beams: int) -> list[str]:
+        found = []
+        for prompt in PROMPTS:
+            inputs = tokenizer(prompt, return_tensors="pt")
+            written = model.generate(
+                inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                num_beams=beams,
+                max_new_tokens=32,
+                do_sample=False,
+            )
+            new = written[0, inputs["input_ids"].shape[1] :]
+            found.append(tokenizer.decode(new, skip_special_tokens=True).strip())
+        return found
+
+    assert answers_by_beam_search(model, tokenizer, PROMPTS)[0] == by_hand(4) != by_hand(1)
+
+
+def test_what_is_written_has_positions_of_the_model(language_model: Any) -> None:
+    """Of a question that is too long, the end is read, with what the model writes left free behind it."""
+    model, tokenizer = language_model
+    long = " ".join(["film"] * 200)
+    (question,) = encode_questions(tokenizer, [long], [[target("true"), target("false")]], [0])
+    positions = most_tokens(model)
+    assert positions in (128, None)  # Llama's are rotary
+    batch = Questions(tokenizer, 2, positions, room=NEW_TOKENS)([question])
+    assert batch["prompt_ids"].shape[1] <= (128 if positions is None else 128 - NEW_TOKENS)
+    assert generated_choices(model, batch, 2, tokenizer).shape == (1, 2, 1)
+    (answer, short), cut = answers_by_beam_search(model, tokenizer, [long, "film"])
+    assert cut == [128 - NEW_TOKENS, None]
+    assert ([answer], [None]) != answers_by_beam_search(model, tokenizer, ["film"])
+    assert answers_by_beam_search(model, tokenizer, ["film"]) == ([short], [None])
+
+
+def test_the_models_own_settings_do_not_write_the_answers(lm: Path) -> None:
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(lm).eval(), AutoTokenizer.from_pretrained(lm)
+    plain = answers_by_beam_search(model, tokenizer, ["the film was good ?"])
+    for name, value in {"repetition_penalty": 3.0, "no_repeat_ngram_size": 1, "length_penalty": -9.0}.items():
+        setattr(model.generation_config, name, value)
+    assert answers_by_beam_search(model, tokenizer, ["the film was good ?"]) == plain
+
+
+def test_new_questions_are_asked_as_those_that_a_packaged_task_trained_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def stops(tokenizer: Any, prompts: list[str], choices: Any, labels: Any) -> None:
+        asked.extend(prompts)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("aurora_lora.train.choices.encode_questions", stops)
+    question = ChoiceQuestion("Why?", ["a", "b", "c"], [0, 1, 2])
+    for form, task in (("cloze", "winowhy"), ("cloze", "choices"), ("instruction", "strategyqa")):
+        with pytest.raises(KeyboardInterrupt):
+            MultipleChoice()._chosen(None, Mock(), [question], "it", TrainedWith(prompt=form, task=task))
+    assert asked[0].endswith(" The above reasoning is")
+    assert asked[1].endswith("Answer:")
+    assert "answer3" in asked[2]  # strategyqa has yes and no alone
+
+
+def test_scores_of_a_model_that_keeps_states(lm: Path) -> None:
+    """As those with convolutions or linear attention do, which keep more of a prompt than keys and values."""
+    tokenizer = AutoTokenizer.from_pretrained(lm)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    layers = {"num_key_value_heads": 2, "layer_types": ["conv", "full_attention"], "max_position_embeddings": 128}
+    model = Lfm2ForCausalLM(Lfm2Config(vocab_size=len(tokenizer), **layers, **sizes)).eval()
+    batch = Questions(tokenizer, 4)(encode_questions(tokenizer, PROMPTS, CHOICES, [0, 2, 1]))
+    with torch.no_grad():
+        scores = choice_scores(model, batch, 4)
+        for row, (prompt, choices) in enumerate(zip(PROMPTS, CHOICES, strict=True)):
+            before = tokenizer(prompt)["input_ids"]
+            for column, choice in enumerate(choices):
+                ids = torch.tensor([before + tokenizer(choice, add_special_tokens=False)["input_ids"]])
+                likelihood = model(input_ids=ids).logits[0].log_softmax(-1)
+                total = sum(likelihood[at - 1, ids[0, at]] for at in range(len(before), ids.shape[1]))
+                assert scores[row, column, 0].item() == pytest.approx(float(total), abs=1e-4)

@@ -1,0 +1,443 @@
+"""Several processes share out the examples of a step, and train the adapter that one process trains on all of them."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import chats
+import own_files
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+from transformers import TrainingArguments
+
+from aurora_lora.errors import UserError
+from aurora_lora.train import distributed, yaml_text
+from aurora_lora.train.batches import Share, divide
+from aurora_lora.train.results import read_result
+from aurora_lora.train.sections import TrainingSection
+
+Aurora = Callable[..., list[dict[str, Any]]]
+
+
+def launch(
+    aurora: Aurora, recipe: Path, output: Path, processes: int = 2, last: Mapping[str, Any] | None = None, **more: Any
+) -> list[dict[str, Any]]:
+    """What `accelerate launch --num_processes N` does: the command N times, with a rank each; `last` is of the last."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return aurora(
+        *(
+            {
+                "args": ["train", str(recipe), "--output", str(output), "--json"],
+                "folder": str(output),
+                "env": {**common, "ACCELERATE_USE_CPU": "true", "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                **more,
+                **((last or {}) if rank == processes - 1 else {}),
+            }
+            for rank in range(processes)
+        )
+    )
+
+
+def train_alone(aurora: Aurora, recipe: Path, output: Path) -> None:
+    (answer,) = aurora({"args": ["train", str(recipe), "-o", str(output)], "folder": str(output)})
+    assert answer["status"] == 0, answer["stderr"]
+
+
+def seed_in(states: Path) -> int:
+    """What PyTorch's random numbers on the CPU began with."""
+    generator = torch.Generator()
+    generator.set_state(torch.load(states, weights_only=False)["cpu"])
+    return generator.initial_seed()
+
+
+def recipe_with(write_recipe: Callable[..., Path], model: Path, **more: Any) -> Path:
+    training = {"epochs": 2, "batch_size": 16, "learning_rate": 2e-2, "threads": 1, **more}
+    return write_recipe(model=model, training=training, reference={"method": "linear-probe"})
+
+
+def check_same_losses(one: dict[str, Any], other: dict[str, Any], tolerance: float = 1e-4) -> None:
+    """Of each interval between evaluations, and the scores at these."""
+    assert [entry["step"] for entry in one["epochs"]] == [entry["step"] for entry in other["epochs"]]
+    for mine, its in zip(one["epochs"], other["epochs"], strict=True):
+        assert its["train_loss"] == pytest.approx(mine["train_loss"], rel=tolerance)
+        assert its["validation"] == pytest.approx(mine["validation"], rel=tolerance, abs=tolerance)
+
+
+def check_same_weights(one: Path, other: Path) -> None:
+    mine, its = load_file(one), load_file(other)
+    assert mine.keys() == its.keys()
+    for key, value in mine.items():
+        if "fingerprint" not in key:  # a hash: equal only for equal bits
+            torch.testing.assert_close(its[key], value, rtol=1e-4, atol=2e-5, msg=lambda m, k=key: f"{k}: {m}")
+
+
+def test_checkpointed_activations(
+    aurora: Aurora, write_recipe: Callable[..., Path], model_without_dropout: Path, tmp_path: Path
+) -> None:
+    """Two processes that keep fewer activations, as one that keeps all: an adapter, and the body's own weights."""
+    values = {
+        "model": model_without_dropout,
+        "reference": {"method": "full", "learning_rate": 1e-3},
+        "method": {"name": "lora", "target_modules": ["query", "value"]},
+    }
+    training = {"epochs": 1, "batch_size": 16, "learning_rate": 2e-2, "threads": 1}
+    train_alone(aurora, write_recipe(**values, training=training), tmp_path / "one")
+    recipe = write_recipe(**values, training={**training, "gradient_checkpointing": True})
+    answers = launch(aurora, recipe, tmp_path / "two")
+    assert [answer["status"] for answer in answers] == [0, 0], answers
+    name = "adapter/adapter_model.safetensors"
+    check_same_weights(tmp_path / "one" / name, tmp_path / "two" / name)
+    # not the weights: the keys' biases have no gradient but rounding errors, which AdamW makes steps of
+    check_same_losses(read_result(tmp_path / "one/reference"), read_result(tmp_path / "two/reference"))
+
+
+def test_ranks_and_start_by_the_gradients(
+    aurora: Aurora, write_recipe: Callable[..., Path], model_without_dropout: Path, tmp_path: Path
+) -> None:
+    """Two processes probe half of the examples each: ranks, start and adapter are those of one process."""
+    recipe = write_recipe(
+        model=model_without_dropout,
+        method={"name": "aurora", "budget": 500, "start": "aligned"},
+        training={"epochs": 1, "batch_size": 16, "learning_rate": 2e-2, "threads": 1},
+        reference=None,
+    )
+    train_alone(aurora, recipe, tmp_path / "one")
+    answers = launch(aurora, recipe, tmp_path / "two")
+    assert [answer["status"] for answer in answers] == [0, 0], answers
+    one, two = (json.loads((tmp_path / run / "adapter/adapter_config.json").read_text()) for run in ("one", "two"))
+    assert one["rank_pattern"] == two["rank_pattern"]
+    name = "adapter/adapter_model.safetensors"
+    check_same_weights(tmp_path / "one" / name, tmp_path / "two" / name)
+    mine, its = (load_file(tmp_path / run / "probe.safetensors") for run in ("one", "two"))
+    starts = [key for key in mine if key.endswith("/start")]  # beside them are directions that hardly matter
+    assert len(starts) == len(one["target_modules"])
+    for key in starts:
+        torch.testing.assert_close(its[key], mine[key], rtol=1e-3, atol=1e-4)
+
+
+def test_numbers_of_any_size(aurora: Aurora, model_without_dropout: Path, tmp_path: Path) -> None:
+    """Standardised labels are learned, and the head is put into their units, as by one process; the fills count not."""
+    rows = [{"text": text, "label": 300_000 + 50_000 * score} for text, score in own_files._texts()]
+    own_files._jsonl(tmp_path / "prices.jsonl", rows)
+    values = tiny.recipe(
+        model_without_dropout,
+        task={"name": "regression", "data": str(tmp_path / "prices.jsonl")},
+        training={"epochs": 1, "batch_size": 16, "learning_rate": 2e-2, "threads": 1},
+    )
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml_text.dump(values), encoding="utf-8")
+    train_alone(aurora, recipe, tmp_path / "one")
+    answers = launch(aurora, recipe, tmp_path / "two")
+    assert [answer["status"] for answer in answers] == [0, 0], answers
+    head = "base_model.model.classifier"
+    mine, its = (load_file(tmp_path / run / "adapter/adapter_model.safetensors") for run in ("one", "two"))
+    torch.testing.assert_close(its[f"{head}.weight"], mine[f"{head}.weight"], rtol=1e-3, atol=1.0)
+    torch.testing.assert_close(its[f"{head}.bias"], mine[f"{head}.bias"], rtol=1e-4, atol=0)
+    assert mine[f"{head}.bias"] > 100_000
+    scores = [read_result(tmp_path / run)["metric"]["by_form"]["calibrated"]["mse"] for run in ("one", "two")]
+    assert scores[1] == pytest.approx(scores[0], rel=1e-3)
+
+
+# ---------------------------------------------------------------- the share of a process
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulation", "processes", "share"),
+    [
+        (16, 1, 1, (16, 1)),
+        (4, 4, 1, (4, 4)),
+        (4, 4, 2, (4, 2)),  # fewer passes first
+        (4, 4, 4, (4, 1)),
+        (4, 4, 8, (2, 1)),  # then smaller ones
+        (4, 4, 16, (1, 1)),
+        (4, 6, 4, (2, 3)),
+        (3, 2, 6, (1, 1)),
+    ],
+)
+def test_share_of_a_process(batch_size: int, accumulation: int, processes: int, share: tuple[int, int]) -> None:
+    training = TrainingSection(batch_size=batch_size, gradient_accumulation_steps=accumulation)
+    assert divide(training, processes) == Share(*share)
+    assert share[0] * share[1] * processes == batch_size * accumulation
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation", "processes"), [(16, 1, 3), (4, 4, 32), (5, 3, 2), (1, 1, 2)])
+def test_what_cannot_be_divided(batch_size: int, accumulation: int, processes: int) -> None:
+    training = TrainingSection(batch_size=batch_size, gradient_accumulation_steps=accumulation)
+    with pytest.raises(UserError, match=rf"the {batch_size * accumulation} examples .* among {processes} processes"):
+        divide(training, processes)
+
+
+def test_indivisible_batch_is_one_plain_line(
+    aurora: Aurora, write_recipe: Callable[..., Path], model: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_with(write_recipe, model, batch_size=15)
+    answers = launch(aurora, recipe, tmp_path / "run")
+    assert [answer["status"] for answer in answers] == [2, 2]
+    assert answers[0]["stderr"] == (
+        "training.batch_size: the 15 examples of a step (batch_size 15 x gradient_accumulation_steps 1) cannot be "
+        "divided among 2 processes (allowed: a multiple of 2 examples, or a number of processes that divides 15)\n"
+    )
+    assert answers[1]["stderr"] == ""
+    assert not (tmp_path / "run").exists()
+
+    train_alone(aurora, recipe, tmp_path / "one")
+    answers = launch(aurora, recipe, tmp_path / "one", args=["evaluate", str(tmp_path / "one"), "--json"])
+    assert [answer["status"] for answer in answers] == [0, 0], answers  # a step's size is no matter there
+    expected = read_result(tmp_path / "one")["metric"]["by_form"]
+    for form, scores in json.loads(answers[0]["stdout"])["by_form"].items():
+        assert scores == pytest.approx(expected[form], rel=1e-5)
+
+
+# ---------------------------------------------------------------- the same training
+
+
+@pytest.mark.parametrize(("accumulation", "processes"), [(1, 2), (2, 4)])
+def test_same_adapter_as_one_process(
+    aurora: Aurora,
+    write_recipe: Callable[..., Path],
+    model_without_dropout: Path,
+    tmp_path: Path,
+    accumulation: int,
+    processes: int,
+) -> None:
+    more = {"batch_size": 16 // accumulation, "gradient_accumulation_steps": accumulation, "eval_every": 2}
+    recipe = recipe_with(write_recipe, model_without_dropout, **more)
+    answers = launch(aurora, recipe, tmp_path / "several", processes)
+    assert [answer["status"] for answer in answers] == [0] * processes, answers
+    json.loads(answers[0]["stdout"])
+    assert all(answer["stdout"] == answer["stderr"] == "" for answer in answers[1:])  # the main process alone prints
+    train_alone(aurora, recipe, tmp_path / "one")
+    for name in ("adapter/adapter_model.safetensors", "reference/adapter/trained.safetensors"):
+        check_same_weights(tmp_path / "one" / name, tmp_path / "several" / name)
+    one, several = read_result(tmp_path / "one"), read_result(tmp_path / "several")
+    check_same_losses(one, several)
+    assert (one["processes"], several["processes"]) == (1, processes)
+    assert one["metric"]["selected_by"]["epoch"] == several["metric"]["selected_by"]["epoch"]
+
+
+@pytest.mark.parametrize("task", ["tiny-sentiment", "tiny-rating", "tiny-questions", "tiny-images"])
+def test_last_step_of_an_epoch_is_no_larger(
+    aurora: Aurora, write_recipe: Callable[..., Path], model_without_dropout: Path, tmp_path: Path, task: str
+) -> None:
+    """37 examples in steps of 12: the last has one, for one of three processes."""
+    targets, base = ["query", "value"], model_without_dropout
+    if task == "tiny-questions":
+        targets, base = ["q_proj", "v_proj"], tiny.save_language_model(tmp_path / "model")
+    elif task == "tiny-images":
+        targets, base = tiny.QUERY_VALUE, tiny.save_vit(tmp_path / "model")
+    recipe = write_recipe(
+        model=base,
+        task={"name": task, "train_size": 37, "validation_size": 16, "test_size": 16},
+        method={"name": "aurora", "target_modules": targets},
+        training={"epochs": 2, "batch_size": 12, "learning_rate": 2e-2, "threads": 1, "eval_every": 1},
+        calibration={
+            "examples": 32,
+            "batch_size": 16,
+            "ridge": 1.0,
+        },  # of several, rounding may decide between the best
+    )
+    train_alone(aurora, recipe, tmp_path / "one")
+    answers = launch(aurora, recipe, tmp_path / "three", 3)
+    assert [answer["status"] for answer in answers] == [0] * 3, answers
+    check_same_losses(read_result(tmp_path / "one"), read_result(tmp_path / "three"))
+    name = "adapter/adapter_model.safetensors"
+    check_same_weights(tmp_path / "one" / name, tmp_path / "three" / name)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_conversations(aurora: Aurora, tmp_path: Path, packing: bool) -> None:
+    """The loss is a mean over the answers' tokens of a whole step, however they are shared out."""
+    pytest.importorskip("trl")
+    data = chats.write(tmp_path / "chats.jsonl", count=70)
+    values = chats.recipe(chats.save_model(tmp_path / "model"), data, packing=packing)
+    values["training"] |= {"eval_every": 2}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml_text.dump(values))
+    train_alone(aurora, recipe, tmp_path / "one")
+    answers = launch(aurora, recipe, tmp_path / "two")
+    assert [answer["status"] for answer in answers] == [0, 0], answers
+    one, two = read_result(tmp_path / "one"), read_result(tmp_path / "two")
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert ("packed" in one["data"], one["data"]) == (packing, two["data"])
+    check_same_losses(one, two)
+    same = ("prompt", "expected", "before")  # after the training, rounding may decide between two tokens
+    asked = [[[sample[name] for name in same] for sample in result["samples"]] for result in (one, two)]
+    assert (len(asked[0]), asked[1]) == (3, asked[0])
+    assert all(sample["after"] for sample in one["samples"] + two["samples"])
+    for form, scores in one["metric"]["by_form"].items():
+        assert two["metric"]["by_form"][form] == pytest.approx(scores, rel=1e-4)
+    name = "adapter/adapter_model.safetensors"
+    check_same_weights(tmp_path / "one" / name, tmp_path / "two" / name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+def test_accelerate_launch(aurora: Aurora, tmp_path: Path, processes: int) -> None:
+    """The documented command, with gloo: the losses of one process, step by step."""
+    model = tiny.save_vit(tmp_path / "model")
+    task = {"name": "digits", "train_size": 70, "validation_size": 40, "test_size": 40}
+    training = {"epochs": 2, "batch_size": 8, "gradient_accumulation_steps": 2, "learning_rate": 1e-2, "threads": 1}
+    values = tiny.image_recipe(model, task=task, training={**training, "eval_every": 2})
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml_text.dump(values))
+    train_alone(aurora, recipe, tmp_path / "one")
+    # with --cpu, Accelerate leaves the number of processes to mpirun
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command += ["-m", "aurora_lora.cli", "train", str(recipe), "--output", str(tmp_path / "several")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    one, several = read_result(tmp_path / "one"), read_result(tmp_path / "several")
+    assert several["processes"] == processes
+    check_same_losses(one, several)
+
+
+# ---------------------------------------------------------------- going on, mistakes, methods
+
+
+def test_sigterm_to_one_of_them_is_to_all(
+    aurora: Aurora, write_recipe: Callable[..., Path], model_without_dropout: Path, tmp_path: Path
+) -> None:
+    """They end at the same step, and go on from it together."""
+    recipe = recipe_with(write_recipe, model_without_dropout)
+    answers = launch(aurora, recipe, tmp_path / "run", last={"terminate_in": 6})
+    assert [answer["status"] for answer in answers] == [143, 143], answers
+    assert "interrupted: the same command resumes where it was" in answers[0]["stderr"]
+    last = max((tmp_path / "run" / "checkpoints").glob("checkpoint-*"))
+    assert last.name == "checkpoint-6"  # in the second epoch, whose order is another
+    for output in ("run", "whole"):
+        answers = launch(aurora, recipe, tmp_path / output)
+        assert [answer["status"] for answer in answers] == [0, 0], answers
+    name = "adapter/adapter_model.safetensors"
+    assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_resumes_with_as_many_processes_only(
+    aurora: Aurora, write_recipe: Callable[..., Path], model: Path, tmp_path: Path
+) -> None:
+    recipe, output = recipe_with(write_recipe, model, checkpoint_every=3), tmp_path / "run"
+    whole = launch(aurora, recipe, tmp_path / "whole")
+    assert whole[0]["status"] == 0, whole
+    answers = launch(aurora, recipe, output, kill_at=whole[0]["events"] // 3)
+    assert answers[0]["status"] == -9  # the main process writes; the other loses its peer
+    last = max((output / "checkpoints").glob("checkpoint-*"))
+    assert len({seed_in(last / f"rng_state_{rank}.pth") for rank in (0, 1)}) == 2  # each draws its own dropout
+    (answer,) = aurora({"args": ["train", str(recipe), "-o", str(output)], "folder": str(output)})
+    assert answer["status"] == 2
+    assert answer["stderr"].strip().endswith("choose another output folder")
+    assert "was started with 2 process(es), this is 1" in answer["stderr"]
+    answers = launch(aurora, recipe, output)
+    assert [answer["status"] for answer in answers] == [0, 0], answers
+    name = "adapter/adapter_model.safetensors"
+    assert (output / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_processes_wait_as_long_as_the_trainer_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where they join before there is a Trainer; NCCL's own limit is 10 minutes."""
+    joined: list[dict[str, Any]] = []
+
+    class Joining:
+        _shared_state: ClassVar[dict[str, Any]] = {}
+
+        def __init__(self, **options: Any) -> None:
+            joined.append(options)
+
+    monkeypatch.setattr(distributed, "PartialState", Joining)
+    distributed.state()
+    assert joined[0]["timeout"].total_seconds() == TrainingArguments.ddp_timeout
+
+
+def test_error_in_all_processes(aurora: Aurora, write_recipe: Callable[..., Path], model: Path, tmp_path: Path) -> None:
+    recipe = recipe_with(write_recipe, model)
+    (tmp_path / "run").write_text("a file, not a folder")
+    answers = launch(aurora, recipe, tmp_path / "run")
+    assert [answer["status"] for answer in answers] == [2, 2]
+    assert len(answers[0]["stderr"].splitlines()) == 1
+    assert answers[1]["stderr"] == ""
+
+
+def test_methods_with_steps_of_their_own(
+    aurora: Aurora, write_recipe: Callable[..., Path], model_without_dropout: Path, tmp_path: Path
+) -> None:
+    """Ranks that are shared out, and layers that share an adapter, are the same ones in both processes."""
+    methods: list[dict[str, Any]] = [
+        {"name": "adalora", "init_r": 4, "target_r": 2, "tfinal": 2, "orth_reg_weight": 0.1},
+        {"name": "lora-drop", "r": 4, "threshold": 0.5, "sample_share": 0.5},
+    ]
+    for method in methods:
+        recipe = write_recipe(
+            model=model_without_dropout,
+            method={**method, "target_modules": ["query", "value"]},
+            training={"epochs": 1, "batch_size": 16, "learning_rate": 1e-2, "threads": 1},
+        )
+        output = tmp_path / method["name"]
+        answers = launch(aurora, recipe, output / "two")
+        assert all(answer["status"] == 0 for answer in answers), answers
+        train_alone(aurora, recipe, output / "one")
+        one, two = (load_file(next((output / name / "adapter").glob("*.safetensors"))) for name in ("one", "two"))
+        assert one.keys() == two.keys()
+        assert any(key.endswith("is_shared") for key in one) == (method["name"] == "lora-drop")
+        for key, value in one.items():
+            torch.testing.assert_close(two[key], value, rtol=1e-3, atol=1e-4, msg=lambda m, k=key: f"{k}: {m}")
+
+
+def test_layers_behind_the_hidden_states_that_are_learned(
+    aurora: Aurora, write_recipe: Callable[..., Path], model_without_dropout: Path, tmp_path: Path
+) -> None:
+    """A pooler gets no gradient from them."""
+    training = {"epochs": 1, "batch_size": 16, "learning_rate": 1e-3, "threads": 1}
+    teacher = write_recipe(model=model_without_dropout, method="full", training=training)
+    train_alone(aurora, teacher, tmp_path / "teacher")
+    task = {"name": "tiny-sentiment", "train_size": 64, "validation_size": 32, "test_size": 32}
+    recipe = write_recipe(
+        model=model_without_dropout,
+        task={**task, "teacher": str(tmp_path / "teacher")},
+        method={"name": "lora", "r": 2, "target_modules": "all-linear"},
+        training=training,
+    )
+    answers = launch(aurora, recipe, tmp_path / "two")
+    assert [answer["status"] for answer in answers] == [0, 0], answers
+
+
+class _Peer:
+    num_processes, device = 2, "cpu"
+
+
+@pytest.mark.parametrize("here", [False, True])
+def test_a_folder_that_another_machine_does_not_see(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: bool
+) -> None:
+    """All processes are told, also that which sees it."""
+    monkeypatch.setattr(distributed, "state", _Peer)
+    monkeypatch.setattr(distributed, "SHARED_WITHIN", 0.0)
+    monkeypatch.setattr(distributed, "reduce", lambda missing, how: missing + (0.0 if here else 1.0))
+    if not here:
+        (tmp_path / "recipe.yaml").touch()  # it is the other one that does not see it
+    with pytest.raises(UserError, match="is not one folder for all processes"):
+        distributed.check_shared(tmp_path / "recipe.yaml")
+    monkeypatch.setattr(distributed, "reduce", lambda missing, how: missing)
+    (tmp_path / "recipe.yaml").touch()
+    distributed.check_shared(tmp_path / "recipe.yaml")
+
+
+@pytest.mark.slow
+def test_two_machines_without_a_shared_folder(
+    aurora: Aurora, write_recipe: Callable[..., Path], model_without_dropout: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_with(write_recipe, model_without_dropout)
+    elsewhere = {"args": ["train", str(recipe), "--output", str(tmp_path / "other"), "--json"]}
+    answers = launch(aurora, recipe, tmp_path / "run", last=elsewhere)
+    assert [answer["status"] for answer in answers] == [2, 2]
+    assert "run is not one folder for all processes" in answers[0]["stderr"]
+    assert not (tmp_path / "run" / "checkpoints").exists()

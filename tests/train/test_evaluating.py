@@ -1,0 +1,187 @@
+"""A finished run scored on new examples: as if they had been its test data."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import chats
+import own_files
+import pytest
+from own_runs import METRICS, aurora, train
+
+from aurora_lora.errors import ArgumentError, UserError
+from aurora_lora.train import load_recipe, load_run, yaml_text
+from aurora_lora.train.evaluating import evaluate_file
+from aurora_lora.train.run import train as train_recipe
+
+
+def _contents(folder: str) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def _cut(kind: str) -> tuple[str, list[Path]]:
+    """Take ten examples from the data of a kind into data of their own; gives its name, and the data's paths."""
+    data = Path(own_files.OVERRIDES[kind][0].removeprefix("task.data="))
+    new = Path(f"new{data.suffix}")
+    if data.is_dir():
+        for path in sorted(data.rglob("*.png"))[::5]:
+            (new / path.parent.name).mkdir(parents=True, exist_ok=True)
+            path.rename(new / path.parent.name / path.name)
+    else:
+        lines = data.read_text().splitlines(keepends=True)
+        head = lines[:1] if data.suffix in (".csv", ".tsv") else []
+        rows = lines[len(head) :]
+        new.write_text("".join([*head, *rows[:10]]))
+        data.write_text("".join([*head, *rows[10:]]))
+    return str(new), [data, new]
+
+
+@pytest.mark.parametrize("kind", METRICS)
+def test_as_the_test_data_of_the_run(kind: str, here: Path) -> None:
+    """The same scores, whether or not the run's own data are there; and nothing is written."""
+    new, (data, _) = _cut(kind)
+    done = train(kind, "run", f"task.test_data={new}")
+    assert done.exit_code == 0, done.output
+    expected = json.loads(Path("run/result.json").read_text())["metric"]["by_form"]
+    moved = shutil.move(new, f"other{Path(new).suffix}")
+    before = _contents("run")
+    done = aurora("evaluate", "run", "--data", moved, "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    # the run's recipe names data that is gone: which examples were trained on is not known
+    assert (found["data"], found["rows"], found["examples"], found["in_training"]) == (moved, 10, 10, None)
+    assert f"'{new}' is no file" in done.stderr
+    for form, scores in expected.items():
+        assert found["by_form"][form] == pytest.approx(scores, abs=1e-6)
+    shutil.move(moved, new)
+    assert aurora("evaluate", "run", "--data", new, "--form", "static").stderr.splitlines()[-1] == (
+        "aurora: 0 of 10 examples were in the training data"
+    )
+    trained = json.loads(aurora("evaluate", "run", "--data", data, "--json").stdout)
+    assert (trained["rows"], trained["in_training"]) == (40, json.loads(before["run/data.json"])["examples"]["train"])
+    assert _contents("run") == before
+
+
+def test_conversations(tmp_path: Path) -> None:
+    pytest.importorskip("trl")
+    model = chats.save_model(tmp_path / "model")
+    for name, seed in (("chats", 0), ("new", 1)):
+        rows = [chats.row(turns, "messages") for turns in chats.conversations(40, seed)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    new = str(tmp_path / "new.jsonl")
+    values = chats.recipe(model, tmp_path / "chats.jsonl", test_data=new, packing=True)
+    (tmp_path / "recipe.yaml").write_text(yaml_text.dump(values))
+    run = load_run(train_recipe(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "run").folder)
+    scored = evaluate_file(run, new)
+    assert scored.in_training == 0
+    examples = run.result["metric"]["examples"]["test"]
+    assert scored.examples == examples == 40
+    for form, scores in run.result["metric"]["by_form"].items():
+        assert scored.by_form[form] == pytest.approx(scores, abs=1e-6)
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps(chats.row(chats.conversations(1)[0], "prompt")) + "\n")
+    with pytest.raises(UserError, match=r"other\.jsonl has conversations as 'prompt', the run's data as 'messages'"):
+        evaluate_file(run, str(other))
+
+
+def test_a_table_of_images_in_another_folder(here: Path) -> None:
+    """Its paths are found from anywhere, in training, scoring and prediction."""
+    paths = [path.relative_to("pictures") for path in sorted(Path("pictures").rglob("*.png"))]
+    rows = [{"image": str(path), "label": path.parent.name} for path in paths]
+    own_files._csv(Path("pictures/labels.csv"), rows)
+    own_files._csv(Path("pictures/new.csv"), rows[:9])
+    assert train("images", "run", "task.data=pictures/labels.csv").exit_code == 0
+    done = aurora("evaluate", "run", "--data", "pictures/new.csv", "--json")
+    assert (done.exit_code, json.loads(done.stdout)["examples"]) == (0, 9)
+    assert json.loads(done.stdout)["in_training"] > 0
+    assert aurora("evaluate", "run").exit_code == 0
+    done = aurora("predict", "run", "pictures/new.csv", "-o", "answers.jsonl")
+    assert done.exit_code == 0, done.output
+    answers = [json.loads(line) for line in Path("answers.jsonl").read_text().splitlines()]
+    assert [row["image"] for row in answers] == [str(path) for path in paths[:9]]
+    (here / "pictures" / paths[2]).unlink()
+    done = aurora("predict", "run", "pictures/new.csv", "-o", "more.jsonl")
+    said = f"pictures/new.csv, row 3: {paths[2]} is no file: neither pictures/{paths[2]} nor, in the working directory"
+    assert (done.exit_code, said in done.stderr) == (2, True)
+
+
+@pytest.fixture
+def run(here: Path) -> None:
+    assert train("classification", "run", "task.max_length=16").exit_code == 0
+
+
+def test_what_is_said(run: None) -> None:
+    rows = Path("reviews.csv").read_text().splitlines()
+    Path("new.csv").write_text("\n".join(["stars,review", f"positive,{'the ' * 40}", "negative,A NEW one"]) + "\n")
+    done = aurora("evaluate", "run", "--data", "new.csv")
+    assert done.exit_code == 0, done.output
+    assert done.stderr.splitlines()[-2:] == [
+        "aurora: 1 of 2 test texts are longer than 16 tokens (task.max_length) and are cut",
+        "aurora: 0 of 2 examples were in the training data",
+    ]
+    assert "classification of reviews.csv: new.csv, 2 examples" in done.stdout
+    # its own data: those that it was trained on, in another case too
+    Path("new.csv").write_text("\n".join([rows[0], *(row.replace("the", "The!") for row in rows[1:])]) + "\n")
+    trained = json.loads(Path("run/data.json").read_text())["examples"]["train"]
+    done = aurora("evaluate", "run", "--data", "new.csv")
+    assert done.stderr.splitlines()[-1] == f"aurora: {trained} of 50 examples were in the training data"
+    Path("reviews.csv").write_text("\n".join(rows[:-1]) + "\n")
+    done = aurora("evaluate", "run", "--data", "new.csv")
+    assert done.exit_code == 0, done.output
+    said = "aurora: whether these examples were in the training data is not known: reviews.csv has changed since"
+    assert done.stderr.splitlines()[-1].startswith(said)
+
+
+def test_what_is_refused(run: None) -> None:
+    Path("text.csv").write_text("text,stars\na film,positive\n")
+    Path("label.csv").write_text("review,stars\na film,positive\na plot,awful\n")
+    Path("none.csv").write_text("review,stars\na film,\n")
+    Path("latin.csv").write_bytes("review,stars\na fílm,positive\n".encode("cp1252"))
+    for more, message in (
+        (("text.csv",), "task.text: text.csv has no column 'review' (it has 'text', 'stars')"),
+        (
+            ("label.csv",),
+            "label.csv, row 2: the label 'awful' is none of those that the run has learned (allowed: 'negative', "
+            "'positive')",
+        ),
+        (("none.csv",), "none.csv, row 1: it has no label"),
+        (("there/new.csv",), "--data: 'there/new.csv' is no file, no folder and no data set of the hub (owner/name)"),
+        (("label.csv", "--split", "test"), "--split goes without --data: all examples of FILE are scored"),
+    ):
+        done = aurora("evaluate", "run", "--data", *more)
+        assert (done.exit_code, done.stderr.splitlines()[-1]) == (2, message)
+    assert "--encoding" in aurora("evaluate", "run", "--data", "latin.csv").stderr
+    assert aurora("evaluate", "run", "--data", "latin.csv", "--encoding", "cp1252").exit_code == 0
+    done = aurora("evaluate", "run", "--encoding", "cp1252")
+    assert (done.exit_code, done.stderr) == (2, "--encoding goes with --data FILE\n")
+
+
+def test_numbers_that_are_all_the_same(here: Path) -> None:
+    """They have no correlation, and an error all the same."""
+    assert train("regression", "run").exit_code == 0
+    rows = Path("ratings.jsonl").read_text().splitlines()[:3]
+    Path("new.jsonl").write_text("\n".join(json.dumps(json.loads(row) | {"label": 2.5}) for row in rows))
+    with pytest.warns(UserWarning, match=r"all 3 labels are 2\.5: no correlation, reported as 0"):
+        done = aurora("evaluate", "run", "--data", "new.jsonl", "--json")
+    assert done.exit_code == 0, done.output
+    for scores in json.loads(done.stdout)["by_form"].values():
+        assert (scores["pearson"], scores["mse"] > 0) == (0, True)
+
+
+def test_other_test_data_in_the_recipe_of_a_finished_run(run: None) -> None:
+    Path("new.csv").write_text("review,stars\na film,positive\na plot,negative\n")
+    recipe = Path("run/recipe.yaml")
+    recipe.write_text(recipe.read_text().replace("data: reviews.csv", "data: reviews.csv\n  test_data: new.csv"))
+    done = aurora("evaluate", "run")
+    assert (done.exit_code, done.stderr.splitlines()[-1]) == (
+        2,
+        "new.csv is none of the data that this run began with, or has changed: run/data.json has reviews.csv, and no "
+        "such sha256 or commit; `aurora evaluate run --data new.csv` scores the run on it",
+    )
+
+
+def test_a_run_of_a_task_of_the_package(tmp_path: Path, write_recipe: Any) -> None:
+    run = load_run(train_recipe(load_recipe(write_recipe()), tmp_path / "run").folder)
+    with pytest.raises(ArgumentError, match=r"`data`: the run in .* is of tiny-sentiment, .*only runs of your"):
+        evaluate_file(run, "new.csv")

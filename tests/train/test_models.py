@@ -1,0 +1,311 @@
+"""Which weights a pretrained model may be loaded from, and what becomes of those that are not there."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    CLIPConfig,
+    CLIPModel,
+    TrainerCallback,
+)
+
+from aurora_lora.data.loading import OnlyPicklesError
+from aurora_lora.errors import UserError
+from aurora_lora.methods.parameters import head_modules, left_random
+from aurora_lora.train import load_recipe, load_run, train
+from aurora_lora.train.build import load_trained_model
+from aurora_lora.train.merging import merge
+from aurora_lora.train.models import _pretrained, from_safetensors, load_classifier, load_tokenizer
+from aurora_lora.train.predicting import predict
+
+
+def test_a_hub_model_that_is_also_packaged_names_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no connection")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", offline)
+    with pytest.raises(UserError, match=r"no connection; what was trained on the packaged model .*'smollm2-135m'$"):
+        load_tokenizer("HuggingFaceTB/SmolLM2-135M-Instruct")
+    with pytest.raises(UserError, match=r"cannot be loaded: no connection$"):
+        load_tokenizer("owner/other")
+
+
+@pytest.mark.parametrize("length", [{"a": 1}, "32", 0, -1, 20.5, float("nan"), True, [32]])
+def test_a_length_that_is_none_is_refused(model: Path, tmp_path: Path, length: object) -> None:
+    folder = with_length(model, tmp_path, length)
+    with pytest.raises(UserError) as refused:
+        load_tokenizer(str(folder))
+    assert str(refused.value) == (
+        f"model: '{folder}' cannot be loaded: the tokenizer's model_max_length={length!r} is not allowed: it must be a "
+        "whole number of tokens from 1."
+    )
+
+
+@pytest.mark.parametrize(
+    ("length", "expected"), [(20.0, 20), (1e30, int(1e30)), (float("inf"), int(1e30)), (None, int(1e30))]
+)
+def test_a_length_is_a_whole_number(model: Path, tmp_path: Path, length: object, expected: int) -> None:
+    """Some have a float; none, or no limit, is as Transformers has it."""
+    found = load_tokenizer(str(with_length(model, tmp_path, length))).model_max_length
+    assert (found, type(found)) == (expected, int)
+
+
+def test_texts_are_cut_at_their_end_whatever_the_tokenizer_says(model: Path, tmp_path: Path) -> None:
+    transformers.AutoTokenizer.from_pretrained(model, truncation_side="left").save_pretrained(tmp_path)
+    cut = load_tokenizer(str(tmp_path))("a film of a film fine good", truncation=True, max_length=4)["input_ids"]
+    whole = load_tokenizer(str(tmp_path))("a film of a film fine good")["input_ids"]
+    assert cut[:3] == whole[:3]
+
+
+def with_length(model: Path, tmp_path: Path, length: object) -> Path:
+    """A copy of a model whose tokenizer says how long a text may be."""
+    folder = Path(shutil.copytree(model, tmp_path / "model"))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": length}))
+    return folder
+
+
+@pytest.mark.parametrize("task", ["tiny-rating", "tiny-sentiment"])
+def test_a_head_of_another_task_is_replaced(write_recipe: Callable[..., Path], tmp_path: Path, task: str) -> None:
+    """A checkpoint that was trained on five classes, as that of another data set."""
+    config = BertConfig.from_pretrained(tiny.save_model(tmp_path / "plain"), num_labels=5)
+    shutil.copytree(tmp_path / "plain", tmp_path / "five")
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "five")
+    run = train(
+        load_recipe(
+            write_recipe(model=tmp_path / "five", task={"name": task, "train_size": 32}), ["training.epochs=1"]
+        ),
+        tmp_path / "run",
+    )
+    merged = merge(load_run(run.folder), tmp_path / "merged")
+    (head,) = (
+        value for name, value in load_file(merged.folder / "model.safetensors").items() if name == "classifier.weight"
+    )
+    assert len(head) == (1 if task == "tiny-rating" else 2)
+
+
+def as_pickle(folder: Path) -> Path:
+    """The folder, with its weights as older checkpoints have them."""
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "optimizer.pt")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("saved", "convert"),
+    [
+        ("body", "BertModel"),
+        ("masked", "BertForMaskedLM"),  # without a pooler, which AutoModel would add at random
+        ("classifier", "AutoModelForSequenceClassification"),
+        ("language", "AutoModelForCausalLM"),
+    ],
+)
+def test_weights_that_are_a_pickle_are_refused_with_the_way_to_convert_them(
+    write_recipe: Callable[..., Path], tmp_path: Path, saved: str, convert: str
+) -> None:
+    """By a class that neither loses weights nor adds a head at random; what it writes can be trained on."""
+    folder = tmp_path / "old"
+    if saved == "language":
+        tiny.save_language_model(folder)
+        task = {"name": "tiny-questions", "train_size": 32, "validation_size": 16, "test_size": 16}
+        changes = {"task": task, "method": {"name": "aurora", "target_modules": "all-linear"}}
+    else:
+        tiny.save_model(folder)
+        changes = {}
+    if saved in ("classifier", "masked"):
+        kind = BertForSequenceClassification if saved == "classifier" else transformers.BertForMaskedLM
+        kind(BertConfig.from_pretrained(folder)).save_pretrained(folder)
+    exact = load_file(folder / "model.safetensors")
+    recipe = load_recipe(write_recipe(model=str(as_pickle(folder)), **changes), ["training.epochs=1"])
+    with pytest.raises(UserError) as refused:
+        train(recipe, tmp_path / "run")
+    said = str(refused.value)
+    assert said.startswith(f"model: '{folder}' cannot be loaded: pytorch_model.bin is a pickle, which can run code: ")
+    assert f'{convert}.from_pretrained("{folder}").save_pretrained("FOLDER")' in said
+    assert "use_safetensors" not in said
+    getattr(transformers, convert).from_pretrained(folder).save_pretrained(tmp_path / "new")
+    converted = load_file(tmp_path / "new" / "model.safetensors")
+    assert exact.keys() == converted.keys()
+    assert all(torch.equal(value, converted[name]) for name, value in exact.items())
+
+
+def test_a_pickle_is_not_asked_for_answers(tmp_path: Path) -> None:
+    folder = tiny.save_model(tmp_path / "old")
+    BertForSequenceClassification(BertConfig.from_pretrained(folder)).save_pretrained(folder)
+    convert = r"AutoModelForSequenceClassification\.from_pretrained"
+    with pytest.raises(UserError, match=rf"old cannot be loaded: pytorch_model\.bin is a pickle, .*{convert}"):
+        predict(as_pickle(folder), ["a film"])
+
+
+def test_without_weights_of_any_kind_it_is_said_as_ever(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    folder = as_pickle(tiny.save_model(tmp_path / "model"))
+    (folder / "pytorch_model.bin").unlink()  # what is left is a trainer's own
+    with pytest.raises(UserError, match=r"cannot be loaded: Error no file named model\.safetensors"):
+        train(load_recipe(write_recipe(model=str(folder))), tmp_path / "run")
+
+
+def test_a_body_that_does_not_fit_its_config_is_refused(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    """Only a head is replaced: anything else would be trained from random weights."""
+    model = tiny.save_model(tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "intermediate_size": 2 * config["intermediate_size"]}))
+    with pytest.raises(UserError, match=r"cannot be loaded: its config does not fit its weights: .*intermediate"):
+        train(load_recipe(write_recipe(model=model)), tmp_path / "run")
+
+
+@pytest.fixture
+def no_pooler(tmp_path: Path) -> Path:
+    """As `BertForMaskedLM` saves it."""
+    model = tiny.save_model(tmp_path / "base")
+    BertForMaskedLM(BertConfig.from_pretrained(model)).save_pretrained(model)
+    return model
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "aurora"},
+        {"name": "lora", "target_modules": "all-linear"},
+        {"name": "lora", "modules_to_save": ["pooler"]},
+        {"name": "loran"},
+        {"name": "bitfit"},
+    ],
+    ids=str,
+)
+def test_a_pooler_without_weights_is_trained_and_saved_as_the_head_is(
+    write_recipe: Callable[..., Path], no_pooler: Path, tmp_path: Path, method: dict[str, Any]
+) -> None:
+    """It used to be random in training and, otherwise, in whatever loaded the adapter."""
+    told = []
+    teller = TrainerCallback()
+    teller.say = told.extend  # type: ignore[attr-defined]
+    recipe = load_recipe(write_recipe(model=str(no_pooler), method=method), ["training.epochs=1"])
+    run = load_run(train(recipe, tmp_path / "run", make_callbacks=lambda: [teller]).folder)
+    assert told == [
+        f"{no_pooler} has no weights for bert.pooler.dense: it starts at random, and is trained and saved with the head"
+    ]
+    assert run.result["params"]["head"] == 16 * 16 + 16 + 2 * 16 + 2
+
+    def logits(model: Any) -> torch.Tensor:
+        batch = {"input_ids": torch.arange(4, 12).view(2, 4), "attention_mask": torch.ones(2, 4, dtype=torch.long)}
+        with torch.no_grad():
+            return model.to("cpu").eval()(**batch).logits
+
+    found = []
+    for seed in (5, 6):
+        torch.manual_seed(seed)
+        model, _ = load_trained_model(run)
+        with run.recipe.method.using(model, run.deployed_form):
+            found.append(logits(model))
+    torch.testing.assert_close(*found)
+    torch.testing.assert_close(logits(run.recipe.method.merge(model, run.deployed_form)), found[0])
+
+
+def test_an_adapter_of_a_random_pooler_that_it_does_not_hold_is_refused(
+    write_recipe: Callable[..., Path], no_pooler: Path, tmp_path: Path
+) -> None:
+    """As an earlier version wrote it."""
+    run = load_run(
+        train(load_recipe(write_recipe(model=str(no_pooler)), ["training.epochs=1"]), tmp_path / "run").folder
+    )
+    path = run.folder / "adapter" / "adapter_config.json"
+    config = json.loads(path.read_text())
+    config["modules_to_save"].remove("bert.pooler.dense")
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"on a bert\.pooler\.dense that started at random, and does not"):
+        load_trained_model(run)
+
+
+def _without(model: Path, part: str, folder: Path) -> Path:
+    """A copy of a model without the weights whose names have this part."""
+    shutil.copytree(model, folder)
+    weights = load_file(folder / "model.safetensors")
+    left = {name: value for name, value in weights.items() if part not in name}
+    assert 0 < len(left) < len(weights)
+    save_file(left, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_other_weights_that_a_checkpoint_lacks_are_refused(
+    write_recipe: Callable[..., Path], model: Path, tmp_path: Path
+) -> None:
+    base = _without(model, "layer.1.output.dense", tmp_path / "base")
+    with pytest.raises(
+        UserError, match=r"no weights for bert\.encoder\.layer\.1\.output\.dense, which would be random"
+    ):
+        train(load_recipe(write_recipe(model=str(base))), tmp_path / "run")
+
+
+def test_what_starts_with_one_value_may_be_missing(
+    write_recipe: Callable[..., Path], model: Path, tmp_path: Path
+) -> None:
+    """It is the same at each load."""
+    base = _without(model, "LayerNorm", tmp_path / "base")
+    recipe = load_recipe(write_recipe(model=str(base)), ["training.epochs=1"])
+    assert train(recipe, tmp_path / "run").result["params"]["head"] == 2 * 16 + 2
+
+
+def test_an_adapter_of_pefts_own_may_hold_the_pooler(no_pooler: Path, tmp_path: Path) -> None:
+    base = load_classifier(str(no_pooler), 2)
+    heads = ["pooler", "classifier"]
+    get_peft_model(base, LoraConfig(task_type="SEQ_CLS", modules_to_save=heads)).save_pretrained(tmp_path / "adapter")
+    for held, left in ((tmp_path / "adapter", []), (None, ["bert.pooler.dense"])):
+        other = load_classifier(str(no_pooler), 2)
+        config = LoraConfig(task_type="SEQ_CLS", modules_to_save=["classifier"])
+        model = get_peft_model(other, config) if held is None else PeftModel.from_pretrained(other, held)
+        assert left_random(model) == left
+
+
+def test_the_head_of_a_model_that_does_not_name_its_body(tmp_path: Path) -> None:
+    """CLIP's classifier stands beside `vision_model`."""
+    text = {
+        "vocab_size": 20,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    vision = {**text, "image_size": 16, "patch_size": 8}
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
+    CLIPModel(config).save_pretrained(tmp_path)
+    model = _pretrained(AutoModelForImageClassification, str(tmp_path), config)
+    assert head_modules(model) == ["classifier"]
+
+
+def test_a_body_alone_needs_no_pooler(no_pooler: Path) -> None:
+    model = _pretrained(AutoModel, str(no_pooler), AutoConfig.from_pretrained(no_pooler))
+    assert head_modules(model) == []
+
+
+def test_pickles_are_those_of_the_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way to convert them names it: main may have other weights."""
+
+    class Failing:
+        @staticmethod
+        def from_pretrained(*args: Any, **more: Any) -> None:
+            raise OSError("no weights")
+
+    files = {None: ["model.safetensors"], "v2": ["pytorch_model.bin"]}
+    monkeypatch.setattr("huggingface_hub.list_repo_files", lambda repo, revision: files[revision])
+    with pytest.raises(OSError, match="no weights"):
+        from_safetensors(Failing, "owner/name", attn_implementation="eager")
+    Failing.__name__ = "AutoModelForCausalLM"
+    way = r'AutoModelForCausalLM\.from_pretrained\("owner/name", revision="v2"\)\.save_pretrained'
+    with pytest.raises(OnlyPicklesError, match=way):
+        from_safetensors(Failing, "owner/name", attn_implementation="eager", revision="v2")

@@ -1,0 +1,165 @@
+"""A folder that brings code of its own is refused: nothing of it runs, whatever stdin would answer."""
+
+import ast
+import io
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny
+
+import aurora_lora
+from aurora_lora.data import get_task
+from aurora_lora.data.hub import COPIES, HubData
+from aurora_lora.errors import UserError
+from aurora_lora.lab.experiments.architectures import architecture
+from aurora_lora.lab.experiments.estimate import trained_parameters
+from aurora_lora.train.models import load_base_model, load_classifier, load_image_processor, load_tokenizer
+from aurora_lora.train.predicting import predict
+from aurora_lora.train.reading import validate
+from aurora_lora.train.sections import ModelSection
+
+CODE = "from pathlib import Path\nPath({ran!r}).touch()\n"
+KINDS = {
+    "config": "from transformers import BertConfig\nclass Own(BertConfig):\n    model_type = 'own'\n",
+    "model": "from transformers import BertForSequenceClassification\nclass Own(BertForSequenceClassification): pass\n",
+    "tokenizer": "from transformers import PreTrainedTokenizerFast\nclass Own(PreTrainedTokenizerFast): pass\n",
+    "images": "from transformers import ViTImageProcessor\nclass Own(ViTImageProcessor): pass\n",
+}
+
+
+@pytest.fixture
+def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file that the code would write. Whoever asks whether to run it is told yes."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("yes\n" * 100))
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    return tmp_path / "ran"
+
+
+@pytest.fixture
+def hostile(tmp_path: Path, ran: Path, model: Path) -> Callable[[str], Path]:
+    """Makes a folder of a model with code of its own for its configuration, its model, its tokenizer or its images."""
+
+    def make(kind: str) -> Path:
+        folder = tmp_path / kind
+        shutil.copytree(model, folder)
+        (folder / "own.py").write_text(CODE.format(ran=str(ran)) + KINDS[kind], encoding="utf-8")
+        names = {
+            "config": ("config.json", {"AutoConfig": "own.Own"}, {"model_type": "own"}),
+            "model": ("config.json", {"AutoModelForSequenceClassification": "own.Own"}, {"model_type": "marian"}),
+            "tokenizer": (
+                "tokenizer_config.json",
+                {"AutoTokenizer": [None, "own.Own"]},
+                {"tokenizer_class": "OwnTokenizer"},
+            ),
+            "images": (
+                "preprocessor_config.json",
+                {"AutoImageProcessor": "own.Own"},
+                {"image_processor_type": "OwnProcessor"},
+            ),
+        }
+        file, auto_map, more = names[kind]
+        path = folder / file
+        values = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        path.write_text(json.dumps({**values, **more, "auto_map": auto_map}), encoding="utf-8")
+        if kind == "tokenizer":  # of a kind that Transformers has no tokenizer for
+            (folder / "config.json").write_text(json.dumps({"model_type": "vit"}), encoding="utf-8")
+        return folder
+
+    return make
+
+
+def refused(call: Callable[[], object], ran: Path) -> None:
+    with pytest.raises(UserError, match=r"code of its own.*aurora-lora never runs such code$") as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    assert not ran.exists()
+
+
+def test_configuration(hostile: Callable[[str], Path], ran: Path, model: Path) -> None:
+    folder = hostile("config")
+    task, processor = get_task("tiny-sentiment"), load_tokenizer(str(model))
+    for call in (
+        lambda: load_base_model(str(folder), task, processor),
+        lambda: architecture(str(folder)),
+        lambda: predict(folder, ["good"]),
+    ):
+        refused(call, ran)
+
+
+def test_model(hostile: Callable[[str], Path], ran: Path, model: Path) -> None:
+    folder = hostile("model")
+    refused(lambda: load_base_model(str(folder), get_task("tiny-sentiment"), load_tokenizer(str(model))), ran)
+    refused(lambda: predict(folder, ["good"]), ran)
+    refused(lambda: trained_parameters(validate(tiny.recipe(folder), "recipe")), ran)  # of a plan
+
+
+def test_tokenizer(hostile: Callable[[str], Path], ran: Path) -> None:
+    folder = hostile("tokenizer")
+    refused(lambda: load_tokenizer(str(folder)), ran)
+
+
+def test_image_processor(hostile: Callable[[str], Path], ran: Path) -> None:
+    folder = hostile("images")
+    refused(lambda: load_image_processor(str(folder)), ran)
+
+
+def test_code_that_is_not_needed_is_left_alone(hostile: Callable[[str], Path], ran: Path, model: Path) -> None:
+    """Transformers has the architecture: its own class is taken."""
+    folder = hostile("model")
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace("marian", "bert"), encoding="utf-8")
+    loaded = load_base_model(str(folder), get_task("tiny-sentiment"), load_tokenizer(str(model)))
+    assert type(loaded).__module__.startswith("transformers.")
+    assert not ran.exists()
+
+
+def test_data_set(tmp_path: Path, ran: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "copies" / "owner" / "data"
+    folder.mkdir(parents=True)
+    (folder / "data.py").write_text(CODE.format(ran=str(ran)), encoding="utf-8")
+    monkeypatch.setenv(COPIES, str(tmp_path / "copies"))
+    refused(lambda: HubData("owner/data").load("train", ["text"]), ran)
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_attention(ran: Path, tmp_path: Path, model: Path, key: str) -> None:
+    """A config.json may name a kernel of the hub, for Transformers to fetch and run; what a recipe names counts."""
+    folder = shutil.copytree(model, tmp_path / "kernel")
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**values, key: "someone/kernel"}), encoding="utf-8")
+    task, processor = get_task("tiny-sentiment"), load_tokenizer(str(folder))
+    for call in (
+        lambda: load_base_model(str(folder), task, processor),
+        lambda: trained_parameters(validate(tiny.recipe(folder), "recipe")),
+        lambda: load_classifier(str(folder), 2),
+        lambda: predict(folder, ["good"]),
+    ):
+        with pytest.raises(UserError, match="names 'someone/kernel', code of the hub, and aurora-lora never runs such"):
+            call()
+    named = ModelSection(name=str(folder), attention="eager")
+    assert load_base_model(named, task, processor).config._attn_implementation == "eager"
+    values["_attn_implementation_internal"] = "someone/kernel"  # Transformers' own name for it, which it never reads
+    (folder / "config.json").write_text(json.dumps(values), encoding="utf-8")
+    assert "/" not in load_base_model(str(folder), task, processor).config._attn_implementation
+
+
+def test_every_loading_call_says_so() -> None:
+    """In the source: a call that could run code names NO_CODE, but for classes that look for none."""
+    concrete = {"AutoencoderKL", "UNet2DConditionModel", "DDPMScheduler", "PeftModel", "PeftConfig"}
+    root = Path(aurora_lora.__file__).parent
+    found = 0
+    for path in root.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = node.func.attr if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) else ""
+            if name not in ("from_pretrained", "from_config", "load_dataset"):
+                continue
+            assert isinstance(node, ast.Call)
+            if ast.unparse(node.func).split(".")[0] in concrete:
+                continue
+            found += 1
+            assert "NO_CODE" in ast.unparse(node), f"{path}:{node.lineno}"
+    assert found > 5

@@ -1,0 +1,155 @@
+"""NaN, infinity and a calibration of other weights, in a finished run: one line from every command, never a figure."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from aurora_lora import cli
+from aurora_lora.errors import NotFiniteError
+from aurora_lora.train import load_recipe, train, yaml_text
+from aurora_lora.train.trainer import RecipeTrainer
+
+Invoke = Callable[..., Any]
+OUT = "OUT"
+COMMANDS = [
+    ("evaluate", "RUN", "--json"),
+    ("evaluate", "RUN", "--form", "dynamic"),
+    ("gap", "RUN", "-o", OUT),
+    ("sigma", "RUN", "-o", OUT),
+    ("predict", "RUN", "good", "--json"),
+    ("merge", "RUN", "-o", OUT),
+    ("merge", "RUN", "--form", "static", "-o", OUT),
+    ("export", "RUN", "-o", OUT),
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
+    folder = tmp_path_factory.mktemp("finite")
+    (folder / "recipe.yaml").write_text(yaml_text.dump(tiny.recipe(model)), encoding="utf-8")
+    train(load_recipe(folder / "recipe.yaml", ["training.epochs=1"]), folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture
+def damaged(finished: Path, tmp_path: Path) -> Callable[..., Path]:
+    """A copy of the run with the first value of the first such weight changed, or all of every one's."""
+
+    def change(weight: str, value: Callable[[torch.Tensor], Any], everywhere: bool = False) -> Path:
+        shutil.copytree(finished, tmp_path / "run")
+        path = tmp_path / "run" / "adapter" / "adapter_model.safetensors"
+        weights = load_file(path)
+        keys = [key for key in weights if key.endswith(weight)]
+        for key in keys if everywhere else keys[:1]:
+            place = slice(None) if everywhere else slice(1)
+            weights[key].view(-1)[place] = value(weights[key].view(-1)[place])
+        save_file(weights, path, metadata={"format": "pt"})
+        result = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))
+        del result["adapter_sha256"]  # as in a run of an earlier version: else the damage itself is what is noticed
+        (tmp_path / "run" / "result.json").write_text(json.dumps(result), encoding="utf-8")
+        return tmp_path / "run"
+
+    return change
+
+
+def aurora(run: Path, *args: str) -> Any:
+    named = {"RUN": str(run), OUT: str(run.parent / "out")}
+    return CliRunner().invoke(cli.app, [named.get(arg, arg) for arg in args])
+
+
+def refused(done: Any, words: str) -> None:
+    assert done.exit_code == 2, done.output
+    assert done.stdout == ""
+    (line,) = [line for line in done.stderr.splitlines() if not line.startswith("aurora: ")]
+    assert words in line
+
+
+@pytest.mark.parametrize("weight", ["aurora_B", "aurora_A_cal", "classifier.weight"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_no_command_takes_a_broken_adapter(damaged: Callable[..., Path], weight: str, value: float) -> None:
+    run = damaged(weight, lambda _: value)
+    for command in COMMANDS if weight == "aurora_B" and value != value else COMMANDS[:1]:
+        refused(aurora(run, *command), "holds values that are not finite (NaN or infinity)")
+        out = run.parent / "out"
+        assert not out.exists() or not list(out.iterdir())
+
+
+def test_no_command_calls_another_form_calibrated(damaged: Callable[..., Path]) -> None:
+    def flip_a_bit(value: torch.Tensor) -> torch.Tensor:
+        return (value.view(torch.int32) ^ 1).view(torch.float32)
+
+    run = damaged("aurora_H", flip_a_bit)
+    for command in (
+        ("evaluate", "RUN", "--json"),
+        ("evaluate", "RUN", "--form", "calibrated"),
+        ("gap", "RUN", "-o", OUT),
+        ("predict", "RUN", "good"),
+        ("merge", "RUN", "-o", OUT),
+        ("export", "RUN", "-o", OUT),
+    ):
+        refused(aurora(run, *command), "does not belong to its present weights")
+    done = aurora(run, "evaluate", "RUN", "--form", "dynamic", "--json")  # these need no calibration
+    assert done.exit_code == 0, done.output
+    assert list(json.loads(done.stdout)["by_form"]) == ["dynamic"]
+    assert aurora(run, "merge", "RUN", "--form", "static", "-o", OUT).exit_code == 0
+
+
+def test_what_overflows_on_the_way(damaged: Callable[..., Path]) -> None:
+    """Weights that are finite, and predictions that are not."""
+    run = damaged("classifier.weight", lambda _: 3e38, everywhere=True)
+    done = aurora(run, "evaluate", "RUN", "--form", "dynamic", "--json")
+    scores = json.loads(done.stdout, parse_constant=pytest.fail)["by_form"]["dynamic"]
+    assert scores["nll"] is None
+    shown = aurora(run, "evaluate", "RUN", "--form", "dynamic").stdout
+    assert "not finite" in shown
+    assert "nan" not in shown.casefold()
+    refused(aurora(run, "predict", "RUN", "good"), "has no answer: good holds values that are not finite")
+
+
+def test_a_gap_that_is_not_finite(damaged: Callable[..., Path]) -> None:
+    run = damaged("aurora_A_cal", lambda _: 1e38, everywhere=True)
+    done = aurora(run, "gap", "RUN", "-o", OUT)
+    assert done.exit_code == 0, done.output
+    assert "not finite" in done.stdout
+    record = json.loads((run.parent / "out" / "gap.json").read_text(), parse_constant=pytest.fail)
+    (end,) = [entry for entry in record["end_to_end"] if entry["form"] == "calibrated"]
+    assert (end["kl"], end["agreement"], end["metric"]["accuracy"]) == (None, None, None)
+    assert (run.parent / "out" / "gap.png").exists()
+    shutil.copy(run.parent / "out" / "gap.json", run / "gap.json")
+    page = run.parent / "page.html"
+    done = CliRunner().invoke(cli.app, ["report", str(run), "--html", str(page)])
+    assert done.exit_code == 0, done.output
+
+
+def test_a_merged_model_with_nan_is_refused_by_predict(finished: Path, tmp_path: Path) -> None:
+    assert aurora(finished, "merge", "RUN", "-o", str(tmp_path / "merged")).exit_code == 0
+    path = tmp_path / "merged" / "model.safetensors"
+    weights = load_file(path)
+    weights["classifier.bias"][0] = float("nan")
+    save_file(weights, path, metadata={"format": "pt"})
+    refused(aurora(tmp_path / "merged", "predict", "RUN", "good"), "classifier.bias holds values that are not finite")
+
+
+def test_a_run_does_not_end_with_nan(
+    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = RecipeTrainer.load_weights
+
+    def broken(self: Any, checkpoint: Path) -> None:
+        load(self, checkpoint)
+        with torch.no_grad():
+            next(p for p in self.module.parameters() if p.requires_grad).view(-1)[0] = float("nan")
+
+    monkeypatch.setattr(RecipeTrainer, "load_weights", broken)
+    with pytest.raises(NotFiniteError, match=r"^training diverged: .* not finite"):
+        train(load_recipe(write_recipe(), ["training.epochs=1"]), tmp_path / "run")
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert not (tmp_path / "run" / "adapter").exists()

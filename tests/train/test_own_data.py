@@ -1,0 +1,686 @@
+"""Runs on the user's own data: every kind of it, through every command."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import own_files
+import pytest
+import tiny
+import torch
+from own_runs import METRICS, SETTINGS, aurora, train
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from aurora_lora.train import load_run
+from aurora_lora.train.data import notes
+from aurora_lora.train.kinds import texts as kinds_of_texts
+from aurora_lora.train.predicting import predict
+
+LABELS = {
+    "classification": ["negative", "positive"],
+    "multi-label": ["good", "bad"],
+    "images": ["blue", "green", "red"],
+}
+
+
+def test_classes_of_unequal_size(here: Path) -> None:
+    """An epoch is chosen by the rare class, too, and the most frequent one is the least that a model should beat."""
+    (path,) = here.glob("reviews.csv")
+    header, *lines = path.read_text(encoding="utf-8").splitlines()
+    texts = [line.rpartition(",")[0] for line in lines]
+    for name, rows in (("train", texts[:40]), ("test", texts[40:])):
+        labels = ["rare" if place % 5 == 0 else "usual" for place in range(len(rows))]
+        made = [header, *(f"{text},{label}" for text, label in zip(rows, labels, strict=True))]
+        Path(f"{name}.csv").write_text("\n".join(made) + "\n", encoding="utf-8")
+    more = ("task.data=train.csv", "task.test_data=test.csv", "training.select_by=macro_f1")
+    done = train("classification", "run", *more)
+    assert done.exit_code == 0, done.output
+    epochs = re.findall(r"epoch (\d) of 2, validation macro_f1 (0\.\d{4}),", done.stderr)
+    assert [epoch for epoch, _ in epochs] == ["1", "2"]
+    assert "of 2, by validation macro_f1;" in done.stdout
+    assert re.search(r"│ uniform guessing +│ +50.0 │ +│? *", done.stdout)
+    assert re.search(r"│ the most frequent class +│ +80.0 │ +│ +44.4 │", done.stdout)
+    result = json.loads(Path("run/result.json").read_text())
+    best = max(result["epochs"], key=lambda entry: entry["validation"]["macro_f1"])
+    assert result["metric"]["selected_by"]["value"] == best["validation"]["macro_f1"]
+    # 8 of 10 are right; the F1 of `usual` is 16/18, that of the other 0
+    assert result["metric"]["most_frequent"] == {"test": pytest.approx({"accuracy": 0.8, "macro_f1": 8 / 18})}
+    assert result["metric"]["chance"]["test"]["accuracy"] == 0.5
+    assert aurora("report", "run", "--html", "page.html").exit_code == 0
+    assert "the most frequent class" in Path("page.html").read_text(encoding="utf-8")
+
+    wrong = train("classification", "other", *more[:2], "training.select_by=f1", "--dry-run")
+    assert wrong.exit_code == 2
+    assert "training.select_by: 'f1' is no metric of the validation scores of classification" in wrong.stderr
+    assert "(allowed: 'accuracy', 'macro_f1', 'nll')" in " ".join(wrong.stderr.split())
+
+
+@pytest.mark.parametrize("kind", METRICS)
+def test_every_kind_through_every_command(kind: str, here: Path) -> None:
+    done = train(kind, "run")
+    assert done.exit_code == 0, done.output
+    assert done.stderr.splitlines()[0] == "aurora: examples: 40 train, 5 validation, 5 test"
+    result = json.loads(Path("run/result.json").read_text())
+    data = own_files.OVERRIDES[kind][0].removeprefix("task.data=")
+    assert result["task"] == f"{kind} of {data}"
+    assert result["data"]["files"].keys() == {data}
+    assert result.get("labels", []) == LABELS.get(kind, [])
+    scores = result["metric"]["by_form"]["calibrated"]
+    assert sorted(scores) == sorted(METRICS[kind])
+    assert all(value is not None for value in scores.values())
+
+    evaluated = json.loads(aurora("evaluate", "run", "--json").stdout)
+    for form, scores in result["metric"]["by_form"].items():
+        assert evaluated["by_form"][form] == pytest.approx(scores, abs=1e-6)
+    assert aurora("sigma", "run").exit_code == 0
+    gap = aurora("gap", "run", "--examples", "4")
+    assert gap.exit_code == 0, gap.output
+    asked = ["pictures/red/0.png"] if kind == "images" else ["the film was good", "very bad"]
+    for command in (["merge", "run", "-o", "merged"], ["export", "run", "-o", "lora"], ["report", "run"]):
+        made = aurora(*command)
+        assert made.exit_code == 0, made.output
+    answers, merged = (json.loads(aurora("predict", folder, *asked, "--json").stdout) for folder in ("run", "merged"))
+    assert len(answers) == len(asked)
+    for one, other in zip(answers, merged, strict=True):
+        assert one.keys() == other.keys()
+        assert one.get("label") == other.get("label")
+        assert one.get("labels") == other.get("labels")
+    assert aurora("predict", "merged", *asked).exit_code == 0
+    if kind in LABELS:
+        assert list(AutoConfig.from_pretrained("merged").id2label.values()) == LABELS[kind]
+
+
+def test_the_export_has_all_that_a_stranger_needs(here: Path) -> None:
+    """The tokenizer, the head once, and the same answers in plain PEFT."""
+    train("classification", "run")
+    assert aurora("export", "run", "-o", "lora").exit_code == 0
+    assert aurora("export", "run", "-o", "lora", "--overwrite").exit_code == 0
+    for folder in ("lora", "run/lora", "run/adapter"):
+        settings = json.loads(Path(folder, "adapter_config.json").read_text())
+        assert settings["base_model_name_or_path"] == "bert"
+        assert settings["modules_to_save"] == ["classifier", "score"]
+        assert Path(folder, "tokenizer.json").is_file()
+    model = AutoModelForSequenceClassification.from_pretrained("bert", num_labels=2, pad_token_id=0)
+    model = PeftModel.from_pretrained(model, "lora").eval()
+    texts = ["the film was good", "a very dull plot"]
+    batch = AutoTokenizer.from_pretrained("lora")(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        likely = model(**batch).logits.softmax(-1)
+    names = LABELS["classification"]
+    for row, answer in zip(likely, predict("run", texts), strict=True):
+        assert names[int(row.argmax())] == answer["label"]
+        assert float(row.max()) == pytest.approx(answer["probability"], abs=1e-5)
+
+
+def test_of_many_labels_the_first_are_said() -> None:
+    record = {"examples": {"train": 3}, "repeated": 0, "unused": 0}
+    classes = {f"label {n}": n for n in range(10)}
+    _, line = notes({**record, "classes": classes})
+    first = ", ".join(f"'label {n}' {n}" for n in range(8))
+    assert line == f"10 labels: {first} and 2 more"
+    _, line = notes({**record, "classes": {"x" * 99: 1000, "y": 2}})
+    assert line == f"2 labels: '{'x' * 37}...' 1,000, 'y' 2"
+
+
+def test_duplicates_with_different_labels_are_said() -> None:
+    record = {"examples": {"train": 3}, "repeated": 1200, "left_out": 0, "unused": 0}
+    same = "the same example is never in two splits"
+    assert notes({**record, "contradict": 0})[1:] == notes(record)[1:] == [f"duplicates: 1,200; {same}"]
+    differ = "duplicates: 1,200, 1,000 of them with different labels"
+    assert notes({**record, "contradict": 1000})[1:] == [f"{differ}; {same}"]
+
+
+def test_texts_that_are_cut_and_duplicates_are_said(here: Path) -> None:
+    with Path("reviews.csv").open("a") as file:
+        file.write(f"{'the ' * 40},positive\n" + Path("reviews.csv").read_text().splitlines()[1] + "\n")
+    done = train("classification", "run", "task.max_length=16")
+    lines = done.stderr.splitlines()
+    assert lines[0] == "aurora: examples: 40 train, 6 validation, 6 test"
+    assert lines[1] == "aurora: 2 labels: 'negative' 25, 'positive' 27"
+    assert lines[2] == "aurora: duplicates: 1; the same example is never in two splits"
+    assert any(line.startswith("aurora: 1 of ") and "longer than 16 tokens" in line for line in lines[3:5])
+    cut = json.loads(Path("run/data.json").read_text())["cut"]
+    assert sum(count for count, _ in cut["texts"].values()) == 1
+
+
+def test_rows_that_are_not_used_are_said(here: Path) -> None:
+    done = train("classification", "run", "task.train_size=20")
+    assert "aurora: 20 of 50 rows are not used: task.train_size, validation_size and test_size take no more" in (
+        done.stderr.splitlines()
+    )
+
+
+def test_questions_that_are_cut_are_said(here: Path) -> None:
+    done = train("choices", "run", "task.max_length=14")
+    assert done.exit_code == 0, done.output
+    count, of = json.loads(Path("run/data.json").read_text())["cut"]["texts"]["train"]
+    assert 0 < count < of == 40
+    assert f"aurora: {count} of 40 train texts are longer than 14 tokens (task.max_length) and are cut" in done.stderr
+
+
+def test_many_texts_are_tokenised_as_they_are_trained_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train("classification", "eager", "task.max_length=8")
+    monkeypatch.setattr(kinds_of_texts, "IN_MEMORY", 10)
+    monkeypatch.setattr(kinds_of_texts, "SAMPLE", 20)
+    done = train("classification", "lazy", "task.max_length=8")
+    assert done.exit_code == 0, done.output
+    eager, lazy = (load_file(f"{run}/adapter/adapter_model.safetensors") for run in ("eager", "lazy"))
+    assert all(torch.equal(value, lazy[name]) for name, value in eager.items())
+    count, of = json.loads(Path("lazy/data.json").read_text())["cut"]["texts"]["train"]
+    assert of == 20
+    assert f"aurora: {count} of 20 train texts looked at are longer than 8 tokens" in done.stderr
+
+
+@pytest.mark.parametrize("in_memory", [10, 1000], ids=["on disk", "in memory"])
+def test_numbers_are_compared_with_the_training_mean(
+    in_memory: int, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kinds_of_texts, "IN_MEMORY", in_memory)
+    for name, labels in (("dev", [1, 2, 3]), ("test", [4.5, 0, -1])):
+        rows = zip(("good fine", "dull", "the plot of"), labels, strict=True)
+        own_files._jsonl(Path(f"{name}.jsonl"), [{"text": f"{name} {text}", "label": label} for text, label in rows])
+    done = train("regression", "run", "task.validation_data=dev.jsonl", "task.test_data=test.jsonl")
+    assert done.exit_code == 0, done.output
+    numbers = [json.loads(line)["label"] for line in Path("ratings.jsonl").read_text().splitlines()]
+    mean = sum(numbers) / len(numbers)
+    mse = sum((label - mean) ** 2 for label in (4.5, 0, -1)) / 3
+    guessed = json.loads(Path("run/result.json").read_text())["metric"]["chance"]
+    assert guessed == {"test": {"mse": pytest.approx(mse)}}
+    (line,) = (line for line in done.stdout.splitlines() if "the training mean" in line)
+    assert [cell.strip() for cell in line.split("│")[2:-1]] == ["", "", f"{mse:.3f}"]
+
+
+def test_a_file_that_changed(here: Path) -> None:
+    train("classification", "run")
+    with Path("reviews.csv").open("a") as file:
+        file.write("a new one,positive\n")
+    for done in (*(aurora(command, "run") for command in ("evaluate", "gap", "sigma")), train("classification", "run")):
+        assert done.exit_code == 2
+        assert done.stderr.splitlines()[-1].startswith("reviews.csv has changed since this run began")
+    assert aurora("predict", "run", "a film").exit_code == 0  # needs no data
+    Path("reviews.csv").unlink()
+    assert train("classification", "run").exit_code == 0  # is finished, and needs none
+
+
+def test_data_in_the_output_folder_that_a_run_would_write(here: Path) -> None:
+    Path("run").mkdir()
+    Path("run/data.json").write_text('[{"text": "a", "label": 1}]')
+    for _ in range(2):
+        done = train("regression", "run", "task.data=run/data.json")
+        assert done.exit_code == 2
+        assert done.stderr == "run holds data.json but no recipe.yaml: choose another output folder\n"
+    assert Path("run/data.json").read_text() == '[{"text": "a", "label": 1}]'
+
+
+def test_what_is_written_of_data_after_a_run_that_made_nothing(here: Path) -> None:
+    """The next run's own, but never over a file of the user's."""
+    assert train("classification", "run", "training.learning_rate=1e25").exit_code != 0  # before any checkpoint
+    begun = json.loads(Path("run/data.json").read_text())
+    with Path("reviews.csv").open("a") as file:
+        file.write("a new one,positive\n")
+    Path("run/data.json").write_text('{"mine": 1}')
+    done = train("classification", "run")
+    assert (done.exit_code, Path("run/data.json").read_text()) == (2, '{"mine": 1}')
+    assert "run/data.json was not written by a run: choose another output folder" in done.stderr
+    Path("run/data.json").write_text(json.dumps(begun))
+    assert train("classification", "run").exit_code == 0
+    assert json.loads(Path("run/data.json").read_text())["files"] != begun["files"]
+
+
+def test_a_folder_that_changed(here: Path) -> None:
+    Path("parts").mkdir()
+    for number in (1, 2):
+        Path("parts", f"{number}.csv").write_text(Path("reviews.csv").read_text().replace("the", f"a {number}"))
+    assert train("classification", "run", "task.data=parts").exit_code == 0
+    assert train("classification", "run", "task.data=parts").exit_code == 0
+    Path("parts", "2.csv").unlink()
+    assert "parts has changed since this run began" in train("classification", "run", "task.data=parts").stderr
+
+
+def test_images_of_a_table_that_changed(here: Path) -> None:
+    """The table of their paths is the same."""
+    paths = sorted(Path("pictures").rglob("*.png"))
+    rows = [{"image": str(path), "label": path.parent.name} for path in paths]
+    own_files._csv(Path("tr.csv"), rows[::2])
+    own_files._csv(Path("te.csv"), rows[1::2])
+    tables = ("task.data=tr.csv", "task.test_data=te.csv")
+    assert train("images", "run", *tables).exit_code == 0
+    assert aurora("evaluate", "run").exit_code == 0
+    before, image = paths[1].read_bytes(), rows[1]["image"]
+    Path(image).write_bytes(before + b" ")
+    for command in ("evaluate", "gap"):
+        done = aurora(command, "run")
+        assert (done.exit_code, done.stderr.splitlines()[-1]) == (
+            2,
+            "the images of the test data have changed since this run began: run/data.json has another digest of them",
+        )
+    record = json.loads(Path("run/data.json").read_text())
+    assert set(record.pop("images")) == {"train", "test"}
+    Path("run/data.json").write_text(json.dumps(record))  # as in a run of an earlier version
+    assert aurora("evaluate", "run").exit_code == 0
+    Path(image).write_bytes(before)
+    assert aurora("evaluate", "run").exit_code == 0
+
+
+def test_a_file_that_changed_before_the_run_goes_on(here: Path) -> None:
+    stopped = {"make_callbacks": lambda: [tiny.Stop(7)]}
+    from aurora_lora.lab.experiments.recipe_kinds import load_any
+    from aurora_lora.train import train as run_recipe
+
+    changes = ["model=bert", *own_files.OVERRIDES["classification"], *SETTINGS]
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(load_any("classification", changes), "run", **stopped)
+    before = Path("reviews.csv").read_bytes()
+    Path("reviews.csv").write_bytes(before.replace(b"positive", b"negative", 1))
+    done = train("classification", "run")
+    assert done.exit_code == 2
+    assert "reviews.csv has changed since this run began: run/data.json" in done.stderr
+    Path("reviews.csv").write_bytes(before)
+    assert train("classification", "run").exit_code == 0
+
+
+def test_the_file_may_be_moved(here: Path) -> None:
+    train("classification", "run")
+    Path("elsewhere").mkdir()
+    Path("reviews.csv").rename("elsewhere/renamed.csv")
+    assert "'reviews.csv' is no file" in aurora("evaluate", "run").stderr
+    recipe = Path("run/recipe.yaml")
+    recipe.write_text(recipe.read_text().replace("data: reviews.csv", "data: elsewhere/renamed.csv"))
+    done = aurora("evaluate", "run")
+    assert done.exit_code == 0, done.output
+
+
+def test_a_teacher_on_own_data(here: Path) -> None:
+    train("classification", "teacher")
+    done = train("classification", "pupil", "task.teacher=teacher")
+    assert done.exit_code == 0, done.output
+    assert "captured" in json.loads(Path("pupil/result.json").read_text())["metric"]["by_form"]["calibrated"]
+
+
+def test_pairs_of_texts(here: Path) -> None:
+    rows = [
+        dict(zip(("review", "stars"), line.rsplit(",", 1), strict=True))
+        for line in Path("reviews.csv").read_text().splitlines()[1:]
+    ]
+    own_files._csv(
+        Path("pairs.csv"), [{"first": row["review"], "second": "a film", "label": row["stars"]} for row in rows]
+    )
+    done = aurora(
+        "train",
+        "classification",
+        "model=bert",
+        "task.data=pairs.csv",
+        "task.text=[first, second]",
+        *SETTINGS,
+        "-o",
+        "run",
+    )
+    assert done.exit_code == 0, done.output
+    assert load_run("run").task.text_columns == ("text", "text_b")
+    done = aurora("predict", "run", "pairs.csv", "--output", "answers.jsonl")
+    assert done.exit_code == 0, done.output
+    rows = [json.loads(line) for line in Path("answers.jsonl").read_text().splitlines()]
+    assert len(rows) == own_files.ROWS
+    assert {row["second"] for row in rows} == {"a film"}
+    for one in (["a film"], ["pairs.csv", "--column", "first", "-o", "one.jsonl"]):
+        done = aurora("predict", "run", *one)
+        assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+        assert "the model takes pairs of texts (first, second), from the rows of a file" in done.stderr
+
+
+def test_of_the_splits_of_a_folder_one_is_answered_and_said(here: Path) -> None:
+    """Into a folder that is made."""
+    train("classification", "run", "training.epochs=1")
+    for name in ("train", "test"):
+        own_files._csv(here / "splits" / f"{name}.csv", [{"review": f"a {name} film"}])
+    done = aurora("predict", "run", "splits", "-o", "new/folder/answers.jsonl")
+    assert (done.exit_code, done.stdout) == (0, "wrote new/folder/answers.jsonl: 1 row of splits, train\n")
+    assert json.loads(Path("new/folder/answers.jsonl").read_text())["review"] == "a train film"
+
+
+def answered(run: str, file: str, *more: str) -> list[dict[str, Any]]:
+    done = aurora("predict", run, file, "--output", "answers.jsonl", "--overwrite", *more)
+    assert done.exit_code == 0, done.output
+    return [json.loads(line) for line in Path("answers.jsonl").read_text().splitlines()]
+
+
+def test_images_to_predict_are_read_as_the_training_data(here: Path) -> None:
+    """A folder by class, the bytes of Parquet, and a file of paths, by the run and by the merged model."""
+    train("images", "run", "training.epochs=1")
+    aurora("merge", "run", "-o", "merged")
+    paths = [str(path) for path in sorted(Path("pictures").rglob("*.png"))]
+    read = [{"image": Path(path).read_bytes(), "name": path} for path in paths]
+    datasets.Dataset.from_list(read).to_parquet("raw.parquet")
+    images = datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image())
+    images.to_parquet("images.parquet")  # with their bytes
+    own_files._csv(Path("paths.csv"), [{"image": path} for path in paths])
+    told = predict("run", paths)
+    for run, file in [("run", "pictures"), ("run", "raw.parquet"), ("run", "paths.csv"), ("merged", "images.parquet")]:
+        rows = answered(run, file)
+        assert [row.get("predicted_label", row["label"]) for row in rows] == [one["label"] for one in told]
+        if file == "pictures":  # whose own labels are the folders' names
+            assert [row["label"] for row in rows] == [Path(path).parent.name for path in paths]
+        assert [row["probability"] for row in rows] == pytest.approx([one["probability"] for one in told], abs=1e-6)
+        if file == "raw.parquet":
+            assert [(row["image"], row["name"]) for row in rows] == list(enumerate(paths, start=1))
+        else:
+            assert [Path(row["image"]).name for row in rows] == [Path(path).name for path in paths]
+    done = aurora("predict", "run", "raw.parquet", "-o", "no.jsonl", "--column", "image", "--column", "name")
+    assert (done.exit_code, done.stderr) == (2, "--column: image, name are too many: a row has one image\n")
+    datasets.Dataset.from_list([*read, {"image": b"no image", "name": ""}]).to_parquet("raw.parquet")
+    done = aurora("predict", "run", "raw.parquet", "-o", "no.jsonl")
+    assert (done.exit_code, done.stderr) == (2, "raw.parquet, row 51: the image is no image that can be read\n")
+
+
+def test_what_is_written_is_json_and_never_the_file_that_is_read(here: Path) -> None:
+    train("classification", "run")
+    rows = [{"review": "a good film", "price": price} for price in (1.5, float("nan"), None)]
+    datasets.Dataset.from_list(rows).to_parquet("asked.parquet")
+    assert [row["price"] for row in answered("run", "asked.parquet")] == [1.5, None, None]
+    before = Path("reviews.csv").read_bytes()
+    done = aurora("predict", "run", "reviews.csv", "--output", here / "reviews.csv")
+    assert done.exit_code == 2
+    assert "--output: " in done.stderr
+    assert "is the file that is read" in done.stderr
+    Path("there.jsonl").write_text("kept")
+    done = aurora("predict", "run", "asked.parquet", "--output", "there.jsonl")
+    message = "there.jsonl is there already: choose another file, or --overwrite replaces it\n"
+    assert (done.exit_code, done.stderr) == (2, message)
+    assert Path("there.jsonl").read_text() == "kept"
+    assert Path("reviews.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["answers.csv", "new/answers.PARQUET", "answers.json"])
+def test_answers_are_not_written_under_the_name_of_another_format(name: str, here: Path) -> None:
+    """Before a model is loaded: there is none."""
+    done = aurora("predict", "run", "reviews.csv", "--output", name, "--overwrite")
+    lines = f"{name.rpartition('.')[0]}.jsonl"
+    message = f"--output: {name}: answers are written as lines of JSON: name it {lines}\n"
+    assert (done.exit_code, done.stderr) == (2, message)
+    for other in ("answers.ndjson", "answers.txt", "answers", "/dev/stdout"):
+        done = aurora("predict", "run", "reviews.csv", "--output", other, "--overwrite")
+        assert done.stderr.startswith("run is neither the folder of a run")
+
+
+def test_no_column_is_written_over_and_a_folder_is_no_file_to_write(here: Path) -> None:
+    train("classification", "run")
+    row = {"review": "a good film", "label": "x", "predicted_label": "y", "predicted_label_2": "z"}
+    datasets.Dataset.from_list([row]).to_parquet("asked.parquet")
+    (found,) = answered("run", "asked.parquet")
+    assert found.items() >= row.items()
+    assert found["predicted_label_3"] in LABELS["classification"]
+    Path("answers").mkdir()
+    done = aurora("predict", "run", "asked.parquet", "--output", "answers")
+    assert done.exit_code == 2
+    assert done.stderr == "--output: answers is a folder: name a file, such as answers/answers.jsonl\n"
+    assert not list(Path().glob(".answers*"))
+
+
+def test_an_answer_that_leaves_no_room_is_named(here: Path) -> None:
+    rows = [json.loads(line) for line in Path("questions.jsonl").read_text().splitlines()]
+    long = {"question": "the film", "row": 1, "options": ["good " * 40, "bad"], "answer": "good " * 40}
+    rows[7:15] = [long] * 8  # so often that it is for training
+    Path("questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = train("choices", "run", "task.max_length=24")
+    assert done.exit_code == 2
+    message = r"questions\.jsonl, row (8|9|1\d): task\.max_length: 24 leaves no room for the question beside an answer"
+    assert re.fullmatch(rf"{message} of 41 tokens\n", done.stderr), done.stderr
+
+
+def test_a_file_to_predict_is_read_as_the_training_data(here: Path) -> None:
+    text = Path("reviews.csv").read_text().replace("film", "caf\xe9")
+    Path("reviews.csv").write_text(text, encoding="cp1252")
+    train("classification", "run", "task.encoding=cp1252")
+    read = [row["review"] for row in answered("run", "reviews.csv")]
+    assert read == [line.rsplit(",", 1)[0] for line in text.splitlines()[1:]]
+    Path("other.csv").write_text(text, encoding="utf-16")
+    done = aurora("predict", "run", "other.csv", "--output", "other.jsonl")
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert [row["review"] for row in answered("run", "other.csv", "--encoding", "utf-16")] == read
+    aurora("merge", "run", "-o", "merged")
+    done = aurora("predict", "merged", "reviews.csv", "--column", "review", "--output", "merged.jsonl")
+    assert done.exit_code == 2
+    assert "--encoding=cp1252 or another names the one that it has" in done.stderr
+    assert [
+        row["review"] for row in answered("merged", "reviews.csv", "--column", "review", "--encoding", "cp1252")
+    ] == read
+
+
+@pytest.mark.parametrize("kind", ["classification", "choices"])
+def test_a_row_to_predict_without_a_text_is_refused_as_in_training(kind: str, here: Path) -> None:
+    train(kind, "run", "training.epochs=1")
+    rows: list[dict[str, Any]] = [
+        {"review": "a film", "question": "a film", "options": ["fine", "bad"]} for _ in range(20)
+    ]
+    column = {"classification": "review", "choices": "question"}[kind]
+    for value, message in ((None, "is empty"), (" ", "is empty")):
+        rows[17][column] = value
+        own_files._jsonl(Path("asked.jsonl"), rows)
+        done = aurora("predict", "run", "asked.jsonl", "--output", "answers.jsonl")
+        assert (done.exit_code, done.stderr) == (2, f"asked.jsonl, row 18: '{column}' {message}\n")
+        assert not Path("answers.jsonl").exists()
+
+
+def test_texts_to_predict_are_cut_as_in_training(here: Path) -> None:
+    train("classification", "run", "task.max_length=16")
+    aurora("merge", "run", "-o", "merged")
+    long, cut = "the film was good and " * 30, " ".join(("the film was good and " * 30).split()[:14])
+    for folder in ("run", "merged"):
+        done = aurora("predict", folder, long, cut, "--json")
+        one, other = json.loads(done.stdout)
+        assert (one["cut_at"], "cut_at" in other) == (16, False)
+        assert one["probability"] == pytest.approx(other["probability"], abs=1e-6)
+        assert done.stderr == "aurora: 1 of 2 texts are longer than 16 tokens and are cut\n"
+    own_files._jsonl(Path("asked.jsonl"), [{"review": long}, {"review": cut}])
+    assert [row.get("cut_at") for row in answered("run", "asked.jsonl")] == [16, None]
+
+
+@pytest.mark.parametrize("form", ["cloze", "instruction"])
+def test_questions_are_answered_among_their_own_options(form: str, here: Path) -> None:
+    """With the scores of the evaluation: the test file is what is predicted."""
+    rows = [json.loads(line) for line in Path("questions.jsonl").read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row["question"] = row["question"] + " film" * (number % 3)
+        row["options"] = [["fine", "bad"], ["bad", "", "fine"], ["bad", "dull", "fine"]][number % 3]
+    own_files._jsonl(Path("test.jsonl"), [{**row, "id": n} for n, row in enumerate(rows)])
+    done = train("choices", "run", "task.test_data=test.jsonl", f"task.prompt={form}", "training.learning_rate=1e-2")
+    assert done.exit_code == 0, done.output
+    scores = json.loads(aurora("evaluate", "run", "--split", "test", "--json").stdout)["by_form"]["calibrated"]
+    aurora("merge", "run", "-o", "merged")
+    for folder in ("run", "merged"):
+        said = answered(folder, "test.jsonl")
+        assert [row["id"] for row in said] == list(range(len(rows)))
+        right, nll = 0, 0.0
+        for row in said:
+            assert row["predicted_answer"] == row["options"][row["index"]]
+            there = {option: score for option, score in zip(row["options"], row["scores"], strict=True) if option}
+            assert there[row["predicted_answer"]] == max(there.values())
+            assert all(score is None for option, score in zip(row["options"], row["scores"], strict=True) if not option)
+            right += row["predicted_answer"] == row["answer"]
+            likely = torch.tensor(list(there.values())).log_softmax(0)
+            nll -= float(likely[list(there).index(row["answer"])]) / len(said)
+        assert right / len(said) == pytest.approx(scores["accuracy"])
+        assert nll == pytest.approx(scores["nll"], abs=1e-4)
+    renamed = [{"asked": row["question"], "one": "fine", "two": "bad"} for row in rows[:3]]
+    own_files._jsonl(Path("renamed.jsonl"), renamed)
+    said = answered("run", "renamed.jsonl", "--column", "asked", "--column", "one", "--column", "two")
+    assert all(row["answer"] == (row["one"], row["two"])[row["index"]] for row in said)
+    own_files._jsonl(Path("alone.jsonl"), [{"question": "the film"}])
+    done = aurora("predict", "run", "alone.jsonl", "--output", "alone_answers.jsonl")
+    assert done.stderr == "alone.jsonl has no column 'options' (it has 'question'): --column names it\n"
+
+
+STUDY = """
+name: mine
+base:
+  model: bert
+  task: {name: classification, data: nothing.csv, text: review, label: stars}
+  training: {epochs: 1, batch_size: 8, threads: 1}
+tuning: {budget: 1, space: {training.learning_rate: [1e-2]}}
+seeds: [0, 1]
+settings:
+  - {name: LoRA, method: {name: lora, r: 2}}
+  - {name: AuroRA, method: {name: aurora, r: 2}}
+"""
+
+
+def test_a_study_of_own_data(here: Path) -> None:
+    Path("study.yaml").write_text(STUDY)
+    assert "'nothing.csv' is no file" in aurora("sweep", "study.yaml", "-o", "study").output
+    done = aurora("sweep", "study.yaml", "base.task.data=reviews.csv", "-o", "mine", "--json")
+    assert done.exit_code == 0, done.output
+    summary = json.loads(done.stdout)
+    assert not summary["failed"]
+    assert all(len(setting["seeds"]) == 2 for setting in summary["settings"])
+    assert "AuroRA" in aurora("report", "mine").stdout
+    page = aurora("report", "mine", "--html", "page.html")
+    assert page.exit_code == 0, page.output
+    assert "classification of reviews.csv" in Path("page.html").read_text()
+
+
+MISTAKES: dict[str, tuple[list[str], str]] = {
+    "no data": (["task.data="], "classification: task.data: this field must be given: a file, a folder, or a data set"),
+    "no such file": (["task.data=reviws.csv"], "did you mean 'reviews.csv'?"),
+    "no such column": (["task.text=revew"], "task.text: reviews.csv has no column 'revew' (it has 'review', 'stars';"),
+    "no name": (["task.text=5"], "task.text: reviews.csv has no column '5' (it has 'review', 'stars')"),
+    "no names": (["task.text=[]"], "classification: task.text: [] is not allowed: it must be the name of a column, or"),
+    "a field of others": (["task.question=q"], "classification: task.question: only choices has it"),
+    "a field of two others": (
+        ["task.loss_on=all"],
+        "classification: task.loss_on: only choices or chat has it, and task.name is 'classification'",
+    ),
+    "three texts": (["task.text=[a, b, c]"], "classification: task.text: 3 columns are too many: it takes 2"),
+    "the label as a text": (
+        ["task.text=[review, stars]"],
+        "classification: task.text: 'stars' is the column of task.label as well: the model would read what it is to",
+    ),
+    "no such model": (["model=./nowhere"], "model: './nowhere' is no folder"),
+    "no room": (
+        ["task.max_length=2"],
+        "task.max_length: 2 is not allowed: the tokenizer adds 2 tokens: at least 3",
+    ),
+    "too many": (["task.train_size=48"], "task.train_size: 48 is more than the 40 rows that there are"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes(mistake: str, here: Path) -> None:
+    changes, message = MISTAKES[mistake]
+    done = train("classification", "run", *changes)
+    assert done.exit_code == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "shared"),
+    [
+        ("classification", ["task.text=label"], "task.text: 'label' is the column of task.label"),
+        ("regression", ["task.label=text"], "task.text: 'text' is the column of task.label"),
+        ("multi-label", ["task.text=a", "task.label=[b, a]"], "task.text: 'a' is the column of task.label"),
+        ("choices", ["task.question=answer"], "task.question: 'answer' is the column of task.answer"),
+        ("images", ["task.image=path", "task.label=path"], "task.image: 'path' is the column of task.label"),
+    ],
+)
+def test_a_column_that_is_both_read_and_learned(kind: str, changes: list[str], shared: str, here: Path) -> None:
+    done = aurora("train", kind, "task.data=reviews.csv", *changes, "-o", "run")
+    assert (done.exit_code, done.stderr) == (
+        2,
+        f"{kind}: {shared} as well: the model would read what it is to answer\n",
+    )
+
+
+def test_the_answer_may_be_in_the_column_of_an_option(here: Path) -> None:
+    """All options are read, the right one among them."""
+    rows = [{"question": f"film {n}", "right": f"good {n}", "wrong": f"bad {n}"} for n in range(40)]
+    own_files._jsonl(Path("questions.jsonl"), rows)
+    done = train("choices", "run", "task.options=[right, wrong]", "task.answer=right", "--dry-run")
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize(("kind", "data"), [("choices", "questions.jsonl"), ("chat", "chats.jsonl")])
+def test_a_model_that_ends_no_text_is_no_language_model(kind: str, data: str, here: Path) -> None:
+    """It is said before the data are read: those of `chat` are not there."""
+    done = aurora("train", kind, f"task.data={data}", "model=bert", "-o", "run")
+    assert (done.exit_code, done.stderr) == (
+        2,
+        f"model: 'bert' is no language model, which {kind} needs: its tokenizer has no token that ends a text\n",
+    )
+
+
+def test_own_data_fields_are_for_own_data(here: Path) -> None:
+    done = aurora("train", "demo", "task.data=reviews.csv", "-o", "run")
+    assert done.exit_code == 2
+    assert done.stderr.startswith("demo: task.data: only your own data has it, and task.name is 'movie-sentiment'")
+
+
+@pytest.mark.parametrize("kind", METRICS)
+def test_init(kind: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it prints, with the data filled in, is the recipe that the bare name stands for."""
+    from aurora_lora.lab.experiments.recipe_kinds import load_any
+
+    printed = aurora("init", kind)
+    assert printed.exit_code == 0
+    Path("mine.yaml").write_text(printed.stdout)
+    with pytest.raises(Exception, match=r"mine\.yaml: task\.data: this field must be given"):
+        load_any("mine.yaml")
+    Path("mine.yaml").write_text(printed.stdout.replace("  data:", "  data: reviews.csv"))
+    assert load_any("mine.yaml") == load_any(kind, ["task.data=reviews.csv"])
+
+
+def test_init_of_no_kind() -> None:
+    done = aurora("init", "clasification")
+    assert done.exit_code == 2
+    assert done.stderr == "'clasification' is an unknown kind; did you mean 'classification'?\n"
+
+
+@pytest.mark.slow
+def test_killed_and_gone_on_with(aurora: Callable[..., list[dict[str, Any]]], here: Path) -> None:
+    """kill -9 at several moments: the weights are those of an uninterrupted run, to the last bit."""
+
+    def order(output: str, **more: Any) -> dict[str, Any]:
+        changes = [
+            f"task.data={here / 'reviews.csv'}",
+            "task.text=review",
+            "task.label=stars",
+            f"model={here / 'bert'}",
+        ]
+        args = ["train", "classification", *changes, *SETTINGS, "--output", str(here / output)]
+        return {"args": args, "folder": str(here / output), **more}
+
+    (whole,) = aurora(order("whole"))
+    assert whole["status"] == 0, whole["stderr"]
+    for share in (0.3, 0.6, 0.9):
+        (killed,) = aurora(order("run", kill_at=int(share * whole["events"])))
+        assert killed["status"] in (-9, 0)
+    (done,) = aurora(order("run"))
+    assert done["status"] == 0, done["stderr"]
+    expected, found = (load_file(here / run / "adapter" / "adapter_model.safetensors") for run in ("whole", "run"))
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+
+
+def test_a_correlation_needs_two_examples(here: Path) -> None:
+    rows = [f"{' '.join(tiny.PLAIN[i % 3 :][:4])} {i},{i / 7:.2f}" for i in range(10)]
+    (here / "ten.csv").write_text("\n".join(["text,label", *rows]))
+    done = aurora("train", "regression", "model=bert", "task.data=ten.csv", *SETTINGS, "-o", "run")
+    assert done.exit_code == 0, done.output
+    assert "examples: 6 train, 2 validation, 2 test" in done.stderr
+    done = train("regression", "one", "task.validation_size=1")
+    assert done.exit_code == 2
+    assert "task.validation_size: 1 is not allowed: regression is scored on 2 or more" in done.stderr
+    (here / "four.csv").write_text("\n".join(["text,label", *rows[:4]]))
+    done = aurora("train", "regression", "model=bert", "task.data=four.csv", *SETTINGS, "-o", "none")
+    assert done.exit_code == 2
+    why = "the validation split has 1 of 4 rows: too few, as regression is scored on 2 or more"
+    assert f"four.csv: {why}" in done.stderr
+    (here / "one.csv").write_text("\n".join(["text,label", rows[9]]))
+    given = ("task.data=ten.csv", "task.test_data=one.csv")
+    own = aurora("train", "regression", "model=bert", *given, *SETTINGS, "-o", "none")
+    assert own.exit_code == 2
+    assert "one.csv: the test split has 1 row: too few, as regression is scored on 2 or more" in own.stderr
+    assert "validation_size" not in done.stderr

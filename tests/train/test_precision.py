@@ -1,0 +1,311 @@
+"""The dtype that a run or a model answers in, and that a merge is written in."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import own_files
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, CLIPConfig, CLIPModel
+from typer.testing import CliRunner
+
+from aurora_lora import cli
+from aurora_lora.errors import ArgumentError, NotFiniteError
+from aurora_lora.methods.parameters import is_head
+from aurora_lora.train import TrainedRun, load_recipe, load_run, merging, predict_file, predicting, train
+from aurora_lora.train.build import make_trainer
+from aurora_lora.train.evaluating import evaluate
+from aurora_lora.train.merging import merge
+from aurora_lora.train.precision import round_weights
+from aurora_lora.train.predicting import load_predictor, predict
+
+WriteRecipe = Callable[..., Path]
+TEXTS = ["a warm film", "a dull plot", "the scene was very slow and bad"]
+LOW = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+METHODS: dict[str, dict[str, Any]] = {
+    "aurora": {"target_modules": ["query", "value"]},
+    "pissa": {"r": 2, "target_modules": ["query", "value"]},
+    "loran": {"target_modules": ["query", "value"]},
+    "bitfit": {},
+    "full": {},
+}
+
+
+@pytest.fixture
+def run(write_recipe: WriteRecipe, tmp_path: Path) -> TrainedRun:
+    return train(load_recipe(write_recipe(), ["training.epochs=1"]), tmp_path / "run")
+
+
+def asked(*args: object) -> Any:
+    return CliRunner().invoke(cli.app, [str(arg) for arg in args])
+
+
+def dtypes(model: nn.Module, *, head: bool) -> set[torch.dtype]:
+    """Of a model's floating-point parameters, without the copies of the untrained head."""
+    named = {name: p for name, p in model.named_parameters() if ".original_module." not in name}
+    return {p.dtype for name, p in named.items() if is_head(model, name) == head}
+
+
+# ---------------------------------------------------------------- answers
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", LOW)
+def test_a_run_answers_in_a_dtype(write_recipe: WriteRecipe, tmp_path: Path, method: str, dtype: str) -> None:
+    recipe = load_recipe(write_recipe(method={"name": method, **METHODS[method]}), ["training.epochs=1"])
+    folder = train(recipe, tmp_path / "run").folder
+    predictor = load_predictor(folder, dtype=dtype)
+    assert dtypes(predictor.model, head=True) == {torch.float32}  # what was trained is as it was
+    adapter = {torch.float32} if method in ("aurora", "pissa", "loran") else set()
+    assert dtypes(predictor.model, head=False) == {LOW[dtype], *adapter}
+    exact, low = predict(folder, TEXTS), predictor.answers(TEXTS)
+    assert low != exact
+    for one, other in zip(exact, low, strict=True):
+        assert other["label"] == one["label"] or one["probability"] < 0.52
+        assert other["probability"] == pytest.approx(one["probability"], abs=3e-2)
+    assert predict(folder, TEXTS, dtype="float32") == exact
+
+
+def test_in_bf16_it_computes_what_a_run_in_bf16_is_scored_by(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    run = load_run(train(load_recipe(write_recipe(), ["training.precision=bf16"]), tmp_path / "run").folder)
+    trainer, data = make_trainer(run.recipe, tmp_path / "nothing", (), run.folder / "adapter")
+    texts = [row["text"] for row in run.task.load(SimpleNamespace(train=8, validation=8, test=8), 0)["test"]]
+    examples = data.processor(texts, padding=True, return_tensors="pt")
+    with run.recipe.method.using(trainer.module, run.deployed_form), torch.no_grad(), trainer.accelerator.autocast():
+        expected = trainer.module.eval()(**examples).logits.float().softmax(-1).max(-1).values
+    found = load_predictor(run.folder, dtype="bfloat16").answers(texts)
+    assert [one["probability"] for one in found] == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+def test_what_goes_to_the_device_is_rounded_before(
+    run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU never holds the model in float32."""
+    merged = merge(load_run(run.folder), tmp_path / "merged").folder
+    gpu, own_to, moved = SimpleNamespace(type="gpu"), nn.Module.to, []
+
+    def to(self: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        if args != (gpu,):
+            return own_to(self, *args, **kwargs)
+        moved.append(dtypes(self, head=False))
+        return self
+
+    monkeypatch.setattr(nn.Module, "to", to)
+    monkeypatch.setattr("aurora_lora.train.precision.state", lambda: SimpleNamespace(device=gpu))
+    load_predictor(merged, dtype="bfloat16")
+    model = load_predictor(run.folder, dtype="bfloat16").model
+    assert moved == [{torch.bfloat16}, {torch.bfloat16, torch.float32}]
+    exact = {name for name, p in model.named_parameters() if p.dtype == torch.float32}
+    assert all("aurora_" in name or "classifier" in name for name in exact)
+
+
+def test_numbers_of_a_run_keep_their_digits(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """Years: bfloat16 has none between 2000 and 2008."""
+    data = tmp_path / "years.jsonl"
+    own_files._jsonl(data, [{"text": text, "label": 2003 + score} for text, score in own_files._texts()])
+    recipe = load_recipe(write_recipe(task={"name": "regression", "data": str(data)}), ["training.epochs=1"])
+    folder = train(recipe, tmp_path / "run").folder
+    for exact, low in zip(predict(folder, TEXTS), predict(folder, TEXTS, dtype="bfloat16"), strict=True):
+        assert low["value"] == pytest.approx(exact["value"], abs=0.1)
+
+
+def test_a_language_model_writes_in_a_dtype(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """Its cache is in it, which is what a long answer takes most of."""
+    from transformers import DynamicLayer
+
+    changes = {
+        "model": tiny.save_language_model(tmp_path / "model"),
+        "task": {"name": "tiny-questions", "train_size": 32, "validation_size": 16, "test_size": 16},
+        "method": {"name": "aurora", "target_modules": ["q_proj", "v_proj"]},
+    }
+    run = load_run(train(load_recipe(write_recipe(**changes), ["training.epochs=1"]), tmp_path / "run").folder)
+    merge(run, tmp_path / "merged", dtype="bfloat16")
+    written = load_file(tmp_path / "merged" / "model.safetensors")
+    assert {value.dtype for value in written.values()} == {torch.bfloat16}
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").dtype == torch.bfloat16
+    update, seen = DynamicLayer.update, set()
+
+    def kept(self: Any, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        seen.update({key.dtype, value.dtype})
+        return update(self, key, value, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(DynamicLayer, "update", kept)
+        for folder in (run.folder, tmp_path / "merged"):
+            assert predict(folder, ["film : warm plot"], dtype="bfloat16")[0]["answer"]
+    assert seen == {torch.bfloat16}
+
+
+def test_images_in_a_dtype(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """Pixels are float32, which a plain model of another dtype need not take."""
+    from PIL import Image
+
+    recipe = load_recipe(write_recipe(**tiny.image_recipe(tiny.save_vit(tmp_path / "vit"))), ["training.epochs=1"])
+    run = load_run(train(recipe, tmp_path / "run").folder)
+    merge(run, tmp_path / "merged", dtype="bfloat16")
+    picture = tmp_path / "red.png"
+    Image.new("RGB", (8, 8), (200, 20, 30)).save(picture)
+    (exact,) = predict(run.folder, [str(picture)])
+    for folder, dtype in ((run.folder, "bfloat16"), (run.folder, "float16"), (tmp_path / "merged", None)):
+        (low,) = predict(folder, [str(picture)], dtype=dtype)
+        assert low["label"] == exact["label"]
+        assert low["probability"] == pytest.approx(exact["probability"], abs=2e-2)
+
+
+def test_pixels_are_given_in_the_models_dtype(model: Path, tmp_path: Path) -> None:
+    from aurora_lora.train.kinds.base import TrainedWith
+    from aurora_lora.train.kinds.image_classification import ImageClassification
+
+    taken: list[torch.dtype] = []
+
+    class Model(nn.Linear):
+        dtype, config = torch.bfloat16, SimpleNamespace(id2label={0: "a", 1: "b"}, num_labels=2)
+
+        def forward(self, pixel_values: torch.Tensor) -> Any:  # type: ignore[override]
+            taken.append(pixel_values.dtype)
+            return SimpleNamespace(logits=super().forward(pixel_values))
+
+    class Kind(ImageClassification):
+        def batch(self, *_: Any) -> Any:
+            return {"pixel_values": torch.ones(1, 4)}, [None]
+
+    Kind().answers(Model(4, 2, dtype=torch.bfloat16), SimpleNamespace(), ["a.png"], "it", TrainedWith())
+    assert taken == [torch.bfloat16]
+
+
+def test_the_rows_of_a_file_are_not_gone_on_with_in_another_dtype(run: TrainedRun, tmp_path: Path) -> None:
+    rows, output = tmp_path / "rows.csv", tmp_path / "said.jsonl"
+    rows.write_text("\n".join(["text", *TEXTS]), encoding="utf-8")
+
+    def stop(done: int, of: int) -> None:
+        raise KeyboardInterrupt
+
+    def answered(dtype: str | None, step: Any = lambda done, of: None) -> Any:
+        predictor = load_predictor(run.folder, dtype=dtype)
+        return predict_file.predict_file(predictor, str(rows), output, batch_size=1, overwrite=True, step=step)
+
+    for first, then, kept in ((None, "bfloat16", 0), ("bfloat16", "bfloat16", 1)):
+        with pytest.raises(KeyboardInterrupt):
+            answered(first, stop)
+        assert answered(then).resumed == kept
+
+
+# ---------------------------------------------------------------- merges
+
+
+@pytest.mark.parametrize("dtype", LOW)
+@pytest.mark.parametrize("method", ["aurora", "full"])
+def test_a_merge_is_rounded_once(write_recipe: WriteRecipe, tmp_path: Path, method: str, dtype: str) -> None:
+    """Also that of a run in bf16: the sum is that of the exact base."""
+    recipe = write_recipe(method={"name": method, **METHODS[method]})
+    run = load_run(
+        train(load_recipe(recipe, ["training.precision=bf16", "training.epochs=1"]), tmp_path / "run").folder
+    )
+    exact, low = (merge(run, tmp_path / one, dtype=one).folder for one in ("float32", dtype))
+    expected, written = (load_file(folder / "model.safetensors") for folder in (exact, low))
+    assert expected.keys() == written.keys()
+    for name, value in expected.items():
+        assert value.dtype == torch.float32
+        assert torch.equal(written[name], value.to(LOW[dtype])), name
+    assert json.loads((low / "config.json").read_text())["dtype"] == dtype
+    assert AutoModelForSequenceClassification.from_pretrained(low).dtype == LOW[dtype]
+    # it answers in the dtype that it has, as it did, and in another one where that is asked for
+    assert next(load_predictor(low).model.parameters()).dtype == LOW[dtype]
+    assert next(load_predictor(low, dtype="float32").model.parameters()).dtype == torch.float32
+    assert predict(low, TEXTS) == predict(low, TEXTS, dtype=dtype) != predict(low, TEXTS, dtype="float32")
+
+
+def test_a_merge_of_another_dtype_is_another_merge(run: TrainedRun, tmp_path: Path) -> None:
+    output = tmp_path / "merged"
+    assert asked("merge", run.folder, "-o", output).exit_code == 0
+    assert "already holds this merge" in asked("merge", run.folder, "-o", output, "--dtype", "float32").stdout
+    refused = asked("merge", run.folder, "-o", output, "--dtype", "bfloat16")
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert "already holds another merged model: --overwrite replaces it" in refused.stderr
+    done = asked("merge", run.folder, "-o", output, "--dtype", "bfloat16", "--overwrite")
+    assert done.stdout == f"wrote {output}: a plain Transformers model in bfloat16, calibrated form\n"
+    again = asked("merge", run.folder, "-o", output, "--dtype", "bfloat16", "--json")
+    record = {"folder": str(output), "form": "calibrated", "was_there": True, "dtype": "bfloat16"}
+    assert json.loads(again.stdout) == record
+    assert asked("merge", run.folder, "-o", output).exit_code == 2
+
+
+def test_a_note_without_a_dtype_is_of_float32(run: TrainedRun, tmp_path: Path) -> None:
+    """That of an earlier version."""
+    merge(load_run(run.folder), tmp_path / "merged")
+    assert "dtype" not in json.loads((tmp_path / "merged" / "aurora_merge.json").read_text())["source"]
+
+
+def test_dtypes_are_checked_before_anything_is_loaded(run: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (merging, predicting):
+        monkeypatch.setattr(module, "load_trained_model", lambda *_, **__: pytest.fail("it is loaded"))
+    for command in (
+        ("merge", run.folder, "-o", run.folder / "merged"),
+        ("predict", run.folder, "a"),
+        ("chat", run.folder),
+    ):
+        done = asked(*command, "--dtype", "bf16")
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert done.stderr == "--dtype: 'bf16' is not allowed: it must be one of float32, bfloat16, float16\n"
+    with pytest.raises(ArgumentError, match=r"^`dtype` 'float16' does not go with `quantization`: what is not quanti"):
+        merge(load_run(run.folder), run.folder / "merged", dtype="float16", quantization="nf4")
+
+
+def test_what_float16_cannot_hold_is_refused(run: TrainedRun, tmp_path: Path) -> None:
+    merged = merge(load_run(run.folder), tmp_path / "merged").folder
+    weights = load_file(merged / "model.safetensors")
+    weights["classifier.bias"][0] = 70_000
+    save_file(weights, merged / "model.safetensors", {"format": "pt"})
+    assert predict(merged, TEXTS, dtype="bfloat16")
+    with pytest.raises(
+        NotFiniteError, match=r"classifier\.bias holds values .*float16, which ends at 65,504: bfloat16"
+    ):
+        predict(merged, TEXTS, dtype="float16")
+    model = AutoModelForSequenceClassification.from_pretrained(merged)
+    with pytest.raises(
+        NotFiniteError, match=r"^dtype='float16' cannot hold classifier\.bias, whose largest number is 7e"
+    ):
+        round_weights(model, "float16")
+
+
+def test_constants_that_are_not_saved_stay_as_they_are(tmp_path: Path) -> None:
+    """Such as what masks fill with, which float16 may not hold."""
+    model = AutoModelForCausalLM.from_pretrained(tiny.save_language_model(tmp_path / "model"))
+    model.register_buffer("fill", torch.tensor(-1e9), persistent=False)
+    round_weights(model, "float16")
+    assert model.fill == -1e9
+    assert {p.dtype for p in model.parameters()} == {torch.float16}
+
+
+def test_each_part_of_a_configuration_has_the_dtype() -> None:
+    """By that of its text part, some engines choose their own."""
+    small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = CLIPConfig(
+        text_config={**small, "vocab_size": 9}, vision_config={**small, "image_size": 4, "patch_size": 2}
+    )
+    model = CLIPModel(config).float()
+    positions = model.text_model.embeddings.position_ids.dtype
+    round_weights(model, "bfloat16")
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert model.text_model.embeddings.position_ids.dtype == positions
+    assert {one.dtype for one in (model.config, model.config.text_config, model.config.vision_config)} == {
+        torch.bfloat16
+    }
+
+
+def test_tied_weights_stay_tied(tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny.save_language_model(tmp_path / "model", tied=True))
+    round_weights(model, "bfloat16")
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def test_scores_are_as_they_were(run: TrainedRun) -> None:
+    """Nothing but an asked dtype changes what a finished run computes."""
+    trained = load_run(run.folder)
+    assert evaluate(trained, forms=trained.forms) == run.result["metric"]["by_form"]

@@ -1,0 +1,417 @@
+"""`budget` and `start: aligned` in recipes: what is trained, what is kept, and a run that goes on."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import own_files
+import pytest
+import tiny
+import torch
+from peft import EvaConfig, LoraConfig, get_peft_model, initialize_lora_eva_weights
+from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForSequenceClassification
+
+from aurora_lora import fitted_head, probe
+from aurora_lora.deploy.align import DEVIATION
+from aurora_lora.deploy.probe_file import read_probe
+from aurora_lora.errors import UserError
+from aurora_lora.methods import METHODS
+from aurora_lora.methods.options import TARGETS
+from aurora_lora.methods.targets import target_paths
+from aurora_lora.train import distributed, load_run, probing, train, yaml_text
+from aurora_lora.train.build import make_trainer
+from aurora_lora.train.distributed import own_part
+from aurora_lora.train.evaluating import evaluate
+from aurora_lora.train.merging import merge
+from aurora_lora.train.probing import PROBE, kept_start
+from aurora_lora.train.reading import validate
+
+Q_V = {"target_modules": ["query", "value"]}
+
+
+def load(folder: Path, **changes: Any) -> Any:
+    return validate(tiny.recipe(folder, **changes), "recipe")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "aurora", "budget": 500},
+        {"name": "lora", "budget": 500, "start": "aligned"},
+        {"name": "aurora-paper", "start": "aligned", **Q_V},
+        {"name": "lora", "r": 2, "start": "eva", **Q_V},
+    ],
+    ids=["budget", "both", "start", "eva"],
+)
+def test_run(model: Path, tmp_path: Path, method: dict[str, Any]) -> None:
+    run = train(load(model, method=method), tmp_path / "run")
+    again = load_run(run.folder)
+    assert evaluate(again, forms=again.forms) == run.result["metric"]["by_form"]
+    assert run.result["recipe"]["method"]["probe_examples"] == 48
+    saved = json.loads((run.folder / "adapter" / "adapter_config.json").read_text())
+    assert not {"budget", "start", "probe_examples"} & saved.keys()
+    with safe_open(run.folder / PROBE, "pt") as file:
+        facts = json.loads(file.metadata()["probe"])
+    assert facts["options"]["budget"] == method.get("budget")
+    assert facts["batches"] == 6
+    size = run.result["recipe"]["task"]["train_size"]
+    assert facts["examples"] == [int(size / 48 * i) for i in range(48)]  # spread over the training split
+    weights = load_file(run.folder / "adapter" / "adapter_model.safetensors")
+    if "budget" in method:
+        assert all(name.startswith("bert.") for name in facts["ranks"])  # never the head
+        shapes = {name: value.shape for name, value in weights.items() if "_A" in name and "_cal" not in name}
+        for layer, rank in facts["ranks"].items():
+            assert [shape[0] for name, shape in shapes.items() if f".{layer}." in name] == [rank]
+        counted = sum(v.numel() for name, v in weights.items() if name.rpartition("_")[2].startswith(("A.w", "B.w")))
+        assert counted <= 500
+    merge(again, tmp_path / "merged")
+
+
+def test_a_path_that_ends_another(tmp_path: Path) -> None:
+    """`proj` is probed and adapted, `encoder.proj` is not."""
+
+    class Nested(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.proj, self.encoder = nn.Linear(4, 6), nn.ModuleDict({"proj": nn.Linear(6, 2)})
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.encoder["proj"](self.proj(x))
+
+    method = METHODS["lora"].bind({"budget": 30, "target_modules": "proj"})
+    recipe: Any = SimpleNamespace(method=method, training=SimpleNamespace(batch_size=2), seed=0)
+    recipe.model_copy = lambda update: SimpleNamespace(**update)
+    data: Any = SimpleNamespace(fixed=lambda _: range(2), training_batches=lambda *_: [torch.ones(2, 4)])
+    model = Nested()
+    found = probing.probe_for(recipe, model, data, lambda model, x: model(x).square().sum())
+    assert [one.layer for one in found.layers] == ["proj"]
+    start = probing.decided(method, found, 30)
+    probing._write(start, recipe, [0, 1], 0, found.batches, tmp_path / PROBE, {})
+    for one in (start, kept_start(tmp_path)):
+        assert one is not None
+        resolved = one.resolved(recipe).method.options
+        assert target_paths(model, {**dict.fromkeys(TARGETS), **resolved}, None) == ["proj"]
+
+
+def test_an_aligned_start(model: Path, tmp_path: Path) -> None:
+    recipe = load(model, method={"name": "aurora", "start": "aligned", "rank_pattern": {"query": 4}, **Q_V})
+    trainer, _ = make_trainer(recipe, tmp_path / "checkpoints")
+    start = kept_start(tmp_path)
+    assert start is not None
+    assert len(start.rows) == 4
+    assert start.deviations.keys() == start.spectra.keys() >= start.rows.keys()
+    for layer, rows in start.rows.items():
+        # each row is the leading direction, of norm 1, times DEVIATION / its deviation
+        torch.testing.assert_close(rows.norm(dim=1), DEVIATION / start.deviations[layer][: len(rows)])
+        module: Any = trainer.module.get_base_model().get_submodule(layer)  # type: ignore[operator]
+        A = module.aurora_A["default"]
+        assert len(A) == (4 if "query" in layer else 2)
+        assert torch.equal(A, rows[: len(A)])  # all of them
+
+
+def test_eva_is_pefts(model: Path, tmp_path: Path) -> None:
+    """Ranks, scaling and A are those that PEFT's `initialize_lora_eva_weights` gives an adapter of the same base."""
+    targets = {"target_modules": ["query", "output.dense", "intermediate.dense"]}
+    recipe = load(model, method={"name": "lora", "r": 5, "lora_alpha": 15, "start": "eva", **targets})
+    trainer, data = make_trainer(recipe, tmp_path / "checkpoints")
+    batches = data.training_batches(48 / len(data.splits["train"]), recipe.training.batch_size)
+    inputs = [{name: value for name, value in batch.items() if name != "labels"} for batch in batches]
+    config = LoraConfig(r=5, lora_alpha=15, init_lora_weights="eva", eva_config=EvaConfig(), **targets)
+    base: Any = AutoModelForSequenceClassification.from_pretrained(model)
+    theirs: Any = get_peft_model(base, config)
+    initialize_lora_eva_weights(theirs, inputs, show_progress_bar=False)
+    expected = {path: layer for path, layer in theirs.named_modules() if isinstance(layer, LoraLayer)}
+    found = {path: layer for path, layer in trainer.module.named_modules() if isinstance(layer, LoraLayer)}
+    assert found.keys() == expected.keys()
+    assert len({layer.r["default"] for layer in found.values()}) > 1  # not just r everywhere
+    for path, layer in found.items():
+        assert layer.r == expected[path].r
+        assert layer.scaling["default"] == pytest.approx(3.0) == expected[path].scaling["default"]
+        weight: Any = layer.lora_A["default"].weight
+        torch.testing.assert_close(weight, expected[path].lora_A["default"].weight)
+        assert not layer.lora_B["default"].weight.any()
+
+
+def test_eva_on_all_linear_layers(model: Path, tmp_path: Path) -> None:
+    """Those without tokens too, as the pooler: their inputs are taken whole."""
+    recipe = load(model, method={"name": "lora", "r": 2, "start": "eva", "target_modules": "all-linear"})
+    make_trainer(recipe, tmp_path / "checkpoints")
+    start = kept_start(tmp_path)
+    assert start is not None
+    assert "bert.pooler.dense" in start.rows
+
+
+def test_eva_counts_the_tokens_that_are_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a language model's inputs, those at the tokens of answers; of all tokens the directions are others."""
+    method = {"name": "lora", "r": 2, "start": "eva", "target_modules": ["q_proj"]}
+    task = {"name": "tiny-questions", "train_size": 48, "validation_size": 16, "test_size": 16, "loss_on": "answer"}
+    lm = tiny.save_language_model(tmp_path / "lm", "llama", tied=True)
+
+    def rows(name: str) -> dict[str, torch.Tensor]:
+        recipe = validate(tiny.recipe(lm, method=method, task=task), "recipe")
+        make_trainer(recipe, tmp_path / name / "checkpoints")
+        start = kept_start(tmp_path / name)
+        assert start is not None
+        return start.rows
+
+    answers = rows("answers")
+    monkeypatch.setattr(probing, "IGNORED", 10**6)
+    every = rows("every")
+    assert any(not torch.equal(A, every.get(layer, torch.empty(0))) for layer, A in answers.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "batch_size", "message"),
+    [
+        ({"r": 8, "probe_examples": 1}, 1, "start: eva needs batches of at least 16 tokens that count"),
+        ({"r": 9}, 8, "r=9 is not allowed: bert.*query has 16 inputs, and start: eva looks for 18 directions"),
+        (
+            {"target_modules": ["query", "word_embeddings"]},
+            8,
+            "word_embeddings is a Embedding; start: eva is for linear",
+        ),
+        ({"target_modules": ["query", "valeu"]}, 8, "valeu"),
+    ],
+)
+def test_what_eva_cannot_do(
+    model: Path, tmp_path: Path, changes: dict[str, Any], batch_size: int, message: str
+) -> None:
+    recipe = load(
+        model,
+        method={"name": "lora", "start": "eva", **Q_V, **changes},
+        training={"epochs": 1, "batch_size": batch_size, "learning_rate": 1e-3},
+    )
+    with pytest.raises(UserError, match=message):
+        make_trainer(recipe, tmp_path / "checkpoints")
+
+
+def test_a_run_that_goes_on_probes_nothing(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load(model, method={"name": "aurora", "budget": 500})
+    first, _ = make_trainer(recipe, tmp_path / "checkpoints")
+    monkeypatch.setattr(probing, "probe", None)
+    again, _ = make_trainer(recipe, tmp_path / "checkpoints")
+    weights = again.module.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in first.module.state_dict().items())
+
+
+def test_killed_and_resumed(aurora: Any, model: Path, tmp_path: Path) -> None:
+    """The weights are those of an uninterrupted run, to the last bit, whether it was killed early or late."""
+    method = {"name": "aurora", "budget": 500, "start": "aligned"}
+    training = {"epochs": 2, "batch_size": 16, "eval_batch_size": 32, "learning_rate": 2e-2, "threads": 1}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml_text.dump(tiny.recipe(model, method=method, training=training)), encoding="utf-8")
+
+    def order(name: str, **more: int) -> dict[str, Any]:
+        folder = str(tmp_path / name)
+        return {"args": ["train", str(path), "-o", folder], "folder": folder, **more}
+
+    (whole,) = aurora(order("whole"))
+    assert whole["status"] == 0, whole
+    killed = aurora(order("early", kill_at=whole["events"] // 6), order("late", kill_at=2 * whole["events"] // 3))
+    assert [answer["status"] for answer in killed] == [-9, -9]
+    done = aurora(order("early"), order("late"))
+    assert [answer["status"] for answer in done] == [0, 0], done
+    for name in ("early", "late"):
+        for file in (PROBE, "adapter/adapter_model.safetensors"):
+            one, other = (load_file(tmp_path / folder / file) for folder in ("whole", name))
+            assert all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def test_a_damaged_file(model: Path, tmp_path: Path) -> None:
+    recipe = load(model, method={"name": "lora", "start": "aligned", **Q_V})
+    make_trainer(recipe, tmp_path / "checkpoints")
+    data = bytearray((tmp_path / PROBE).read_bytes())
+    data[-1] ^= 1
+    (tmp_path / PROBE).write_bytes(data)
+    with pytest.raises(UserError, match=r"is damaged\. Remove it to probe again"):
+        make_trainer(recipe, tmp_path / "checkpoints")
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (
+            {"name": "aurora", "budget": 0},
+            r"method\.budget=0 is not allowed: it must be a whole number of at least 1, or as many as",
+        ),
+        ({"name": "aurora", "budget": np.int64(500)}, r"method\.budget=np\.int64\(500\) is not allowed"),
+        (
+            {"name": "aurora", "start": "Aligned"},
+            r"method\.start='Aligned' is not allowed: it must be 'default', 'aligned' or 'eva'",
+        ),
+        ({"name": "lora", "budget": 500, "rank_pattern": {"query": 2}}, "rank_pattern does not go with budget"),
+        (
+            {"name": "lora", "start": "aligned", "layer_replication": [[0, 2], [1, 2]], **Q_V},
+            "layer_replication does not go with budget or start: it numbers the probed layers anew",
+        ),
+        ({"name": "lora", "start": "aligned", "init_lora_weights": "pissa"}, "init_lora_weights does not go with"),
+        ({"name": "aurora", "start": "aligned", "init_weights": False}, "init_weights: false does not go with"),
+        ({"name": "aurora", "start": "eva", **Q_V}, "start: eva is for lora"),
+        ({"name": "lora", "start": "eva", "budget": 500}, "start: eva gives each layer its rank"),
+        ({"name": "lora", "start": "eva", "rank_pattern": {"query": 2}}, "start: eva gives each layer its rank"),
+        (
+            {"name": "lora", "start": "eva", "init_lora_weights": "pissa"},
+            "init_lora_weights does not go with start: eva",
+        ),
+        ({"name": "dora", "budget": 500}, r"method\.budget: unknown option"),
+    ],
+)
+def test_a_mistake_is_one_line(model: Path, method: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load(model, method=method)
+
+
+def test_a_budget_for_nothing(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="method: budget=5 is not allowed: one direction takes 32 weights at least"):
+        train(load(model, method={"name": "aurora", "budget": 5}), tmp_path / "run")
+
+
+@pytest.mark.parametrize("start", ["default", "aligned"])
+def test_what_is_trained_whole_is_not_probed(model: Path, tmp_path: Path, start: str) -> None:
+    method = {"name": "aurora", "budget": 300, "start": start, "modules_to_save": ["pooler"]}
+    run = train(load(model, method=method), tmp_path / "run")
+    found = kept_start(run.folder)
+    assert found is not None
+    assert found.ranks is not None
+    assert "bert.pooler.dense" not in (found.spectra.keys() | found.ranks.keys())
+    saved = json.loads((run.folder / "adapter" / "adapter_config.json").read_text())
+    assert "bert.pooler.dense" not in saved["target_modules"]
+    assert "pooler" in saved["modules_to_save"]
+
+
+def test_a_budget_as_large_as_lora(model: Path, tmp_path: Path) -> None:
+    """Rank 3 on the query and value of two layers, 16 by 16 each, is 384 weights."""
+    ranks = []
+    for budget in ("r=3 on query and value", 384):
+        folder = tmp_path / str(budget)
+        recipe = load(model, method={"name": "aurora", "budget": budget})
+        make_trainer(recipe, folder / "checkpoints")
+        start = kept_start(folder)
+        assert start is not None
+        ranks.append(start.ranks)
+    assert ranks[0] == ranks[1]
+    narrow = load(model, method={"name": "lora", "budget": "r=1 on query", "target_modules": ["value"]})
+    make_trainer(narrow, tmp_path / "narrow" / "checkpoints")
+    start = kept_start(tmp_path / "narrow")
+    assert start is not None
+    assert sum((start.ranks or {}).values()) == 2
+    with pytest.raises(
+        UserError, match=r"budget='r=3 on quer': no layer is named 'quer' \(there are dense, key, query"
+    ):
+        make_trainer(load(model, method={"name": "aurora", "budget": "r=3 on quer"}), tmp_path / "bad" / "checkpoints")
+
+
+def test_a_budget_without_alignment_takes_any_start(model: Path, tmp_path: Path) -> None:
+    method = {"name": "aurora", "budget": 300, "init_weights": False}
+    trainer, _ = make_trainer(load(model, method=method), tmp_path / "checkpoints")
+    assert any(p.count_nonzero() for name, p in trainer.module.named_parameters() if "aurora_B" in name)
+
+
+def test_rank_stabilised_scaling_is_the_same_everywhere(model: Path, tmp_path: Path) -> None:
+    method = {"name": "lora", "r": 4, "lora_alpha": 6, "budget": 500, "use_rslora": True}
+    trainer, _ = make_trainer(load(model, method=method), tmp_path / "checkpoints")
+    layers = [layer for layer in trainer.module.modules() if isinstance(layer, LoraLayer)]
+    assert len({layer.r["default"] for layer in layers}) > 1
+    assert [layer.scaling["default"] for layer in layers] == pytest.approx([3.0] * len(layers))  # 6 / sqrt(4)
+
+
+def test_what_is_probed_and_how(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process its share of the examples, with the recipe's seed and checkpoints of activations."""
+    seen: list[tuple[list[Any], int, bool]] = []
+    original = probing.probe
+
+    def watched(base: Any, batches: list[Any], *args: Any, **kwargs: Any) -> Any:
+        seen.append((batches, kwargs["seed"], base.is_gradient_checkpointing))
+        return original(base, batches, *args, **kwargs)
+
+    def of_the_second(work: list[Any]) -> list[Any]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(distributed, "state", lambda: SimpleNamespace(process_index=1, num_processes=2))
+            return own_part(work)
+
+    monkeypatch.setattr(probing, "probe", watched)
+    training = {"epochs": 1, "batch_size": 8, "gradient_checkpointing": True, "threads": 1}
+    recipe = load(model, method={"name": "aurora", "start": "aligned", **Q_V}, training=training, seed=7)
+    make_trainer(recipe, tmp_path / "alone" / "checkpoints")
+    monkeypatch.setattr(probing, "own_part", of_the_second)
+    make_trainer(recipe, tmp_path / "second" / "checkpoints")
+    (every, *alone), (share, *second) = seen
+    assert alone == second == [7, True]
+    assert len(share) == len(every) // 2
+    for mine, expected in zip(share, every[1::2], strict=True):
+        assert torch.equal(mine["input_ids"], expected["input_ids"])
+
+
+def test_a_new_head_is_fitted_before(model: Path, tmp_path: Path) -> None:
+    """The start is what `fitted_head` and `probe` give by hand; the run's own head begins as without."""
+    task = {"name": "tiny-sentiment", "train_size": 64, "validation_size": 48, "test_size": 48, "max_length": 12}
+    training = {"epochs": 1, "batch_size": 8, "threads": 1}
+    heads, starts = [], []
+    for examples in (40, 0):
+        method = {"name": "aurora", "start": "aligned", "probe_head_examples": examples, **Q_V}
+        recipe = load(model, method=method, task=task, training=training)
+        trainer, data = make_trainer(recipe, tmp_path / str(examples) / "checkpoints")
+        wrapper: Any = trainer.module.get_base_model().classifier  # type: ignore[operator]
+        heads.append(wrapper.modules_to_save["default"].weight.detach().clone())
+        starts.append(kept_start(tmp_path / str(examples)))
+        facts = read_probe(tmp_path / str(examples) / PROBE)[1]
+        assert facts["options"]["probe_head_examples"] == facts["head_examples"] == examples
+    assert torch.equal(*heads)
+    fitted, plain = starts
+    assert fitted is not None
+    assert plain is not None
+    base = AutoModelForSequenceClassification.from_pretrained(model, num_labels=2)
+    base.classifier.load_state_dict({"weight": heads[0], "bias": torch.zeros(2)})
+    with fitted_head(base, data.training_batches(40 / 64, 8)):
+        found = probe(base, data.training_batches(48 / 64, 8), rank=2, target_modules=["query", "value"])
+    for layer in found.layers:
+        torch.testing.assert_close(fitted.spectra[layer.layer], layer.singular_values, rtol=1e-2, atol=1e-6)
+        assert not torch.allclose(plain.spectra[layer.layer], layer.singular_values, rtol=5e-2)
+
+
+def test_which_runs_fit_a_head(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that ask for it and have a new head; by default none."""
+    seen: list[tuple[list[str], int]] = []
+    original = probing.fitted_head
+
+    def watched(base: Any, batches: Any, **kwargs: Any) -> Any:
+        read = list(batches)
+        seen.append((kwargs["modules"], sum(len(batch["labels"]) for batch in read)))
+        return original(base, read, **kwargs)
+
+    monkeypatch.setattr(probing, "fitted_head", watched)
+    for i, method in enumerate(({"probe_head_examples": 1024}, {})):
+        recipe = load(model, method={"name": "lora", "r": 2, "start": "aligned", **method, **Q_V})
+        make_trainer(recipe, tmp_path / str(i) / "checkpoints")
+    assert seen == [(["classifier"], recipe.task.train_size)]
+    with pytest.raises(UserError, match=r"probe_head_examples.*-1"):
+        load(model, method={"name": "lora", "start": "aligned", "probe_head_examples": -1})
+    with pytest.raises(UserError, match="probe_head_examples does not go with start: eva"):
+        load(model, method={"name": "lora", "start": "eva", "probe_head_examples": 64, **Q_V})
+
+
+def test_a_probe_of_other_data_is_not_taken(model: Path, tmp_path: Path) -> None:
+    """Of a run that ended before its first checkpoint, as where the data were corrected then."""
+    own_files.write_texts(tmp_path)
+    task = {"name": "classification", "data": str(tmp_path / "reviews.csv"), "text": "review", "label": "stars"}
+    recipe = load(model, method={"name": "aurora", "budget": 300}, task=task)
+    kept = tmp_path / "run" / PROBE
+    found = []
+    for step in ("new", "as it was", "corrected"):
+        if step == "corrected":
+            lines = (tmp_path / "reviews.csv").read_text().splitlines()
+            (tmp_path / "reviews.csv").write_text("\n".join(lines[:-10]) + "\n")
+        make_trainer(recipe, tmp_path / "run" / "checkpoints")
+        found.append((kept.stat().st_mtime_ns, read_probe(kept)[1]["made_of"]))
+    assert found[0] == found[1]
+    assert found[2][1]["files"] != found[0][1]["files"]
+    (tmp_path / "run" / "adapter").mkdir()  # a run that has made something goes on with what it began with
+    (tmp_path / "reviews.csv").write_text("\n".join(lines[:-12]) + "\n")
+    make_trainer(recipe, tmp_path / "run" / "checkpoints")
+    assert kept.stat().st_mtime_ns == found[2][0]

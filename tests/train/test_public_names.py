@@ -1,0 +1,196 @@
+"""What `aurora_lora.train` has for programs: its names, their types, and what its functions take for a run."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import aurora_lora
+import aurora_lora.train as room
+from aurora_lora.errors import ArgumentError, FormError
+from aurora_lora.train import (
+    TrainedRun,
+    evaluate,
+    evaluate_file,
+    export,
+    gap,
+    learned_activation,
+    load_predictor,
+    load_run,
+    merge,
+    predict,
+    push,
+    read_result,
+    train,
+)
+
+SCRIPT = """
+from pathlib import Path
+
+import aurora_lora
+from aurora_lora.train import evaluate, export, predict, train
+
+run = train("recipe.yaml", Path("run"))
+reveal_type(run)
+reveal_type(evaluate(run, forms="static"))
+reveal_type(export("run", "lora").folder)
+reveal_type(predict(run, ["a warm film"]))
+reveal_type(aurora_lora.calibrate(None, [], ridge=0.1))
+"""
+TYPES = (
+    "aurora_lora.train.finished_run.TrainedRun",
+    "dict[str, dict[str, float]]",
+    "pathlib.Path",
+    "list[dict[str, Any]]",
+    "aurora_lora.deploy.calibrate.CalibrationReport",
+)
+
+
+@pytest.fixture(scope="module")
+def mypy(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """What mypy says of a script, strictly; of the libraries that the package imports it reads nothing."""
+    pytest.importorskip("mypy")
+    folder = tmp_path_factory.mktemp("typed")
+    environment = {**os.environ, "MYPYPATH": str(Path(aurora_lora.__file__).parents[1])}
+    options = ("--strict", "--config-file=", "--no-site-packages", "--ignore-missing-imports")
+    command = [sys.executable, "-m", "mypy", *options, "--follow-imports=silent", "script.py"]
+
+    def check(script: str) -> str:
+        (folder / "script.py").write_text(script)
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        assert not done.stderr
+        return done.stdout
+
+    return check
+
+
+def test_a_program_has_types(mypy: Callable[[str], str]) -> None:
+    *revealed, last = mypy(SCRIPT).splitlines()
+    assert [line.partition('Revealed type is "')[2].rstrip('"') for line in revealed] == list(TYPES)
+    assert last == "Success: no issues found in 1 source file"
+
+
+def test_a_misspelt_name_is_refused(mypy: Callable[[str], str]) -> None:
+    said = mypy("import aurora_lora\nfrom aurora_lora.train import trains\n\naurora_lora.calibrat\n")
+    assert 'script.py:2: error: Module "aurora_lora.train" has no attribute "trains"' in said
+    assert 'script.py:4: error: Module has no attribute "calibrat"' in said
+
+
+def test_every_name_is_there() -> None:
+    assert room.__all__ == sorted(room.__all__)
+    for name in room.__all__:
+        assert getattr(room, name) is getattr(room, name)
+        assert not isinstance(getattr(room, name), type(sys)), name  # no module is called as a function
+        assert name in dir(room)
+    with pytest.raises(AttributeError, match="has no attribute 'trains'"):
+        room.trains  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_names_are_imported_when_they_are_used() -> None:
+    code = "import sys, aurora_lora.train as it; assert not {'torch', 'peft'} & {*sys.modules}"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
+    import tiny
+
+    from aurora_lora.train import yaml_text
+
+    path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
+    reference = {"method": {"name": "lora", "r": 2, "target_modules": ["query"]}}
+    values = tiny.recipe(model, reference=reference)
+    values["training"]["epochs"] = 1
+    path.write_text(yaml_text.dump(values), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
+    """Trained from a file."""
+    return train(str(recipe), str(tmp_path_factory.mktemp("trained") / "run"))
+
+
+def test_what_train_gives_is_the_run_that_is_loaded(run: TrainedRun, recipe: Path) -> None:
+    loaded = load_run(str(run.folder))
+    assert (run.was_finished, loaded.was_finished) == (False, True)
+    assert (run.folder, run.recipe, run.result) == (loaded.folder, loaded.recipe, loaded.result)
+    assert loaded.reference == run.reference == read_result(str(run.folder / "reference"))
+    assert train(recipe, run.folder) == loaded
+
+
+@pytest.mark.parametrize("given", ["run", "path", "str"])
+def test_a_run_or_its_folder(run: TrainedRun, given: str, tmp_path: Path) -> None:
+    where: Any = {"run": run, "path": run.folder, "str": str(run.folder)}[given]
+    assert evaluate(where) == run.result["metric"]["by_form"]
+    assert evaluate(where, forms="static") == {"static": run.result["metric"]["by_form"]["static"]}
+    merged = merge(where, tmp_path / "merged", form="static")
+    exported = export(where, str(tmp_path / "lora"))
+    assert (merged.form, exported) == ("static", (tmp_path / "lora", "calibrated"))
+    answers = predict(where, ["a warm film"], form="static")
+    assert answers[0]["probability"] == pytest.approx(predict(merged.folder, ["a warm film"])[0]["probability"])
+    assert gap(where, examples=8).predictions == 8
+    assert learned_activation(where, examples=4)["examples"] == 4
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        evaluate,
+        gap,
+        learned_activation,
+        load_predictor,
+        lambda run: evaluate_file(run, "new.csv"),
+        lambda run: export(run, "lora"),
+        lambda run: merge(run, "merged"),
+        lambda run: predict(run, ["a"]),
+        lambda run: push(run, "someone/adapter"),
+    ],
+)
+def test_what_is_no_run(call: Callable[[Any], Any]) -> None:
+    with pytest.raises(TypeError, match=r"^run=5 is a int: it must be a run, as `train` and `load_run` give it"):
+        call(5)
+
+
+def test_what_is_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"^recipe=\{\} is a dict: it must be a Recipe, or what `load_recipe` takes"):
+        train({}, tmp_path)  # type: ignore[arg-type]
+
+
+def test_which_forms(run: TrainedRun) -> None:
+    with pytest.raises(ArgumentError, match=r"^`forms` is empty \(allowed: 'dynamic', 'static', 'calibrated', or None"):
+        evaluate(run, forms=[])
+    with pytest.raises(FormError, match="form='merged' is not one of the aurora run"):
+        evaluate(run, forms="merged")
+
+
+def test_texts_are_a_list_of_texts(run: TrainedRun) -> None:
+    predictor = load_predictor(run)
+    for ask in (predictor.answers, lambda texts: predict(run, texts)):
+        with pytest.raises(TypeError, match=r"^texts='good' is a str: it must be a list, such as \['good'\]"):
+            ask("good")
+        with pytest.raises(TypeError, match=r"^text 2 must be a str, and is a NoneType: None"):
+            ask(["good", None])
+    for size in (0, -1):
+        with pytest.raises(ArgumentError, match=f"^`batch_size` must be at least 1, got {size}"):
+            predict(run, ["good"], batch_size=size)
+    assert predict(run, []) == []
+
+
+def test_a_run_shows_its_scores(run: TrainedRun) -> None:
+    assert repr(run) == f"TrainedRun(folder={run.folder!r}, was_finished=False)"
+    shown, html = str(run), run._repr_html_()
+    assert max(map(len, shown.splitlines())) <= 80
+    for part in ("tiny", "calibrated merge, deployed", "lora", "uniform guessing"):
+        assert part in shown
+        assert part in html
+    assert html.startswith("<table>")
+
+
+def test_a_predictor_shows_where_it_is_from(run: TrainedRun) -> None:
+    predictor = load_predictor(run, form="static")
+    assert repr(predictor) == f"Predictor(folder={run.folder!r}, form_name='static', dtype='float32')"

@@ -1,0 +1,563 @@
+"""`aurora merge --quantization` of whole runs, and `aurora gap` of any adapter's folder."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import chats
+import datasets
+import pytest
+import tiny
+import torch
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch.nn import functional
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+)
+from typer.testing import CliRunner
+
+from aurora_lora import cli
+from aurora_lora.methods import METHODS
+from aurora_lora.train import adapter_gap, gap_and_export, load_run, yaml_text
+from aurora_lora.train.build import make_trainer
+from aurora_lora.train.predicting import load_predictor
+from aurora_lora.train.reading import load_recipe
+from aurora_lora.train.run import train
+
+pytest.importorskip("bitsandbytes")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("quantized")
+    recipe = folder / "recipe.yaml"
+    model = tiny.save_model(folder / "model", width=64)  # one block of 4 bits, as bitsandbytes wants it on a CPU
+    recipe.write_text(yaml_text.dump(tiny.recipe(model)), encoding="utf-8")
+    return train(load_recipe(recipe), folder / "run").folder
+
+
+def aurora(*args: object) -> Any:
+    return CliRunner().invoke(cli.app, [str(arg) for arg in args])
+
+
+SCRIPT = """
+import json, sys
+sys.modules["aurora_lora"] = None  # importing it now raises ImportError
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1], device_map={"": "cpu"}).eval()
+inputs = AutoTokenizer.from_pretrained(sys.argv[1])(sys.argv[2], return_tensors="pt")
+with torch.no_grad():
+    found = model(**inputs).logits.softmax(-1).max().item()
+kinds = sorted({type(module).__name__ for module in model.modules() if "inear" in type(module).__name__})
+print(json.dumps([found, kinds]))
+"""
+
+
+@pytest.mark.parametrize(("name", "kind"), [("nf4", "Linear4bit"), ("int8", "Linear8bitLt")])
+def test_a_merge_into_a_quantised_base(run: Path, tmp_path: Path, name: str, kind: str) -> None:
+    merged = tmp_path / "merged"
+    done = aurora("merge", run, "-o", merged, "--quantization", name, "--round-by-inputs", "--json")
+    assert done.exit_code == 0, done.output
+    record = json.loads(done.stdout)
+    assert (record["quantization"], record["round_by_inputs"], record["form"]) == (name, True, "calibrated")
+    assert all(0 < layer["by_inputs"] <= layer["nearest"] for layer in record["rounding"]["layers"])
+    answer = json.loads(aurora("predict", merged, "a warm film", "--json").stdout)[0]
+    plain = subprocess.run([sys.executable, "-c", SCRIPT, str(merged), "a warm film"], capture_output=True, text=True)
+    assert plain.returncode == 0, plain.stderr
+    probability, kinds = json.loads(plain.stdout)
+    assert probability == pytest.approx(answer["probability"], abs=1e-5)
+    assert kinds == ["Linear", kind]  # the head is not quantised
+    again = aurora("merge", run, "-o", merged, "--quantization", name, "--round-by-inputs")
+    assert "already holds this merge" in again.stdout
+    other = aurora("merge", run, "-o", merged, "--quantization", name)
+    assert (other.exit_code, "--overwrite replaces it" in other.stderr) == (2, True)
+    nearest = aurora("merge", run, "-o", merged, "--quantization", name, "--overwrite")
+    assert nearest.exit_code == 0, nearest.output
+    assert f"a plain Transformers model in {name}, calibrated form" in nearest.stdout
+
+
+@pytest.mark.parametrize("round_by_inputs", [True, False])
+def test_an_output_layer_that_was_trained_whole_is_not_tied_again(tmp_path: Path, round_by_inputs: bool) -> None:
+    lm = tiny.save_language_model(tmp_path / "lm", tied=True, width=64)
+    method = {"name": "lora", "r": 2, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}
+    recipe = tmp_path / "recipe.yaml"
+    task = {"name": "tiny-questions", "train_size": 16, "validation_size": 8, "test_size": 8}
+    recipe.write_text(yaml_text.dump(tiny.recipe(lm, task=task, method=method)), encoding="utf-8")
+    run = train(load_recipe(recipe, ["training.epochs=1"]), tmp_path / "run").folder
+    options = ["--quantization", "nf4", *(["--round-by-inputs"] if round_by_inputs else [])]
+    done = aurora("merge", run, "-o", tmp_path / "merged", *options)
+    assert done.exit_code == 0, done.output
+    trained = load_file(run / "adapter" / "adapter_model.safetensors")
+    (head,) = (value for name, value in trained.items() if "lm_head" in name)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert not loaded.config.tie_word_embeddings
+    assert torch.equal(loaded.lm_head.weight.float(), head)
+    assert not torch.equal(loaded.lm_head.weight, loaded.get_input_embeddings().weight)
+
+
+@pytest.mark.parametrize("round_by_inputs", [True, False])
+@pytest.mark.parametrize(
+    ("method", "ways"),
+    [("adalora", []), ("neat", []), ("hira", [True, False]), ("fourierft", [True]), ("vera", [True, False])],
+)
+def test_methods_that_peft_cannot_merge_into_a_quantised_base(
+    write_recipe: Callable[..., Path], tmp_path: Path, method: str, ways: list[bool], round_by_inputs: bool
+) -> None:
+    options = {"adalora": {"tinit": 1, "tfinal": 1}, "fourierft": {"n_frequency": 10}}.get(method, {})
+    recipe = write_recipe(method={"name": method, "target_modules": ["query"], **options})
+    folder = train(load_recipe(recipe), tmp_path / "run").folder
+    wanted = ["--round-by-inputs"] if round_by_inputs else []
+    done = aurora("merge", folder, "-o", tmp_path / "merged", "--quantization", "nf4", *wanted)
+    assert (done.exit_code == 0) == (round_by_inputs in ways) == (tmp_path / "merged").exists(), done.output
+    if done.exit_code:
+        assert f"a run of {method}, which PEFT cannot merge so into a quantised base" in done.stderr
+        assert ("`--round-by-inputs`" in done.stderr or "--round-by-inputs" in done.stderr) == bool(ways)
+
+
+def test_mistakes_of_quantised_merges(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*args: object) -> str:
+        done = aurora("merge", run, "-o", tmp_path / "merged", *args)
+        assert (done.exit_code, done.stderr.count("\n")) == (2, 1), done.output
+        assert not (tmp_path / "merged").exists()
+        return str(done.stderr)
+
+    assert "quantization 'nf3' is not one of nf4, fp4, int8" in refused("--quantization", "nf3")
+    assert "--round-by-inputs goes with --quantization" in refused("--round-by-inputs")
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    assert "pip install 'aurora-lora[quantized]'" in refused("--quantization", "nf4")
+
+
+def test_the_gap_of_a_run_with_merges(run: Path, tmp_path: Path) -> None:
+    done = aurora("gap", run, "--quantization", "nf4", "-o", tmp_path / "gap")
+    assert done.exit_code == 0, done.output
+    assert max(map(len, done.stdout.splitlines()[:-1])) <= 80
+    names = {path.name for path in (tmp_path / "gap").iterdir()}
+    assert names == {"gap.json", "gap.png", "gap.svg", "merges.png", "merges.svg"}
+    record = json.loads((tmp_path / "gap" / "gap.json").read_text())
+    assert [entry["form"] for entry in record["end_to_end"]] == ["dynamic", "static", "calibrated"]
+    assert [merge["merge"] for merge in record["merges"]] == ["float32", "bfloat16", "nf4 nearest", "nf4 by inputs"]
+    (run / "gap.json").write_text(json.dumps(record))
+    try:
+        page = aurora("report", run, "--html", tmp_path / "page.html")
+        assert page.exit_code == 0, page.output
+        assert "What merges lose" in (tmp_path / "page.html").read_text()
+    finally:
+        (run / "gap.json").unlink()
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_the_gap_of_a_run_of_another_method(write_recipe: Callable[..., Path], tmp_path: Path, method: str) -> None:
+    options = {"name": method, "r": 2, "target_modules": ["query", "value"]}
+    folder = train(load_recipe(write_recipe(method=options)), tmp_path / "run").folder
+    done = aurora("gap", folder, "--json")
+    assert done.exit_code == 0, done.output
+    record = json.loads(done.stdout)
+    assert [entry["form"] for entry in record["end_to_end"]] == ["unmerged"]
+    assert [merge["merge"] for merge in record["merges"]] == ["float32", "bfloat16"]
+    scores = json.loads((folder / "result.json").read_text())["metric"]["by_form"]["merged"]
+    assert record["end_to_end"][0]["metric"] == pytest.approx(scores, abs=1e-6)
+    assert [Path(path).name for path in record["written"]] == ["gap.json", "merges.png", "merges.svg"]
+
+
+TEXTS = ["the film was warm", "a dull plot", "very funny actor and scene", "the plot was bad", "a good film", "slow"]
+
+
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A tiny causal language model, and a LoRA for it."""
+    folder = tmp_path_factory.mktemp("lm")
+    base = tiny.save_language_model(folder / "base")
+    torch.manual_seed(0)
+    config = LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(folder / "lora")
+    return base, folder / "lora"
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "txt"])
+def test_the_gap_of_an_adapter(language_model: tuple[Path, Path], tmp_path: Path, ending: str) -> None:
+    base, adapter = language_model
+    file = tmp_path / f"texts.{ending}"
+    lines = {"jsonl": [json.dumps({"said": text}) for text in TEXTS], "csv": ["said,n", *(f"{t},1" for t in TEXTS)]}
+    file.write_text("\n".join(lines.get(ending, TEXTS)) + "\n")
+    column = () if ending == "txt" else ("--column", "said")
+    before = {path.name for path in adapter.iterdir()}
+    done = aurora("gap", adapter, "--model", base, "--data", file, *column, "--json")
+    assert done.exit_code == 0, done.output
+    assert {path.name for path in adapter.iterdir()} == before
+    record = json.loads(done.stdout)
+    assert (record["texts"], record["calibration_texts"]) == (6, 0)
+    assert [merge["merge"] for merge in record["merges"]] == ["float32", "bfloat16"]
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    total, n = 0.0, 0
+    for text in TEXTS:
+        ids = tokenizer(text, return_tensors="pt").input_ids
+        with torch.no_grad():
+            logits = model(ids).logits[0, :-1]
+        total += float(functional.cross_entropy(logits, ids[0, 1:], reduction="sum"))
+        n += ids.shape[1] - 1
+    assert record["end_to_end"][0]["metric"]["nll"] == pytest.approx(total / n, rel=1e-4)
+
+
+def test_examples_of_an_adapter_are_an_even_sample(language_model: tuple[Path, Path], tmp_path: Path) -> None:
+    base, adapter = language_model
+    (tmp_path / "all.txt").write_text("\n".join(TEXTS))
+    (tmp_path / "every-other.txt").write_text("\n".join(TEXTS[::2]))
+    sample, same = (
+        json.loads(aurora("gap", adapter, "--model", base, "--data", tmp_path / name, *more, "--json").stdout)
+        for name, more in (("all.txt", ("--examples", "3")), ("every-other.txt", ()))
+    )
+    assert (sample["texts"], sample["end_to_end"]) == (same["texts"], same["end_to_end"])
+
+
+def test_quantised_merges_of_an_adapter_round_by_other_texts(language_model: tuple[Path, Path], tmp_path: Path) -> None:
+    base, adapter = language_model
+    file = tmp_path / "texts.txt"
+    file.write_text("\n".join(TEXTS))
+    done = aurora("gap", adapter, "--model", base, "--data", file, "--quantization", "int8", "-o", tmp_path / "gap")
+    assert done.exit_code == 0, done.output
+    assert "measured on 3 texts; merges by inputs round by 3 others" in done.stdout
+    assert {path.name for path in (tmp_path / "gap").iterdir()} == {"gap.json", "merges.png", "merges.svg"}
+
+
+def test_the_texts_that_are_rounded_by_are_not_measured_on(
+    language_model: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, adapter = language_model
+    file = tmp_path / "texts.txt"
+    file.write_text("\n".join(TEXTS))
+    seen: dict[str, Any] = {}
+
+    def merge_gap(model: Any, batches: Any, **more: Any) -> None:
+        seen.update(measured=batches, rounding=more["rounding_batches"])
+
+    monkeypatch.setattr(adapter_gap, "merge_gap", merge_gap)
+    adapter_gap.adapter_gap(
+        adapter, str(base), file, column="text", encoding=None, quantizations=["int8"], examples=None
+    )
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    for name, texts in (("measured", TEXTS[::2]), ("rounding", TEXTS[1::2])):
+        (batch,) = seen[name]
+        rows = zip(batch["input_ids"], batch["attention_mask"], strict=True)
+        assert [ids[mask.bool()].tolist() for ids, mask in rows] == [tokenizer(text).input_ids for text in texts]
+
+
+def test_merges_into_a_quantised_base_round_by_other_texts(tmp_path: Path) -> None:
+    """They are measured whether asked for or not."""
+    lm = tiny.save_language_model(tmp_path / "lm", width=64)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(lm), LoraConfig(target_modules=["q_proj"]))
+    model.save_pretrained(tmp_path / "lora")
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    AutoModelForCausalLM.from_pretrained(lm, quantization_config=config).save_pretrained(tmp_path / "nf4")
+    AutoTokenizer.from_pretrained(lm).save_pretrained(tmp_path / "nf4")
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    done = aurora("gap", tmp_path / "lora", "--model", tmp_path / "nf4", "--data", tmp_path / "texts.txt")
+    assert done.exit_code == 0, done.output
+    assert "nf4 by inputs" in done.stdout
+    assert "measured on 3 texts; merges by inputs round by 3 others" in done.stdout
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_a_classifier_whose_config_does_not_say_so(run: Path, tmp_path: Path, kind: str) -> None:
+    base = tmp_path / "base"
+    if kind == "bert":
+        settings = json.loads((run / "lora" / "adapter_config.json").read_text())
+        shutil.copytree(settings["base_model_name_or_path"], base)
+    else:
+        tiny.save_language_model(base)
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
+    head, targets = ("classifier", ["query"]) if kind == "bert" else ("score", ["q_proj"])
+    config = LoraConfig(target_modules=targets, init_lora_weights=False, modules_to_save=[head])
+    get_peft_model(model, config).save_pretrained(tmp_path / "lora")
+    (tmp_path / "texts.csv").write_text("text,label\n" + "".join(f"{text},{n % 3}\n" for n, text in enumerate(TEXTS)))
+    done = aurora("gap", tmp_path / "lora", "--model", base, "--data", tmp_path / "texts.csv", "--json")
+    assert done.exit_code == 0, done.output
+    record = json.loads(done.stdout)
+    assert record["end_to_end"][0]["metric"].keys() == {"nll", "accuracy"}  # no perplexity
+    assert record["predictions"] == len(TEXTS)
+
+
+def test_the_texts_of_an_adapter_are_cut_where_its_model_ends(tmp_path: Path) -> None:
+    base = chats.save_model(tmp_path / "base", positions=16)
+    config = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(tmp_path / "lora")
+    (tmp_path / "texts.txt").write_text("\n".join(["film " * 40, *TEXTS]))
+    done = aurora("gap", tmp_path / "lora", "--model", base, "--data", tmp_path / "texts.txt", "--json")
+    assert done.exit_code == 0, done.output
+
+
+def test_the_texts_of_an_adapter_are_read_as_training_data(language_model: tuple[Path, Path], tmp_path: Path) -> None:
+    """By every suffix that training takes, with the same separators and encodings, each cell as it stands."""
+    base, adapter = language_model
+    texts = [*TEXTS, "007"]
+
+    def measured(name: str, *more: str) -> Any:
+        done = aurora("gap", adapter, "--model", base, "--data", tmp_path / name, *more, "--json")
+        assert (done.exit_code, done.stderr) == (0, "")
+        return json.loads(done.stdout)["end_to_end"][0]["metric"]
+
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    expected = measured("texts.txt")
+    (tmp_path / "semicolons.CSV").write_text("text;n\n" + "".join(f"{text};1\n" for text in texts))
+    (tmp_path / "tabs.tsv").write_text("text\tn\n" + "".join(f"{text}\t\n" for text in texts))
+    datasets.Dataset.from_dict({"text": [*texts, None]}).to_parquet(tmp_path / "texts.parquet")
+    for name in ("semicolons.CSV", "tabs.tsv", "texts.parquet"):
+        assert measured(name) == pytest.approx(expected)
+    (tmp_path / "numbers.csv").write_text("text\n007\n008\n")
+    measured("numbers.csv")
+    (tmp_path / "latin.csv").write_text("text\ncaf\xe9 film\n", encoding="cp1252")
+    done = aurora("gap", adapter, "--model", base, "--data", tmp_path / "latin.csv")
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert "line 2: no UTF-8 text (byte 0xe9); --encoding=cp1252 or another" in done.stderr
+    measured("latin.csv", "--encoding", "cp1252")
+    (tmp_path / "numbers.jsonl").write_text('{"text": 7}\n')
+    done = aurora("gap", adapter, "--model", base, "--data", tmp_path / "numbers.jsonl")
+    assert (done.exit_code, "numbers.jsonl, row 1: 'text' is 7, which is no text" in done.stderr) == (2, True)
+
+
+def test_the_labels_of_the_gap_of_a_classifier(run: Path, tmp_path: Path) -> None:
+    """Numbers of the head's classes give the metric; that others give none is said, and one beyond them refused."""
+
+    def measured(labels: list[str], *more: str) -> Any:
+        rows = "".join(f"{text},{label}\n" for text, label in zip(TEXTS, labels, strict=True))
+        (tmp_path / "texts.csv").write_text(f"text,label\n{rows}")
+        return aurora("gap", run / "lora", "--data", tmp_path / "texts.csv", *more, "--json")
+
+    done = measured(["0", "1", "0", "1.0", "1", "0"])
+    assert done.stderr == ""
+    assert json.loads(done.stdout)["end_to_end"][0]["metric"].keys() == {"nll", "accuracy"}
+    unused = "aurora: the column 'label' of texts.csv is not used, and there is no metric: row"
+    for label, why in (("", "it has no label"), ("pos", "the label 'pos' is no number"), ("0.5", "not the number of")):
+        done = measured(["0", "1", label, "1", "1", "0"])
+        assert done.exit_code == 0
+        assert done.stderr.startswith(f"{unused} 3: ")
+        assert why in done.stderr
+        assert not json.loads(done.stdout)["end_to_end"][0]["metric"]
+    done = measured(["0", "1", "0", "1", "2", "0"])
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert "texts.csv, row 5: the label 2 is not one of 0 to 1, the classes of the adapter's head" in done.stderr
+
+
+def test_each_text_of_an_adapter_is_measured_by_its_own_label(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the second batch, too."""
+    seen: list[Any] = []
+    monkeypatch.setattr(adapter_gap, "merge_gap", lambda model, batches, **_: seen.extend(batches))
+    labels = [n % 2 for n in range(adapter_gap.BATCH)] + [1, 1, 1, 0]
+    rows = "".join(f"{TEXTS[n % 6]},{label}\n" for n, label in enumerate(labels))
+    (tmp_path / "texts.csv").write_text(f"text,label\n{rows}")
+    adapter_gap.adapter_gap(
+        run / "lora", None, tmp_path / "texts.csv", column="text", encoding=None, quantizations=[], examples=None
+    )
+    measured = [batch["labels"].tolist() for batch in seen]
+    assert measured == [labels[: adapter_gap.BATCH], labels[adapter_gap.BATCH :]]
+
+
+def test_mistakes_of_the_gap_of_an_adapter(run: Path, language_model: tuple[Path, Path], tmp_path: Path) -> None:
+    base, adapter = language_model
+    file = tmp_path / "texts.txt"
+    file.write_text("\n".join(TEXTS))
+    (tmp_path / "texts.xml").touch()
+    (tmp_path / "empty.txt").write_text("\n\n")
+    (tmp_path / "broken.jsonl").write_text("{")
+    prompt = tmp_path / "prompt"
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(prompt)
+
+    milora = tmp_path / "milora"
+    method = METHODS["milora"].bind({"r": 2})
+    method.save(method.apply(AutoModelForCausalLM.from_pretrained(base), "CAUSAL_LM"), milora)
+
+    def refused(*args: object) -> str:
+        done = aurora("gap", *args)
+        assert (done.exit_code, done.stderr.count("\n")) == (2, 1), done.output
+        return str(done.stderr)
+
+    assert "--data FILE says on which texts" in refused(adapter)
+    assert "none.txt' is no file" in refused(adapter, "--data", tmp_path / "none.txt")
+    assert "'.xml' is not one of .csv, .tsv" in refused(adapter, "--data", tmp_path / "texts.xml")
+    assert "has no column 'said' (it has text)" in refused(adapter, "--data", file, "--column", "said")
+    assert "has 0 texts in column 'text'" in refused(adapter, "--data", tmp_path / "empty.txt")
+    assert "broken.jsonl, line 1: no JSON" in refused(adapter, "--data", tmp_path / "broken.jsonl")
+    assert "examples must be at least 1" in refused(adapter, "--data", file, "--examples", "0")
+    assert "'nf3' is not one of" in refused(adapter, "--data", file, "--quantization", "nf3")
+    assert "is neither the folder of a run nor of an adapter" in refused(base, "--data", file)
+    wide = tiny.save_language_model(tmp_path / "wide", width=64)
+    assert "wide: size mismatch for base_model.model." in refused(adapter, "--model", wide, "--data", file)
+    bare = shutil.copytree(base, tmp_path / "bare")
+    tokenizer = AutoTokenizer.from_pretrained(bare)
+    tokenizer.pad_token = tokenizer.eos_token = None
+    tokenizer.save_pretrained(bare)
+    assert "bare has neither a pad_token nor an eos_token" in refused(adapter, "--model", bare, "--data", file)
+    assert "which changes no layer" in refused(prompt, "--data", file)
+    assert "belongs to a base weight that its run has changed" in refused(milora, "--data", file, "--model", base)
+    assert "is no folder" in refused(adapter, "--data", file, "--model", tmp_path / "nowhere")
+    for option in ("--data", "--column", "--encoding"):
+        assert "go with the folder of an adapter, not with a run" in refused(run, option, file)
+    for options in (["--split", "test"], ["--merges"]):
+        assert "--split and --merges go with a run" in refused(adapter, "--data", file, *options)
+
+
+@pytest.mark.parametrize("name", ["nf4", "int8"])
+def test_a_run_on_a_model_that_is_stored_quantised(run: Path, tmp_path: Path, name: str) -> None:
+    """It is trained on as it is, and merged into its dequantised weights: plain Transformers could not save it."""
+    stored = tmp_path / "stored"
+    assert aurora("merge", run, "-o", stored, "--quantization", name, "--round-by-inputs").exit_code == 0
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml_text.dump(tiny.recipe(stored)), encoding="utf-8")
+    trained = train(load_recipe(recipe, ["training.epochs=1"]), tmp_path / "run").folder
+    refused = aurora("merge", trained, "-o", tmp_path / "merged", "--quantization", "nf4")
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert "is stored quantised (bitsandbytes): merge without --quantization" in refused.stderr
+    done = aurora("merge", trained, "-o", tmp_path / "merged")
+    assert done.exit_code == 0, done.output
+    weights = load_file(tmp_path / "merged" / "model.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.float32}
+    found, expected = (
+        json.loads(aurora("predict", folder, "a warm film", "--json").stdout)[0]["probability"]
+        for folder in (tmp_path / "merged", trained)
+    )
+    assert found == pytest.approx(expected, abs=1e-4 if name == "nf4" else 2e-2)  # int8 rounds the inputs, too
+
+
+def test_a_run_on_a_quantised_base_answers_in_a_dtype(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not quantised is in it, and what is computes in it. Its cards load it on a quantised base, and merge it
+    into the dequantised one.
+    """
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml_text.dump(tiny.recipe(tiny.save_model(tmp_path / "model", width=64))), encoding="utf-8")
+    changes = ["model={name: " + str(tmp_path / "model") + ", quantization: nf4}", "training.epochs=1"]
+    folder = train(load_recipe(recipe, changes), tmp_path / "run").folder
+    exact, low = (load_predictor(folder, dtype=dtype) for dtype in (None, "bfloat16"))
+    (layer,) = {type(one): one for one in low.model.modules() if hasattr(one, "compute_dtype")}.values()
+    assert layer.compute_dtype == torch.bfloat16
+    assert low.model.get_input_embeddings().weight.dtype == torch.bfloat16
+    for one, other in zip(exact.answers(["a warm film"]), low.answers(["a warm film"]), strict=True):
+        assert other["probability"] == pytest.approx(one["probability"], abs=3e-2)
+    (said,) = exact.answers(["a warm film"])
+    inputs = exact.processor(["a warm film"], return_tensors="pt")
+    for name, model in (("adapter", "merged"), ("lora", "model")):
+        text = (folder / name / "README.md").read_text()
+        assert ("model.dequantize()" in text) is (name == "adapter")
+        assert ("do not merge into the weights as they were" in text.lower()) is (name == "lora")
+        monkeypatch.chdir(folder / name)
+        found: dict[str, Any] = {}
+        for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+            exec(block, found)
+        kinds = {type(one).__name__ for one in found[model].modules()}
+        assert ("Linear4bit" in kinds) is (name == "lora")
+        with torch.no_grad():
+            chances = found[model].eval()(**inputs).logits.softmax(-1)
+        # on some CPUs bitsandbytes computes in bfloat16 where nothing is trained
+        within = 1e-5 if name == "adapter" else 5e-3
+        assert chances.max().item() == pytest.approx(said["probability"], abs=within)
+
+
+def test_the_gap_of_a_run_is_in_float32_and_rounds_by_its_calibration_inputs(
+    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(write_recipe(), ["training.precision=bf16", "training.epochs=1"])
+    run = load_run(train(recipe, tmp_path / "run").folder)
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(gap_and_export, "merge_gap", lambda model, _, **more: seen.update(more, model=model))
+    gap_and_export.gap(run)
+    assert not seen.keys() & {"rounding_batches"}  # nothing is rounded by inputs
+    gap_and_export.gap(run, quantizations=["nf4"])
+    assert {weight.dtype for weight in seen["model"].parameters()} == {torch.float32}
+    _, data = make_trainer(recipe, tmp_path / "nothing", (), run.folder / "adapter")
+    expected = data.calibration_batches(recipe.calibration)
+    assert all(
+        torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(seen["rounding_batches"], expected, strict=True)
+    )
+
+
+def test_a_merge_rounds_by_the_data_that_the_run_was_trained_on(tmp_path: Path) -> None:
+    data = tmp_path / "data.csv"
+    rows = [f"{'warm' if i % 2 else 'dull'} film {i},{'good' if i % 2 else 'bad'}" for i in range(60)]
+    data.write_text("\n".join(["text,label", *rows]), encoding="utf-8")
+    model = tiny.save_model(tmp_path / "model", width=64)
+    task = {"name": "classification", "data": str(data)}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml_text.dump(tiny.recipe(model, task=task)), encoding="utf-8")
+    run = train(load_recipe(recipe, ["training.epochs=1"]), tmp_path / "run").folder
+    data.write_text("\n".join(["text,label", *(row.replace("film", "plot") for row in rows)]), encoding="utf-8")
+    done = aurora("merge", run, "-o", tmp_path / "merged", "--quantization", "nf4", "--round-by-inputs")
+    assert (done.exit_code, "has changed since this run began" in done.stderr) == (2, True), done.output
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "aurora", "budget": 500, "start": "aligned"},
+        {"name": "lora", "r": 2, "start": "eva", "target_modules": ["query", "value"]},
+    ],
+    ids=["budget", "eva"],
+)
+def test_a_quantised_base_is_probed(tmp_path: Path, method: dict[str, Any], quantization: str) -> None:
+    model = tiny.save_model(tmp_path / "model", width=64)
+    recipe = tmp_path / "recipe.yaml"
+    section = {"name": str(model), "quantization": quantization}
+    recipe.write_text(yaml_text.dump({**tiny.recipe(model, method=method), "model": section}), encoding="utf-8")
+    run = train(load_recipe(recipe, ["training.epochs=1"]), tmp_path / "run")
+    assert run.result["status"] == "finished"
+
+
+@pytest.mark.parametrize("name", ["nf4", "int8"])
+def test_a_trained_bias_is_merged_with_its_scale(write_recipe: Callable[..., Path], tmp_path: Path, name: str) -> None:
+    """PEFT's own merge into a quantised layer leaves the scale out."""
+    model = tiny.save_model(tmp_path / "model", width=64)
+    method = {"name": "lora", "r": 2, "lora_alpha": 16, "lora_bias": True, "target_modules": ["query"]}
+    run = train(load_recipe(write_recipe(model=model, method=method)), tmp_path / "run").folder
+    for output, options in (("exact", []), ("rounded", ["--quantization", name])):
+        done = aurora("merge", run, "-o", tmp_path / output, *options)
+        assert done.exit_code == 0, done.output
+    exact, rounded = (load_file(tmp_path / one / "model.safetensors") for one in ("exact", "rounded"))
+    biases = [key for key in exact if key.endswith("query.bias")]
+    assert biases
+    for key in biases:
+        torch.testing.assert_close(rounded[key].float(), exact[key])
+
+
+def test_a_trained_bias_without_a_place_is_one_line(tmp_path: Path) -> None:
+    lm = tiny.save_language_model(tmp_path / "lm", width=64)
+    task = {"name": "tiny-questions", "train_size": 16, "validation_size": 8, "test_size": 8}
+    method = {"name": "lora", "r": 2, "lora_bias": True, "target_modules": ["q_proj"]}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml_text.dump(tiny.recipe(lm, task=task, method=method)), encoding="utf-8")
+    run = train(load_recipe(recipe, ["training.epochs=1"]), tmp_path / "run").folder
+    done = aurora("merge", run, "-o", tmp_path / "merged")
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "the bias that lora_bias=True trains cannot be merged" in done.stderr
+
+
+def test_a_full_temporary_folder_is_one_line(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", full)
+    done = aurora("merge", run, "-o", tmp_path / "merged", "--quantization", "nf4")
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "No space left on device" in done.stderr
+    assert "TMPDIR" in done.stderr
+
+
+def test_what_merges_round_by_is_not_measured_on(run: Path) -> None:
+    """Of the 64 training texts, 32 are the calibration's."""
+    assert gap_and_export.gap(run, split="train", quantizations="nf4").predictions == 32

@@ -1,0 +1,230 @@
+"""`aurora rank`: what a budget buys, as a table, a figure and a method that a recipe takes."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from torch import nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BartConfig,
+    BartForSequenceClassification,
+)
+from typer.testing import CliRunner
+
+from aurora_lora import cli
+from aurora_lora.errors import UserError
+from aurora_lora.lab.report.ranks_figure import ranks_tables
+from aurora_lora.train import load_recipe, probing, train, yaml_text
+from aurora_lora.train.build import make_trainer
+from aurora_lora.train.probing import kept_start
+from aurora_lora.train.ranking import exhausted, ranking
+from aurora_lora.train.reading import validate
+
+WriteRecipe = Callable[..., Path]
+ALL = 2 * (4 * 32 + 2 * 48) + 32
+"""Weights of rank 1 on every linear layer of the tiny model but its head."""
+
+
+def test_it_is_what_a_run_with_that_budget_begins_with(model: Path, tmp_path: Path) -> None:
+    method = {"name": "aurora", "skip": False, "r": 4, "alpha": 12, "target_modules": ["query"]}
+    record = ranking(validate(tiny.recipe(model, method=method), "recipe"), 500)
+    ranks = {layer["layer"]: layer["rank"] for layer in record["layers"]}
+    assert sum(layer["direction"] for layer in record["layers"]) == ALL
+    own = {"name": "aurora", "skip": False, "r": 4, "alpha": 12, "budget": 500}
+    make_trainer(validate(tiny.recipe(model, method=own), "recipe"), tmp_path / "checkpoints")
+    start = kept_start(tmp_path)
+    assert start is not None
+    assert start.ranks == {layer: rank for layer, rank in ranks.items() if rank}
+    assert record["weights"] == sum(layer["rank"] * layer["direction"] for layer in record["layers"])
+    squares = {layer["layer"]: [value**2 for value in layer["singular_values"]] for layer in record["layers"]}
+    bought = sum(sum(squares[layer][:rank]) for layer, rank in ranks.items())
+    assert record["energy"] == pytest.approx(bought / sum(map(sum, squares.values())))
+    assert 0 < record["energy"] < 1
+    assert record["left_out"] == ["target_modules"]
+    assert record["exhausted"] == []
+    assert record["without_gradient"] == []
+    assert record["head_examples"] == 0
+    assert "fitted" not in ranks_tables(record)[1].note
+    fitting = ranking(validate(tiny.recipe(model, method={**own, "probe_head_examples": 64}), "recipe"))
+    assert "was fitted to up to 64 examples" in ranks_tables(fitting)[1].note
+    assert fitting["head_examples"] == 64
+    resolved = record["method"]
+    assert resolved["skip"] is False
+    assert resolved["alpha"] / resolved["r"] == 3
+    assert "dropout" not in resolved  # as by default
+    trainer, _ = make_trainer(validate(tiny.recipe(model, method=resolved), "recipe"), tmp_path / "other")
+    inner: Any = trainer.module.get_base_model()  # type: ignore[operator]
+    for layer, rank in ranks.items():
+        module = inner.get_submodule(layer)
+        assert (module.r["default"] if hasattr(module, "base_layer") else 0) == rank
+        assert not rank or module.scaling["default"] == 3
+
+
+def test_a_recipe_with_a_budget_keeps_to_its_modules(model: Path) -> None:
+    method = {"name": "lora", "budget": 200, "target_modules": ["query", "value"]}
+    record = ranking(validate(tiny.recipe(model, method=method), "recipe"))
+    assert record["budget"] == 200
+    assert {layer["kind"].rpartition(".")[2] for layer in record["layers"]} == {"query", "value"}
+
+
+def test_a_budget_from_outside_keeps_what_is_excluded(model: Path) -> None:
+    method = {"name": "lora", "target_modules": ["query"], "exclude_modules": ["value"], "layers_to_transform": [1]}
+    record = ranking(validate(tiny.recipe(model, method={**method, "start": "aligned"}), "recipe"), 200)
+    assert {layer["block"] for layer in record["layers"]} == {1}
+    kinds = {layer["kind"].rpartition(".")[2] for layer in record["layers"]}
+    assert "dense" in kinds
+    assert "value" not in kinds
+    assert record["method"]["start"] == "aligned"
+
+
+def test_the_tables_add_up(model: Path) -> None:
+    method = {"name": "lora", "modules_to_save": ["pooler"]}
+    record = ranking(validate(tiny.recipe(model, method=method), "recipe"), 10**6)
+    assert "bert.pooler.dense" not in record["method"]["target_modules"]
+    every = {layer["layer"]: layer["rank"] for layer in record["layers"]}
+    assert sum(rank > 0 for rank in every.values()) == len(every) > 0
+    for table in ranks_tables(record):
+        assert sum(int(row[4].replace(",", "")) for row in table.rows) == record["weights"]
+        assert sum(float(row[2]) for row in table.rows) == pytest.approx(100, abs=0.5)
+        assert sum(len(row[3].split()) for row in table.rows) == len(every)
+
+
+def test_a_budget_in_words_leaves_out_what_is_trained_whole(model: Path) -> None:
+    """Of the layers named "dense" the pooler's has no adapter, here as in LoRA."""
+    method = {"name": "lora", "modules_to_save": ["pooler"]}
+    counts = {}
+    for budget in ("r=1 on dense", ALL - 32 - 2 * 3 * 32):
+        record = ranking(validate(tiny.recipe(model, method={**method, "budget": budget}), "recipe"))
+        assert record["weights"] <= record["budget"]
+        counts[budget] = (record["budget"], record["weights"])
+    assert len(set(counts.values())) == 1
+
+
+def save_bart(folder: Path, model: Path) -> Path:
+    """A tiny encoder-decoder classifier, with the tokenizer of another model."""
+    config = BartConfig(
+        vocab_size=AutoTokenizer.from_pretrained(model).vocab_size,
+        **dict.fromkeys(("encoder_layers", "decoder_layers"), 2),
+        **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 2),
+        **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 24),
+        d_model=16,
+        num_labels=2,
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=3,
+        decoder_start_token_id=3,
+    )
+    BartForSequenceClassification(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("task", ["tiny-sentiment", "tiny-rating"])
+def test_an_encoder_decoder_model_is_scored(model: Path, tmp_path: Path, task: str) -> None:
+    """Its hidden states come beside the logits."""
+    values = tiny.recipe(save_bart(tmp_path / "bart", model), method={"name": "lora", "target_modules": ["q_proj"]})
+    values["task"] = {**values["task"], "name": task}
+    assert train(validate(values, "recipe"), tmp_path / "run").result["epochs"]
+
+
+def test_encoder_and_decoder_are_told_apart(model: Path, tmp_path: Path) -> None:
+    folder = save_bart(tmp_path / "bart", model)
+    record = ranking(
+        validate(tiny.recipe(folder, method={"name": "lora", "target_modules": ["q_proj"]}), "recipe"), 500
+    )
+    kinds = {layer["kind"] for layer in record["layers"]}
+    assert {"encoder.fc1", "decoder.fc1", "decoder.encoder_attn.q_proj"} <= kinds
+    for table in ranks_tables(record):
+        assert sum(int(row[4].replace(",", "")) for row in table.rows) == record["weights"]
+
+
+def test_a_layer_that_got_all_that_was_looked_for_is_named(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
+    monkeypatch.setattr(probing, "MOST", 2)
+    record = ranking(validate(tiny.recipe(model), "recipe"), 10**6)
+    layers = [layer["layer"] for layer in record["layers"]]
+    assert record["exhausted"] == layers
+    note = ranks_tables(record)[0].note
+    assert f"{layers[0]} and {len(layers) - 1} more layers got all 2 directions that are looked for in a layer" in note
+
+
+def test_a_layer_of_full_rank_is_not_exhausted() -> None:
+    """A larger `rank` of the probe would find nothing more there."""
+    sizes = {"small": (3, 3), "wide": (3, 9), "tall": (9, 3), "large": (9, 9)}
+    layers = [
+        {
+            "layer": name,
+            "d_out": d_out,
+            "d_in": d_in,
+            "singular_values": [3.0, 2.0, 1.0],
+            "rank": 3 - (name == "spared"),
+        }
+        for name, (d_out, d_in) in sizes.items()
+    ]
+    assert exhausted(layers) == ["large"]
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_layers_without_a_gradient_are_named(blocks: int, model: Path, write_recipe: WriteRecipe) -> None:
+    """What attention finds reaches the loss through its output layer alone."""
+    changed = AutoModelForSequenceClassification.from_pretrained(model)
+    for block in changed.bert.encoder.layer[:blocks]:
+        nn.init.zeros_(block.attention.output.dense.weight)
+    folder = write_recipe().parent / "changed"
+    changed.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+    path = str(write_recipe(model=str(folder)))
+    paths = [
+        f"bert.encoder.layer.{i}.attention.self.{name}" for i in range(blocks) for name in ("query", "key", "value")
+    ]
+    done = CliRunner().invoke(cli.app, ["rank", path, "--budget", "500", "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["without_gradient"] == paths
+    shown = CliRunner().invoke(cli.app, ["rank", path, "--budget", "500"])
+    names = ", ".join(paths[:3]) + (" and 3 more" if blocks == 2 else "")
+    for stderr in (done.stderr, shown.stderr):
+        assert f"{3 * blocks} layers got no gradient, and so no rank: {names}\n" in stderr
+
+
+def test_the_command(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    path = str(write_recipe())
+    done = CliRunner().invoke(cli.app, ["rank", path, "--budget", "500", "-o", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert "of 500 weights, by kind of module" in done.stdout
+    assert "method.target_modules: left out, the budget decides on modules and ranks" in done.stderr
+    assert "no gradient" not in done.stderr
+    assert max(map(len, done.stdout.splitlines()[1:])) <= 80
+    text = done.stdout[done.stdout.index("method:\n") :]
+    (tmp_path / "method.yaml").write_text(text, encoding="utf-8")
+    read = yaml_text.read(tmp_path / "method.yaml")
+    record = json.loads((tmp_path / "out" / "ranks.json").read_text())
+    assert read["method"] == record["method"]
+    load_recipe(write_recipe(method=read["method"]))
+    assert (tmp_path / "out" / "ranks.svg").exists()
+    assert (tmp_path / "out" / "ranks.png").exists()
+    words = CliRunner().invoke(cli.app, ["rank", path, "--budget", "r=3 on query and value"])
+    assert words.exit_code == 0, words.output
+    assert "of 384 weights, by kind of module" in words.stdout
+    without = CliRunner().invoke(cli.app, ["rank", path])
+    assert without.exit_code == 2
+    assert "method.budget: this field must be given, or --budget" in " ".join(without.stderr.split())
+    for wrong in ("abc", "-5", "r=3 on quer"):
+        refused = CliRunner().invoke(cli.app, ["rank", path, "--budget", wrong])
+        assert refused.exit_code == 2
+        assert "budget" in refused.stderr
+    shown = CliRunner().invoke(cli.app, ["rank", path, "--budget", "500", "--json"])
+    assert shown.exit_code == 0, shown.output
+    assert json.loads(shown.stdout)["layers"] == record["layers"]
+
+
+def test_mistakes(model: Path) -> None:
+    with pytest.raises(UserError, match=r"method\.budget: this field must be given"):
+        ranking(validate(tiny.recipe(model), "recipe"))
+    with pytest.raises(UserError, match=r"method\.name: dora takes no budget; aurora, its presets and lora do"):
+        ranking(validate(tiny.recipe(model, method="dora"), "recipe"), 500)
+    with pytest.raises(UserError, match="budget=5 is not allowed: one direction takes 32 weights at least"):
+        ranking(validate(tiny.recipe(model), "recipe"), 5)

@@ -1,0 +1,399 @@
+"""Recipes: defaults, overrides, and one clear line for each mistake."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aurora_lora.errors import UserError
+from aurora_lora.train import Recipe, load_recipe, yaml_text
+from aurora_lora.train.reading import set_field
+from aurora_lora.train.recipe_files import recipes_folder
+
+WriteRecipe = Callable[..., Path]
+Refused = Callable[..., None]
+
+
+def test_resolved_recipe_reads_back_as_itself(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(reference={"method": "linear-probe", "learning_rate": 1e-2}))
+    again = tmp_path / "again.yaml"
+    again.write_text(yaml_text.dump(recipe.resolved()))
+    assert load_recipe(again) == recipe
+    assert recipe.resolved()["method"]["alpha"] == 4
+    assert recipe.resolved()["seed"] == 0
+
+
+def test_a_recipe_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    demo = load_recipe("demo", "seed=3")
+    assert (demo.name, demo.seed) == ("demo", 3)
+    assert demo == load_recipe(recipes_folder() / "demo.yaml", ["seed=3"])
+    assert load_recipe("classification", ["task.data=a.csv"]).task.name == "classification"
+    Path("demo").write_text("- no recipe\n")
+    assert load_recipe("demo", ["seed=3"]) == demo  # as the commands
+    for path in ("./demo", Path("demo")):
+        with pytest.raises(UserError, match=r"demo: a recipe is a mapping of fields"):
+            load_recipe(path)
+    with pytest.raises(UserError, match=r"^'demoo' is no file, and an unknown recipe; did you mean 'demo'"):
+        load_recipe("demoo")
+    with pytest.raises(UserError, match=r"^'table1/base-lora-rte' is neither a file nor a recipe of the package; of a"):
+        load_recipe("table1/base-lora-rte")
+
+
+@pytest.mark.parametrize("by_alias", [False, True])
+def test_a_recipe_in_python_reads_back_as_itself(write_recipe: WriteRecipe, by_alias: bool) -> None:
+    recipe = load_recipe(write_recipe(reference="linear-probe"), ["model.quantization=nf4", "reference=null"])
+    values = recipe.model_dump(by_alias=by_alias)
+    assert list(values) == list(recipe.resolved())
+    assert Recipe.model_validate(values) == Recipe(**values) == recipe
+    assert Recipe.model_validate_json(recipe.model_dump_json(by_alias=by_alias)) == recipe
+
+
+def test_a_copy_has_no_other_fields(write_recipe: WriteRecipe) -> None:
+    recipe = load_recipe(write_recipe())
+    assert recipe.model_copy(update={"seed": 3}).seed == 3
+    with pytest.raises(ValueError, match=r"^`update`: 'model' is a property, and the field is 'base'$"):
+        recipe.model_copy(update={"model": "minilm-l6"})
+    with pytest.raises(ValueError, match=r"^`update`: 'epoch' is an unknown field; did you mean 'epochs'"):
+        recipe.training.model_copy(update={"epoch": 3})
+
+
+def test_the_model_is_a_name_or_a_section(write_recipe: WriteRecipe) -> None:
+    plain = load_recipe(write_recipe())
+    assert plain.resolved()["model"] == plain.model  # as recipes and results have always had it
+    section = load_recipe(write_recipe(), ["model.quantization=nf4", "model.attention=eager"])
+    assert section.resolved()["model"] == {"name": plain.model, "quantization": "nf4", "attention": "eager"}
+    assert (section.model, section.unquantized.base.quantization) == (plain.model, None)
+    assert load_recipe(write_recipe(), [f"model.name={plain.model}"]) == plain
+
+
+@pytest.mark.parametrize("method", ["full", "bitfit", "pissa", "neat"])
+def test_a_quantised_base_is_for_adapters(write_recipe: WriteRecipe, method: str) -> None:
+    with pytest.raises(UserError, match=f"model.quantization: '{method}' is not allowed: it must be an adapter"):
+        load_recipe(write_recipe(method=method), ["model.quantization=int8"])
+
+
+def test_overrides(write_recipe: WriteRecipe) -> None:
+    recipe = load_recipe(
+        write_recipe(),
+        [
+            "training.learning_rate=5e-3",
+            "training.eval_every=7",
+            "method.r=3",
+            "method.target_modules=[key]",
+            "calibration.examples=8",
+            "seed=4",
+            "reference.method.name=full",
+            "reference.epochs=1",
+        ],
+    )
+    assert recipe.training.learning_rate == 5e-3
+    assert recipe.training.eval_every == 7
+    assert recipe.method.options["r"] == 3
+    assert recipe.method.options["target_modules"] == ["key"]
+    assert recipe.seed == 4
+    reference = recipe.reference_recipe()
+    assert reference is not None
+    assert (reference.method.name, reference.training.epochs, reference.reference) == ("full", 1, None)
+
+
+def test_reference_has_its_own_learning_rate(write_recipe: WriteRecipe) -> None:
+    training = {"learning_rate": 1e-3, "head_learning_rate": 2e-3}
+    recipe = load_recipe(
+        write_recipe(training=training, reference={"method": "linear-probe", "learning_rate": 1e-2})
+    ).reference_recipe()
+    assert recipe is not None
+    assert recipe.training.learning_rate == 1e-2
+    assert recipe.training.head_learning_rate is None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.learnig_rate=1", "training.learnig_rate: unknown field; did you mean 'learning_rate'?"),
+        ("trainin.epochs=1", "trainin: unknown field; did you mean 'training'?"),
+        ("reference={method: lora, epoch: 1}", "reference.epoch: unknown field; did you mean 'epochs'?"),
+        ("method.name=aurra", "method.name: 'aurra' is an unknown method; did you mean 'aurora'?"),
+        ("method.splin=summed", "method.splin: unknown option; did you mean 'spline'?"),
+        ("method.calibrated=true", "method.calibrated: unknown option"),
+        ("method.r=0", "method.r=0 is not allowed: it must be a whole number of at least 1."),
+        ("method.spline_range=[1, -1]", "method.spline_range=[1, -1] is not allowed: it must be two finite numbers"),
+        ("method.eval_form=calibratd", "method.eval_form='calibratd' is not allowed: it must be one of None,"),
+        ("method={name: lora, r: 0}", "method.r=0 is not allowed"),
+        ("method={name: linear-probe, r: 2}", "method.r: unknown option; there are none here"),
+        ("task.name=movie-sentimnt", "task.name: 'movie-sentimnt' is an unknown task; did you mean 'movie-sentiment'?"),
+        ("task.train_size=0", "task.train_size: 0 is not allowed: it must be greater than 0"),
+        ("training.epochs=many", "training.epochs: 'many' is not allowed: it must be a valid integer"),
+        ("training.precision=fp8", "training.precision: 'fp8' is not allowed: it must be 'fp32', 'bf16' or 'fp16'"),
+        ("training.learning_rate=.nan", "training.learning_rate: nan is not allowed: it must be"),
+        ("training.eval_every=epochs", "training.eval_every: 'epochs' is not allowed: it must be 'epoch' or a valid"),
+        ("model=''", "model.name: '' is not allowed: it must be a text of at least 1 character"),
+        ("task.name=3", "task.name: '3' is an unknown task"),
+        ("task.test_sets=[3]", "task.test_sets: tiny-sentiment has no test set '3' (it has test)"),
+        ("model=null", "model.name: None is not allowed: it must be a valid string"),
+        ("model.quantization=nf5", "model.quantization: 'nf5' is not allowed: it must be 'nf4', 'fp4' or 'int8'"),
+        ("model.quantisation=nf4", "model.quantisation: unknown field; did you mean 'quantization'?"),
+        ("model={name: m, dtype: bf16}", "model.dtype: 'bf16' is not allowed with training.precision 'fp32': it must"),
+        ("training.scheduler=cosin", "training.scheduler: 'cosin' is not allowed: it must be 'linear', 'cosine'"),
+        ("training.patience=0", "training.patience: 0 is not allowed: it must be greater than 0"),
+        (
+            "training.report_to=[wand]",
+            "training.report_to: 'wand' is not allowed: it must be 'tensorboard', 'wandb' or",
+        ),
+        ("training.report_to=wand", "training.report_to: 'wand' is not allowed: it must be 'tensorboard', 'wandb' or"),
+        (
+            "training={scheduler: polynomial, learning_rate: 1e-7}",
+            "training.learning_rate: 1e-07 is not allowed with scheduler 'polynomial', which ends at 1e-07",
+        ),
+        ("seed=-1", "seed: -1 is not allowed: it must be greater than or equal to 0"),
+        ("training=3", "training: 3 is not allowed: it must be a section with fields"),
+        ("reference=lora", "reference: 'lora' is not allowed: it must be a section with fields"),
+        ("training.learning_rate=true", "training.learning_rate: True is not allowed: it must be a valid number"),
+        ("training.learning_rate='5e-3'", "training.learning_rate: '5e-3' is not allowed: it must be a valid number"),
+        ("training.learning_rate=1e300", "training.learning_rate: 1e+300 is not allowed: it must be less than or"),
+        ("seed=on", "seed: 'on' is not allowed: it must be a valid integer"),
+        ("training.epochs=3.0", "training.epochs: 3.0 is not allowed: it must be a valid integer"),
+        ("training.epochs=1_0", "training.epochs: '1_0' is not allowed: it must be a valid integer"),
+        ("training.save_updates=yes", "training.save_updates: 'yes' is not allowed: it must be a valid boolean"),
+        ("training.save_updates=1", "training.save_updates: 1 is not allowed: it must be a valid boolean"),
+        ("task.train_size=1:30", "task.train_size: '1:30' is not allowed: it must be a valid integer"),
+        ("task.train_size=99999999999999999999", "task.train_size: 99999999999999999999 is not allowed: it must be"),
+        ("task.split_seed=-1", "task.split_seed: -1 is not allowed: it must be greater than or equal to 0"),
+        ("training.threads=5000", "training.threads: 5000 is not allowed: it must be less than or equal to 256"),
+        ("training.workers=1000", "training.workers: 1000 is not allowed: it must be less than or equal to 64"),
+        ("method.r=1000000000", "method.r=1000000000 is not allowed: it must be a whole number of at most 16384"),
+        ("method.modules_to_save=classifier", "method.modules_to_save='classifier' is not allowed: it must be a list"),
+        ("method.target_modules='('", "method.target_modules='(' is not allowed: it must be a list of names of mod"),
+        ("method={name: lora, target_modules: '('}", "method.target_modules='(' is not allowed: it must be a list of"),
+        ("method={name: lora, rank_pattern: 3}", "method.rank_pattern=3 is not allowed: it must be ranks by names of"),
+        ("method={name: lora, eva_config: 3}", "method: "),
+        ("method={name: lora, start: eva, eva_config: {rho: 1.0}}", "method: eva_config is not allowed"),
+        ("method={name: lora-ga, lora_ga_config: {stable_gamma: 64}}", "method: lora_ga_config is not allowed"),
+        (
+            "method={name: lora, init_lora_weights: eva}",
+            "method.init_lora_weights='eva' is not allowed: it needs training data: see start: eva of the method lora.",
+        ),
+        (
+            "method={name: dora, init_lora_weights: lora_ga}",
+            "method.init_lora_weights='lora_ga' is not allowed: it needs training data: see the method lora-ga.",
+        ),
+        ("method={name: lora, r: 1000000000}", "method.r=1000000000 is not allowed"),
+    ],
+)
+def test_mistakes(write_recipe: WriteRecipe, refused: Refused, override: str, message: str) -> None:
+    refused(write_recipe(), message, override)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.epochs", "'training.epochs' is not of the form key=value"),
+        ("=1", "'=1' is not of the form key=value"),
+        ("seed.a=1", "'seed.a': seed is 3, which has no fields"),
+        (
+            "method.target_modules.0=key",
+            "'method.target_modules.0': target_modules is a list, of which key=value cannot change a part: edit the",
+        ),
+        ("seed=[1", "'seed=[1', line 1: "),
+        ("seed={{ seed }}", "'seed={{ seed }}', line 1: {'seed': None} is no name of a field"),
+        ("seed=!!int abc", "'seed=!!int abc', line 1: 'abc' is no int"),
+    ],
+)
+def test_mistaken_overrides(write_recipe: WriteRecipe, override: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe(write_recipe(seed=3), [override])
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+NAMES = {
+    "task.text=Comment #2": ("Comment #2",),
+    "task.text=#2": ("#2",),
+    "task.text=0": ("0",),
+    "task.text=1.10": ("1.10",),
+    "task.text=true": ("true",),
+    "task.text= Review: text, all ": ("Review: text, all",),
+    "task.text=*stars*": ("*stars*",),
+    "task.text=- text": ("- text",),
+    "task.text=&a text": ("&a text",),
+    "task.text='0'": ("0",),
+    'task.text="a #2"': ("a #2",),
+    "task.text='null'": ("null",),
+    "task.text=!!str 0": ("0",),
+    "task.text=[0, Comment]": ("0", "Comment"),
+    'task.text=["a #2", "b, c"]': ("a #2", "b, c"),
+    "task.text=": ("text",),  # the default
+    "task.text=null": ("text",),
+}
+
+
+@pytest.mark.parametrize("typed", NAMES)
+def test_of_a_field_of_texts_what_is_typed_is_the_text(typed: str, write_recipe: WriteRecipe) -> None:
+    path = write_recipe(task={"name": "classification", "data": "rows.csv"})
+    assert load_recipe(path, [typed]).task.text == NAMES[typed]
+
+
+def test_names_that_look_like_something_else(write_recipe: WriteRecipe) -> None:
+    path = write_recipe(task={"name": "classification", "data": "rows.csv"})
+    typed = ["name=2024", "task.data=0", "task.revision=1e3", "task.encoding=~", "task.max_length=0x10", "model.name=7"]
+    recipe = load_recipe(path, typed)
+    assert (recipe.name, recipe.task.data, recipe.task.revision, recipe.model) == ("2024", "0", "1e3", "7")
+    assert (recipe.task.encoding, recipe.task.max_length) == (None, 16)
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "training.epochs=1 # one",
+        "method.target_modules=query #2",
+        "task.train_size=#9",
+        "method={name: lora} # and no more",
+        "training={epochs: 1, # one\n batch_size: 2}",
+        'task.text="a" #2',
+        "task.text=[a, b] #2",
+    ],
+)
+def test_what_a_comment_would_lose_is_refused(typed: str, write_recipe: WriteRecipe) -> None:
+    path = write_recipe(task={"name": "classification", "data": "rows.csv"})
+    with pytest.raises(UserError) as caught:
+        load_recipe(path, [typed])
+    assert str(caught.value).startswith(f"'{typed}': what stands behind # would be left out")
+
+
+def test_a_hash_within_a_word_is_no_comment(write_recipe: WriteRecipe) -> None:
+    assert load_recipe(write_recipe(), ["method.target_modules=[a#b, 'c #d']"]).method.options["target_modules"] == [
+        "a#b",
+        "c #d",
+    ]
+
+
+COLUMN = "is not allowed: it must be the name of a column, or a list of names"
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ({"text": 0}, f'task.text: 0 {COLUMN}: put 0 in quotes, "0", where that is a name'),
+        ({"text": ["a", True]}, f"task.text: ['a', True] {COLUMN}: put true in quotes"),
+        ({"data": 7}, "task.data: 7 is not allowed: it must be a valid string (in quotes it is one)"),
+    ],
+)
+def test_names_in_a_file_that_are_none_without_quotes(
+    task: dict[str, Any], message: str, write_recipe: WriteRecipe, refused: Refused
+) -> None:
+    refused(write_recipe(task={"name": "classification", "data": "rows.csv", **task}), message)
+
+
+@pytest.mark.parametrize("typed", ['task.text="A" and B', "task.text=[a", "task.text=[Comment #2, b]"])
+def test_brackets_and_quotation_marks_that_begin_a_text(typed: str, write_recipe: WriteRecipe) -> None:
+    path = write_recipe(task={"name": "classification", "data": "rows.csv"})
+    with pytest.raises(UserError, match="a text that begins with a bracket or a quotation mark stands in quotes"):
+        load_recipe(path, [typed])
+
+
+def test_a_long_value_is_not_printed_whole() -> None:
+    with pytest.raises(UserError) as caught:
+        set_field({"name": "x" * 99}, "name.a", 1)
+    assert str(caught.value) == f"'name.a': name is '{'x' * 39}, which has no fields"
+
+
+def test_yaml_is_read_by_its_version_1_2(write_recipe: WriteRecipe) -> None:
+    recipe = load_recipe(write_recipe(), ["training.epochs=017", "name=2024-02-30"])
+    assert (recipe.training.epochs, recipe.name) == (17, "2024-02-30")
+
+
+def test_what_is_left_empty_or_alone(write_recipe: WriteRecipe) -> None:
+    recipe = load_recipe(write_recipe(), ["training=null", "calibration=null", "training.report_to=tensorboard"])
+    assert recipe.training.report_to == ("tensorboard",)
+    assert recipe.training.epochs == 3
+    assert recipe.calibration.examples == 256
+
+
+def test_two_mistakes_are_two_lines(write_recipe: WriteRecipe) -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe(write_recipe(), ["seed=-1", "training.epochs=0"])
+    assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: a\nmodel: [b\n", ", line 3: "),
+        ("name: a\nseed: 1\nseed: 2\n", ", line 3: 'seed' is given twice"),
+        ("- a\n", ": a recipe is a mapping of fields"),
+        ("", ": a recipe is a mapping of fields"),
+        ("name: a\n", ": model: this field must be given"),
+        ("name: !!python/object:os.system {}\n", ", line 1: could not determine a constructor"),
+    ],
+)
+def test_bad_files(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_recipe(path)
+    assert str(caught.value).startswith(f"{path}{message}")
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="/dev/zero is Linux's")
+def test_a_device_without_an_end() -> None:
+    with pytest.raises(UserError, match="/dev/zero: more than 10,000,000 bytes are no recipe"):
+        load_recipe("/dev/zero")
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No such file"):
+        load_recipe(tmp_path / "none.yaml")
+    with pytest.raises(UserError, match="Is a directory"):
+        load_recipe(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes("name: a\nmodel: café\n".encode("latin-1"))
+    with pytest.raises(UserError, match="line 2: not UTF-8"):
+        load_recipe(tmp_path / "latin.yaml")
+
+
+@pytest.mark.parametrize(("text", "value"), [("5e-3", 5e-3), ("1E5", 1e5), ("1.5", 1.5), ("3", 3), ("1e", "1e")])
+def test_numbers(text: str, value: Any) -> None:
+    parsed = yaml_text.parse(text, "here")
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+def test_the_task_fills_in_what_is_not_given(write_recipe: WriteRecipe) -> None:
+    sst2 = load_recipe(write_recipe(task="sst2"), ["task.train_size=100"]).resolved()["task"]
+    assert (sst2["train_size"], sst2["validation_size"], sst2["test_size"]) == (100, None, None)
+    assert (sst2["max_length"], sst2["test_sets"]) == (128, ["validation"])
+    film = load_recipe(write_recipe(task={"name": "movie-rating", "test_size": 7})).task
+    assert (film.train_size, film.validation_size, film.test_size, film.test_sets) == (None, 1000, 7, ("test",))
+    assert load_recipe(write_recipe(task="mnli")).test_sets == ("matched", "mismatched")
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ({"name": "mnli", "test_sets": ["match"]}, "task.test_sets: mnli has no test set 'match' (it has matched, mis"),
+        ({"name": "cola", "test_size": 9}, "task.test_size: the scores of cola are those of its validation split"),
+    ],
+)
+def test_what_does_not_fit_the_task(
+    write_recipe: WriteRecipe, refused: Refused, task: dict[str, Any], message: str
+) -> None:
+    refused(write_recipe(task=task), message)
+
+
+def test_flash_attention_goes_with_16_bits(write_recipe: WriteRecipe) -> None:
+    wanted = ["model.attention=flash_attention_2", "training.precision=bf16"]
+    recipe = load_recipe(write_recipe(), wanted)
+    assert recipe.base.is_flash
+    assert recipe.in_float32.base.attention is None
+    with pytest.raises(
+        UserError, match=r"model\.attention: 'flash_attention_2' computes in 16 bits alone: set training"
+    ):
+        load_recipe(write_recipe(), wanted[:1])
+
+
+def test_the_rate_of_a_reference_falls_too(write_recipe: Callable[..., Path], refused: Callable[..., None]) -> None:
+    refused(
+        write_recipe(reference={"method": "linear-probe", "learning_rate": 1e-7}),
+        "reference.learning_rate: 1e-07 is not allowed with scheduler 'polynomial', which ends at 1e-07",
+        "training.scheduler=polynomial",
+    )

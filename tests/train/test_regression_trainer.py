@@ -1,0 +1,265 @@
+"""Runs that learn numbers of any size: what is saved gives label units, wherever it is loaded."""
+
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import own_files
+import pytest
+import tiny
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from aurora_lora import fitted_head
+from aurora_lora.data import TASKS
+from aurora_lora.data.own.kinds import OWN
+from aurora_lora.errors import UserError
+from aurora_lora.train import TrainedRun, gap_and_export, load_run, train
+from aurora_lora.train.build import make_trainer
+from aurora_lora.train.evaluating import evaluate
+from aurora_lora.train.label_scale import LabelScale
+from aurora_lora.train.losses import mean_loss
+from aurora_lora.train.merging import merge
+from aurora_lora.train.predicting import predict
+from aurora_lora.train.reading import validate
+from aurora_lora.train.trainer import RecipeTrainer
+
+SCALES = [(0, 1), (1000, 1), (300_000, 50_000)]
+TEXTS = ["the film was good", "a very dull plot", "fine"]
+MakeRecipe = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    tiny.save_model(folder / "bert", dropout=0.1)
+    tiny.save_language_model(folder / "causal")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe(models: Path) -> MakeRecipe:
+    """A recipe whose labels are `shift` and `scale` times how good a text is."""
+
+    def make(shift: float, scale: float, model: str = "bert", **changes: Any) -> Any:
+        data = models / f"{shift}-{scale}.jsonl"
+        rows = [{"text": text, "label": shift + scale * score} for text, score in own_files._texts()]
+        own_files._jsonl(data, rows)
+        training = {"epochs": 3, "batch_size": 8, "learning_rate": 1e-2, "threads": 1, **changes.pop("training", {})}
+        values = tiny.recipe(
+            models / model,
+            task={"name": "regression", "data": str(data)},
+            method=changes.pop("method", {"name": "aurora", "target_modules": "all-linear"}),
+            training=training,
+            calibration={"examples": 16, "batch_size": 8},
+            **changes,
+        )
+        return validate(values, "recipe")
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def runs(recipe: MakeRecipe, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], TrainedRun]:
+    """The same run for labels in three units."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(folder / "cache"))
+        return {units: train(recipe(*units), folder / str(units[0])) for units in SCALES}
+
+
+def values(folder: Path) -> torch.Tensor:
+    return torch.tensor([answer["value"] for answer in predict(folder, TEXTS)], dtype=torch.float64)
+
+
+def test_units_do_not_matter(runs: dict[tuple[int, int], TrainedRun]) -> None:
+    """Predictions, and all scores on the way, are those of the plain labels, in their own units."""
+    plain = runs[0, 1]
+    for (shift, scale), run in runs.items():
+        expected = shift + scale * values(plain.folder)
+        torch.testing.assert_close(values(run.folder), expected, rtol=0, atol=1e-2 * scale)
+        mine, its = run.result, plain.result
+        pairs = [
+            (one["validation"], other["validation"]) for one, other in zip(mine["epochs"], its["epochs"], strict=True)
+        ]
+        forms = [(mine["metric"][key], its["metric"][key]) for key in ("by_form", "validation_by_form")]
+        pairs += [(one[form], other[form]) for one, other in forms for form in one]
+        for one, other in pairs:
+            assert one["pearson"] == pytest.approx(other["pearson"], abs=1e-3)
+            assert one["mse"] / scale**2 == pytest.approx(other["mse"], rel=1e-2)
+        assert mine["metric"]["selected_by"]["epoch"] == its["metric"]["selected_by"]["epoch"]
+
+
+def test_what_is_written_down(runs: dict[tuple[int, int], TrainedRun]) -> None:
+    for (shift, scale), run in runs.items():
+        labels = json.loads((run.folder / "data.json").read_text())["labels"]
+        assert labels == run.result["data"]["labels"]
+        plain = runs[0, 1].result["data"]["labels"]
+        assert labels["mean"] == pytest.approx(shift + scale * plain["mean"])
+        assert labels["deviation"] == pytest.approx(scale * plain["deviation"])
+        assert labels["trained"] == "standardised"
+
+
+def test_plain_loads_give_label_units(runs: dict[tuple[int, int], TrainedRun], models: Path, tmp_path: Path) -> None:
+    """The plain LoRA in PEFT, and the merged model in Transformers."""
+    run = runs[300_000, 50_000]
+    expected = values(run.folder)
+    assert (expected > 50_000).all()
+    batch = AutoTokenizer.from_pretrained(run.folder / "adapter")(TEXTS, padding=True, return_tensors="pt")
+    base = AutoModelForSequenceClassification.from_pretrained(models / "bert", num_labels=1)
+    merge(load_run(run.folder), tmp_path / "merged")
+    for plain in (
+        PeftModel.from_pretrained(base, run.folder / "lora"),
+        AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged"),
+    ):
+        with torch.no_grad():
+            found = plain.eval()(**batch).logits[:, 0].double()
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(values(tmp_path / "merged"), expected, rtol=1e-5, atol=0)
+
+
+def test_a_finished_run_is_not_scaled_again(runs: dict[tuple[int, int], TrainedRun]) -> None:
+    run = load_run(runs[300_000, 50_000].folder)
+    assert evaluate(run, forms=run.forms) == run.result["metric"]["by_form"]
+    assert (
+        evaluate(run, forms=["static"], split="validation")["static"]
+        == run.result["metric"]["validation_by_form"]["static"]
+    )
+    for measured in gap_and_export.gap(run).end_to_end:
+        expected = run.result["metric"]["by_form"][measured.form]["mse"]
+        assert measured.metric["mse"] == pytest.approx(expected, rel=1e-4)
+    assert train(run.recipe, run.folder).was_finished
+
+
+def test_interrupted_and_gone_on_with(
+    runs: dict[tuple[int, int], TrainedRun], recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    """The weights, to the last bit, also where the training was over."""
+    whole, wanted = runs[300_000, 50_000], recipe(300_000, 50_000)
+    for step in (7, 12):
+        with pytest.raises(KeyboardInterrupt):
+            train(wanted, tmp_path, make_callbacks=lambda step=step: [tiny.Stop(step)])
+    again = train(wanted, tmp_path)
+    for name in ("adapter", "lora"):
+        mine, its = (load_file(run.folder / name / "adapter_model.safetensors") for run in (again, whole))
+        assert mine.keys() == its.keys()
+        assert all(torch.equal(value, its[key]) for key, value in mine.items())
+    assert again.result["metric"] == whole.result["metric"]
+    assert again.result["epochs"] == whole.result["epochs"]
+
+
+def test_a_run_of_an_earlier_version_does_not_go_on(recipe: MakeRecipe, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe(1000, 1), tmp_path, make_callbacks=lambda: [tiny.Stop(6)])
+    record = json.loads((tmp_path / "data.json").read_text())
+    del record["labels"]
+    (tmp_path / "data.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="a version that trained labels in another scale: finish it with that version"):
+        train(recipe(1000, 1), tmp_path)
+
+
+@pytest.mark.parametrize("method", ["full", "linear-probe", "bitfit", "lora", "adalora", "adapter-h"])
+def test_every_kind_of_method(method: str, recipe: MakeRecipe, tmp_path: Path) -> None:
+    wanted = recipe(300_000, 50_000, method=method, training={"epochs": 2, "learning_rate": 1e-3})
+    run = train(wanted, tmp_path / "run")
+    found = values(run.folder)
+    assert ((found > 50_000) & (found < 550_000)).all()
+    trained = load_run(run.folder)
+    assert evaluate(trained, forms=trained.forms) == run.result["metric"]["by_form"]
+    if method != "adapter-h":
+        merge(trained, tmp_path / "merged")
+        torch.testing.assert_close(values(tmp_path / "merged"), found, rtol=1e-5, atol=0)
+
+
+def test_half_precision(recipe: MakeRecipe, tmp_path: Path) -> None:
+    """In bfloat16, whose numbers next to 2000 are 8 apart, the scores are those of float32."""
+    run = train(recipe(2000, 1, training={"precision": "bf16", "learning_rate": 2e-3}), tmp_path / "run")
+    head = load_file(run.folder / "adapter/adapter_model.safetensors")["base_model.model.classifier.weight"]
+    assert head.dtype == torch.float32
+    trained = load_run(run.folder)
+    scores = run.result["metric"]["by_form"]
+    assert evaluate(trained, forms=trained.forms) == scores
+    for form, exact in evaluate(trained.in_float32, forms=trained.forms).items():
+        assert scores[form]["mse"] == pytest.approx(exact["mse"], rel=0.1)
+    assert (values(run.folder) - 2000).abs().max() < 5
+
+
+def test_a_head_without_a_bias(recipe: MakeRecipe, tmp_path: Path) -> None:
+    """It cannot hold the mean: the labels are divided, by the root of their mean square."""
+    wanted = recipe(300_000, 50_000, model="causal", training={"epochs": 2})
+    _, data = make_trainer(wanted, tmp_path / "checkpoints")
+    labels = torch.tensor(data.fixed("train").targets(), dtype=torch.float64)
+    assert data.scale is not None
+    assert data.scale.mean == 0
+    assert data.scale.deviation == pytest.approx(labels.square().mean().sqrt().item())
+    run = train(wanted, tmp_path / "run")
+    assert run.result["data"]["labels"]["trained"] == "divided by their root mean square"
+    trained = load_run(run.folder)
+    assert evaluate(trained, forms=trained.forms) == run.result["metric"]["by_form"]
+    assert values(run.folder).abs().max() > 10_000
+
+
+def test_probing_sees_the_standardised_loss(recipe: MakeRecipe, tmp_path: Path) -> None:
+    """The ranks and the start are those of the plain labels, and so are the gradients."""
+    found = []
+    for shift, scale in SCALES:
+        wanted = recipe(shift, scale, method={"name": "aurora", "budget": 300, "start": "aligned"})
+        make_trainer(wanted, tmp_path / str(shift) / "checkpoints")
+        found.append(load_file(tmp_path / str(shift) / "probe.safetensors"))
+    for one in found[1:]:
+        assert one.keys() == found[0].keys()
+        for key, value in one.items():
+            if key.endswith("/singular_values"):
+                torch.testing.assert_close(value, found[0][key], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("shift", "scale"), SCALES)
+def test_a_head_is_fitted_to_the_standardised_loss(
+    recipe: MakeRecipe, tmp_path: Path, shift: float, scale: float
+) -> None:
+    method = {"name": "aurora", "start": "aligned", "target_modules": ["query"]}
+    trainer, data = make_trainer(recipe(shift, scale, method=method), tmp_path / "checkpoints")
+    batches = data.training_batches(1.0, 8)
+
+    def loss() -> float:
+        with torch.no_grad():
+            return statistics.fmean(trainer.loss_of(trainer.module.eval(), batch).item() for batch in batches)
+
+    before = loss()
+    with fitted_head(trainer.module, batches, loss=trainer.loss_of):
+        assert loss() < min(1.0, 0.5 * before)  # 1 is the variance of the labels
+
+
+def test_a_head_that_can_hold_nothing(recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("label_scale", "regression_trainer"):
+        monkeypatch.setattr(f"aurora_lora.train.{module}.output_layer", lambda model: None)
+    trainer, data = make_trainer(recipe(1000, 1), tmp_path / "checkpoints")
+    assert data.scale is None
+    assert data.record is not None
+    assert data.record["labels"]["trained"] == "as they are"
+    assert trainer.compute_loss_func is mean_loss
+
+
+def test_labels_that_are_all_the_same(recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aurora_lora.train.label_scale.mean_and_deviation", lambda labels: (7.0, 0.0))
+    for model, scale in (("bert", LabelScale(7.0, 1.0)), ("causal", LabelScale(0.0, 7.0))):
+        assert make_trainer(recipe(0, 1, model=model), tmp_path / model)[1].scale == scale
+
+
+def test_other_tasks_learn_their_labels_as_they_are(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    """Those that have results: movie ratings, and GLUE's similarity."""
+    assert [name for name, own in OWN.items() if own.more.get("standardise")] == ["regression"]
+    assert not any(task.standardise for task in TASKS.values())
+    values = tiny.recipe(tmp_path, task={"name": "tiny-rating", "train_size": 16, "validation_size": 8, "test_size": 8})
+    model = tiny.save_model(tmp_path / "bert")
+    trainer, data = make_trainer(validate({**values, "model": str(model)}, "recipe"), tmp_path / "checkpoints")
+    assert type(trainer) is RecipeTrainer
+    assert data.scale is None
+    assert trainer.compute_loss_func is mean_loss
+    assert trainer.preprocess_logits_for_metrics is None
+    assert not any(module._forward_hooks for module in trainer.module.modules())

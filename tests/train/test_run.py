@@ -1,0 +1,705 @@
+"""A whole run on a tiny model: what it writes, what it refuses, and what one can do with it afterwards."""
+
+import importlib
+import json
+import mmap
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
+
+from aurora_lora import calibrate, files
+from aurora_lora.errors import FormError, RunLockedError, UserError
+from aurora_lora.lab.report.results import load_results
+from aurora_lora.train import (
+    CalibrationCallback,
+    TrainedRun,
+    load_recipe,
+    load_run,
+    merging,
+    predicting,
+    train,
+    yaml_text,
+)
+from aurora_lora.train.batches import Share
+from aurora_lora.train.build import make_trainer
+from aurora_lora.train.distributed import state
+from aurora_lora.train.evaluating import evaluate
+from aurora_lora.train.memory import peak_memory, reset_peak_memory
+from aurora_lora.train.merging import merge
+from aurora_lora.train.predicting import load_predictor, predict
+from aurora_lora.train.results import chance_of, epochs_from_log
+from aurora_lora.train.storage import RUN_STATE, adapter_digests, checkpoints, write_manifest
+from aurora_lora.train.trainer import training_arguments
+
+WriteRecipe = Callable[..., Path]
+LORA = {"name": "lora", "r": 2, "target_modules": ["query", "value"]}
+
+
+@pytest.fixture
+def run(write_recipe: WriteRecipe, tmp_path: Path) -> TrainedRun:
+    return train(load_recipe(write_recipe(reference={"method": "linear-probe"})), tmp_path / "run")
+
+
+def test_result(run: TrainedRun) -> None:
+    result = json.loads((run.folder / "result.json").read_text())
+    assert result == run.result
+    names = "schema, recipe, method, model, task, seed, metric, params, time, memory, epochs, versions, git_commit"
+    more = ["model_commit", "device", "processes", "status", "adapter_sha256"]
+    assert list(result) == [*names.split(", "), *more]
+    assert result["schema"] == 1
+    assert result["method"] == "aurora"
+    assert result["recipe"]["training"]["warmup_ratio"] == 0.06
+    assert result["metric"]["name"] == "accuracy"
+    assert result["metric"]["split"] == "test"
+    assert list(result["metric"]["by_form"]) == ["dynamic", "static", "calibrated"]
+    assert set(result["metric"]["by_form"]["calibrated"]) == {"accuracy", "nll"}
+    assert [entry["epoch"] for entry in result["epochs"]] == [1, 2, 3]
+    assert result["status"] == "finished"
+    assert result["processes"] == 1
+
+
+def test_best_epoch_is_chosen_in_the_deployed_form(run: TrainedRun) -> None:
+    chosen = run.result["metric"]["selected_by"]
+    best = max(run.result["epochs"], key=lambda entry: entry["validation"]["accuracy"])
+    assert chosen["form"] == "calibrated"
+    assert (chosen["epoch"], chosen["value"]) == (best["epoch"], best["validation"]["accuracy"])
+    # the calibration before each evaluation is the one at the end of the run, on the same weights
+    assert run.result["metric"]["validation_by_form"]["calibrated"]["accuracy"] == chosen["value"]
+
+
+def test_calibrated_once_for_each_evaluation(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the ridge of the recipe."""
+    done: list[tuple[str, float]] = []
+
+    def counted(where: str) -> None:
+        def counting(*args: Any, **kwargs: Any) -> None:
+            done.append((where, kwargs["ridge"]))
+            calibrate(*args, **kwargs)
+
+        monkeypatch.setattr(importlib.import_module(f"aurora_lora.train.{where}"), "calibrate", counting)
+
+    counted("callback")
+    counted("calibrating")
+    recipe = load_recipe(write_recipe(), ["calibration.ridge=0.01"])
+    run = train(recipe, tmp_path / "run")
+    assert done == [("callback", 0.01)] * 3  # the best checkpoint has its matrices
+    trainer, data = make_trainer(recipe, tmp_path / "nothing", (), run.folder / "adapter")
+    stored = {name: value.clone() for name, value in trainer.module.named_buffers() if "aurora_A_cal." in name}
+    calibrate(trainer.module, data.calibration_batches(recipe.calibration), ridge=recipe.calibration.ridge)
+    again = dict(trainer.module.named_buffers())
+    assert len(stored) == 4
+    assert all(torch.equal(value, again[name]) for name, value in stored.items())
+    done.clear()
+    paper = write_recipe(method={"name": "aurora-paper", "target_modules": ["query", "value"]})
+    train(load_recipe(paper, ["calibration.ridge=0.01"]), tmp_path / "paper")
+    assert done == [("calibrating", 0.01)]
+
+
+def test_parameter_counts(run: TrainedRun) -> None:
+    # 2 layers x q and v: A and B (2 x 16 each), H (2 x 2), spline (2 x 8); head: 16 x 2 + 2
+    assert run.result["params"]["adapter"] == 4 * (2 * 32 + 4 + 16)
+    assert run.result["params"]["head"] == 34
+    assert run.reference is not None
+    assert run.reference["params"] == {**run.reference["params"], "adapter": 0, "head": 34}
+    assert run.reference["params"]["total"] == run.result["params"]["total"] - run.result["params"]["adapter"]
+
+
+def test_only_what_is_finished_remains(run: TrainedRun) -> None:
+    names = {path.name for path in run.folder.iterdir()}
+    assert names - {".lock"} == {"recipe.yaml", "adapter", "lora", "result.json", "reference"}
+
+
+def test_finished_run_is_not_run_again(run: TrainedRun, write_recipe: WriteRecipe) -> None:
+    written = (run.folder / "result.json").stat().st_mtime_ns
+    again = train(load_recipe(write_recipe(reference={"method": "linear-probe"})), run.folder)
+    assert again.was_finished
+    assert not run.was_finished
+    assert again.result == run.result
+    assert (run.folder / "result.json").stat().st_mtime_ns == written
+
+
+def test_same_recipe_same_weights(run: TrainedRun, tmp_path: Path) -> None:
+    again = train(load_recipe(run.folder / "recipe.yaml"), tmp_path / "again")
+    for name in ("adapter/adapter_model.safetensors", "reference/adapter/trained.safetensors"):
+        assert (again.folder / name).read_bytes() == (run.folder / name).read_bytes()
+    other = train(load_recipe(run.folder / "recipe.yaml", ["seed=1"]), tmp_path / "other")
+    assert other.result["epochs"] != run.result["epochs"]
+
+
+def test_another_recipes_folder(run: TrainedRun, write_recipe: WriteRecipe) -> None:
+    other = load_recipe(write_recipe(reference={"method": "linear-probe"}), ["method.r=3", "seed=1"])
+    with pytest.raises(UserError) as caught:
+        train(other, run.folder)
+    assert "they differ in method.r (there 2, here 3), seed (there 0, here 1):" in str(caught.value)
+
+
+def test_what_others_write_into_the_folder_of_a_finished_run_is_left(run: TrainedRun, tmp_path: Path) -> None:
+    """The answers of an `aurora predict` that was interrupted, or still writes there."""
+    folder = shutil.copytree(run.folder, tmp_path / "copy")
+    (folder / f".answers.jsonl{files.PARTIAL}").write_text("half")
+    assert train(load_recipe(folder / "recipe.yaml"), folder).was_finished
+    assert (folder / f".answers.jsonl{files.PARTIAL}").read_text() == "half"
+
+
+def test_a_run_that_made_nothing_leaves_its_folder_to_the_next(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(UserError, match="cannot be loaded"):
+        train(load_recipe(write_recipe(model=str(tmp_path))), folder)  # no model is there
+    assert (folder / "recipe.yaml").exists()
+    run = train(load_recipe(write_recipe()), folder)
+    assert yaml_text.read(folder / "recipe.yaml")["model"] == run.result["recipe"]["model"]
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        (["method.budget=1"], "one direction takes 32 weights at least"),
+        (["training.learning_rate=1e25"], "lower training.learning_rate"),
+    ],
+)
+def test_a_mistake_that_is_found_late_leaves_the_folder_too(
+    write_recipe: WriteRecipe, tmp_path: Path, mistake: list[str], message: str
+) -> None:
+    """After Trainer has made its empty folder for checkpoints."""
+    path, folder = write_recipe(), tmp_path / "run"
+    with pytest.raises(UserError, match=message):
+        train(load_recipe(path, mistake), folder)
+    assert (folder / "checkpoints").exists()
+    run = train(load_recipe(path), folder)
+    assert yaml_text.read(folder / "recipe.yaml") == run.result["recipe"]
+
+
+def test_the_recipe_says_the_precision_whatever_accelerate_is_set_to(
+    run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`accelerate launch` gives every process what `accelerate config` was answered."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    AcceleratorState._reset_state()
+    again = train(load_recipe(run.folder / "recipe.yaml"), tmp_path / "again")
+    name = "adapter/adapter_model.safetensors"
+    assert (again.folder / name).read_bytes() == (run.folder / name).read_bytes()
+    assert again.result["metric"] == run.result["metric"]
+
+
+@pytest.mark.parametrize("name", ["adapter", "data.json", "splits.json"])
+def test_folder_with_something_else(name: str, write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    (tmp_path / "run" / name).mkdir(parents=True)
+    with pytest.raises(UserError, match=rf"holds {name} but no recipe\.yaml"):
+        train(load_recipe(write_recipe()), tmp_path / "run")
+
+
+@pytest.mark.parametrize("change", ["# my notes\n{}", "{}\n", "name: mine\n", "no recipe: [\n"])
+def test_a_recipe_of_the_users_own_is_not_replaced(change: str, write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe())
+    folder = tmp_path / "run"
+    folder.mkdir()
+    mine = change.format(yaml_text.dump(recipe.resolved()))
+    (folder / "recipe.yaml").write_text(mine)
+    with pytest.raises(UserError, match=r"run/recipe\.yaml was not written by a run, which would replace it: choose"):
+        train(recipe, folder)
+    assert (folder / "recipe.yaml").read_text() == mine
+
+
+def test_a_run_goes_on_with_its_own_recipe(run: TrainedRun, write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    assert train(load_recipe(run.folder / "recipe.yaml"), run.folder).was_finished
+    folder = tmp_path / "other"
+    with pytest.raises(UserError, match="cannot be loaded"):
+        train(load_recipe(write_recipe(model=str(tmp_path))), folder)  # no model is there
+    with pytest.raises(UserError, match="cannot be loaded"):
+        train(load_recipe(folder / "recipe.yaml"), folder)
+
+
+@pytest.mark.parametrize("folder", ["/proc/run", "/sys/kernel/run"])
+def test_folder_that_cannot_be_written(write_recipe: WriteRecipe, folder: str) -> None:
+    if not Path(folder).parent.is_dir():
+        pytest.skip(f"{Path(folder).parent} is a file system of Linux")
+    with pytest.raises(UserError, match=f"cannot write {folder}"):
+        train(load_recipe(write_recipe()), folder)
+
+
+def test_one_process_at_a_time(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    from aurora_lora.train import storage
+
+    (tmp_path / "run").mkdir()
+    with storage.lock(tmp_path / "run"), pytest.raises(RunLockedError, match=f"{tmp_path}/run: another aurora train"):
+        train(load_recipe(write_recipe()), tmp_path / "run")
+
+
+def test_a_lock_where_nothing_can_be_written_is_not_held() -> None:
+    from aurora_lora.train import storage
+
+    if not Path("/proc/self").is_dir():
+        pytest.skip("/proc is a file system of Linux")
+    with (
+        pytest.raises(UserError, match=r"^cannot write /proc: "),
+        storage.hold(Path("/proc/.x.lock"), "another writes"),
+    ):
+        pass
+
+
+def test_a_killed_process_lets_go_of_the_folder(tmp_path: Path) -> None:
+    from aurora_lora.train import storage
+
+    hold = "import sys, filelock as f; held = f.FileLock(sys.argv[1]); held.acquire(); print(flush=True); input()"
+    command = [sys.executable, "-c", hold, str(tmp_path / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        assert storage.is_locked(tmp_path)
+        holder.kill()
+        holder.wait()
+        assert not storage.is_locked(tmp_path)
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_without_locks_on_a_file_system_that_has_none(tmp_path: Path) -> None:
+    from aurora_lora.train import storage
+
+    with storage.lock(tmp_path), storage.lock(tmp_path):
+        assert not storage.is_locked(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model=/no/such/folder", "model: '/no/such/folder' is no folder"),
+        ("method.target_modules=[qury]", "method: "),
+        ("training.precision=fp16", "training.precision: 'fp16' needs a GPU"),
+        ("training.learning_rate=1e30", "training diverged"),
+        ("training.learning_rate=1e18", "training diverged"),
+    ],
+)
+def test_what_cannot_be_trained(write_recipe: WriteRecipe, tmp_path: Path, override: str, message: str) -> None:
+    if "fp16" in override and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UserError) as caught:
+        train(load_recipe(write_recipe(), [override, "training.max_grad_norm=0"]), tmp_path / "run")
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_several_gpus_without_a_launcher_keep_the_batch(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def four_gpus(self: TrainingArguments) -> torch.device:
+        if not hasattr(self, "_n_gpu"):
+            self._n_gpu = 4
+        return torch.device("cpu")
+
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", property(four_gpus))
+    args = training_arguments(load_recipe(write_recipe()), Share(8, 1), tmp_path, 64, "accuracy")
+    assert (args.n_gpu, args.train_batch_size) == (1, args.per_device_train_batch_size)
+
+
+def test_trackio_gets_the_project_that_the_environment_names(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transformers gives Trackio the project of these arguments, whatever the environment says."""
+    monkeypatch.setenv("TRACKIO_PROJECT", "mine")
+    assert training_arguments(load_recipe(write_recipe()), Share(8, 1), tmp_path, 64, "accuracy").project == "mine"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is that of the process")
+def test_peak_memory_is_that_of_the_run() -> None:
+    with mmap.mmap(-1, 160 * 2**20) as fresh:  # not from memory that the process has freed and kept
+        fresh.write(bytes([1]) * len(fresh))
+    before = peak_memory()
+    reset_peak_memory()
+    assert peak_memory() < before - 100
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is that of the process")
+def test_peak_memory_is_not_that_of_the_process_that_started_this_one() -> None:
+    code = "from aurora_lora.train.memory import process_peak_memory; print(process_peak_memory())"
+    with mmap.mmap(-1, 1536 * 2**20) as large:
+        large.write(bytes([1]) * len(large))
+        started = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(started.stdout) < 1536
+
+
+def test_the_peak_before_an_interruption_counts(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(), ["training.eval_every=1"])
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path / "run", make_callbacks=lambda: [tiny.Stop(2)])
+    (checkpoint,) = checkpoints(tmp_path / "run" / "checkpoints").values()
+    saved = json.loads((checkpoint / RUN_STATE).read_text())
+    (checkpoint / RUN_STATE).write_text(json.dumps({**saved, "peak_mb": 1e9}))
+    write_manifest(checkpoint)
+    trainer, _ = make_trainer(recipe, tmp_path / "run" / "checkpoints")
+    assert trainer.resume() == checkpoint
+    assert trainer.measure_memory() == 1e9
+
+
+def test_the_training_loss_of_an_epoch_is_its_own() -> None:
+    log: list[dict[str, Any]] = [{"loss": 4.0}, {"loss": 2.0}, {"eval_nll": 1.0, "epoch": 1, "step": 2}]
+    log += [{"loss": 1.0}, {"eval_nll": 0.5, "epoch": 2, "step": 3}]
+    assert [entry["train_loss"] for entry in epochs_from_log(log, ("nll",))] == [3.0, 1.0]
+
+
+def test_a_loss_counts_for_the_steps_that_it_is_of() -> None:
+    """It is logged each few steps, and once more before an evaluation."""
+    steps = ((3, 4.0), (6, 2.0), (8, 1.0), (9, 5.0), (12, 1.0))
+    log: list[dict[str, Any]] = [{"loss": loss, "step": step, "epoch": step / 8} for step, loss in steps]
+    log.insert(3, {"eval_nll": 0.5, "step": 8, "epoch": 1.0})
+    log.append({"eval_nll": 0.4, "step": 12, "epoch": 1.5})
+    losses = [entry["train_loss"] for entry in epochs_from_log(log, ("nll",))]
+    assert losses == [(3 * 4 + 3 * 2 + 2 * 1) / 8, (5 + 3 * 1) / 4]
+
+
+def test_the_chance_of_several_test_sets_is_their_mean() -> None:
+    """Of the metrics that were scored; each set counts the same."""
+    levels = {"one": {"accuracy": 0.5, "nll": 0.75}, "other": {"accuracy": 0.25, "nll": 1.5}}
+    metric = {"by_form": {"static": {"accuracy": 0.9}}, "chance": levels}
+    assert chance_of({"task": "own", "metric": metric}) == {"accuracy": 0.375}
+
+
+@pytest.mark.parametrize("method", [LORA, "full", "linear-probe", {"name": "aurora", "train_form": "static"}])
+def test_other_methods(write_recipe: WriteRecipe, tmp_path: Path, method: object) -> None:
+    run = train(load_recipe(write_recipe(method=method)), tmp_path / "run")
+    (form,) = run.result["metric"]["by_form"]
+    assert form == ("static" if isinstance(method, dict) and method["name"] == "aurora" else "merged")
+    again = evaluate(load_run(run.folder), forms=[form])
+    assert again == run.result["metric"]["by_form"]
+    merged = merge(load_run(run.folder), tmp_path / "merged")
+    answers = [predict(folder, ["good film", "bad film"]) for folder in (run.folder, merged.folder)]
+    for one, other in zip(*answers, strict=True):
+        assert one["label"] == other["label"]
+        assert one["probability"] == pytest.approx(other["probability"], abs=1e-5)
+
+
+def test_answers_are_computed_where_training_computes(
+    run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device that Accelerate names, as for the trainer."""
+    merged = merge(load_run(run.folder), tmp_path / "merged").folder
+    moved: list[torch.nn.Module] = []
+    gpu, own_to = SimpleNamespace(type="gpu"), torch.nn.Module.to
+
+    def to(module: Any, *args: Any, **kwargs: Any) -> Any:
+        if args != (gpu,):
+            return own_to(module, *args, **kwargs)
+        moved.append(module)
+        return module
+
+    monkeypatch.setattr(torch.nn.Module, "to", to)
+    monkeypatch.setattr("aurora_lora.train.precision.state", lambda: SimpleNamespace(device=gpu))
+    models = [load_predictor(folder).model for folder in (run.folder, merged)]
+    assert list(map(id, moved)) == list(map(id, models))
+    assert not any(model.training for model in models)
+    expected = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    assert expected is not None
+    assert state().device.type == expected.type
+
+
+def test_regression(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    task = {"name": "tiny-rating", "train_size": 64, "validation_size": 32, "test_size": 32}
+    run = train(load_recipe(write_recipe(task=task)), tmp_path / "run")
+    assert set(run.result["metric"]["by_form"]["calibrated"]) == {"pearson", "mse"}
+    assert set(predict(run.folder, ["good film"])[0]) == {"text", "value"}
+
+
+def test_bfloat16(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    run = train(load_recipe(write_recipe(), ["training.precision=bf16"]), tmp_path / "run")
+    assert load_file(run.folder / "adapter/adapter_model.safetensors")
+    assert evaluate(load_run(run.folder), forms=["calibrated"])["calibrated"] == pytest.approx(
+        run.result["metric"]["by_form"]["calibrated"], abs=2e-2
+    )
+
+
+# ---------------------------------------------------------------- afterwards
+
+
+def test_evaluate_again(run: TrainedRun) -> None:
+    again = load_run(run.folder)
+    assert evaluate(again, forms=again.forms) == run.result["metric"]["by_form"]
+    assert evaluate(again, forms=["static"], split="validation") == {
+        "static": run.result["metric"]["validation_by_form"]["static"]
+    }
+    with pytest.raises(FormError, match="allowed: 'dynamic', 'static', 'calibrated'"):
+        evaluate(again, forms=["merged"])
+    with pytest.raises(UserError, match="not one of train, validation, test"):
+        evaluate(again, forms=["static"], split="dev")
+    assert {path.name for path in run.folder.iterdir()} >= {"recipe.yaml", "adapter", "result.json"}
+
+
+def test_a_setting_of_a_later_version_is_told(run: TrainedRun) -> None:
+    path = run.folder / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps({**files.read_json(path), "sigma_gate": "x"}))
+    (run.folder / "result.json").write_text(json.dumps({**run.result, "adapter_sha256": adapter_digests(run.folder)}))
+    with pytest.warns(UserWarning, match=r"does not know and leaves out: sigma_gate \('x'\)"):
+        predict(run.folder, ["the film was good"])
+
+
+@pytest.mark.parametrize("form", ["calibrated", "static"])
+def test_merged_model_is_plain_and_equal(run: TrainedRun, tmp_path: Path, form: str) -> None:
+    merged = merge(load_run(run.folder), tmp_path / "merged", form=form)
+    plain = AutoModelForSequenceClassification.from_pretrained(merged.folder).eval()
+    assert plain.config.id2label == {0: "negative", 1: "positive"}
+    assert not any("aurora" in name for name, _ in plain.named_parameters())
+    recipe = load_recipe(run.folder / "recipe.yaml")
+    trainer, data = make_trainer(recipe, tmp_path / "none", (), run.folder / "adapter")
+    batch = data.collate(data.splits["test"].examples)
+    labels = batch.pop("labels")
+    with recipe.method.using(trainer.module, form), torch.no_grad():
+        expected = trainer.module.eval()(**batch).logits
+    with torch.no_grad():
+        torch.testing.assert_close(plain(**batch).logits, expected, rtol=0, atol=1e-5)
+    assert len(labels) == 32
+
+
+def test_merge_refuses_what_it_cannot_do(run: TrainedRun, tmp_path: Path) -> None:
+    trained = load_run(run.folder)
+    with pytest.raises(FormError, match="dynamic"):
+        merge(trained, tmp_path / "merged", form="dynamic")
+    assert not (tmp_path / "merged").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="something that `aurora merge` did not write"):
+            merge(trained, tmp_path / "mine", overwrite=overwrite)
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+    with pytest.raises(UserError, match="cannot write /proc/merged"):
+        merge(trained, "/proc/merged")
+
+
+def test_merging_twice(run: TrainedRun, tmp_path: Path) -> None:
+    trained, output = load_run(run.folder), tmp_path / "merged"
+    assert not merge(trained, output, form="calibrated").was_there
+    assert merge(trained, output).was_there
+    with pytest.raises(UserError, match="another merged model: `overwrite` replaces it"):
+        merge(trained, output, form="static")
+    assert not merge(trained, output, form="static", overwrite=True).was_there
+    (output / "model.safetensors").write_bytes(b"")  # damaged: no longer that merge
+    with pytest.raises(UserError, match="`overwrite`"):
+        merge(trained, output, form="static")
+
+
+def test_merging_into_the_current_folder(run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained, here = load_run(run.folder), tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert not merge(trained, ".", form="calibrated").was_there
+    assert merge(trained, here, form="calibrated").was_there
+    assert AutoModelForSequenceClassification.from_pretrained(".").config.num_labels == 2
+    first = {path.name: path.read_bytes() for path in Path().iterdir()}
+    assert "model.safetensors" in first
+    interrupted = Path(files.PARTIAL)  # a merge that was killed
+    interrupted.mkdir()
+    (interrupted / "model.safetensors").write_bytes(b"half")
+    assert not merge(trained, ".", form="static", overwrite=True).was_there
+    assert first.keys() == {path.name for path in Path().iterdir()}
+    assert first["model.safetensors"] != Path("model.safetensors").read_bytes()
+
+
+def test_the_same_merge_clears_away_what_a_killed_one_left(run: TrainedRun, tmp_path: Path) -> None:
+    """Killed before, between or after the two renames by which a new model takes the place of an earlier one."""
+    trained, output = load_run(run.folder), tmp_path / "models" / "merged"
+    partial, trash = (output.with_name(f".merged{ending}") for ending in (files.PARTIAL, files.TRASH))
+    merge(trained, output, form="calibrated")
+    for at in ("before", "between", "after"):
+        shutil.copytree(output, partial if at == "before" else trash)
+        if at == "between":
+            output.rename(partial)
+        assert merge(trained, output, form="calibrated", overwrite=True).was_there, at
+        assert [path.name for path in output.parent.iterdir()] == ["merged"], at
+
+
+def test_a_form_that_there_is_not_is_found_before_the_model_is_loaded(
+    run: TrainedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predicting, "load_trained_model", None)
+    with pytest.raises(FormError, match="form='merged' is not one of the aurora run"):
+        load_predictor(run.folder, form="merged")
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_work(
+    run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class WorkError(Exception):
+        pass
+
+    def work(*_: Any) -> Any:
+        raise WorkError
+
+    monkeypatch.setattr(merging, "load_trained_model", work)
+    with pytest.raises(UserError, match="cannot write /proc/merged"):
+        merge(load_run(run.folder), "/proc/merged")
+    with pytest.raises(WorkError):
+        merge(load_run(run.folder), tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_merging_anew_keeps_what_was_added(run: TrainedRun, tmp_path: Path) -> None:
+    trained, output = load_run(run.folder), tmp_path / "merged"
+    merge(trained, output, form="calibrated")
+    for name in ("notes.txt", "evaluation/scores.csv", ".git/HEAD"):
+        added = output / name
+        added.parent.mkdir(exist_ok=True)
+        added.write_text("mine")
+        with pytest.raises(UserError, match=f"holds {name}, which `aurora merge` did not write: move it away"):
+            merge(trained, output, form="static", overwrite=True)
+        assert added.read_text() == "mine"
+        added.unlink()
+        if added.parent != output:
+            added.parent.rmdir()
+    assert not merge(trained, output, form="static", overwrite=True).was_there
+
+
+def test_what_is_added_while_a_model_is_merged_stays(
+    run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, output = load_run(run.folder), tmp_path / "merged"
+    merge(trained, output, form="calibrated")
+    load = merging.load_trained_model
+
+    def meanwhile(*args: Any) -> Any:
+        (output / "notes.txt").write_text("mine")
+        return load(*args)
+
+    monkeypatch.setattr(merging, "load_trained_model", meanwhile)
+    with pytest.raises(UserError, match=r"holds notes\.txt"):
+        merge(trained, output, form="static", overwrite=True)
+    assert (output / "notes.txt").read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir() if "merged" in path.name} == {"merged"}
+
+
+def test_a_users_own_files_stay_in_the_folder_of_a_run(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    mine = [
+        folder / name for name in (".thesis.partial", ".old.trash", "checkpoints/best/weights", "updates/.a.partial")
+    ]
+    for path in mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    recipe = load_recipe(write_recipe(), ["training.epochs=1"])
+    (folder / "recipe.yaml").write_text(yaml_text.dump(recipe.resolved()))
+    for path in mine:
+        path.write_text("years of work")
+    train(recipe, folder)
+    for path in mine:
+        assert path.read_text() == "years of work"
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["best"]
+    assert train(recipe, folder).was_finished
+    assert mine[2].exists()
+
+
+def test_a_finished_run_is_what_was_written(run: TrainedRun) -> None:
+    labels = [answer["label"] for answer in predict(run.folder, ["good", "bad"])]
+    recipe = run.folder / "recipe.yaml"
+    text = recipe.read_text()
+    recipe.write_text(text.replace("test_size: 32", "test_size: 31"))
+    with pytest.raises(UserError, match=r"is not the recipe of .*result.json: they differ in task.test_size"):
+        load_run(run.folder)
+    moved = run.folder.parent / "moved"
+    Path(run.result["model"]).rename(moved)
+    try:
+        recipe.write_text(text.replace(run.result["model"], str(moved)))
+        assert [answer["label"] for answer in predict(run.folder, ["good", "bad"])] == labels
+    finally:
+        moved.rename(run.result["model"])
+    tokenizer = run.folder / "adapter" / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace('"good"', '"doog"'))
+    with pytest.raises(UserError, match=r"tokenizer.json is damaged"):
+        load_run(run.folder)
+
+
+def test_a_model_folder_that_lacks_weights(run: TrainedRun, tmp_path: Path) -> None:
+    merged = merge(load_run(run.folder), tmp_path / "merged").folder
+    weights = load_file(merged / "model.safetensors")
+    del weights["classifier.weight"]
+    save_file(weights, merged / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"its files lack classifier.weight, which would be random"):
+        predict(merged, ["good"])
+
+
+def test_unfinished_and_damaged_runs(run: TrainedRun, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"not the folder of a run: it has no recipe\.yaml"):
+        load_run(tmp_path / "none")
+    with pytest.raises(UserError, match=r"neither the folder of a run .* nor a model"):
+        predict(tmp_path / "none", ["good"])
+    weights = run.folder / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:200])
+    with pytest.raises(UserError, match=r"adapter_model.safetensors is damaged: it is not what the run wrote"):
+        predict(run.folder, ["good"])
+    earlier = {name: value for name, value in run.result.items() if name != "adapter_sha256"}
+    (run.folder / "result.json").write_text(json.dumps(earlier))
+    with pytest.raises(UserError, match="cannot be loaded"):
+        predict(run.folder, ["good"])
+    (run.folder / "result.json").write_text(json.dumps({**earlier, "params": float("nan")}))
+    with pytest.raises(UserError, match="not a result of aurora train"):
+        load_run(run.folder)
+    for name, value in (("seed", True), ("metric", {}), ("epochs", None), ("recipe", 3)):
+        (run.folder / "result.json").write_text(json.dumps({**earlier, name: value}))
+        with pytest.raises(UserError, match=rf"result.json is damaged: {name}.* is missing, or of another kind"):
+            load_run(run.folder)
+        with pytest.raises(UserError, match=r"result.json is damaged"):
+            load_results([run.folder])
+    (run.folder / "result.json").write_text(json.dumps({**earlier, "samples": [{"asked": "?"}]}))
+    with pytest.raises(UserError, match=r"samples are not texts called prompt, expected, before, after"):
+        load_run(run.folder)
+    for text in ("{", "[" * 200_000):
+        (run.folder / "result.json").write_text(text)
+        with pytest.raises(UserError, match="not a result of aurora train"):
+            load_run(run.folder)
+    (run.folder / "result.json").unlink()
+    with pytest.raises(UserError, match="not finished"):
+        load_run(run.folder)
+
+
+def test_an_adapter_of_another_method_is_refused(run: TrainedRun) -> None:
+    config = run.folder / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"peft_type": "LORA"}))
+    earlier = {name: value for name, value in run.result.items() if name != "adapter_sha256"}
+    (run.folder / "result.json").write_text(json.dumps(earlier))
+    with pytest.raises(UserError, match=r"holds an adapter of LORA, not of AURORA\.$"):
+        predict(run.folder, ["good"])
+
+
+def test_callback_in_transformers_own_trainer(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """Evaluations score the calibrated form; without the callback they would score the dynamic one."""
+    trainer, data = make_trainer(load_recipe(write_recipe()), tmp_path / "none")
+    batches = data.calibration_batches(trainer.recipe.calibration)
+    args = TrainingArguments(
+        output_dir=str(tmp_path / "out"),
+        eval_strategy="steps",
+        eval_steps=4,
+        max_steps=8,
+        report_to="none",
+        use_cpu=True,
+    )
+    plain = Trainer(
+        trainer.module,
+        args,
+        train_dataset=data.splits["train"],
+        eval_dataset=data.splits["validation"],
+        data_collator=data.collate,
+        callbacks=[CalibrationCallback(batches)],
+    )
+    with tiny.no_warning(".*scores the dynamic form"):
+        plain.train()
+    assert trainer.module.peft_config["default"].calibrated
+    trainer.module.merge_and_unload()  # raises if the calibration were missing or stale
+
+
+def test_the_base_of_a_run_is_not_replaced_by_its_merge(
+    run: TrainedRun, write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    base = merge(load_run(run.folder), tmp_path / "base").folder
+    second = load_run(train(load_recipe(write_recipe(model=base)), tmp_path / "second").folder)
+    before = (base / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match="was trained on and needs"):
+        merge(second, base, overwrite=True)
+    assert (base / "model.safetensors").read_bytes() == before

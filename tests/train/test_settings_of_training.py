@@ -1,0 +1,435 @@
+"""What a training command has: schedules, early stopping, loggers, a quantised base, its dtype and its attention."""
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback, TrainerControl
+
+from aurora_lora.errors import UserError
+from aurora_lora.train import TrainedRun, build, load_recipe, load_run, step_callbacks, train
+from aurora_lora.train.build import load_trained_model, make_trainer
+from aurora_lora.train.evaluating import evaluate
+from aurora_lora.train.kinds import KINDS
+from aurora_lora.train.loggers import own_runs
+from aurora_lora.train.merging import merge
+from aurora_lora.train.predicting import predict
+from aurora_lora.train.step_callbacks import Clock, EarlyStop
+
+WriteRecipe = Callable[..., Path]
+
+
+class Rates(TrainerCallback):
+    """The learning rate of the adapter in each step, and the model that was trained."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+        self.model: Any = None
+        self.decays: dict[str, float] = {}
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.rates.append(kwargs["lr_scheduler"].get_last_lr()[0])
+        self.model = kwargs["model"]
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        for group in kwargs["optimizer"].param_groups:
+            self.decays |= {names[parameter]: group["weight_decay"] for parameter in group["params"]}
+
+
+def run_with(recipe: Path, folder: Path, *changes: str) -> tuple[TrainedRun, Rates]:
+    rates = Rates()
+    return train(load_recipe(recipe, changes), folder, make_callbacks=lambda: [rates]), rates
+
+
+def test_weight_decay_is_for_weights(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """As in Transformers' Trainer: matrices decay; biases and norms do not."""
+    _, rates = run_with(
+        write_recipe(), tmp_path / "run", "method={name: full}", "training.weight_decay=0.25", "training.epochs=1"
+    )
+    assert {decay for name, decay in rates.decays.items() if name.endswith("bias") or "Norm" in name} == {0.0}
+    weights = {d for n, d in rates.decays.items() if n.endswith("weight") and "Norm" not in n}
+    assert weights == {0.25}
+    assert any(name.startswith("classifier") or ".classifier" in name for name in rates.decays)
+
+
+def test_the_schedule(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    schedule = ["training.scheduler=cosine", "training.warmup_ratio=0.25"]
+    _, rates = run_with(write_recipe(), tmp_path / "run", *schedule)
+    warm, steps = 6, 24
+    by_hand = [step / warm for step in range(warm)]
+    by_hand += [0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm))) for step in range(warm, steps)]
+    assert rates.rates == pytest.approx([2e-2 * share for share in by_hand])
+
+
+def test_a_single_step_is_no_warmup(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    single = ["training.epochs=1", "training.batch_size=256"]
+    _, rates = run_with(write_recipe(), tmp_path / "run", *single)
+    assert rates.rates == pytest.approx([2e-2])
+
+
+def test_the_warmup_is_a_share_of_the_steps_that_are_taken(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    changes = ["training.gradient_accumulation_steps=2", "training.warmup_ratio=0.3"]
+    trainer, _ = make_trainer(load_recipe(write_recipe(), changes), tmp_path)
+    assert trainer.args.warmup_steps == 4  # 3.6, rounded up, of 64 / (2 * 8) * 3 = 12
+
+
+def test_gradients_are_clipped_as_the_recipe_says(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    trainer, _ = make_trainer(load_recipe(write_recipe(), ["training.max_grad_norm=0.25"]), tmp_path)
+    assert trainer.args.max_grad_norm == 0.25
+
+
+def test_the_clock_stands_still_during_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([0.0, 10.0, 100.0, 101.0])
+    monkeypatch.setattr(step_callbacks, "time", SimpleNamespace(perf_counter=lambda: next(now)))
+    clock, control = Clock(), TrainerControl(should_evaluate=True)
+    clock.on_epoch_begin(None, None, control)
+    clock.on_step_end(None, None, control)
+    clock.on_step_begin(None, None, control)
+    clock.on_epoch_end(None, None, control)
+    assert clock.seconds == 10 + 1
+
+
+PAPER_IN_HALF = ("method=aurora-paper", "method.target_modules=[query,value]", "training.precision=bf16")
+
+
+class Scores:
+    """Stands in for the scores of a run's evaluations."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
+        self.left = list(values)
+        kind = type(KINDS["classification"])
+        own = kind.compute_metrics
+
+        def next_score(*args: Any) -> dict[str, float]:
+            return {**own(*args), "accuracy": self.left.pop(0) if self.left else 0.0}
+
+        monkeypatch.setattr(kind, "compute_metrics", next_score)
+
+
+@pytest.mark.parametrize(("interrupted", "more"), [(False, ()), (True, ()), (True, PAPER_IN_HALF)])
+def test_early_stopping(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: bool, more: tuple[str, ...]
+) -> None:
+    """Also where the calibration is left to a model that nothing was trained of."""
+    Scores(monkeypatch, [0.5, 0.8, 0.7, 0.8])
+    changes = ["training.epochs=9", "training.patience=2", *more]
+    if interrupted:  # after the checkpoint of the last evaluation: there is nothing left to train
+        from aurora_lora.train import run
+
+        with monkeypatch.context() as patch:
+            patch.setattr(run, "check_finite", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                run_with(write_recipe(), tmp_path / "run", *changes)
+        done, rates = run_with(write_recipe(), tmp_path / "run", *changes)
+        assert not rates.rates
+    else:
+        done, rates = run_with(write_recipe(), tmp_path / "run", *changes)
+        assert len(rates.rates) == 4 * 8
+    assert [entry["epoch"] for entry in done.result["epochs"]] == [1, 2, 3, 4]
+    assert done.result["metric"]["selected_by"]["epoch"] == 2
+    took = done.result["time"]
+    assert took["samples_per_s"] * took["train_s"] == pytest.approx(4 * 64, rel=0.02)
+
+
+class Weights(TrainerCallback):
+    """What is trained, at the end of each epoch."""
+
+    def __init__(self) -> None:
+        self.by_epoch: list[dict[str, torch.Tensor]] = []
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        named = kwargs["model"].named_parameters()
+        self.by_epoch.append({name: value.detach().clone() for name, value in named if value.requires_grad})
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_select_by(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: bool
+) -> None:
+    """Where the accuracy never moves, as with a rare class: the likelihood does, and says which epoch is deployed."""
+    kind = type(KINDS["classification"])
+    own, left = kind.compute_metrics, [0.5, 0.4, 0.45, 0.3, 0.35, 0.3, 0.1]
+
+    def next_score(*args: Any) -> dict[str, float]:
+        return {**own(*args), "accuracy": 0.97, "nll": left.pop(0) if left else 9.0}
+
+    monkeypatch.setattr(kind, "compute_metrics", next_score)
+    seen, changes = Weights(), ["training.epochs=9", "training.patience=2", "training.select_by=nll"]
+    recipe = load_recipe(write_recipe(), changes)
+    if interrupted:
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, tmp_path / "run", make_callbacks=lambda: [seen, tiny.Stop(4 * 8 + 3)])
+    result = train(recipe, tmp_path / "run", make_callbacks=lambda: [seen]).result
+    assert [entry["epoch"] for entry in result["epochs"]] == [1, 2, 3, 4, 5, 6]
+    chosen = {"split": "validation", "form": "calibrated", "name": "nll", "value": 0.3, "epoch": 4.0}
+    assert result["metric"]["selected_by"] == chosen
+    assert result["metric"]["name"] == "accuracy"
+    deployed = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    trained = {name.replace(".default", ""): value for name, value in seen.by_epoch[3].items()}
+    shared = [name for name in deployed if name in trained]
+    assert len(shared) >= 8
+    assert all(torch.equal(deployed[name], trained[name]) for name in shared)
+
+    left.extend([0.5, 0.4, 0.45])
+    changed = train(load_recipe(write_recipe(), changes[:2]), tmp_path / "as-ever").result
+    assert [entry["epoch"] for entry in changed["epochs"]] == [1, 2, 3]
+    assert (changed["metric"]["selected_by"]["name"], changed["metric"]["selected_by"]["epoch"]) == ("accuracy", 1)
+
+
+def test_a_run_of_a_version_without_select_by_is_the_same(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    done, _ = run_with(write_recipe(), tmp_path / "run", "training.epochs=1")
+    result, recipe = done.folder / "result.json", done.folder / "recipe.yaml"
+    values = json.loads(result.read_text())
+    assert values["recipe"]["training"].pop("select_by", "") is None
+    result.write_text(json.dumps(values))
+    recipe.write_text(recipe.read_text().replace("  select_by: null\n", ""))
+    assert "select_by" not in recipe.read_text()
+    assert load_run(done.folder).recipe.training.select_by is None
+    assert run_with(write_recipe(), done.folder, "training.epochs=1")[0].was_finished
+    with pytest.raises(UserError, match=r"differ in training\.select_by \(there None, here 'nll'\)"):
+        run_with(write_recipe(), done.folder, "training.epochs=1", "training.select_by=nll")
+
+
+@pytest.mark.parametrize(
+    ("task", "known"),
+    [
+        ({"name": "tiny-sentiment"}, "'accuracy', 'nll'"),
+        ({"name": "tiny-rating"}, "'pearson', 'mse'"),
+        # what the model writes is scored on test data alone
+        ({"name": "tiny-questions"}, "'accuracy', 'accuracy_norm', 'nll', 'nll_norm'"),
+        ({"name": "classification", "data": "rows.csv"}, "'accuracy', 'macro_f1', 'nll'"),
+        ({"name": "multi-label", "data": "rows.csv"}, "'micro_f1', 'macro_f1', 'nll'"),
+        ({"name": "chat", "data": "rows.jsonl"}, "'nll', 'perplexity', 'token_accuracy'"),
+        ({"name": "tiny-sentiment", "teacher": "run"}, "'captured'"),
+    ],
+)
+def test_select_by_is_a_metric_of_the_validation_scores(
+    write_recipe: WriteRecipe, task: dict[str, Any], known: str
+) -> None:
+    given = f"task={json.dumps(task)}"
+    for name in known.replace("'", "").split(", "):
+        assert load_recipe(write_recipe(), [given, f"training.select_by={name}"]).selected_by == name
+    with pytest.raises(UserError) as refused:
+        load_recipe(write_recipe(), [given, "training.select_by=accuracy_generated"])
+    assert str(refused.value).endswith(
+        "training.select_by: 'accuracy_generated' is no metric of the validation scores of "
+        f"{task['name']} (allowed: {known})"
+    )
+
+
+def test_early_stopping_counts_what_is_not_a_number(tmp_path: Path) -> None:
+    def over(*scores: float, greater: bool = True) -> bool:
+        args: Any = SimpleNamespace(metric_for_best_model="nll", greater_is_better=greater)
+        return EarlyStop(2).is_over(args, SimpleNamespace(log_history=[{"eval_nll": score} for score in scores]))  # type: ignore[arg-type]
+
+    assert not over(0.1)
+    assert over(0.1, 0.1, 0.1)
+    assert over(math.nan, math.nan)
+    assert not over(0.3, 0.2, math.nan, 0.1, greater=False)
+    assert over(0.1, math.nan, 0.2, greater=False)
+
+
+def test_a_logger_that_is_not_there(write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"package 'wandb' is missing: pip install 'aurora-lora\[wandb\]' installs it"):
+        run_with(write_recipe(), tmp_path / "run", "training.report_to=[wandb]")
+
+
+def test_tensorboard(write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: dict[str, list[float]] = {}
+
+    class SummaryWriter:
+        def __init__(self, log_dir: str) -> None:
+            assert log_dir == str(tmp_path / "run" / "logs")
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            written.setdefault(name, []).append(value)
+
+        def add_text(self, *args: Any) -> None: ...
+
+        def flush(self) -> None: ...
+
+        def close(self) -> None: ...
+
+    stand_in = ModuleType("torch.utils.tensorboard")
+    stand_in.SummaryWriter = SummaryWriter  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tensorboard", ModuleType("tensorboard"))
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", stand_in)
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_tensorboard_available", lambda: True)
+    done, rates = run_with(write_recipe(), tmp_path / "run", "training.report_to=[tensorboard]")
+    assert written["train/learning_rate"] == pytest.approx(rates.rates)
+    assert written["eval/accuracy"] == [entry["validation"]["accuracy"] for entry in done.result["epochs"]]
+    assert evaluate(load_run(done.folder), forms=["calibrated"])  # a finished run reports nothing more
+    assert len(written["eval/accuracy"]) == 3
+    again = train(load_recipe(write_recipe()), done.folder)  # with or without loggers, it is the same run
+    assert again.was_finished
+
+
+def test_the_attention_of_the_base(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    _, rates = run_with(write_recipe(), tmp_path / "run", "model.attention=eager", "training.epochs=1")
+    assert rates.model.config._attn_implementation == "eager"
+
+
+def test_a_base_kept_in_float32_under_a_lower_precision(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    for dtype, kept in (("null", torch.bfloat16), ("fp32", torch.float32)):
+        changes = ["training.precision=bf16", f"model.dtype={dtype}", "training.epochs=1"]
+        done, rates = run_with(write_recipe(), tmp_path / str(kept), *changes)
+        assert rates.model.get_input_embeddings().weight.dtype == kept
+        model, _ = load_trained_model(load_run(done.folder))
+        assert model.get_input_embeddings().weight.dtype == kept  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_a_quantised_base(write_recipe: WriteRecipe, tmp_path: Path, quantization: str) -> None:
+    bitsandbytes: Any = pytest.importorskip("bitsandbytes")
+    model = tiny.save_model(tmp_path / "model", width=64)
+    done, rates = run_with(write_recipe(model=model), tmp_path / "run", f"model.quantization={quantization}")
+    kind = {"nf4": bitsandbytes.nn.Linear4bit, "int8": bitsandbytes.nn.Linear8bitLt}[quantization]
+    adapted = [module for name, module in rates.model.named_modules() if name.endswith("query.base_layer")]
+    assert adapted
+    assert all(isinstance(module, kind) for module in adapted)
+    heads = [module for name, module in rates.model.named_modules() if name.endswith("classifier.original_module")]
+    assert [type(module) for module in heads] == [torch.nn.Linear]
+    assert done.result["recipe"]["model"] == {"name": str(model), "quantization": quantization}
+    plain, _ = run_with(write_recipe(model=model), tmp_path / "plain")
+    assert done.result["params"] == plain.result["params"]
+    run = load_run(done.folder)
+    scores = evaluate(run, forms=run.forms)
+    reported = done.result["metric"]["by_form"]
+    assert scores["calibrated"]["nll"] == pytest.approx(reported["calibrated"]["nll"], rel=1e-4)
+    merged = merge(run, tmp_path / "merged").folder
+    assert "quantization_config" not in json.loads((merged / "config.json").read_text())
+    # what was trained, on the base that it was trained on
+    weights = load_file(merged / "model.safetensors")
+    name, layer = next((name, one) for name, one in rates.model.named_modules() if name.endswith("attention.self.key"))
+    if quantization == "int8":
+        known = layer.state.CB.float() * layer.state.SCB[:, None] / 127
+    else:
+        rates.model.state_dict()  # unpacked
+        known = bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    own = load_file(model / "model.safetensors")
+    path = name.removeprefix("base_model.model.")
+    torch.testing.assert_close(weights[f"{path}.weight"], known.float(), rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(known.float(), own[f"{path.removeprefix('bert.')}.weight"], atol=1e-4)
+    if quantization == "nf4":  # int8 rounds the inputs of a layer, too
+        texts = ["a warm film", "a dull and empty story", "it is fine"]
+        found = [[one["probability"] for one in predict(folder, texts)] for folder in (run.folder, merged)]
+        assert found[0] == pytest.approx(found[1], abs=1e-5)
+
+
+def test_a_quantised_language_model(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    bitsandbytes: Any = pytest.importorskip("bitsandbytes")
+    model = tiny.save_language_model(tmp_path / "model", tied=False, width=64)
+    changes = {"task": {"name": "tiny-questions", "train_size": 32, "validation_size": 16, "test_size": 16}}
+    method = {"name": "aurora", "target_modules": ["q_proj", "down_proj"]}
+    recipe = write_recipe(model=model, **changes, method=method)
+    _, rates = run_with(recipe, tmp_path / "run", "model.quantization=nf4", "training.epochs=1")
+    layers = {name: type(module) for name, module in rates.model.named_modules()}
+    assert layers["base_model.model.lm_head"] is torch.nn.Linear
+    assert layers["base_model.model.model.layers.0.self_attn.k_proj"] is bitsandbytes.nn.Linear4bit
+
+
+def test_each_training_is_a_run_of_its_own(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transformers' callback would log the reference into the first one's run of Weights & Biases."""
+    begun: list[str] = []
+    ended: list[tuple[str, int]] = []
+    wandb: Any = ModuleType("wandb")
+
+    def init(name: str, **more: Any) -> None:
+        begun.append(name)
+        wandb.run = SimpleNamespace(name=name, id="1", summary={}, _label=lambda **given: None)
+
+    def finish(exit_code: int) -> None:
+        ended.append((wandb.run.name, exit_code))
+        wandb.run = None
+
+    wandb.run, wandb.init, wandb.finish, wandb.config, wandb.log = None, init, finish, {}, lambda values: None
+    errors: Any = ModuleType("wandb.sdk.lib.config_util")
+    errors.ConfigError = ValueError
+    for one in (wandb, ModuleType("wandb.sdk"), ModuleType("wandb.sdk.lib"), errors):
+        monkeypatch.setitem(sys.modules, one.__name__, one)
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: True)
+    recipe = write_recipe(reference={"method": "linear-probe"})
+    train(load_recipe(recipe, ["training.report_to=[wandb]", "training.epochs=1"]), tmp_path / "run")
+    assert begun == ["tiny", "tiny-reference"]
+    assert ended == [("tiny", 0), ("tiny-reference", 0)]
+
+
+@pytest.mark.parametrize(("module", "kind"), [("wandb.errors.errors", UserError), ("elsewhere", ValueError)])
+def test_a_logger_that_cannot_begin_is_said(
+    monkeypatch: pytest.MonkeyPatch, module: str, kind: type[Exception]
+) -> None:
+    """As where nobody has logged in."""
+    wandb: Any = ModuleType("wandb")
+    wandb.run = None
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    error = type("UsageError", (ValueError,), {"__module__": module})
+    with pytest.raises(kind, match="no API key"), own_runs(["wandb"]):
+        raise error("no API key configured.\nUse wandb login")
+
+
+def test_the_losses_of_a_run_that_goes_on(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = build.training_arguments
+
+    def seldom(*given: Any) -> Any:
+        args = own(*given)
+        args.logging_steps = 3  # an epoch is 8 steps
+        return args
+
+    monkeypatch.setattr(build, "training_arguments", seldom)
+    recipe = load_recipe(write_recipe())
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path / "run", make_callbacks=lambda: [tiny.Stop(10)])
+    epochs = train(recipe, tmp_path / "run").result["epochs"]
+    assert epochs == train(recipe, tmp_path / "whole").result["epochs"]
+
+
+def test_what_is_done_at_the_end_of_an_epoch_is_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(step_callbacks, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    clock, control, state = Clock(), TrainerControl(), SimpleNamespace(epoch=1.0)
+    clock.on_epoch_begin(None, state, control)
+    now[0] = 3.0
+    clock.on_step_end(None, state, control)
+    now[0] = 50.0
+    clock.on_epoch_end(None, state, control)
+    assert clock.seconds == 3.0
+
+
+STORED = {"quant_method": "mxfp4"}
+
+
+@pytest.mark.parametrize(
+    ("method", "trainable", "field"),
+    [({"name": "lora", "target_modules": ["query"]}, False, "model"), ("linear-probe", True, "method")],
+)
+def test_a_model_that_is_stored_quantised(
+    write_recipe: WriteRecipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: Any,
+    trainable: bool,
+    field: str,
+) -> None:
+    own = build.base_for
+
+    def stored(*given: Any) -> Any:
+        base: Any = own(*given)
+        base.is_quantized, base.config.quantization_config = True, STORED
+        base.hf_quantizer = SimpleNamespace(is_trainable=trainable, quantization_config=SimpleNamespace(**STORED))
+        return base
+
+    monkeypatch.setattr(build, "base_for", stored)
+    with pytest.raises(UserError, match=rf"^{field}: .*stored quantised \(mxfp4\)"):
+        train(load_recipe(write_recipe(method=method)), tmp_path / "run")

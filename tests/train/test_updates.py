@@ -1,0 +1,169 @@
+"""`training.save_updates`: the update of the weights that each epoch ends with, whatever happens on the way."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from aurora_lora import files
+from aurora_lora.errors import UserError
+from aurora_lora.train import load_recipe, load_run, train
+from aurora_lora.train.build import load_trained_model
+from aurora_lora.train.updates import saved_updates
+
+WriteRecipe = Callable[..., Path]
+TRAINING = {"epochs": 2, "batch_size": 16, "learning_rate": 2e-2, "threads": 1, "save_updates": True}
+TARGETS = {"r": 2, "target_modules": ["query", "value"]}
+METHODS: list[dict[str, Any]] = [
+    {"name": "aurora", **TARGETS},
+    {"name": "aurora-paper", **TARGETS},
+    {"name": "lora", **TARGETS},
+    {"name": "pissa", **TARGETS},
+    {"name": "lora-ga", "r": 4, **TARGETS},
+    {"name": "moslora", **TARGETS},
+    {"name": "dylora", **TARGETS, "eval_rank": 1},
+]
+LAYER = "bert.encoder.layer.1.attention.self.query"
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method["name"])
+def test_the_last_update_is_what_a_merge_adds(
+    write_recipe: WriteRecipe, tmp_path: Path, method: dict[str, Any]
+) -> None:
+    recipe = load_recipe(write_recipe(method=method, training=TRAINING))
+    folder = tmp_path / "run"
+    train(recipe, folder)
+    files = saved_updates(folder / "updates")
+    assert list(files) == [0, 1, 2]
+    with safe_open(files[2], "pt") as file:
+        assert file.metadata() == {"step": "8"}
+    updates = {epoch: load_file(path) for epoch, path in files.items()}
+    forms = {"aurora": ["calibrated", "static"], "aurora-paper": ["static"]}.get(method["name"], ["merged"])
+    assert sorted({name.split("/")[0] for name in updates[0]}) == forms
+    assert len(updates[0]) == len(forms) * 4 * 2  # two layers' query and value, two factors
+    run = load_run(folder)
+    best = round(run.result["metric"]["selected_by"]["epoch"])
+    model, _ = load_trained_model(run)
+    before = {path: module.weight.detach().clone() for path, module in base_layers(model).items()}
+    merged = run.recipe.method.merge(model, run.deployed_form)
+    for layer, weight in before.items():
+        added = merged.get_submodule(layer).weight - weight
+        left, right = (updates[best][f"{forms[0]}/{layer}/{side}"] for side in ("left", "right"))
+        assert added.abs().max() > 1e-3
+        torch.testing.assert_close(left @ right, added, rtol=1e-4, atol=1e-6)
+        first = updates[0][f"{forms[0]}/{layer}/left"]
+        assert first.any() == (method["name"] in ("pissa", "lora-ga"))  # B starts at 0
+
+
+def base_layers(model: torch.nn.Module) -> dict[str, Any]:
+    found = {path: module for path, module in model.named_modules() if path.endswith(".base_layer")}
+    return {path.removeprefix("base_model.model.").removesuffix(".base_layer"): m for path, m in found.items()}
+
+
+def test_only_the_end_of_an_epoch_is_kept(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """Training may stop on its way through one."""
+    stops = {**TRAINING, "epochs": 3, "eval_every": 2, "patience": 1, "learning_rate": 1e-30}
+    result = train(load_recipe(write_recipe(training=stops)), tmp_path / "run").result
+    assert [each["step"] for each in result["epochs"]] == [2, 4]  # an epoch is 4 steps
+    assert list(saved_updates(tmp_path / "run" / "updates")) == [0, 1]
+    stops["eval_every"] = 3
+    train(load_recipe(write_recipe(training=stops)), tmp_path / "other")
+    found = saved_updates(tmp_path / "other" / "updates")
+    assert list(found) == [0, 1]
+    with safe_open(found[1], "pt") as file:
+        assert file.metadata() == {"step": "4"}
+
+
+def test_an_update_comes_before_the_checkpoint_of_its_epoch(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """So that a run that is killed between the two has it."""
+    recipe = load_recipe(write_recipe(training={**TRAINING, "eval_every": 4}))
+    written: list[bool] = []
+
+    class Look(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            written.append((tmp_path / "run" / "updates" / f"epoch-{len(written) + 1:03d}.safetensors").exists())
+
+    train(recipe, tmp_path / "run", make_callbacks=lambda: [Look()])
+    assert written == [True, True]
+
+
+@pytest.mark.parametrize("step", [2, 5])  # before the first checkpoint, and after it
+def test_a_run_that_goes_on_has_the_same_updates(write_recipe: WriteRecipe, tmp_path: Path, step: int) -> None:
+    recipe = load_recipe(write_recipe(training=TRAINING))
+    train(recipe, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path / "run", make_callbacks=lambda: [tiny.Stop(step)])
+    (tmp_path / "run" / "updates" / f".epoch-001.safetensors.1{files.PARTIAL}").write_bytes(b"half")
+    train(recipe, tmp_path / "run")
+    expected = {path.name: path.read_bytes() for path in (tmp_path / "whole" / "updates").iterdir()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run" / "updates").iterdir()} == expected
+    assert len(expected) == 3
+
+
+def test_killed_on_the_way(
+    aurora: Callable[..., list[dict[str, Any]]], write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    """kill -9 just before a write, rename or deletion: what is there is whole, and in the end it is the same."""
+    recipe = write_recipe(training=TRAINING)
+
+    def order(name: str, **more: int) -> dict[str, Any]:
+        folder = str(tmp_path / name)
+        return {"args": ["train", str(recipe), "--output", folder], "folder": folder, **more}
+
+    (whole,) = aurora(order("whole"))
+    assert whole["status"] == 0, whole["stderr"]
+    expected = {path.name: path.read_bytes() for path in (tmp_path / "whole" / "updates").iterdir()}
+    for share in (0.15, 0.3, 0.5, 0.7):
+        (killed,) = aurora(order("run", kill_at=max(1, int(share * whole["events"]))))
+        assert killed["status"] in (-9, 0)
+        for path in saved_updates(tmp_path / "run" / "updates").values():
+            assert path.read_bytes() == expected[path.name]
+    (done,) = aurora(order("run"))
+    assert done["status"] == 0, done["stderr"]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run" / "updates").iterdir()} == expected
+
+
+def test_it_changes_nothing_of_the_training(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    training = {**TRAINING, "eval_every": 3}  # epochs that end without an evaluation are calibrated for the file
+    saving = load_recipe(write_recipe(training=training))
+    plain = load_recipe(write_recipe(training={**training, "save_updates": False}))
+    for recipe, name in ((saving, "saving"), (plain, "plain")):
+        train(recipe, tmp_path / name)
+    assert len(saved_updates(tmp_path / "saving" / "updates")) == 3
+    assert not (tmp_path / "plain" / "updates").exists()
+    weights = [tmp_path / name / "adapter" / "adapter_model.safetensors" for name in ("saving", "plain")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_an_epoch_without_an_evaluation_is_calibrated_with_the_recipes_ridge(
+    write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    norms = []
+    for ridge in (1e-4, 1e3):
+        training = {**TRAINING, "eval_every": 3}  # an epoch is 4 steps
+        recipe = load_recipe(write_recipe(method=METHODS[0], training=training, calibration={"ridge": ridge}))
+        train(recipe, tmp_path / f"{ridge:g}")
+        found = load_file(saved_updates(tmp_path / f"{ridge:g}" / "updates")[1])
+        layers = [name.removesuffix("/left") for name in found if name.startswith("calibrated/") and "/left" in name]
+        norms.append(sum((found[f"{layer}/left"] @ found[f"{layer}/right"]).norm().item() for layer in layers))
+    assert abs(norms[0] - norms[1]) > 3e-4
+
+
+def test_methods_without_such_an_update_are_refused(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    for name in ("linear-probe", "dora"):
+        method = {"name": name} if name == "linear-probe" else {"name": name, **TARGETS}
+        recipe = load_recipe(write_recipe(method=method, training=TRAINING))
+        with pytest.raises(UserError, match=f"training.save_updates: not with {name}: it has no low-rank update"):
+            train(recipe, tmp_path / name)
+
+
+def test_the_reference_keeps_none(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(training=TRAINING, reference={"method": "linear-probe"}))
+    train(recipe, tmp_path / "run")
+    assert not (tmp_path / "run" / "reference" / "updates").exists()
