@@ -23,9 +23,7 @@ from quantized_merge import CALIBRATION, bases, quantised, recipe, texts
 from torch import Tensor, nn
 
 from aurora_lora import AuroraConfig, calibrate, merge_quantized
-from aurora_lora.deploy.memory_bound import MemoryBound
-from aurora_lora.deploy.moments import Target
-from aurora_lora.deploy.plan import pack_layers, rounding_bytes
+from aurora_lora.deploy.moments import Target, moment_bytes, pack
 from aurora_lora.files import write_json
 from aurora_lora.lab.bench.analytic_cost import LLAMA3_8B, Shapes
 from aurora_lora.lab.bench.timing import cpu_seconds
@@ -108,7 +106,7 @@ def llama(share: float, blocks: int, vectors: int) -> dict[str, Any]:
     times = {}
     for n in (vectors // 4, vectors):  # the difference is the moments' and the forward pass's, the rest the rounding's
         batches = [0.1 * torch.randn(n // 4, sizes[0]) for _ in range(4)]
-        times[n] = cpu_seconds(lambda batches=batches: merge_quantized(model, batches, max_memory="8GiB"))
+        times[n] = cpu_seconds(lambda batches=batches: merge_quantized(model, batches, max_memory=8 * 2**30))
         model.unmerge_adapter()
     by_vector = (times[vectors] - times[vectors // 4]) / (vectors - vectors // 4)
     return {
@@ -134,13 +132,12 @@ class _Shape:
 
 def llama3_8b(measured: dict[str, Any], memory: str = "16 GiB", vectors: int = 256 * 128) -> dict[str, Any]:
     """The plan from shapes, and the time scaled from what was measured on narrower blocks."""
-    units = []
-    for i in range(BLOCKS):
-        together: dict[str, list[Target]] = {}
-        for name, (d_in, d_out) in shapes(D, D_KV, D_FF).items():
-            together.setdefault(INPUTS[name], []).append(Target(f"{i}.{name}", _Shape(d_in, d_out)))
-        units += list(together.values())
-    passes = len(pack_layers(units, MemoryBound(int(memory.split()[0]) * 2**30), rounding_bytes))
+    layers = [
+        Target(f"{i}.{name}", _Shape(d_in, d_out))
+        for i in range(BLOCKS)
+        for name, (d_in, d_out) in shapes(D, D_KV, D_FF).items()
+    ]
+    passes = len(pack(layers, moment_bytes, int(memory.split()[0]) * 2**30))
     full, small, took = operations(D, D_KV, D_FF), measured["operations_a_block"], measured["seconds_a_block"]
     rounding = BLOCKS * took["rounding"] * full["rounding"] / small["rounding"]
     # with little memory the forward pass is repeated; its share of the time of a vector is that of its operations

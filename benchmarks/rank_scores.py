@@ -29,10 +29,8 @@ import torch
 from torch import Tensor, nn
 
 from aurora_lora.deploy.align import DEVIATION, aligned_rows
-from aurora_lora.deploy.loss import Loss
-from aurora_lora.deploy.probe_result import Probe
+from aurora_lora.deploy.probe import LayerProbe, Loss, Probe
 from aurora_lora.deploy.ranks import cost, share_out, squared_by_weight
-from aurora_lora.deploy.sketch import LayerProbe
 from aurora_lora.train import probing, train
 from aurora_lora.train.data import Data
 from aurora_lora.train.probing import probe_for

@@ -37,12 +37,11 @@ from quantized_merge import (
 from torch import Tensor
 
 from aurora_lora import merge_quantized
-from aurora_lora.deploy.collector import Collector
 from aurora_lora.deploy.formats import Format, format_of
-from aurora_lora.deploy.inputs import Runner
+from aurora_lora.deploy.inputs import Passes, Runner
 from aurora_lora.deploy.merge_quantized import hold_rounded, quantized_layers, round_layer
 from aurora_lora.deploy.merged_weight import adapters_of, merged_linear
-from aurora_lora.deploy.moments import Target, means_by_input
+from aurora_lora.deploy.moments import Target, input_moments
 from aurora_lora.files import write_json
 from aurora_lora.ops.rounding import Grid, better_grid, input_moment, output_error, round_to_moment
 from aurora_lora.train import train
@@ -58,8 +57,8 @@ Way = Callable[[Tensor, Tensor, Format], Tensor]
 def moments(model: Any, layers: dict[str, Any], batches: list[Batch]) -> dict[str, Tensor]:
     targets = [Target(name, layer) for name, layer in layers.items()]
     with torch.no_grad(), Runner(model, "rounding.py") as runner:
-        found = Collector(runner, targets).collect(batches)
-    return {each.target.name: (each.shared.moment / each.vectors).float() for each in found}  # type: ignore[operator]
+        found = input_moments(runner, targets, Passes(batches))
+        return {each.target.name: S for together in found for S in [together[0].mean()] for each in together}
 
 
 def rounding(
@@ -152,7 +151,8 @@ def in_order(model: Any, batches: list[Batch], test: list[Batch]) -> dict[str, d
         with torch.no_grad(), Runner(model, "rounding.py") as runner:
             targets = [Target(path, layers[path].module) for path in paths]
             rounded = {}
-            for S, together in means_by_input(Collector(runner, targets).collect(batches)):
+            for together in input_moments(runner, targets, Passes(batches)):
+                S = together[0].mean()
                 inputs = input_moment(S)
                 for each in together:
                     rounded[each.target.name] = round_layer(layers[each.target.name], S, inputs, each.vectors)

@@ -84,34 +84,15 @@ _START_OF_EACH = tuple(
     f"Does the aligned start help {method} r={r}" for r in (2, 4, 8) for method in ("AuroRA", "LoRA")
 )
 _START_OF_RANKS = ("Does the aligned start help ranks by the gradients",)
-_BOTH = (("AuroRA's", "A quarter of the weights", ""), ("LoRA's", "LoRA with a quarter of the weights", "LoRA's "))
-_FITTED = tuple(
-    ask
-    for whose, weights, their in _BOTH
-    for ask in (
-        f"Does fitting the head first help {whose} ranks and start at a quarter",
-        f"{weights}, behind a fitted head: above LoRA r=8",
-        f"{weights}, behind a fitted head: above LoRA r=8 with the aligned start",
-        f"Behind a fitted head, are {their}ranks by the gradients better than r=2 on query and value",
-    )
-)
-_FITTED_RANKS = (*_FITTED, RANKS[1], _LORA_RANKS[1], *QUARTER)
 _ATTENTION = (
-    *(
-        f"{behind} {ranks}"
-        for behind in ("Are", "Behind a fitted head, are")
-        for ranks in (
-            "ranks by the gradients better than r=1 on the attention projections with LoRA's start",
-            "LoRA's ranks by the gradients better than r=1 on the attention projections",
-        )
-    ),
+    "Are ranks by the gradients better than r=1 on the attention projections with LoRA's start",
+    "Are LoRA's ranks by the gradients better than r=1 on the attention projections",
     "Is r=1 on the attention projections better than r=2 on query and value",
     "Is LoRA's r=1 on the attention projections better than r=2 on query and value",
     "Is LoRA r=1 on the attention projections above LoRA r=8",
 )
 _SAME_ATTENTION = "Is AuroRA above LoRA at r=1 on the attention projections"
 _START_OF_ATTENTION = "Does the aligned start help LoRA r=1 on the attention projections"
-_FITTED_METHODS = "Behind a fitted head, with the same budget, is AuroRA above LoRA at a quarter"
 _OWN_START = "LoRA with half of the weights and its own start: above LoRA r=8"
 
 CASES = {
@@ -175,7 +156,6 @@ CASES = {
             *_NO_SKIP_ALIGNED.values(),
             *TWO_METHODS,
             *_TWO_METHODS_TOO[:2],
-            _FITTED_METHODS,
             _SAME_ATTENTION,
         ),
         **dict.fromkeys(
@@ -195,10 +175,8 @@ CASES = {
             *_NO_SKIP.values(),
             *_NO_SKIP_ALIGNED.values(),
             TWO_METHODS[1],
-            _FITTED_METHODS,
         ),
     },
-    "fitted head": dict.fromkeys(("starts-digits", "ranks-movie-rating"), _FITTED_RANKS),
     "skip": {
         **dict.fromkeys(("captured-effect", "movie-sentiment", "movie-rating"), _SKIP),
         "ranks-short": (

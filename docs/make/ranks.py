@@ -66,7 +66,7 @@ def cost_of_probe(record: Mapping[str, Any]) -> str:
         f"memory is {peak['probe']:.0f} MiB, {beside} than that of a training step with LoRA r = 8 on query and "
         f"value ({peak['steps']:.0f} MiB).\n\n"
         f"LLaMA3-8B, by its shapes: beside its linear layers ({llama['weight_bytes'] / 2**30:.1f} GiB in bfloat16) and "
-        f"the activations of a batch, the sketches of all layers take {llama['sketch_bytes'] / 2**30:.1f} GiB at once, "
-        f"or less in groups (`max_memory`). {llama['examples']} examples of {llama['tokens']} tokens are "
+        f"the activations of a batch, the sketches of all layers take {llama['sketch_bytes'] / 2**30:.1f} GiB at once. "
+        f"{llama['examples']} examples of {llama['tokens']} tokens are "
         f"{operations / 1e15:.1f} PFLOP: {operations / 1e14:.0f} s at 100 TFLOP/s."
     )

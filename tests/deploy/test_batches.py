@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from aurora_lora.deploy.batches import as_batches
+from aurora_lora.deploy.passes import Passes
 from datasets import Dataset
 from peft import get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -15,8 +17,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from transformers import PreTrainedTokenizerFast
 
 from aurora_lora import AuroraConfig, calibrate, merge_gap, probe
-from aurora_lora.deploy.batches import as_batches
-from aurora_lora.deploy.passes import Passes
 
 sys.path.insert(0, str(Path(__file__).parent))
 

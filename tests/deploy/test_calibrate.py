@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from aurora_lora.deploy.collector import Collector
+from aurora_lora.deploy.float64 import CHUNK_BYTES
+from aurora_lora.deploy.products import mirror
+from aurora_lora.deploy.solve import RIDGES, solve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
@@ -15,12 +19,8 @@ from torch import nn
 
 import aurora_lora
 from aurora_lora import AlreadyMergedError, AuroraConfig, CalibrationError, calibrate, merge_gap, set_form
-from aurora_lora.deploy.collector import Collector
-from aurora_lora.deploy.float64 import CHUNK_BYTES
 from aurora_lora.deploy.inputs import Runner
 from aurora_lora.deploy.moments import LayerMoments, SharedInput, Target, means_by_input
-from aurora_lora.deploy.products import mirror
-from aurora_lora.deploy.solve import RIDGES, solve
 from aurora_lora.tuner import aurora_layers
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+from aurora_lora.deploy.memory_bound import MemoryBound
+from aurora_lora.deploy.plan import moment_bytes, pack_layers, work_bytes
+from aurora_lora.deploy.processes import leave_processes
 from peft import get_peft_model
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
@@ -21,10 +24,7 @@ from transformers import ViTConfig, ViTForImageClassification
 from aurora_lora import AuroraConfig, CalibrationError, calibrate, merge_gap
 from aurora_lora.deploy import float64, memory_bound
 from aurora_lora.deploy.hidden import hidden_values
-from aurora_lora.deploy.memory_bound import MemoryBound
 from aurora_lora.deploy.moments import Target
-from aurora_lora.deploy.plan import moment_bytes, pack_layers, work_bytes
-from aurora_lora.deploy.processes import leave_processes
 from aurora_lora.lab.bench.counts import peak_bytes
 from aurora_lora.tuner import aurora_layers
 

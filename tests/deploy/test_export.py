@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from aurora_lora.deploy.export_file import write_export
 from peft import AutoPeftModel, LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -26,7 +27,6 @@ from aurora_lora import (
     export_lora,
     set_form,
 )
-from aurora_lora.deploy.export_file import write_export
 from aurora_lora.errors import NotFiniteError
 from aurora_lora.tuner import aurora_layers
 

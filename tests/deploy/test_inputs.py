@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.distributed as dist
+from aurora_lora.deploy.wrappers import without_parallel
 from peft import get_peft_model, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -32,7 +33,6 @@ from transformers import (
 from aurora_lora import AuroraConfig, CalibrationError, align, calibrate, lora_factors, merge_gap, probe
 from aurora_lora.deploy.inputs import Runner, watched_inputs
 from aurora_lora.deploy.predictions import _positions
-from aurora_lora.deploy.wrappers import without_parallel
 from aurora_lora.tuner import aurora_layers
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from aurora_lora.deploy.loss import loss_of_texts
+from aurora_lora.deploy.memory_bound import MemoryBound
 from peft import (
     GloraConfig,
     HiraConfig,
@@ -30,8 +32,6 @@ import aurora_lora
 from aurora_lora import AlreadyMergedError, CalibrationError, FormError, MergeError, NotCalibratedError, merge_gap
 from aurora_lora.deploy import merge_losses
 from aurora_lora.deploy.adapted import adapted_layers
-from aurora_lora.deploy.loss import loss_of_texts
-from aurora_lora.deploy.memory_bound import MemoryBound
 from aurora_lora.deploy.merged_weight import merged_linear
 from aurora_lora.errors import UserError
 from aurora_lora.tuner.peft_names import BaseTunerLayer

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import SeedableRandomSampler
+from aurora_lora.deploy.batches import as_batches
+from aurora_lora.deploy.passes import Passes, evaluated
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -15,8 +17,6 @@ from transformers import BatchEncoding
 
 from aurora_lora import AuroraConfig, calibrate, merge_gap
 from aurora_lora.deploy import passes
-from aurora_lora.deploy.batches import as_batches
-from aurora_lora.deploy.passes import Passes, evaluated
 
 NET = nn.Linear(2, 2)
 

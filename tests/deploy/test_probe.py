@@ -12,6 +12,8 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from accelerate import dispatch_model
+from aurora_lora.deploy.processes import leave_processes
+from aurora_lora.deploy.sketch import Sketch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -31,8 +33,6 @@ from aurora_lora import AlreadyMergedError, AuroraConfig, CalibrationError, cali
 from aurora_lora.deploy import passes
 from aurora_lora.deploy.align import aligned_rows
 from aurora_lora.deploy.gradients import Weight, frozen_weights, watched_gradients
-from aurora_lora.deploy.processes import leave_processes
-from aurora_lora.deploy.sketch import Sketch
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from aurora_lora.deploy.processes import leave_processes
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from aurora_lora import AuroraConfig, calibrate, merge_gap, probe
-from aurora_lora.deploy.processes import leave_processes
 from aurora_lora.tuner import aurora_layers
 
 VECTORS = torch.randn(1200, 6, generator=torch.Generator().manual_seed(1))

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from aurora_lora.deploy.float64 import has_slow_float64
+from aurora_lora.deploy.products import add_gram, mirror
 from peft import get_peft_model
 from torch import nn
 
 from aurora_lora import AuroraConfig, CalibrationError, calibrate
 from aurora_lora.deploy import products
-from aurora_lora.deploy.float64 import has_slow_float64
-from aurora_lora.deploy.products import add_gram, mirror
 from aurora_lora.ops.autocast import full_float32
 
 D, N = 160, 1500

@@ -7,6 +7,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from aurora_lora.deploy.probe_result import Probe
+from aurora_lora.deploy.sketch import LayerProbe
 from peft import LoraConfig, TaskType, get_peft_model
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -20,9 +22,7 @@ from transformers import (
 )
 
 from aurora_lora import AuroraConfig, CalibrationError, align, probe, ranked_config
-from aurora_lora.deploy.probe_result import Probe
 from aurora_lora.deploy.ranks import budget_in, rank_fields, share_out, weights_of
-from aurora_lora.deploy.sketch import LayerProbe
 from aurora_lora.tuner.naming import mistakable
 
 

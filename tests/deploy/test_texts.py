@@ -7,13 +7,13 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from aurora_lora.deploy.batches import as_batches
 from peft import get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from aurora_lora import AuroraConfig, calibrate, merge_gap, merge_quantized
-from aurora_lora.deploy.batches import as_batches
 
 sys.path.insert(0, str(Path(__file__).parent))
 

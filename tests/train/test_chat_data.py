@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from aurora_lora.deploy.batch import IGNORED
+from aurora_lora.deploy.inputs import IGNORED
 from aurora_lora.train import chat_data
 from aurora_lora.train.chat_data import _Preparation
 from aurora_lora.train.chat_format import set_template

@@ -15,7 +15,7 @@ from tokenizers.models import BPE, Unigram, WordLevel, WordPiece
 from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordPieceTrainer
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from aurora_lora.deploy.batch import IGNORED
+from aurora_lora.deploy.inputs import IGNORED
 from aurora_lora.train.chat_data import _Preparation
 from aurora_lora.train.chat_format import CHATML
 from aurora_lora.train.chat_labels import label_answers

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from aurora_lora.deploy.batch import IGNORED
+from aurora_lora.deploy.inputs import IGNORED
 from aurora_lora.train.losses import binary_loss, mean_loss, per_item, squared_errors
 
 

@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification
 
 from aurora_lora import fitted_head, probe
 from aurora_lora.deploy.align import DEVIATION
-from aurora_lora.deploy.probe_file import read_probe
+from aurora_lora.deploy.probe import read_probe
 from aurora_lora.errors import UserError
 from aurora_lora.methods import METHODS
 from aurora_lora.methods.options import TARGETS

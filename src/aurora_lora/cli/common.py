@@ -167,7 +167,7 @@ def _say_out_of_memory(error: BaseException, command: str) -> None:
 def _leave_processes() -> None:
     """At the end of what `accelerate launch` has started; without an import of torch where none was needed."""
     if "torch.distributed" in sys.modules:
-        from aurora_lora.deploy.processes import leave_processes
+        from aurora_lora.deploy.moments import leave_processes
 
         leave_processes()
 

@@ -120,7 +120,7 @@ def export(
     Of a run of dreambooth, it is a LoRA file of diffusers. Beside LoRA's matrices an export has what else was trained,
     such as a classifier, which PEFT loads and vLLM does not: a line says so.
     """
-    from aurora_lora.deploy.export_file import beyond_lora
+    from aurora_lora.deploy.export import beyond_lora
     from aurora_lora.errors import ArgumentError
     from aurora_lora.train.finished_run import load_run
     from aurora_lora.train.gap_and_export import export as export_run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated
 
@@ -25,12 +24,8 @@ def rank(
         typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe, such as method.name=lora."),
     ] = None,
     budget: Annotated[
-        str | None,
-        typer.Option(
-            "--budget",
-            metavar="N",
-            help="Weights of A and B to share out, or as many as 'r=8 on query and value' has. Default: the recipe's.",
-        ),
+        int | None,
+        typer.Option("--budget", metavar="N", min=1, help="Weights of A and B to share out. Default: the recipe's."),
     ] = None,
     output: Annotated[
         Path | None,
@@ -60,7 +55,7 @@ def rank(
     from aurora_lora.train.ranking import ranking
 
     with stderr().status("probing"):
-        record = ranking(plan, int(budget) if budget is not None and re.fullmatch(r"-?[0-9]{1,18}", budget) else budget)
+        record = ranking(plan, budget)
     if record["left_out"]:
         stderr().print(
             f"method.{', method.'.join(record['left_out'])}: left out, the budget decides on modules and ranks"

@@ -4,15 +4,12 @@ from .align import align
 from .calibrate import CalibrationReport, LayerCalibration, calibrate
 from .export import export_lora, lora_factors
 from .gap import MergeGap, merge_gap
-from .head import fitted_head
 from .layer_gaps import LayerGap
 from .merge_losses import LayerLoss, MergeLoss
 from .merge_quantized import LayerMerge, QuantizedMerge, merge_quantized
 from .predictions import EndToEndGap
-from .probe import probe
-from .probe_result import Probe
+from .probe import LayerProbe, Probe, probe
 from .ranks import ranked_config
-from .sketch import LayerProbe
 
 __all__ = [
     "CalibrationReport",
@@ -29,7 +26,6 @@ __all__ = [
     "align",
     "calibrate",
     "export_lora",
-    "fitted_head",
     "lora_factors",
     "merge_gap",
     "merge_quantized",

@@ -15,15 +15,10 @@ from ..tuner import AuroraLayer
 from ..tuner.base_weight import check_takes_merge
 from ..tuner.linear import upright
 from ..tuner.peft_names import TrainableTokensLayer, get_quantization_kwargs, resolve_quantization_backend
-from .collector import Collector
+from . import moments
 from .formats import Format, format_for, format_of, name_of
-from .inputs import Runner
-from .memory_bound import memory_bound
+from .inputs import Passes, Runner, output_embeddings, plain_model
 from .merged_weight import bias_change, layers_with_adapters, merged_linear
-from .moments import Target, means_by_input
-from .passes import Passes
-from .plan import plan, rounding_bytes
-from .wrappers import output_embeddings, plain_model
 
 OWN_FORMATS = "own formats"
 """Stands for the format of each layer, where a base has several."""
@@ -119,7 +114,7 @@ def adapted_layers(model: nn.Module) -> list[AdaptedLayer]:
 
 
 def input_moments(
-    layers: Mapping[str, AdaptedLayer], runner: Runner, data: Passes, max_memory: float | str | None
+    layers: Mapping[str, AdaptedLayer], runner: Runner, data: Passes, max_memory: float
 ) -> Iterator[tuple[Tensor, list[tuple[AdaptedLayer, int]]]]:
     """E[x x^T] (d_in, d_in), with the layers that have these inputs, each with how many it saw; to round weights by.
     Layers that no input reached, and whose adapters add nothing, do not come.
@@ -128,15 +123,11 @@ def input_moments(
         layers: by path.
         runner: of the model.
         data: what to run it on.
-        max_memory: see `memory_bound`.
+        max_memory: see `moments.input_moments`.
     """
-    targets = [Target(path, layer.module, is_idle=layer.is_idle) for path, layer in layers.items()]
-    bound = memory_bound(max_memory, *runner.devices)
-    for group in plan(runner, targets, data, bound, True, rounding_bytes):
-        yield from (  # nothing of one group is held while the next is collected
-            (S, [(layers[each.target.name], each.vectors) for each in together])
-            for S, together in means_by_input(Collector(runner, group).collect(data.one_pass()))
-        )
+    targets = [moments.Target(path, layer.module, is_idle=layer.is_idle) for path, layer in layers.items()]
+    for together in moments.input_moments(runner, targets, data, max_memory):
+        yield together[0].mean(), [(layers[each.target.name], each.vectors) for each in together]
 
 
 def held_format(path: str, module: Any, model: nn.Module, action: str) -> Format | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -15,10 +14,9 @@ from ..tuner import AuroraEmbedding, AuroraLayer
 from ..tuner.adapters import no_adapter
 from ..tuner.stacked import by_plain_path
 from ..values import is_number, require
-from .probe_result import Probe, check_probe
+from .inputs import plain_model
+from .probe import LayerProbe, Probe, check_probe
 from .ranks import fits
-from .sketch import LayerProbe
-from .wrappers import plain_model, unwrapped
 
 DEVIATION = 0.5
 """Standard deviation that each z of an aligned start has on the probed inputs."""
@@ -84,8 +82,7 @@ def align(
         deviation: standard deviation of each z on the probed inputs.
 
     Returns:
-        The layers whose A was set. A warning names probed layers that the configuration asks for and that have no
-        adapter.
+        The layers whose A was set.
 
     Raises:
         CalibrationError: the adapter is not at its start (B is not 0), a layer has a larger rank than was probed, or
@@ -97,9 +94,9 @@ def align(
     require(is_number(deviation) and deviation > 0, "deviation", deviation, "a finite number above 0")
     adapter_name = _active(model) if adapter_name is None else adapter_name
     layers = layers_of_adapter(model, adapter_name)
-    configs: Mapping[str, Any] = getattr(unwrapped(model), "peft_config", {})
     if not layers:
-        raise no_adapter(adapter_name, configs, "AuroRA or LoRA")
+        there = (name for _, _, names in _layers(model) for name in names)
+        raise no_adapter(adapter_name, there, "AuroRA or LoRA")
     known = {
         layer.layer: layer
         for layer in found.layers
@@ -114,32 +111,8 @@ def align(
         path: aligned_rows(layer, len(_factors(layers[path], adapter_name)[0]), deviation)
         for path, layer in known.items()
     }
-    if adapter_name in configs:  # else it is a part of a PEFT model, or has one as a part
-        _warn_of_missing(configs[adapter_name], found, layers)
     set_rows(layers, rows, adapter_name)
     return tuple(rows)
-
-
-def _warn_of_missing(config: Any, found: Probe, layers: Mapping[str, Any]) -> None:
-    """Say so where the configuration names probed layers that have no adapter."""
-    planned = {*(config.rank_pattern or ()), *_paths(config.target_modules)}
-    missing = [layer.layer for layer in found.layers if layer.layer in planned and layer.layer not in layers]
-    if missing := missing or _replaced(config, found, layers):
-        warnings.warn(
-            f"These probed layers have no adapter, though the configuration is for them: {', '.join(missing)}.",
-            stacklevel=3,
-        )
-
-
-def _paths(target_modules: Any) -> Collection[str]:
-    return () if target_modules is None or isinstance(target_modules, str) else target_modules
-
-
-def _replaced(config: Any, found: Probe, layers: Mapping[str, Any]) -> list[str]:
-    """PEFT puts parameters of fused experts in place of names of modules, and takes these out of the configuration."""
-    if not getattr(config, "target_parameters", None):
-        return []
-    return [path for path in found.taken_for_experts if path not in layers]
 
 
 def set_rows(layers: Mapping[str, Any], rows: Mapping[str, Tensor], adapter_name: str) -> None:
@@ -158,6 +131,6 @@ def set_rows(layers: Mapping[str, Any], rows: Mapping[str, Tensor], adapter_name
 
 
 def _factors(module: Any, adapter_name: str) -> tuple[Tensor, Tensor]:
-    if isinstance(module, AuroraLayer):
-        return module.aurora_A[adapter_name], module.aurora_B[adapter_name]
-    return module.lora_A[adapter_name].weight, module.lora_B[adapter_name].weight
+    lead = "aurora" if isinstance(module, AuroraLayer) else "lora"
+    A, B = (getattr(module, f"{lead}_{letter}")[adapter_name] for letter in "AB")
+    return getattr(A, "weight", A), getattr(B, "weight", B)

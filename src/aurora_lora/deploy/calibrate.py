@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,23 +12,13 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..errors import CalibrationError, FormError
-from ..finite import is_finite
-from ..forms import DYNAMIC, FormName
-from ..tuner import AuroraLayer, active_adapters, active_configs, set_form
+from ..forms import DYNAMIC
+from ..tuner import active_adapters
 from ..tuner.adapters import plain_layers
-from ..values import is_number, require
-from .batches import as_batches
-from .collector import Collector
-from .inputs import Runner
-from .memory_bound import memory_bound
-from .merged_weight import check_in_use
-from .moments import Target, by_input
-from .passes import Passes, evaluated
-from .plan import Group, pack_layers, plan
-from .processes import several_processes
-from .products import LEAST_RIDGE_OF_SLICES
+from ..tuner.calibration import Calibration
+from .inputs import Passes, Runner, as_batches, check_unmerged, trained_state
+from .moments import LEAST_RIDGE_OF_SLICES, MAX_MEMORY, Solution, Target, input_moments, solve
 from .reports import Report, worst_of
-from .solve import Solution, solve
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -56,9 +46,7 @@ class CalibrationReport(Report):
 
     layers: tuple[LayerCalibration, ...]
     passes: int
-    """Passes over the batches."""
-    groups: int
-    """Groups of layers that were solved one after another to stay within `max_memory`."""
+    """Passes over the batches: one for each group of layers whose moments fit in `max_memory`."""
     seconds: float
 
     def worst(self, *, n: int = 3) -> tuple[LayerCalibration, ...]:
@@ -97,8 +85,7 @@ def calibrate(
     *,
     adapter_name: str | None = None,
     ridge: float = 1e-4,
-    max_memory: float | str | None = None,
-    share_inputs: bool = True,
+    max_memory: float = MAX_MEMORY,
     tokenizer: Any = None,
     text_columns: str | Sequence[str] | None = None,
     batch_size: int | None = None,
@@ -114,10 +101,9 @@ def calibrate(
     of z = Ax, which few inputs determine; lambda is the best by generalised cross-validation (docs/method.md). As the
     layer's output is s B sigma(Ax), `s B A_cal` is then the best linear map for the whole update, and still of rank r.
     The groups of a convolution share A, and one map is fitted to the patches of all of them; of one group, with its own
-    rows of B, another may be better. Moments are taken and solved in float64 (`deploy/products.py` says how on GPUs
-    where that is slow); layers that see the same input (q, k and v) share them. The matrices are stored with the
-    adapter; `eval_form` is not changed. Training mode, hooks and the random state are as before when it returns or
-    raises.
+    rows of B, another may be better. Moments are taken and solved in float64 (`moments.add_gram` says how on GPUs
+    where that is slow). The matrices are stored with the adapter; `eval_form` is not changed. Training mode, hooks and
+    the random state are as before when it returns or raises.
 
     With `torch.distributed` initialised, the moments are summed over all processes: call it on every one of them.
 
@@ -127,18 +113,14 @@ def calibrate(
             model as keyword arguments, or whole where it takes the batch as its one argument), of tensors, or of tuples
             that start with one; or a `datasets.Dataset`, with `tokenizer`. Positions where the `attention_mask` of a
             text is 0 are left out, but for experts of a mixture, which are linear layers of their own and get what is
-            routed to them. Where several passes are needed, each has the same batches: those of an iterator,
-            and in a single process up to 256 MiB of others, are kept in memory until it returns. More are read anew
-            from the same random state of Python, NumPy and PyTorch, by which a loader shuffles unless it has a
-            generator or persistent workers of its own.
+            routed to them. Where several passes are needed, each has the same batches: those of an iterator are kept
+            in memory, others are read anew from the same random state of Python, NumPy and PyTorch, by which a loader
+            shuffles unless it has a generator or persistent workers of its own.
         adapter_name: which adapter; all active ones if None. It must be active.
         ridge: the least lambda, in units of the mean of the diagonal of E[x x^T].
-        max_memory: bound on the memory for moments and their solution, in bytes or as in "4GiB"; half of what is free
-            if None, and nine tenths for a layer that needs more. Layers are worked through in groups that fit, with a
-            pass over the batches for each.
-        share_inputs: sum E[x x^T] once for layers that are called one after another with the same tensor, and with no
-            other. Off costs time and memory, and is needed only by models that do so with some batches and not with
-            later ones.
+        max_memory: bytes of the moments, 8 d_in (d_in + r) for a layer, that are held at once; a layer that needs more
+            is worked on alone. Layers are worked through in groups that fit, with a pass over the batches for each.
+            Beside them are up to four times the largest layer's.
         tokenizer: turns the texts of a `datasets.Dataset` into tokens.
         text_columns: the column of the dataset with the texts, "text" if None, or the two of pairs of texts. A dataset
             of conversations (`messages`, or `prompt` and `completion`) or of preferences (`chosen`, with `prompt` or
@@ -153,8 +135,7 @@ def calibrate(
 
     Raises:
         CalibrationError: no batches, an input that is not finite, a layer with B != 0 that no input reached, adapters
-            that are switched off, a `max_memory` that not even one layer fits in, or a matrix that is not finite. The
-            adapter is left as it was.
+            that are switched off, or a matrix that is not finite. The adapter is left as it was.
         AlreadyMergedError: the adapter is merged.
         FormError: the adapter was trained in the static form, or sigma is the identity in all of its layers (plain
             LoRA, embeddings): it merges exactly as it is.
@@ -168,71 +149,38 @@ def calibrate(
     )
     data = Passes(source, "calibrating" if progress else "")
     targets = _targets(model, adapter_name)
+    sliced = ridge >= LEAST_RIDGE_OF_SLICES
     with trained_state(model), Runner(model, "calibrate") as runner:
-        bound = memory_bound(max_memory, *runner.devices)
-        groups = plan(runner, targets, data, bound, share_inputs)
-        options: dict[str, Any] = {"share_inputs": share_inputs, "sliced": ridge >= LEAST_RIDGE_OF_SLICES}
-        with _restored_on_error(targets):
-            planned = {target.name for group in groups for target in group}
-            idle = [target for target in targets if target.name not in planned]
-            unseen = [] if several_processes() else idle  # several have looked at all batches
-            solutions, reached = _solutions(runner, groups, data, ridge, options, unseen)
-            late = pack_layers([[target] for target in idle if target.name in reached], bound)
-            solutions += _solutions(runner, late, data, ridge, options)[0]
-            _store(solutions)
-            found = {(s.target.name, s.adapter): _report(s) for s in solutions}
-            for target in targets:
-                for adapter in target.adapters:
-                    if (target.name, adapter) not in found:
-                        found[target.name, adapter] = _of_idle(target, adapter)
-    reports = tuple(found[target.name, adapter] for target in targets for adapter in target.adapters)
-    return CalibrationReport(reports, data.passes, len(groups) + len(late), time.perf_counter() - start)
-
-
-def _solutions(
-    runner: Runner,
-    groups: list[Group],
-    data: Passes,
-    ridge: float,
-    options: dict[str, Any],
-    others: Sequence[Target] = (),
-) -> tuple[list[Solution], set[str]]:
-    """The matrices of each group, from a pass over the batches, and which of the other layers an input has reached."""
-    solutions: list[Solution] = []
-    reached: set[str] = set()
-    for group in groups:
-        collector = Collector(runner, group, others=others, **options)
-        for layers in by_input(collector.collect(data.one_pass())):
-            solutions += solve(layers, ridge)
-        reached |= collector.reached_others
-    return solutions, reached
-
-
-def _store(solutions: list[Solution]) -> None:
-    for solution in solutions:
-        layer, adapter = solution.target.module, solution.adapter
-        dtype = layer.aurora_A[adapter].dtype
-        if not is_finite(solution.matrix.to(dtype)):
+        moments = input_moments(runner, targets, data, max_memory, sliced=sliced)
+        solutions = {(s.target.name, s.adapter): s for together in moments for s in solve(together, ridge)}
+    pairs = [(target, name) for target in targets for name in target.adapters]
+    matrices = []
+    for target, name in pairs:
+        calibration, solution = target.module.calibration[name], solutions.get((target.name, name))
+        # where no input reached the layer B is 0, and any matrix stands in exactly
+        matrix = calibration.simplest_matrix() if solution is None else solution.matrix
+        dtype = calibration.simplest_matrix().dtype
+        if not matrix.to(dtype).isfinite().all():
             raise CalibrationError(
-                f"The calibrated matrix of {solution.target.name} is not finite in {dtype}: try a larger ridge."
+                f"The calibrated matrix of {target.name} is not finite in {dtype}: try a larger ridge."
             )
-        layer.calibration[adapter].store(solution.matrix)
+        matrices.append((calibration, matrix))
+    for calibration, matrix in matrices:  # when all are there
+        calibration.store(matrix)
+    layers = tuple(_report(target, name, solutions.get((target.name, name))) for target, name in pairs)
+    return CalibrationReport(layers, data.passes, time.perf_counter() - start)
 
 
-def _of_idle(target: Target, adapter: str) -> LayerCalibration:
-    """The calibration of a layer that no input reached and whose B is 0."""
-    calibration = target.module.calibration[adapter]
-    calibration.store(calibration.simplest_matrix())
-    return LayerCalibration(target.name, adapter, 0, 1.0, 0.0)
+def _report(target: Target, name: str, solution: Solution | None) -> LayerCalibration:
+    if solution is None:
+        return LayerCalibration(target.name, name, 0, 1.0, 0.0)
+    return LayerCalibration(target.name, name, solution.vectors, solution.explained, solution.ridge)
 
 
-def _report(solution: Solution) -> LayerCalibration:
-    return LayerCalibration(
-        solution.target.name, solution.adapter, solution.vectors, solution.explained, solution.ridge
-    )
-
-
-# -------------------------------------------------------------------- before and after
+def check_ridge(ridge: float) -> None:
+    """Raise a ValueError for a `ridge` that is not allowed."""
+    if not (isinstance(ridge, (int, float)) and 0 <= ridge < math.inf):
+        raise ValueError(f"ridge={ridge!r} is not allowed: it must be a finite number of at least 0.")
 
 
 def _targets(model: nn.Module, adapter_name: str | None) -> list[Target]:
@@ -273,55 +221,10 @@ def calibrated_layers(model: nn.Module, names: Sequence[str] | None = None) -> l
             and not layer.forms_coincide(name)
         )
         if adapters:
-            targets.append(Target(path, layer, adapters, partial(_is_idle, layer, adapters)))
+            held = [layer.calibration[name] for name in adapters]
+            targets.append(Target(path, layer, adapters, partial(_are_idle, held)))
     return targets
 
 
-def _is_idle(layer: AuroraLayer, adapters: Sequence[str]) -> bool:
-    """Whether all of the adapters are."""
-    return all(layer.calibration[name].is_idle for name in adapters)
-
-
-def check_unmerged(model: nn.Module, action: str) -> None:
-    """See that AuroRA's adapters take part in the model's forward pass; raises as `check_in_use`."""
-    for path, layer in plain_layers(model):
-        check_in_use(path, layer, action)
-
-
-@contextmanager
-def trained_state(model: nn.Module) -> Iterator[None]:
-    """Within this context the model is evaluated in its trained form; see `evaluated`."""
-    with evaluated(model), in_form(model, DYNAMIC):
-        yield
-
-
-def dynamic_adapters(model: nn.Module) -> list[str]:
-    """The active adapters that were trained in the dynamic form: others have the static one alone."""
-    return [name for name, config in active_configs(model).items() if config.train_form == DYNAMIC]
-
-
-@contextmanager
-def in_form(model: nn.Module, form: FormName) -> Iterator[None]:
-    """While the block runs, the adapters that have several forms evaluate in this one."""
-    with ExitStack() as stack:
-        for name in dynamic_adapters(model):
-            stack.enter_context(set_form(model, form, adapter_name=name))
-        yield
-
-
-def check_ridge(ridge: float) -> None:
-    """Raise a ValueError for a `ridge` that is not allowed."""
-    require(is_number(ridge) and ridge >= 0, "ridge", ridge, "a finite number of at least 0")
-
-
-@contextmanager
-def _restored_on_error(targets: list[Target]) -> Iterator[None]:
-    """Takes the old calibration away while a new one is made, and gives it back if that fails."""
-    calibrations = [target.module.calibration[adapter] for target in targets for adapter in target.adapters]
-    earlier = [(calibration, calibration.take()) for calibration in calibrations]
-    try:
-        yield
-    except BaseException:
-        for calibration, taken in earlier:
-            calibration.give_back(taken)
-        raise
+def _are_idle(calibrations: Sequence[Calibration]) -> bool:
+    return all(one.is_idle for one in calibrations)

@@ -2,35 +2,46 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from ..finite import check_finite
+from ..errors import NotFiniteError
 from ..folders import new_folder, settle
 from ..forms import FormName
-from ..tuner import AuroraConfig, AuroraLayer, active_adapters, aurora_layers
+from ..tuner import AuroraConfig, AuroraLayer, AuroraLinear, active_adapters, aurora_layers
 from ..tuner.adapters import adapter_names, check_not_merged, no_adapter, plain_layers
 from ..tuner.calibration import BUFFERS
-from ..tuner.fused_experts import fused_experts
+from ..tuner.linear import linear_shape
 from ..tuner.naming import exactly
-from ..tuner.offloaded import present
-from ..tuner.peft_names import CONFIG_NAME, PEFT_PREFIX, SAFETENSORS_WEIGHTS_NAME
+from ..tuner.peft_names import CONFIG_NAME, PEFT_PREFIX, SAFETENSORS_WEIGHTS_NAME, BaseTunerLayer
 from ..tuner.stacked import plain_path, without_wrappers
-from ..values import one_of, require
-from .all_layers import zero_factors
-from .export_diffusers import component_of, write_component
-from .export_file import check_replaceable, in_dtype, write_export
-from .wrappers import plain_model, unwrapped
+from .inputs import plain_model, unwrapped
 
 PEFT, DIFFUSERS = FORMATS = ("peft", "diffusers")
+DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OF_ONE_FORMAT = {"prefix": DIFFUSERS, "processor": PEFT, "base_name": PEFT, "all_layers": PEFT}
 """The arguments of `export_lora` that go with one format only."""
 RANKS_OF_ENGINES = 16
 """TGI pads other ranks to a multiple of it, and scales all kinds of layers but the first by alpha over that one."""
+STACKED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Names of layers that engines make one of: where one has factors, they may expect that the others have some."""
+_WRITTEN = "aurora_lora.export_lora"
+"""The field of the weights' metadata by which an export is known again: its files, and of a diffusers pipeline the
+components. Only an export is replaced."""
+
+Factors = Mapping[str, tuple[Tensor, Tensor]]
+"""LoRA's A (r, d_in) and B (d_out, r) of each layer, by its path."""
 
 
 def export_lora(
@@ -78,93 +89,50 @@ def export_lora(
         AlreadyMergedError: the adapter is merged.
         NotCalibratedError, StaleCalibrationError: the form is calibrated and there is no matrix, or an outdated one.
         NotFiniteError: NaN or infinity among the weights, or one that is too large for the dtype.
-        ValueError: an argument that is not allowed, or that goes with the other format; a folder that holds anything
-            but an earlier export; several active adapters and none named; an adapter around a part of the model, as a
-            `PeftModel` in it; a convolution with groups, dilation or a padding mode, which PEFT's LoRA does not take
-            over; or, for diffusers, `modules_to_save` or trained biases, which its LoRA files cannot hold, or a class
-            that does not tell which component of a pipeline the model is, and no `prefix`.
+        ValueError: an argument that is not allowed, or that goes with the other format; a folder that holds
+            anything but an earlier export; several active adapters and none named; a convolution with groups,
+            dilation or a padding mode, which PEFT's LoRA does not take over; or, for diffusers,
+            `modules_to_save` or trained biases, which its LoRA files cannot hold, or a class that does not tell
+            which component of a pipeline the model is, and no `prefix`.
     """
-    require(str(folder) != "", "folder", folder, "the path of a folder; '.' is the current one")
     model = unwrapped(model)
-    one_of("format", format, FORMATS)
-    _check_goes_with(format, prefix=prefix, processor=processor, base_name=base_name, all_layers=all_layers or None)
+    if format not in FORMATS:
+        raise ValueError(f"format={format!r} is not allowed: it must be one of {', '.join(FORMATS)}.")
+    given = {"prefix": prefix, "processor": processor, "base_name": base_name, "all_layers": all_layers or None}
+    for argument, value in given.items():
+        if value is not None and OF_ONE_FORMAT[argument] != format:
+            raise ValueError(f"{argument} goes with format={OF_ONE_FORMAT[argument]!r}, not with format={format!r}.")
     name = _one_adapter(model, adapter_name)
     factors = of_one_rank(lora_factors(model, form, adapter_name=name), RANKS_OF_ENGINES if all_layers else 1)
     if all_layers:
         factors |= zero_factors(factors, _modules(model))
     weights = in_dtype(_state_dict(model, factors), dtype)
     others = _other_weights(model, name)
-    check_finite(others.items(), "the adapter cannot be exported")
+    _check_finite(others)
     path = Path(folder)
     settle(path)
     check_replaceable(path)
     if format == DIFFUSERS:
-        _write_diffusers(path, model, weights, others, prefix)
-    else:
-        _write_peft(path, model, _lora_config(model, name, factors, base_name), {**weights, **others}, processor)
-    return path
-
-
-def _check_goes_with(format: str, **given: Any) -> None:
-    """Raise a ValueError for an argument of the other format, which would be left unused."""
-    for name, value in given.items():
-        if value is not None and OF_ONE_FORMAT[name] != format:
-            raise ValueError(f"{name} goes with format={OF_ONE_FORMAT[name]!r}, not with format={format!r}.")
-
-
-def _write_diffusers(
-    path: Path, model: nn.Module, weights: dict[str, Tensor], others: dict[str, Tensor], prefix: str | None
-) -> None:
-    if others:
-        raise ValueError(
-            f"A diffusers LoRA file holds adapter weights only, and this adapter trains {sorted(others)[0]} too "
-            "(modules_to_save or bias): export it with format='peft'."
-        )
-    component = component_of(model) if prefix is None else prefix
-    write_component(path, component, {key.removeprefix(PEFT_PREFIX): value for key, value in weights.items()})
-
-
-def _write_peft(path: Path, model: nn.Module, config: LoraConfig, weights: dict[str, Tensor], processor: Any) -> None:
+        if others:
+            raise ValueError(
+                f"A diffusers LoRA file holds adapter weights only, and this adapter trains {sorted(others)[0]} too "
+                "(modules_to_save or bias): export it with format='peft'."
+            )
+        component = _component_of(model) if prefix is None else prefix
+        write_component(path, component, {key.removeprefix(PEFT_PREFIX): value for key, value in weights.items()})
+        return path
+    config = _lora_config(model, name, factors, base_name)
+    mapping = None
+    if config.task_type is None:  # of no kind of task, `AutoPeftModel` loads the adapter by the class of the base
+        base = type(plain_model(model))
+        mapping = {"base_model_class": base.__name__, "parent_library": base.__module__}
     with new_folder(path, last=[CONFIG_NAME]) as partial:
         if processor is not None:
             processor.save_pretrained(str(partial))
-        beside = sorted(each.name for each in partial.iterdir())
-        write_export(partial / SAFETENSORS_WEIGHTS_NAME, weights, beside)
-        config.save_pretrained(str(partial), auto_mapping_dict=_auto_mapping(config, model))
-
-
-def _lora_config(
-    model: nn.Module, name: str, factors: dict[str, tuple[Tensor, Tensor]], base_name: str | None
-) -> LoraConfig:
-    """The config of a LoRA with the factors of an adapter, which are of one rank and have its scale in them."""
-    config = _adapter_config(model, name)
-    rank = len(next(iter(factors.values()))[0])
-    lora_config = LoraConfig(
-        r=rank,
-        lora_alpha=rank,
-        target_modules=_target_modules(model, list(factors)),
-        task_type=config.task_type,
-        base_model_name_or_path=base_name or config.base_model_name_or_path,
-        revision=config.revision,
-        # PEFT adds the heads of a classifier each time that it makes or loads one
-        modules_to_save=config.modules_to_save and list(dict.fromkeys(config.modules_to_save)),
-        trainable_token_indices=config.trainable_token_indices,
-        bias=config.bias.replace("aurora_only", "lora_only"),  # type: ignore[arg-type]
-        fan_in_fan_out=any(layer.fan_in_fan_out for _, layer in aurora_layers(model)),
-        inference_mode=True,
-    )
-    _check_read_as_written(lora_config, model)
-    if isinstance(lora_config.target_modules, set):  # so that two processes write the same bytes
-        lora_config.target_modules = sorted(lora_config.target_modules)
-    return lora_config
-
-
-def _auto_mapping(config: LoraConfig, model: nn.Module) -> dict[str, str] | None:
-    """The class of the base model, by which `AutoPeftModel` loads an adapter that is of no kind of task."""
-    if config.task_type is not None:
-        return None
-    base = type(plain_model(model))
-    return {"base_model_class": base.__name__, "parent_library": base.__module__}
+        files = [CONFIG_NAME, *(each.name for each in partial.iterdir())]
+        _write(partial / SAFETENSORS_WEIGHTS_NAME, {**weights, **others}, files)
+        config.save_pretrained(str(partial), auto_mapping_dict=mapping)
+    return path
 
 
 def lora_factors(
@@ -193,31 +161,18 @@ def lora_factors(
     return factors
 
 
-def _modules(model: nn.Module) -> dict[str, nn.Module]:
-    """All modules by their paths in the plain model; an AuroRA layer stands for the one that it adapts."""
-    modules = {plain_path(model, path): module for path, module in model.named_modules()}
-    return modules | dict(plain_layers(model))
-
-
 def _one_adapter(model: nn.Module, adapter_name: str | None) -> str:
     names = active_adapters(model)
     if adapter_name is None:
         if len(names) != 1:
-            raise ValueError(
-                f"{len(names)} adapters are active ({', '.join(names)}): name one with adapter_name, or combine them "
-                "with add_weighted_adapter."
-            )
+            raise ValueError(f"{len(names)} adapters are active ({', '.join(names)}): name one with adapter_name.")
         return names[0]
     if adapter_name not in (known := adapter_names(model)):
         raise no_adapter(adapter_name, known)
     return adapter_name
 
 
-def _adapter_config(model: nn.Module, name: str) -> AuroraConfig:
-    return next(layer.aurora_config[name] for _, layer in aurora_layers(model) if name in layer.aurora_config)
-
-
-def of_one_rank(factors: dict[str, tuple[Tensor, Tensor]], multiple: int = 1) -> dict[str, tuple[Tensor, Tensor]]:
+def of_one_rank(factors: Factors, multiple: int = 1) -> dict[str, tuple[Tensor, Tensor]]:
     """LoRA's factors A (r, ...) and B (d_out, r, ...) of each layer, padded with zeros to the highest r among them, or
     the next multiple of a number."""
     rank = max((len(A) for A, _ in factors.values()), default=0)
@@ -229,7 +184,77 @@ def of_one_rank(factors: dict[str, tuple[Tensor, Tensor]], multiple: int = 1) ->
     return {path: (padded(A, 0), padded(B, 1)) for path, (A, B) in factors.items()}
 
 
-def _state_dict(model: nn.Module, factors: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+def zero_factors(factors: Factors, modules: Mapping[str, nn.Module]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Factors of the same rank, all zeros, for the linear layers that a LoRA leaves out of the kinds that it adapts:
+    for engines that take a LoRA by kinds of layers, not layer by layer.
+
+    A kind is all layers whose paths differ in numbers alone, such as `model.layers.*.self_attn.q_proj`; those that
+    engines stack with it count as adapted, too.
+
+    Args:
+        factors: of one rank.
+        modules: every module of the model, by its path; the layer of an adapter stands for the one that it adapts.
+    """
+
+    def base(module: nn.Module) -> nn.Module:
+        return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+
+    def kind(path: str) -> str:
+        return ".".join("*" if part.isdigit() else part for part in path.split("."))
+
+    adapted = {path: base(modules[path]) for path in factors if isinstance(modules[path], AuroraLinear)}
+    kinds = set()
+    for lead, dot, name in (kind(path).rpartition(".") for path in adapted):
+        together = next((names for names in STACKED if name in names), (name,))
+        kinds |= {f"{lead}{dot}{each}" for each in together}
+    types = (nn.Linear, Conv1D, *{type(layer) for layer in adapted.values()})
+    zeros = {}
+    for path, module in modules.items():
+        layer = base(module)
+        if path not in factors and kind(path) in kinds and isinstance(layer, types):
+            A, B = factors[next(iter(adapted))]
+            d_out, d_in = linear_shape(layer)
+            zeros[path] = A.new_zeros(len(A), d_in), B.new_zeros(d_out, len(A))
+    return zeros
+
+
+def _modules(model: nn.Module) -> dict[str, nn.Module]:
+    """All modules by their paths in the plain model; an AuroRA layer stands for the one that it adapts."""
+    return {plain_path(model, path): module for path, module in model.named_modules()} | dict(plain_layers(model))
+
+
+def _lora_config(model: nn.Module, name: str, factors: Factors, base_name: str | None) -> LoraConfig:
+    """The config of a LoRA with the factors of an adapter, which are of one rank and have its scale in them."""
+    layers = [layer for _, layer in aurora_layers(model) if name in layer.aurora_config]
+    config: AuroraConfig = layers[0].aurora_config[name]
+    rank = len(next(iter(factors.values()))[0])
+    # plain names of the adapted modules if they mean no other, else paths
+    ends = {path.rsplit(".", 1)[-1] for path in factors}
+    every = [plain_path(model, path) for path, _ in model.named_modules()]
+    named = {path for path in every if path.rsplit(".", 1)[-1] in ends}
+    lora_config = LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        target_modules=sorted(ends) if named == set(factors) else exactly(list(factors), every),
+        task_type=config.task_type,
+        base_model_name_or_path=base_name or config.base_model_name_or_path,
+        revision=config.revision,
+        # PEFT adds the heads of a classifier each time that it makes or loads one
+        modules_to_save=config.modules_to_save and list(dict.fromkeys(config.modules_to_save)),
+        trainable_token_indices=config.trainable_token_indices,
+        bias=config.bias.replace("aurora_only", "lora_only"),  # type: ignore[arg-type]
+        fan_in_fan_out=any(layer.fan_in_fan_out for layer in layers),
+        inference_mode=True,
+    )
+    if isinstance(lora_config.target_modules, set):  # so that two processes write the same
+        lora_config.target_modules = sorted(lora_config.target_modules)
+    return lora_config
+
+
+# -------------------------------------------------------------------- weights
+
+
+def _state_dict(model: nn.Module, factors: Factors) -> dict[str, Tensor]:
     """PEFT's LoRA keys."""
     layers = dict(plain_layers(model))
     weights: dict[str, Tensor] = {}
@@ -239,7 +264,7 @@ def _state_dict(model: nn.Module, factors: dict[str, tuple[Tensor, Tensor]]) -> 
             held = layer.as_lora(lora_A, lora_B) if layer else {"lora_A.weight": lora_A, "lora_B.weight": lora_B}
         except ValueError as error:
             raise ValueError(f"{path} cannot be exported: {error}") from error
-        weights |= {f"{PEFT_PREFIX}{path}.{key}": value.contiguous().cpu() for key, value in held.items()}
+        weights |= {f"{PEFT_PREFIX}{path}.{key}": value for key, value in held.items()}
     return weights
 
 
@@ -248,68 +273,125 @@ def _other_weights(model: nn.Module, name: str) -> dict[str, Tensor]:
 
     Of an adapter that was injected into a model, without a `PeftModel` around it, PEFT gives them without its prefix.
     """
-    state = _trained_state(model, name)
-    own = {*AuroraLayer.adapter_layer_names, *BUFFERS}
+    state = get_peft_model_state_dict(model, adapter_name=name) if hasattr(model, "peft_config") else {}
     return {
         PEFT_PREFIX + without_wrappers(key).removeprefix(PEFT_PREFIX): v.detach().to("cpu", copy=True).contiguous()
         for key, v in state.items()
         # with bias="all" PEFT lists the biases of modules_to_save a second time, under this name
-        if key.rsplit(".", 1)[-1] not in own and ".modules_to_save." not in key
+        if not any(f".{own}" in key for own in (*AuroraLayer.adapter_layer_names, *BUFFERS, "modules_to_save."))
     }
 
 
-def _trained_state(model: nn.Module, name: str) -> dict[str, Tensor]:
-    """PEFT's state of the adapter, of a part of the model if it was injected there, with what Accelerate has offloaded.
+def in_dtype(weights: Mapping[str, Tensor], dtype: torch.dtype | str) -> dict[str, Tensor]:
+    """LoRA factors as they are written, in main memory.
 
     Raises:
-        ValueError: a part of the model is a `PeftModel`, whose export has the paths of that part.
+        ValueError: the dtype is not allowed.
+        NotFiniteError: NaN or infinity among them, or a number that is too large for the dtype.
     """
-    if not hasattr(model, "peft_config"):
-        return {
-            f"{path}.{key}": value
-            for path, part in _adapted_parts(model).items()
-            for key, value in _trained_state(part, name).items()
-        }
-    if not any(parameter.is_meta for parameter in model.parameters()):
-        state: dict[str, Tensor] = get_peft_model_state_dict(model, adapter_name=name)
-        return state
-    every = model.state_dict()
-    paths = {id(value): path for path, value in every.items()}
-    state = get_peft_model_state_dict(model, state_dict=every, adapter_name=name)
-    for key, value in state.items():
-        if value.is_meta and id(value) in paths:
-            owner, _, leaf = paths[id(value)].rpartition(".")
-            state[key] = present(model.get_submodule(owner), leaf, value)
-    return state
+    kind = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if kind is None or kind not in DTYPES.values():
+        raise ValueError(f"dtype={dtype!r} is not allowed: it must be one of {', '.join(DTYPES)}.")
+    _check_finite(weights)
+    return {key: rounded(key, value, kind).contiguous().cpu() for key, value in weights.items()}
 
 
-def _adapted_parts(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules that PEFT has injected adapters into, by path, without those inside of others."""
-    parts: dict[str, nn.Module] = {}
-    for path, module in model.named_modules():
-        if hasattr(module, "peft_config") and not any(path.startswith(f"{outer}.") for outer in parts):
-            if isinstance(module, PeftModel):
-                raise ValueError(f"The adapter is that of {path!r}, a PeftModel within the model: export that one.")
-            parts[path] = module
-    return parts
+def rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor of finite numbers in one of `DTYPES`.
 
-
-def _target_modules(model: nn.Module, adapted: list[str]) -> list[str] | str:
-    """What names the adapted modules and no other: plain names if they suffice, else paths."""
-    ends = {path.rsplit(".", 1)[-1] for path in adapted}
-    every = [plain_path(model, path) for path, _ in model.named_modules()]
-    named = {path for path in every if path.rsplit(".", 1)[-1] in ends}
-    return sorted(ends) if named == set(adapted) else exactly(adapted, every)
-
-
-def _check_read_as_written(config: LoraConfig, model: nn.Module) -> None:
-    """Raise a ValueError where PEFT would load the LoRA into other places than those that it was made of."""
-    try:
-        experts = fused_experts(config.target_modules, plain_model(model))
-    except ValueError as error:
-        raise ValueError(f"PEFT would not load this export: {error} Merge instead.") from error
-    if experts:
-        raise ValueError(
-            f"PEFT would load this export into the fused weights of the experts ({', '.join(experts)}), which have the "
-            "names of the adapted modules: merge instead, or leave these modules out of target_modules."
+    Raises:
+        NotFiniteError: a number is too large for the dtype; the error has the tensor's name.
+    """
+    cast = tensor.to(dtype)
+    if not cast.isfinite().all():
+        largest, limit = float(tensor.abs().max()), torch.finfo(dtype).max
+        called = next(one for one, kind in DTYPES.items() if kind == dtype)
+        raise NotFiniteError(
+            f"dtype={called!r} cannot hold {name}, whose largest number is {largest:.3g} (the limit is {limit:.3g}): "
+            "choose 'float32'."
         )
+    return cast
+
+
+def _check_finite(weights: Mapping[str, Tensor]) -> None:
+    for key, value in weights.items():
+        if not value.isfinite().all():
+            raise NotFiniteError(
+                f"the adapter cannot be exported: {key} holds values that are not finite (NaN or infinity)"
+            )
+
+
+# -------------------------------------------------------------------- files
+
+
+def _write(path: Path, weights: dict[str, Tensor], files: Sequence[str] = (), components: Sequence[str] = ()) -> None:
+    """Write the weights of an export, which name the other files of it and the components of a pipeline."""
+    note = json.dumps({"files": sorted({path.name, *files}), "components": components})
+    save_file(weights, path, {"format": "pt", _WRITTEN: note})
+
+
+def _read_note(path: Path) -> dict[str, list[str]]:
+    """What `_write` has noted in a file of weights; nothing of other files, and where there is none."""
+    try:
+        with safe_open(path, "pt") as file:
+            note: dict[str, list[str]] = json.loads((file.metadata() or {}).get(_WRITTEN, "{}"))
+    except (OSError, SafetensorError):
+        return {}
+    return note
+
+
+def check_replaceable(folder: Path, beside: Collection[str] = ()) -> None:
+    """Raise a ValueError unless the folder is new, empty, or an earlier export: a LoRA from elsewhere is none.
+
+    Args:
+        folder: to be replaced.
+        beside: names of other files that may be replaced with an export.
+    """
+    if not folder.exists():
+        return
+    held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else [folder.name]
+    notes = (_read_note(folder / name) for name in (SAFETENSORS_WEIGHTS_NAME, DIFFUSERS_WEIGHTS))
+    written = next((note["files"] for note in notes if note), [])
+    if held and (added := [name for name in held if not written or name not in {*written, *beside}]):
+        first = next((name for name in added if name.endswith(".safetensors")), added[0])
+        raise ValueError(f"{folder} holds {first}, which no LoRA export wrote: move it away, or choose another folder.")
+
+
+def write_component(folder: Path, component: str, weights: dict[str, Tensor]) -> None:
+    """Write the LoRA of one component of a diffusers pipeline; those of others that an earlier export there holds stay.
+
+    Args:
+        folder: new, empty, or of an earlier export.
+        component: such as "unet"; "" is a model alone, whose file holds nothing else.
+        weights: by their names in the component.
+    """
+    path, lead = folder / DIFFUSERS_WEIGHTS, f"{component}." if component else ""
+    others = (
+        [name for name in _read_note(path).get("components", []) if name not in ("", component)] if component else []
+    )
+    kept = {key: value for key, value in load_file(path).items() if key.partition(".")[0] in others} if others else {}
+    with new_folder(folder) as partial:
+        merged = {**kept, **{lead + key: value for key, value in weights.items()}}
+        _write(partial / DIFFUSERS_WEIGHTS, merged, components=sorted([*others, component]))
+
+
+def _component_of(model: nn.Module) -> str:
+    """How a pipeline of diffusers calls the model, by its class; raises a ValueError where that does not tell."""
+    plain = plain_model(model)
+    name = type(plain).__name__
+    if not isinstance(plain, PreTrainedModel):  # Transformers' are text encoders and the like
+        for words, component in (("UNet", "unet"), ("Transformer", "transformer")):
+            if words in name:
+                return component
+    raise ValueError(
+        f"{name} does not tell which component of a diffusers pipeline it is: name that with prefix=, such as "
+        "prefix='text_encoder'."
+    )
+
+
+def beyond_lora(folder: Path) -> list[str]:
+    """What an export for PEFT holds beside LoRA's factors and the embeddings under them: few engines load that."""
+    with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, "pt") as file:
+        keys: list[str] = list(file.keys())
+    factors = (".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B", ".base_layer.weight")
+    return sorted(key.removeprefix(PEFT_PREFIX) for key in keys if not key.endswith(factors))

@@ -18,16 +18,12 @@ from ..tuner.adapters import active_layers
 from ..tuner.fields import is_list_of, is_name
 from ..values import one_of, require, short
 from .adapted import AdaptedLayer, adapted_layers
-from .batches import as_batches
-from .calibrate import check_unmerged, dynamic_adapters, in_form, trained_state
 from .formats import QUANTIZATIONS, check_quantization
-from .inputs import Runner
+from .inputs import Passes, Runner, as_batches, check_unmerged, dynamic_adapters, evaluated, in_form, trained_state
 from .layer_gaps import FormSums, LayerGap
-from .memory_bound import check_memory
 from .merge_losses import LayerLoss, MergeLoss, MergeSums
-from .passes import Passes, evaluated
+from .moments import MAX_MEMORY, alone
 from .predictions import EndToEndGap, Metric, compare
-from .processes import alone
 from .reports import Report, worst_of
 
 if TYPE_CHECKING:
@@ -90,7 +86,7 @@ def merge_gap(
     quantizations: str | Sequence[str] = (),
     rounding_batches: Any = None,
     metric: Metric | None = None,
-    max_memory: float | str | None = None,
+    max_memory: float = MAX_MEMORY,
     tokenizer: Any = None,
     text_columns: str | Sequence[str] | None = None,
     batch_size: int | None = None,
@@ -158,7 +154,6 @@ def merge_gap(
         return Passes(source, doing if progress else "")
 
     names = _checked(quantizations)
-    check_memory(max_memory)
     if metric is not None and not callable(metric):
         raise TypeError(f"metric={short(metric)} is not allowed: it must be a function of (predictions, labels).")
     layers = _layers_to_merge(model, merges, names)
@@ -220,7 +215,7 @@ def _gap_of_merges(
     data: Passes,
     rounding: Passes | None,
     metric: Metric | None,
-    max_memory: float | str | None,
+    max_memory: float,
 ) -> MergeGap:
     for layer in layers:
         for name in layer.names if isinstance(layer.module, AuroraLayer) else ():

@@ -7,23 +7,25 @@ dW = G = sum g x^T over all vectors x that reach a layer, with g the gradient of
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.nn import grad as weight_gradients
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ..ops.autocast import without_autocast
-from ..temporary_attributes import temporary_attributes
+from ..temporary_attributes import called_as, temporary_attributes
+from ..tuner import aurora_layers
 from ..tuner.base_weight import is_recomputed
 from ..tuner.conv import padded_by_group, project_patches
 from ..tuner.linear import has_linear_shape, linear_shape
 from ..tuner.peft_names import AuxiliaryTrainingWrapper, BaseTunerLayer
 from ..tuner.stacked import plain_path
-from ..tuner.targets import bypassed_by
-from .wrappers import output_embeddings, plain_model
+from .inputs import evaluated, output_embeddings, plain_model, trained_state
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _WEIGHT_GRADIENTS = (weight_gradients.conv1d_weight, weight_gradients.conv2d_weight, weight_gradients.conv3d_weight)
@@ -112,8 +114,7 @@ def frozen_weights(model: Any) -> dict[str, Weight]:
     """The weights that an adapter could be put beside, by the path that their layer has in the plain model.
 
     A module at several paths is there once, by the first. Left out are the adapters' own, those that are trained whole
-    (`modules_to_save`), the output layer of a language model, and those of Mamba that a fused kernel reads, which no
-    adapter could follow.
+    (`modules_to_save`), and the output layer of a language model.
     """
     inner: Any = plain_model(model)
     output = output_embeddings(inner)
@@ -124,7 +125,7 @@ def frozen_weights(model: Any) -> dict[str, Weight]:
         if module in seen:  # at another path: PEFT knows the first alone
             return
         seen.add(module)
-        if isinstance(module, AuxiliaryTrainingWrapper) or module is output or bypassed_by(inner, path):
+        if isinstance(module, AuxiliaryTrainingWrapper) or module is output:
             return
         if isinstance(module, BaseTunerLayer):
             walk(module.get_base_layer(), path)
@@ -138,7 +139,7 @@ def frozen_weights(model: Any) -> dict[str, Weight]:
     return {plain_path(inner, path): weight for path, weight in found.items()}
 
 
-# ---------------------------------------------------------------- on its way past
+# -------------------------------------------------------------------- on its way past
 
 See = Callable[[Tensor, Tensor], None]
 
@@ -158,7 +159,7 @@ class _Seen(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
-        with without_autocast(g):
+        with torch.autocast(g.device.type, enabled=False):
             ctx.see(*ctx.saved_tensors, g)
         return g, None, None, None
 
@@ -168,60 +169,51 @@ Keep = Callable[[Tensor], tuple[Tensor, See]]
 
 
 @contextmanager
-def watched_gradients(layers: Sequence[tuple[nn.Module, Keep]]) -> Iterator[None]:
-    """Within the block, show the gradient of each layer's output in every backward pass."""
+def watched_gradients(layers: Sequence[tuple[nn.Module, Keep]]) -> Iterator[Callable[[Tensor], Any]]:
+    """Within the block, the function that it gives runs a backward pass from a loss, in which the gradient of each
+    layer's output is shown; no `.grad` changes, in the model or outside."""
+    tracked = torch.empty(0, requires_grad=True)
 
-    def hook(keep: Keep) -> Any:
-        def see(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Any) -> Any:
-            if not torch.is_grad_enabled():  # the first half of reentrant gradient checkpointing
-                return y
-            if not isinstance(y, Tensor):  # a router that is a linear layer, and says which experts it chose
-                return y
-            x = args[0] if args else next(iter(kwargs.values()))
-            with torch.no_grad(), without_autocast(y):
-                kept, see = keep(x.detach())
-            if y._is_view() and (y.grad_fn is None or isinstance(y.grad_fn, BackwardCFunction)):
-                y = y.clone()  # of bitsandbytes' int8: not to be changed in place
-            tracked = torch.empty(0, device=y.device, requires_grad=True)
-            return _Seen.apply(y, kept, tracked, see)  # type: ignore[no-untyped-call]
-
-        return see
+    def hook(keep: Keep, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Any) -> Any:
+        # a router that is a linear layer may give more than a tensor: which experts it chose
+        if not torch.is_grad_enabled() or not isinstance(y, Tensor):
+            return y
+        x = args[0] if args else next(iter(kwargs.values()))
+        with torch.no_grad(), torch.autocast(y.device.type, enabled=False):
+            kept, see = keep(x.detach())
+        if y._is_view() and (y.grad_fn is None or isinstance(y.grad_fn, BackwardCFunction)):
+            y = y.clone()  # of bitsandbytes' int8: not to be changed in place
+        return _Seen.apply(y, kept, tracked, see)  # type: ignore[no-untyped-call]
 
     with ExitStack() as stack:
         for module, keep in layers:
-            stack.callback(module.register_forward_hook(hook(keep), with_kwargs=True).remove)
-        yield
+            stack.callback(module.register_forward_hook(partial(hook, keep), with_kwargs=True).remove)
+        yield lambda loss: torch.autograd.grad(loss, [tracked], allow_unused=True)
 
 
-def backward(value: Tensor) -> None:
-    """A backward pass for what it shows on its way: no leaf's `.grad` changes, in the model or outside.
-
-    But for what reentrant checkpointing computes again, whose graph nobody sees: weights in there are to be frozen.
-    """
+@contextmanager
+def activation_gradients(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode and in the form that it is trained in, with gradients for activations and none for
+    weights; what it checkpoints in training is checkpointed here as well."""
+    layers = [
+        module
+        for module in model.modules()
+        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
+    ]
+    within = {part for layer in layers for part in layer.modules() if part is not layer}
+    forwards = [
+        (layer, partial(checkpoint, layer.forward, use_reentrant=False)) for layer in layers if layer not in within
+    ]
+    every: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    configs = {id(one): one for one in every if getattr(one, "use_cache", False)}
+    trained = [one for one in model.parameters() if one.requires_grad]
     with ExitStack() as stack:
-        for node in _ends_of_graph(value):
-            stack.callback(node.register_prehook(_no_gradient).remove)
-        torch.autograd.backward(value)
-
-
-def _no_gradient(gradients: Sequence[Tensor]) -> tuple[None, ...]:
-    return (None,) * len(gradients)
-
-
-def _ends_of_graph(value: Tensor) -> Iterator[Any]:
-    """The nodes that would add to the `.grad` of the leaves that the value was computed from."""
-    seen: set[Any] = {None}
-    coming: list[Any] = [value.grad_fn]
-    while coming:
-        node = coming.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if not node.next_functions:
-            yield node
-        coming += [earlier for earlier, _ in node.next_functions]
-
-
-def frozen(model: nn.Module) -> AbstractContextManager[None]:
-    """Within the block, no parameter requires a gradient."""
-    return temporary_attributes([one for one in model.parameters() if one.requires_grad], requires_grad=False)
+        stack.enter_context(trained_state(model) if any(aurora_layers(model)) else evaluated(model))
+        stack.enter_context(torch.enable_grad())
+        for parameter in trained:
+            stack.callback(parameter.requires_grad_, True)
+            parameter.requires_grad_(False)
+        if forwards:  # a layer that is computed again would add its keys and values to a cache once more
+            stack.enter_context(temporary_attributes(configs.values(), use_cache=False))
+            stack.enter_context(called_as(forwards))
+        yield

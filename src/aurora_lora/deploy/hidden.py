@@ -13,9 +13,7 @@ from ..errors import CalibrationError
 from ..finite import is_finite
 from ..forms import STATIC
 from ..tuner import AuroraLayer, active_layers
-from .batches import as_batches, no_batches
-from .calibrate import check_unmerged, trained_state
-from .inputs import Runner, watched_inputs
+from .inputs import Runner, as_batches, check_unmerged, no_batches, trained_state, watched_inputs
 
 Layers = dict[tuple[str, str], Tensor]
 

@@ -1,34 +1,290 @@
-"""The inputs of layers while a model runs batches, and which of their positions are padding."""
+"""A model that is run over batches: in which state, on what, and what its layers see of it, without padding."""
 
 from __future__ import annotations
 
 import inspect
-import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+import random
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
-from types import TracebackType
+from copy import copy
+from operator import length_hint
 from typing import Any
 
+import numpy as np
 import torch
-from peft import AdaLoraModel
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ..errors import CalibrationError, abridged
-from ..tuner import AuroraLayer
-from ..tuner.targets import model_type
-from ..tuner.tensors import computing_device
-from .batch import IGNORED, Batch, copied
-from .float64 import rows_of_piece
-from .wrappers import input_embeddings, output_embeddings, plain_model, unwrapped, without_parallel
+from ..forms import DYNAMIC, FormName
+from ..tuner import AuroraLayer, active_configs, set_form
+from ..tuner.adapters import check_not_merged, plain_layers
+from ..tuner.tensors import computing_device, ordinary_tensors
+
+IGNORED = -100
+"""The label that no loss counts, and Transformers does not count as an item of the batch."""
+Batch = Mapping[str, Any] | Tensor | tuple[Any, ...] | list[Any]
+CHUNK_BYTES = 32 * 2**20
+"""Inputs are widened to float64 in pieces of about this size."""
+
+# -------------------------------------------------------------------- the model below its wrappers
+
+PARALLEL = (DataParallel, DistributedDataParallel)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model without the wrappers of torch.compile and of distributed training."""
+    # not by attribute: a PEFT model has those of the compiled model below it, too
+    while (inner := model._modules.get("_orig_mod")) is not None or isinstance(model, PARALLEL):
+        model = model.module if inner is None else inner  # type: ignore[assignment]
+    return model
+
+
+def plain_model(model: Any) -> nn.Module:
+    """The model below an adapter of PEFT and the wrappers of torch.compile and of distributed training."""
+    inner: Any = unwrapped(model)
+    return unwrapped(inner.get_base_model()) if hasattr(inner, "get_base_model") else inner
+
+
+def output_embeddings(model: nn.Module) -> nn.Module | None:
+    """The output layer of a plain language model, as pretrained as the rest; None of any other model."""
+    get_output_embeddings: Any = getattr(model, "get_output_embeddings", lambda: None)
+    found: nn.Module | None = get_output_embeddings()
+    return found
+
+
+# -------------------------------------------------------------------- its state while it is run
+
+
+@contextmanager
+def evaluated(model: nn.Module) -> Iterator[None]:
+    """Eval mode, no gradients, no inference mode; modes and random states as before at the end, also after an error.
+
+    bitsandbytes is kept from packing 4-bit weights for the CPU at their first call in eval mode: that rounds their
+    scales, and `state_dict()`, which unpacks the weights, leaves the scales in another order. And
+    `nn.TransformerEncoderLayer` is kept from reading the weights of its layers in place of calling them.
+    """
+    modules = list(model.modules())
+    earlier = [(module, module.training, getattr(module, _PACKS, None)) for module in modules]
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=gpus_of(model)))
+        stack.callback(random_state_of_now())
+        stack.enter_context(ordinary_tensors())  # inference mode keeps no count of changes in place
+        if any(map(_is_compiled, modules)):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))  # a compiled graph does not see new hooks
+        try:
+            torch.backends.mha.set_fastpath_enabled(False)
+            for module, _, packs in earlier:
+                module.training = False
+                if packs is not None:
+                    setattr(module, _PACKS, False)
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast_path)
+            for module, training, packs in earlier:
+                module.training = training
+                if packs is not None:
+                    setattr(module, _PACKS, packs)
+
+
+_PACKS = "support_avx512bf16_for_cpu"
+
+
+@contextmanager
+def trained_state(model: nn.Module) -> Iterator[None]:
+    """Within this context a model with AuroRA adapters is evaluated in its trained form; see `evaluated`."""
+    with evaluated(model), in_form(model, DYNAMIC):
+        yield
+
+
+@contextmanager
+def in_form(model: nn.Module, form: FormName) -> Iterator[None]:
+    """While the block runs, the adapters that have several forms evaluate in this one."""
+    with ExitStack() as stack:
+        for name in dynamic_adapters(model):
+            stack.enter_context(set_form(model, form, adapter_name=name))
+        yield
+
+
+def dynamic_adapters(model: nn.Module) -> list[str]:
+    """The active adapters that were trained in the dynamic form: others have the static one alone."""
+    return [name for name, config in active_configs(model).items() if config.train_form == DYNAMIC]
+
+
+def check_unmerged(model: nn.Module, action: str) -> None:
+    """See that AuroRA's adapters take part in the model's forward pass; raises as `check_in_use`."""
+    for path, layer in plain_layers(model):
+        check_in_use(path, layer, action)
+
+
+def check_in_use(path: str, layer: Any, action: str) -> None:
+    """See that the adapters of a layer take part in its forward pass.
+
+    Raises:
+        AlreadyMergedError: they are merged.
+        CalibrationError: they are switched off.
+    """
+    check_not_merged(path, layer, action)
+    if layer.disable_adapters:
+        raise CalibrationError(f"The adapters of {path} are switched off: enable them before {action}.")
+
+
+def gpus_of(model: nn.Module) -> list[int]:
+    """The numbers of the GPUs that hold the model."""
+    devices = {computing_device(p) for p in model.parameters()}
+    return sorted(device.index for device in devices if device.type == "cuda")
+
+
+def random_state_of_now() -> Callable[[], None]:
+    """What sets Python's, NumPy's and PyTorch's random state on the CPU to what they are now."""
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+    def put_back() -> None:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+
+    return put_back
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """By `torch.compile(module)`, `module.compile()` or `torch.compile(module.forward)`."""
+    return module._compiled_call_impl is not None or hasattr(module.forward, "_torchdynamo_orig_callable")
+
+
+# -------------------------------------------------------------------- batches
+
+
+def no_batches(action: str) -> CalibrationError:
+    """What to raise where a function's inputs have no batch."""
+    return CalibrationError(f"{action} needs at least one batch of inputs, and was given none.")
+
+
+def as_batches(
+    batches: Any,
+    tokenizer: Any = None,
+    *,
+    text_columns: str | Sequence[str] | None = None,
+    batch_size: int | None = None,
+    examples: int | None = None,
+    max_length: int | None = None,
+) -> Iterable[Batch]:
+    """The batches to run: what was given, or a split of `datasets` put through a tokenizer.
+
+    Args:
+        batches: a DataLoader or another iterable of batches; or, with `tokenizer`, a `datasets.Dataset`.
+        tokenizer: see `texts.tokenized`.
+        text_columns, batch_size, max_length: of a dataset; see there.
+        examples: at most that many: an even sample of a dataset, or the first of the batches, to whole batches.
+
+    Raises:
+        TypeError: a dataset without a tokenizer, or what goes with a dataset where there is none.
+        ValueError: a number below 1; as `texts.tokenized`.
+    """
+    of_texts = {"text_columns": text_columns, "batch_size": batch_size, "max_length": max_length}
+    for name, value in (*of_texts.items(), ("examples", examples)):
+        if name != "text_columns" and value is not None and not (isinstance(value, (int, np.integer)) and value >= 1):
+            raise ValueError(f"{name}={value!r} is not allowed: it must be a whole number of at least 1.")
+    if tokenizer is not None:
+        from .texts import tokenized
+
+        return tokenized(batches, tokenizer, text_columns, batch_size, examples, max_length)
+    if hasattr(batches, "column_names"):
+        raise TypeError(
+            "A datasets.Dataset needs tokenizer=, to make tokens of its texts. One that has tokens already goes into a "
+            "DataLoader."
+        )
+    for name, value in of_texts.items():
+        if value is not None:
+            raise TypeError(f"{name} goes with a datasets.Dataset and its tokenizer: these are batches already.")
+    if not isinstance(batches, Iterable) or isinstance(batches, (Mapping, Tensor, str)):
+        raise TypeError(f"batches must be an iterable of batches, not one {type(batches).__name__}.")
+    return batches if examples is None else _First(batches, examples)
+
+
+class _First:
+    """The first batches, until so many examples are there."""
+
+    def __init__(self, batches: Iterable[Batch], examples: int) -> None:
+        self.batches, self.examples = batches, examples
+
+    def __iter__(self) -> Iterator[Batch]:
+        left = self.examples
+        for batch in self.batches:
+            yield batch
+            values = (
+                batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else [batch]
+            )
+            left -= next((len(value) for value in values if isinstance(value, Tensor) and value.dim()), 1)
+            if left <= 0:
+                return
+
+
+class Passes:
+    """Batches that can be run through several times, the same each time; only within `evaluated`, which restores the
+    random state.
+
+    They are read anew, from the random state of the first time: by that a loader shuffles, unless it has a generator of
+    its own.
+    """
+
+    def __init__(self, batches: Iterable[Batch], progress: str = "") -> None:
+        self.batches = batches
+        self.passes = 0
+        self.progress = progress  # what a bar on stderr says; without one, there is none
+        self._begin = random_state_of_now()
+
+    def hold(self) -> None:
+        """Before the first of several passes: an iterator, which can be read only once, becomes a list."""
+        if isinstance(self.batches, _First) and isinstance(self.batches.batches, Iterator):
+            self.batches = list(self.batches)
+        if isinstance(self.batches, Iterator):
+            self.batches = list(self.batches)
+
+    def one_pass(self) -> Iterator[Batch]:
+        """One pass over all batches."""
+        self.passes += 1
+        self._begin()
+        if not self.progress:
+            return iter(self.batches)
+        from tqdm.auto import tqdm
+
+        bar: dict[str, Any] = {"desc": f"{self.progress}, pass {self.passes}", "unit": " batches", "leave": False}
+        return iter(tqdm(self.batches, total=length_hint(self.batches) or None, **bar))
+
+
+def copied(batch: Any, device: torch.device | None = None) -> Any:
+    """A batch with a copy of each tensor in its dicts, lists and tuples: what is done to one does not reach the other.
+
+    Args:
+        batch: what is none of these is the same in the copy.
+        device: that of the copies; None is where each tensor is.
+    """
+    if isinstance(batch, Tensor):
+        alone = batch.detach().requires_grad_(batch.requires_grad)
+        return alone.to(device or batch.device, copy=True)
+    if isinstance(batch, MutableMapping):
+        twin = copy(batch)
+        for key, value in batch.items():
+            twin[key] = copied(value, device)
+        return twin
+    if isinstance(batch, (tuple, list)):
+        values = [copied(value, device) for value in batch]
+        return batch._make(values) if hasattr(batch, "_make") else type(batch)(values)  # a named tuple has names
+    return batch
+
+
+# -------------------------------------------------------------------- what layers see
 
 
 class Runner:
     """Runs batches through a model and knows, for each layer's input, which vectors are padding.
 
-    In an encoder-decoder model the positions of the encoder and of the decoder are told apart: a layer inside the
-    encoder, and one outside that is fed the encoder's output, projected or not (the keys and values of
-    cross-attention), has the encoder's mask; any other has the decoder's. Experts of a mixture get the tokens that are
-    routed to them, of which no mask tells which are padding: all of them count.
+    A mask of positions belongs to an input whose first dimensions are the mask's, or, as of the experts of some
+    mixtures, to one whose rows are as many. Where an encoder-decoder model has two masks that fit, a layer in the
+    encoder, and one that is fed what the encoder gives (the keys and values of cross-attention), has the encoder's; any
+    other has the decoder's. Of an input that fits no mask, all vectors count.
 
     Args:
         model: to run.
@@ -36,80 +292,46 @@ class Runner:
     """
 
     def __init__(self, model: nn.Module, action: str) -> None:
-        self.model, self.action = without_parallel(model), action
+        self.model, self.action = unwrapped(model), action  # not a wrapper that sends buffers, or runs copies
         found = (computing_device(p) for p in model.parameters() if not p.is_meta)
-        self.devices = list(dict.fromkeys(found)) or [torch.device("cpu")]
-        self.device = self.devices[0]
+        self.device = next(found, torch.device("cpu"))
         self.masks: dict[str, Tensor] = {}
-        self._has_content: Tensor | None = None  # whether some position of the batches so far is no padding
-        self._check_loaded()
-        self._encoder_outputs: list[weakref.ref[Tensor]] = []
-        self._texts: list[tuple[Tensor, Tensor]] = []  # tokens and mask of each, where a batch names several apart
-        self._hooks = ExitStack()
-        self.encoder = self._find_encoder()
-        self._model_type = model_type(unwrapped(model))
-        token_first = (module for module in model.modules() if _class_of(module) in _TOKEN_FIRST)
-        self._token_first = {part for module in token_first for part in module.modules()}
-        self._encoder_modules = set(self.encoder.modules()) if self.encoder is not None else set()
-
-    def _check_loaded(self) -> None:
-        """Raise a CalibrationError for weights that are nowhere: neither in memory, nor fetched by Accelerate."""
-        if any(hasattr(module, "_hf_hook") for module in self.model.modules()):
-            return
-        if missing := next((name for name, p in self.model.named_parameters() if p.is_meta), None):
-            raise CalibrationError(f"{missing} is on the meta device, without values: load the model's weights first.")
-
-    def not_reached(self, names: Sequence[str]) -> CalibrationError:
-        """What to raise where no input reached these layers, which are trained."""
-        if self._has_content is not None and not self._has_content:
-            return CalibrationError(
-                f"All positions of the inputs of {self.action} are padding: their attention_mask is 0 everywhere."
-            )
-        return CalibrationError(
-            f"No input reached {abridged(names)}: the inputs of {self.action} must use every layer whose adapter is "
-            "trained (B is not 0); exclude_modules leaves out those that they cannot reach."
-        )
-
-    def _find_encoder(self) -> nn.Module | None:
-        inner = unwrapped(self.model)
-        config = getattr(inner, "config", None)
-        get_encoder = getattr(inner, "get_encoder", None)
-        if not getattr(config, "is_encoder_decoder", False) or get_encoder is None:
-            return None
-        encoder = get_encoder()
-        return encoder if isinstance(encoder, nn.Module) else None
+        plain: Any = plain_model(model)
+        self._plain = plain
+        is_pair = getattr(getattr(plain, "config", None), "is_encoder_decoder", False)
+        self.encoder: nn.Module | None = plain.get_encoder() if is_pair else None
+        self._in_encoder = set() if self.encoder is None else set(self.encoder.modules())
+        self._encoded: Tensor | None = None
+        self._hook: Any = None
 
     def __enter__(self) -> Runner:
         if self.encoder is not None:
-            for module in (self.encoder, getattr(unwrapped(self.model), _PROJECTION, None)):
-                if isinstance(module, nn.Module):
-                    self._hooks.callback(module.register_forward_hook(self._remember).remove)
-        elif (embeddings := input_embeddings(plain_model(self.model))) is not None:
-            self._hooks.callback(embeddings.register_forward_pre_hook(self._note_text).remove)
+            self._hook = self.encoder.register_forward_hook(self._remember)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._hooks.close()
+    def __exit__(self, *_: object) -> None:
+        self.masks, self._encoded = {}, None
+        if self._hook is not None:
+            self._hook.remove()
 
     def _remember(self, _: nn.Module, args: Any, output: Any) -> None:
-        hidden = output[0] if not isinstance(output, Tensor) else output
-        self._encoder_outputs.append(weakref.ref(hidden))
+        self._encoded = output if isinstance(output, Tensor) else output[0]
 
-    def _note_text(self, _: nn.Module, args: Any) -> None:
-        """Note the mask of the text that the model is called with: the next layers are of its pass."""
-        for tokens, mask in self._texts:
-            if args and args[0] is tokens:
-                self.masks["attention_mask"] = mask
+    def not_reached(self, names: Sequence[str]) -> CalibrationError:
+        """What to raise where no input reached these layers, which are trained."""
+        return CalibrationError(
+            f"No input reached {abridged(names)}: the inputs of {self.action} must use every layer whose adapter is "
+            "trained (B is not 0), at positions that are no padding. Layers that the model reads without calling them, "
+            "or that these inputs cannot reach, are left out by exclude_modules."
+        )
 
     def run(self, batch: Batch, watched: Collection[nn.Module] = ()) -> Any:
-        """One forward pass.
+        """The output of one forward pass, without a loss where the model needs no labels.
 
         Args:
             batch: the inputs.
-            watched: modules whose inputs are all that is read of it, if any. A language model then computes no loss,
-                and the logits of one position: all of them take more memory than the rest of the pass.
+            watched: modules whose inputs are all that is read of it, if any. A language model then computes the
+                logits of one position: all of them take more memory than the rest of the pass.
 
         Raises:
             TypeError: the batch is no dict, tensor, tuple or list.
@@ -117,23 +339,21 @@ class Runner:
         inputs = self.read(batch)
         if isinstance(inputs, (tuple, list)):
             inputs = inputs[0]  # (inputs, labels), as the data sets of torch give them
-        if isinstance(inputs, Tensor) and not inputs.dim():
-            raise TypeError("A batch must be a tensor of several examples, not a tensor of one number.")
-        model = _without_regulariser(self.model)
-        by_name = isinstance(inputs, dict) and not _is_one_argument(inputs, plain_model(self.model))
-        if by_name and watched and self._can_spare_logits(watched):
+        parameters = inspect.signature(self._plain.forward).parameters
+        if not isinstance(inputs, dict) or _is_one_argument(inputs, parameters):
+            return self.model(inputs)
+        if self.encoder is None and "labels" in parameters and parameters["labels"].default is None:
+            inputs.pop("labels", None)  # of which a loss is computed
+        if watched and {"logits_to_keep", "use_cache"} <= parameters.keys() and self._can_spare_logits(watched):
             # which position, not how many: by a number, Gemma 4 cuts the inputs of its layers too
             inputs = {"logits_to_keep": torch.zeros(1, dtype=torch.int64, device="cpu"), "use_cache": False, **inputs}
-            inputs.pop("labels", None)
-        return model(**inputs) if by_name else model(inputs)
+        return self.model(**inputs)
 
     def _can_spare_logits(self, watched: Collection[nn.Module]) -> bool:
         """Whether these modules get the same inputs where only the logits of one position are computed."""
-        model: Any = plain_model(self.model)
-        backbone = getattr(model, "base_model", model)
-        takes = {"logits_to_keep", "use_cache"} <= inspect.signature(model.forward).parameters.keys()
-        output = output_embeddings(model)  # of a classifier none: it reads the logits of other positions
-        if self.encoder is not None or backbone is model or not takes or output is None:
+        backbone = getattr(self._plain, "base_model", self._plain)
+        output = output_embeddings(self._plain)  # of a classifier none: it reads the logits of other positions
+        if self.encoder is not None or backbone is self._plain or output is None:
             return False
         return set(watched) <= set(backbone.modules()) - set(output.modules())
 
@@ -143,64 +363,49 @@ class Runner:
         Raises:
             TypeError: the batch is no dict, tensor, tuple or list.
         """
-        self.masks, self._encoder_outputs, self._texts = {}, [], []
+        self.masks, self._encoded = {}, None
         first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-        if isinstance(first, Tensor):
-            self._has_content = torch.ones((), dtype=torch.bool, device=self.device)
+        if isinstance(first, Tensor) and first.dim():
             return copied(batch, self.device)
         if not isinstance(batch, Mapping) and not hasattr(batch, "keys"):
             raise TypeError(
-                f"A batch must be a dict of tensors, a tensor, or a tuple or list that starts with one, "
-                f"not {type(batch).__name__}."
+                "A batch must be a dict of tensors, a tensor of several examples, or a tuple or list that starts with "
+                f"one, not {type(batch).__name__}."
             )
         inputs: dict[str, Any] = copied(dict(batch.items()), self.device)  # type: ignore[union-attr]
         for name in ("attention_mask", "decoder_attention_mask"):
             mask = inputs.get(name)
-            if isinstance(mask, Tensor) and mask.dim() == 3 and _has_choices(inputs, mask):
-                mask = mask.flatten(0, 1)
-            if isinstance(mask, Tensor) and mask.dim() == 2:
-                self.masks[name] = mask.bool()
+            if isinstance(mask, Tensor) and mask.dim() in (2, 3):  # several texts an example are one long batch
+                self.masks[name] = mask.bool().flatten(0, -2)
         if self.encoder is not None and "decoder_attention_mask" not in self.masks:
-            self._note_decoder_mask(inputs)
-        if not self.masks:
-            self._texts = _named_apart(inputs)
-        masks = [*self.masks.values(), *(mask for _, mask in self._texts)]
-        here = [mask.any() for mask in masks] or [torch.ones((), dtype=torch.bool, device=self.device)]
-        before = [] if self._has_content is None else [self._has_content]
-        self._has_content = torch.stack([*before, *here]).any()
+            # the decoder's tokens are the labels, or those of the encoder
+            labels = inputs.get("labels")
+            if isinstance(labels, Tensor) and labels.dim() == 2 and not labels.is_floating_point():
+                self.masks["decoder_attention_mask"] = labels != IGNORED
+            elif not inputs.keys() & {"decoder_input_ids", "decoder_inputs_embeds"} and self.masks:
+                self.masks["decoder_attention_mask"] = self.masks["attention_mask"]
         return inputs
-
-    def _note_decoder_mask(self, inputs: Mapping[str, Any]) -> None:
-        """Note the mask of a decoder that was given none: its tokens are the labels, or those of the encoder."""
-        labels = inputs.get("labels")
-        if isinstance(labels, Tensor) and labels.dim() == 2 and not labels.is_floating_point():
-            self.masks["decoder_attention_mask"] = labels != IGNORED
-        elif not inputs.keys() & _DECODER_TOKENS and "attention_mask" in self.masks:
-            self.masks["decoder_attention_mask"] = self.masks["attention_mask"]
 
     def vectors(self, module: nn.Module, x: Tensor) -> Tensor:
         """(n, d_in): the vectors of the input x that the weight of `module` acts on, but for padding.
 
         The patches of a convolution are all taken: a mask of token positions says nothing about them.
         """
-        if input_geometry(module):
-            return _input_vectors(module, x)
-        mask = self.masks.get(self._mask_name(module, x))
-        if mask is not None:
-            mask = mask.to(x.device)  # a model over several devices
-            if (tokens := self._as_in_mask(module, x, mask)) is not None:
-                return tokens[mask]
-            if x.dim() == 2 and x.shape[0] == mask.numel():
-                return x[mask.reshape(-1)]
-        return _input_vectors(module, x)
-
-    def _as_in_mask(self, module: nn.Module, x: Tensor, mask: Tensor) -> Tensor | None:
-        """x as (*mask.shape, d_in), if it is of those tokens; some models pad texts further by themselves."""
-        if x.dim() == 3 and module in self._token_first:
-            x = x.transpose(0, 1)
-        if x.dim() == 3 and self._model_type in _PAD_FURTHER:
-            x = x[:, : mask.shape[1]]
-        return x if x.shape[:-1] == mask.shape else None
+        if not input_geometry(module):
+            is_encoded = module in self._in_encoder or x is self._encoded
+            names = ["attention_mask", "decoder_attention_mask"]
+            for name in names if is_encoded else reversed(names):
+                mask = self.masks.get(name)
+                if mask is None:
+                    continue
+                mask = mask.to(x.device)  # a model over several devices
+                if x.shape[:-1] == mask.shape:
+                    return x[mask]
+                if x.shape[:-1] == mask.T.shape:  # models that put tokens first
+                    return x[mask.T]
+                if x.dim() == 2 and len(x) == mask.numel():
+                    return x[mask.flatten()]
+        return module.input_vectors(x) if isinstance(module, AuroraLayer) else x.reshape(-1, x.shape[-1])
 
     def pieces(self, module: Any, x: Tensor) -> Iterator[Tensor]:
         """`vectors`, the patches of a convolution a few at a time."""
@@ -213,78 +418,12 @@ class Runner:
         else:
             yield self.vectors(module, x), None
 
-    def _mask_name(self, module: nn.Module, x: Tensor) -> str:
-        if self.encoder is None or module in self._encoder_modules:
-            return "attention_mask"
-        fed_by_encoder = any(_is_same(known(), x) for known in self._encoder_outputs)
-        return "attention_mask" if fed_by_encoder else "decoder_attention_mask"
 
-
-def _is_same(known: Tensor | None, x: Tensor) -> bool:
-    """Whether x is that tensor, or it transposed."""
-    if known is None or known is x:
-        return known is x
-    return known.data_ptr() == x.data_ptr() != 0 and known.numel() == x.numel()
-
-
-def _class_of(module: nn.Module) -> str:
-    """The name of its class, after that of the file: some models call their layers as others do."""
-    kind = type(module)
-    return f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}"
-
-
-def _is_one_argument(batch: Mapping[str, Any], model: nn.Module) -> bool:
-    """Whether the model takes the whole batch as its one argument, as those of sentence-transformers do."""
-    parameters = inspect.signature(model.forward).parameters
-    needed = [one for one in parameters.values() if one.default is one.empty and one.kind in _POSITIONAL]
+def _is_one_argument(batch: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> bool:
+    """Whether a model takes the whole batch as its one argument, as those of sentence-transformers do."""
+    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [one for one in parameters.values() if one.default is one.empty and one.kind in by_position]
     return len(needed) == 1 and not batch.keys() & parameters.keys()
-
-
-_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-
-
-def _without_regulariser(model: nn.Module) -> nn.Module:
-    """The model; of PEFT's AdaLoRA, loaded for inference, the one below it, which has the adapters in its layers.
-
-    AdaLoRA adds a regulariser to the loss of every batch with labels, and loaded for inference it has none to add.
-    """
-    tuner = getattr(unwrapped(model), "base_model", None)
-    if isinstance(tuner, AdaLoraModel) and not hasattr(tuner, "trainable_adapter_name"):
-        below: nn.Module = tuner.model
-        return below
-    return model
-
-
-def _has_choices(inputs: Mapping[str, Any], mask: Tensor) -> bool:
-    """Whether each example is several texts, (batch, choices, tokens), of which the model makes one long batch."""
-    return any(isinstance(one := inputs.get(name), Tensor) and one.shape[:3] == mask.shape for name in _TEXTS)
-
-
-def _named_apart(inputs: Mapping[str, Any]) -> list[tuple[Tensor, Tensor]]:
-    """Tokens and mask of each text of a batch of sentence-transformers' trainer: `anchor_input_ids`,
-    `anchor_attention_mask`, and so for each column. The model is called for one after another."""
-    pairs = (
-        (tokens, inputs.get(f"{name.removesuffix('input_ids')}attention_mask"))
-        for name, tokens in inputs.items()
-        if name.endswith("_input_ids")
-    )
-    return [(tokens, mask.bool()) for tokens, mask in pairs if isinstance(mask, Tensor)]
-
-
-_TEXTS = ("input_ids", "inputs_embeds")
-_PAD_FURTHER = {"longformer", "led", "big_bird", "bigbird_pegasus"}
-"""Models that pad texts to whole windows of their attention."""
-_TOKEN_FIRST = {
-    "modeling_longformer.LongformerSelfAttention",
-    "modeling_led.LEDEncoderSelfAttention",
-    "modeling_xlnet.XLNetFeedForward",
-    "modeling_fsmt.EncoderLayer",
-    "modeling_fsmt.DecoderLayer",
-}
-"""Modules whose layers get (tokens, batch, width)."""
-_PROJECTION = "enc_to_dec_proj"
-"""What makes the encoder's output as wide as the decoder, where Transformers put two models together."""
-_DECODER_TOKENS = {"decoder_input_ids", "decoder_inputs_embeds"}
 
 
 @contextmanager
@@ -305,6 +444,6 @@ def input_geometry(module: nn.Module) -> tuple[Any, ...]:
     return module.input_geometry if isinstance(module, AuroraLayer) else ()
 
 
-def _input_vectors(module: nn.Module, x: Tensor) -> Tensor:
-    """(n, d_in): those vectors."""
-    return module.input_vectors(x) if isinstance(module, AuroraLayer) else x.reshape(-1, x.shape[-1])
+def rows_of_piece(width: int) -> int:
+    """How many rows of this width are about `CHUNK_BYTES` in float64."""
+    return max(1, CHUNK_BYTES // (8 * width))

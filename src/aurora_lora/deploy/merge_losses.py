@@ -17,10 +17,9 @@ from ..temporary_attributes import called_as
 from ..tuner.linear import linear_shape
 from .adapted import OWN_FORMATS, AdaptedLayer, input_moments
 from .formats import name_of
-from .inputs import Runner
-from .memory_bound import memory_bound
+from .inputs import Passes, Runner
 from .merged_weight import check_change
-from .passes import Passes
+from .moments import MAX_MEMORY
 from .predictions import EndToEndGap, Metric, Variants, compare
 
 FLOAT32_BYTES = 4
@@ -70,11 +69,11 @@ class MergeSums:
     Args:
         layers: all adapted layers of a model.
         quantizations: the formats to merge into, beside the base's own format or dtype and bfloat16.
-        max_memory: see `memory_bound`.
+        max_memory: bytes of moments, or of merged weights, that are held at once.
     """
 
     def __init__(
-        self, layers: Sequence[AdaptedLayer], quantizations: Sequence[str], max_memory: float | str | None = None
+        self, layers: Sequence[AdaptedLayer], quantizations: Sequence[str], max_memory: float = MAX_MEMORY
     ) -> None:
         self.max_memory = max_memory
         self.layers = {layer.path: layer for layer in layers}
@@ -143,7 +142,7 @@ class MergeSums:
         such group.
         """
         entry = sum(FLOAT32_BYTES * d_out * d_in for d_out, d_in in map(_shape, self.layers.values()))
-        at_once = max(1, memory_bound(self.max_memory, *runner.devices).size // entry)
+        at_once = max(1, int(self.max_memory) // entry)
         found: dict[str, EndToEndGap] = {}
         n = 0
         for start in range(0, len(self.merges), at_once):

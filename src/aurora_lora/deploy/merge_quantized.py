@@ -21,10 +21,9 @@ from ..tuner.adapters import check_before_merge, note_shared_weights
 from ..tuner.original_weight import OriginalWeight, parameter_like
 from ..values import is_number, require
 from .adapted import AdaptedLayer, held_format, input_moments
-from .batches import as_batches
-from .inputs import Runner
+from .inputs import Passes, Runner, as_batches, evaluated
 from .merged_weight import adapters_of, bias_change, check_change, layers_with_adapters, trains_bias
-from .passes import Passes, evaluated
+from .moments import MAX_MEMORY
 from .reports import Report, worst_of
 
 if TYPE_CHECKING:
@@ -99,7 +98,7 @@ def merge_quantized(
     batches: Any,
     *,
     damping: float = 1e-3,
-    max_memory: float | str | None = None,
+    max_memory: float = MAX_MEMORY,
     tokenizer: Any = None,
     text_columns: str | Sequence[str] | None = None,
     batch_size: int | None = None,

@@ -10,13 +10,13 @@ import torch
 from peft.tuners.lora import ParamWrapper
 from torch import Tensor, nn
 
-from ..errors import CalibrationError, MergeError, one_line
+from ..errors import MergeError, one_line
 from ..ops.autocast import without_autocast
 from ..temporary_attributes import temporary_attributes
 from ..tuner import AuroraLayer
-from ..tuner.adapters import check_not_merged
 from ..tuner.peft_names import BaseTunerLayer
 from ..tuner.stacked import by_plain_path, plain_path
+from .inputs import check_in_use
 
 QUANTISING = ("bnb", "hqq", "torchao")
 """Modules of PEFT whose layers, when they merge, dequantise and quantise by themselves."""
@@ -42,18 +42,6 @@ def layers_with_adapters(model: nn.Module, action: str) -> Iterator[tuple[str, A
                 "one kind at a time. Merge the inner one first, or remove one of the two."
             )
         yield path, layer, adapters_of(layer)
-
-
-def check_in_use(path: str, layer: Any, action: str) -> None:
-    """See that the layer's adapters take part in its forward pass.
-
-    Raises:
-        AlreadyMergedError: they are merged.
-        CalibrationError: they are switched off.
-    """
-    check_not_merged(path, layer, action)
-    if layer.disable_adapters:
-        raise CalibrationError(f"The adapters of {path} are switched off: enable them before {action}.")
 
 
 def merged_linear(

@@ -1,22 +1,35 @@
-"""The second moments that calibration solves for: sums over the input vectors of layers, in float64."""
+"""Second moments of the inputs of layers, summed in float64, and the calibrated matrix that follows from them."""
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Iterator
+import gc
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
+from packaging.version import Version
 from torch import Tensor
 
-from ..errors import CalibrationError
-from ..finite import is_finite
+from ..errors import CalibrationError, NotFiniteInputsError
+from ..ops.autocast import full_float32, without_autocast
 from ..tuner.linear import linear_shape
-from ..tuner.tensors import changes, computing_device
-from .float64 import float64_device, has_slow_float64, row_pieces
-from .processes import count_over_processes, sum_over_processes
-from .products import add_gram, mirror
+from ..tuner.tensors import computing_device, gathered
+from .inputs import Passes, Runner, input_geometry, no_batches, rows_of_piece, watched_inputs
+
+T = TypeVar("T")
+
+MAX_MEMORY = 4 * 2**30
+"""Bytes of moments that are held at once, where nothing else is asked for."""
+FLOAT64_BYTES = 8
+ROUNDING = 1e-6
+"""A deviation that values have from rounding in float32 alone, by the root mean square of the largest of them."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +42,7 @@ class Target:
     """An AuroRA layer, or a layer of PEFT on a linear one."""
     adapters: tuple[str, ...] = ()
     is_idle: Callable[[], bool] = lambda: False
-    """Whether its adapters add nothing to any input, so that none has to reach it; the same on every process."""
+    """Whether its adapters add nothing to any input, so that none has to reach it."""
 
     @property
     def d_in(self) -> int:
@@ -37,138 +50,404 @@ class Target:
         layer = self.module
         return int(layer.d_in if hasattr(layer, "d_in") else linear_shape(layer.get_base_layer())[1])
 
-    @property
-    def d_out(self) -> int:
-        """Length of the vectors that it gives."""
-        return linear_shape(self.module.get_base_layer())[0]
+
+# -------------------------------------------------------------------- the sums
 
 
 @dataclass
-class SharedInput:
-    """The sum of x x^T over the inputs of layers that see the same x, in float64."""
-
-    leader: str  # the layer whose calls are counted; the others must see the same tensors
-    geometry: tuple[Any, ...] = ()  # and cut them into the same vectors
-    moment: Tensor | None = None  # (d_in, d_in), its lower triangle until `finish`
-    vectors: int = 0
-    last: tuple[weakref.ref[Tensor], int] | None = None  # and how often it had been changed in place
-
-    def see(self, x: Tensor) -> None:
-        """The leader is called with x."""
-        self.last = weakref.ref(x), changes(x)
-
-    def is_seen(self, x: Tensor) -> bool:
-        """Whether x is known to be what the leader was last called with, and unchanged since."""
-        if self.last is None or x.is_inference():  # of which no changes are counted
-            return False
-        return self.last[0]() is x and self.last[1] == changes(x)
-
-    def make_room(self, d_in: int, device: torch.device) -> Tensor:
-        """The sum, which starts as zeros."""
-        if self.moment is None:
-            self.moment = torch.zeros(d_in, d_in, dtype=torch.float64, device=float64_device(device))
-        return self.moment
-
-    def finish(self) -> None:
-        """The whole sum, over all processes."""
-        moment = moment_of(self)
-        mirror(moment)
-        self.vectors = count_over_processes(self.vectors, moment.device)
-        sum_over_processes(moment)
-
-
-@dataclass
-class LayerMoments:
-    """The running sums of one layer."""
+class Moments:
+    """The sums of one layer over its input vectors x."""
 
     target: Target
-    shared: SharedInput
     vectors: int = 0
-    cross: dict[str, Tensor] = field(default_factory=dict)  # adapter -> sum of sigma(Ax) x^T, (r, d_in)
-    power: dict[str, Tensor] = field(default_factory=dict)  # adapter -> sum of |sigma(Ax)|^2, ()
+    total: Tensor = field(default_factory=lambda: torch.empty(0))  # x x^T, (d_in, d_in), in float64
+    cross: dict[str, Tensor] = field(default_factory=dict)  # adapter -> sigma(Ax) x^T, (r, d_in)
+    power: dict[str, Tensor] = field(default_factory=dict)  # adapter -> |sigma(Ax)|^2, ()
 
-    @property
-    def leads(self) -> bool:
-        """Whether it is this layer's calls that the shared sum is taken of."""
-        return self.shared.leader == self.target.name
+    def make_room(self, device: torch.device) -> None:
+        """Sums that start as zeros, where float64 can be computed."""
+        if not self.total.numel():
+            d, device = self.target.d_in, float64_device(device)
+            self.total = torch.zeros(d, d, dtype=torch.float64, device=device)
+            for adapter in self.target.adapters:
+                self.cross[adapter] = self.total.new_zeros(int(self.target.module.r[adapter]), d)
+                self.power[adapter] = self.total.new_zeros(())
 
-    def make_room(self, device: torch.device) -> Tensor:
-        """Sums that start as zeros; the shared one."""
-        d_in = self.target.d_in
-        moment = self.shared.make_room(d_in, device)
-        for adapter in self.target.adapters:
-            if adapter not in self.cross:
-                self.cross[adapter] = moment.new_zeros(int(self.target.module.r[adapter]), d_in)
-                self.power[adapter] = moment.new_zeros(())
-        return moment
+    def mean(self) -> Tensor:
+        """E[x x^T] (d_in, d_in) in float32, on the device that the layer computes on; the sum is gone then.
 
-    def add(self, vectors: Tensor, sliced: bool) -> None:
-        """Add the sums over vectors (n, d_in) of the layer's input.
-
-        Args:
-            sliced: take x x^T in exact float32 products where float64 is slow; see `add_gram`.
+        Raises:
+            CalibrationError: inputs whose squares are finite in float64 alone.
         """
-        moment = self.make_room(vectors.device)
-        device = moment.device
-        sigmas = {a: sigma_of_input(self, a, vectors).to(device).double() for a in self.target.adapters}
+        S, self.total = self.total.div_(self.vectors).float(), torch.empty(0)
+        if not S.diagonal().isfinite().all():
+            raise CalibrationError(
+                f"The inputs of {self.target.name} are too large, above 1e19: is the model or a batch broken?"
+            )
+        device = computing_device(next(self.target.module.parameters()))
+        return S if float64_device(device) == device else S.to(device)  # elsewhere they are where they belong
+
+
+def input_moments(
+    runner: Runner, targets: Sequence[Target], data: Passes, max_memory: float = MAX_MEMORY, *, sliced: bool = False
+) -> Iterator[list[Moments]]:
+    """The sums of all layers over all batches and processes; those with the same inputs come together.
+
+    Layers are worked through in groups, with a pass over the batches for each. A layer that no input reached, and whose
+    adapters add nothing, does not come. What has come is not held any more.
+
+    Args:
+        runner: runs the model.
+        targets: the layers.
+        data: the batches.
+        max_memory: bytes of the sums of a group; a layer that takes more is a group alone.
+        sliced: take x x^T in exact float32 products on devices where float64 is slow; see `add_gram`.
+
+    Raises:
+        CalibrationError: no batches, or no input reached a layer whose adapters add something.
+        NotFiniteInputsError: an input, or a sigma, that is not finite.
+    """
+    groups = pack(targets, moment_bytes, max_memory)
+    if len(groups) > 1:
+        data.hold()
+    for group in groups:
+        found = _collect(runner, group, data.one_pass(), sliced)
+        while found:
+            together = [found.pop(0)]
+            while found and torch.equal(together[0].total, found[0].total):
+                together.append(found.pop(0))
+                together[-1].total = torch.empty(0)  # the first has it
+            yield together
+
+
+def moment_bytes(target: Target) -> int:
+    """Memory of the sums of a layer."""
+    return FLOAT64_BYTES * target.d_in * (target.d_in + sum(int(target.module.r[a]) for a in target.adapters))
+
+
+def pack(units: Iterable[T], need: Callable[[T], int], bound: float) -> list[list[T]]:
+    """Units together in their order, as long as what they need fits in the bound."""
+    groups: list[list[T]] = []
+    taken = 0
+    for unit in units:
+        taken += need(unit)
+        if not groups or taken > bound:
+            groups.append([])
+            taken = need(unit)
+        groups[-1].append(unit)
+    return groups
+
+
+def _collect(runner: Runner, targets: Sequence[Target], batches: Iterable[Any], sliced: bool) -> list[Moments]:
+    """The sums of each layer that an input reached."""
+    every = [Moments(target) for target in targets]
+    products = _Products(runner, sliced)
+    n = 0
+    with watched_inputs((one.target.module, partial(products.see, one)) for one in every):
+        for batch in batches:
+            runner.run(batch, [target.module for target in targets])
+            products.last = None
+            n += 1
+    counts = torch.tensor([n, *(one.vectors for one in every)], device=runner.device)
+    sum_over_processes(counts)
+    n, *vectors = counts.tolist()
+    if not n:
+        raise no_batches(runner.action)
+    missed = [one.target for one, count in zip(every, vectors, strict=True) if not count]
+    if trained := [target.name for target in missed if not target.is_idle()]:
+        raise runner.not_reached(trained)
+    found = []
+    for one, count in zip(every, vectors, strict=True):
+        if not count:
+            continue
+        one.vectors = count
+        one.make_room(runner.device)  # of a layer that other processes alone have reached
+        mirror(one.total)
+        sum_over_processes(one.total, *one.cross.values(), *one.power.values())
+        if not all(bool(each.isfinite().all()) for each in (one.total.diagonal(), *one.power.values())):
+            raise NotFiniteInputsError(
+                f"The inputs of {one.target.name} are not finite: is the model or a batch broken?"
+            )
+        found.append(one)
+    return found
+
+
+class _Products:
+    """Adds what layers see to their sums; layers that see one tensor, as q, k and v do, share its product x^T x."""
+
+    def __init__(self, runner: Runner, sliced: bool) -> None:
+        self.runner, self.sliced = runner, sliced
+        self.last: tuple[Tensor, int, Any] | None = None  # the tensor, its changes in place, and how it is cut
+        self.product = torch.empty(0)
+
+    @torch.no_grad()
+    def see(self, one: Moments, x: Tensor) -> None:
+        layer = one.target.module
+        one.make_room(x.device)
+        now = None if x.is_inference() else (x, x._version, input_geometry(layer))  # where changes are not counted
+        shared = now is not None and self.last is not None and x is self.last[0] and now[1:] == self.last[1:]
+        self.last = now
+        if not shared:
+            fits = self.product.shape == one.total.shape and self.product.device == one.total.device
+            self.product = self.product.zero_() if fits else torch.zeros_like(one.total)
+        for vectors in self.runner.pieces(layer, x):
+            one.vectors += len(vectors)
+            self._add(one, vectors, shared)
+        one.total += self.product
+
+    def _add(self, one: Moments, vectors: Tensor, shared: bool) -> None:
+        layer, device = one.target.module, one.total.device
+        sigmas = {
+            a: layer.sigma(a, layer.hidden_values(a, vectors)).to(device).double() for a in one.target.adapters
+        }  # as the layer itself computes it
         for adapter, sigma in sigmas.items():
-            self.power[adapter] += sigma.square().sum()
-        sliced = sliced and has_slow_float64(device) and vectors.dtype != torch.float64
+            one.power[adapter] += sigma.square().sum()
+        sliced = self.sliced and has_slow_float64(device) and vectors.dtype != torch.float64
         for rows in row_pieces(len(vectors), vectors.shape[1]):
             narrow = vectors[rows].to(device)
             wide = narrow.double()
-            if self.leads:
-                add_gram(moment, narrow if sliced else wide, sliced)
+            if not shared:
+                add_gram(self.product, narrow if sliced else wide, sliced)
             for adapter, sigma in sigmas.items():
-                self.cross[adapter].addmm_(sigma[rows].T, wide)
-
-    def finish(self) -> None:
-        """The sums over all processes, but for the shared one."""
-        self.vectors = count_over_processes(self.vectors, moment_of(self.shared).device)
-        sum_over_processes(*self.cross.values(), *self.power.values())
-
-    def is_finite(self) -> bool:
-        """Whether all its sums are."""
-        return all(map(is_finite, (moment_of(self.shared), *self.cross.values(), *self.power.values())))
+                one.cross[adapter].addmm_(sigma[rows].T, wide)
 
 
-def sigma_of_input(layer: LayerMoments, adapter: str, vectors: Tensor) -> Tensor:
-    """sigma(Ax), (n, r), as the layer itself computes it in the dynamic form."""
-    module = layer.target.module
-    sigma: Tensor = module.sigma(adapter, module.hidden_values(adapter, vectors))
-    return sigma
+# -------------------------------------------------------------------- the calibrated matrix
+
+RIDGES = (100.0, 1.0, 0.1, 0.01)
+"""What is tried, in units of the mean of the diagonal of E[x x^T], from the largest; the least ridge comes last."""
+_PROBES = 64
+"""Random vectors that the trace of an inverse is estimated with."""
+_TOLERANCE = 1e-10
+"""The tolerance in the rank of E[z z^T]."""
 
 
-def moment_of(shared: SharedInput) -> Tensor:
-    """The sum of x x^T, (d_in, d_in), where there has been an input."""
-    assert shared.moment is not None
-    return shared.moment
+@dataclass(frozen=True)
+class Solution:
+    """A_cal (r, d_in) of one adapter of one layer, and how good it is."""
+
+    target: Target
+    adapter: str
+    matrix: Tensor
+    vectors: int
+    explained: float
+    ridge: float
 
 
-def by_input(layers: list[LayerMoments]) -> Iterator[list[LayerMoments]]:
-    """The layers that share each input. The list is emptied: sums go as soon as the caller has done with them."""
-    groups: dict[int, list[LayerMoments]] = {}
-    for layer in layers:
-        groups.setdefault(id(layer.shared), []).append(layer)
-    layers.clear()
-    while groups:
-        yield groups.pop(next(iter(groups)))
+def solve(layers: list[Moments], ridge: float) -> list[Solution]:
+    """A_cal of layers with the same inputs: sigma as a linear map of z first, and of x what that leaves.
 
+    D = argmin E|sigma - D z|^2, (r, r), is well determined by few vectors, which d_in numbers a row are not. So the
+    ridge is one towards D A, and not towards 0:
 
-def means_by_input(layers: list[LayerMoments]) -> Iterator[tuple[Tensor, list[LayerMoments]]]:
-    """E[x x^T] (d_in, d_in) in float32, where the layers compute, and the layers that share it; the sums are gone then.
+        A_cal = argmin_M E|sigma - M x|^2 + lambda |M - D A|^2 = D A + (C - D A S) (S + lambda I)^-1
 
-    Raises:
-        CalibrationError: inputs whose squares are finite in float64 alone.
+    with C = E[sigma x^T] and S = E[x x^T]. Of lambda = 100, 1, 0.1 and 0.01 times mean(diag S), and `ridge` times that,
+    each layer takes the one with the least error by generalised cross-validation (Golub, Heath and Wahba, 1979), going
+    down from the largest while that falls: with many vectors the smallest, with few hardly more than D A.
+
+    One Cholesky factor of each ridge serves all the layers. S is overwritten; beside it there are its factor, and a
+    copy of the factor that `cholesky_solve` makes.
     """
-    for together in by_input(layers):
-        shared = together[0].shared
-        S = moment_of(shared).div_(shared.vectors).float()
-        shared.moment = None
-        if not is_finite(S):
-            raise CalibrationError(
-                f"The inputs of {shared.leader} are too large, above 1e19: is the model or a batch broken?"
-            )
-        device = computing_device(next(together[0].target.module.parameters()))
-        # elsewhere the sums are where they belong; a weight that is offloaded says nothing of that
-        yield S if float64_device(device) == device else S.to(device), together
+    S = layers[0].total.div_(layers[0].vectors)
+    scale = float(S.diagonal().mean())
+    fits = [_Fit(layer, adapter, S) for layer in layers for adapter in layer.cross]
+    improving, added = fits, 0.0
+    for each in sorted({ridge, *(one for one in RIDGES if one > ridge)}, reverse=True):
+        S.diagonal().add_(each * scale - added)
+        added = each * scale
+        factor, failed = torch.linalg.cholesky_ex(S)
+        if failed:  # inputs that are all zero, or no ridge for fewer vectors than dimensions
+            break
+        freedom = _freedom(factor, added)
+        improving = [fit for fit in improving if fit.improve(S, factor, added, freedom)]
+        del factor
+        if not improving:
+            break
+    return [fit.solution() for fit in fits]
+
+
+def _freedom(factor: Tensor, added: float) -> float:
+    """tr(S (S + lambda I)^-1), the degrees of freedom of a row of the matrix; from the factor of S + lambda I."""
+    if not added:
+        return float(len(factor))
+    signs = torch.randint(2, (len(factor), _PROBES), generator=torch.Generator().manual_seed(0), device="cpu")
+    probes = (2 * signs - 1).to(factor)
+    trace = (probes * torch.cholesky_solve(probes, factor)).sum() / _PROBES
+    return len(factor) - added * float(trace)
+
+
+class _Fit:
+    """The best matrix so far of one adapter of one layer."""
+
+    def __init__(self, layer: Moments, adapter: str, S: Tensor) -> None:
+        self.layer, self.adapter, n = layer, adapter, layer.vectors
+        C, self.power = layer.cross[adapter] / n, float(layer.power[adapter] / n)
+        A: Any = layer.target.module.aurora_A[adapter]
+        A = gathered(getattr(A, "weight", A).detach()).to(C)
+        z = A @ S @ A.T  # E[z z^T]
+        D = (C @ A.T) @ torch.linalg.pinv(z, rtol=_TOLERANCE, hermitian=True)
+        self.rank = int(torch.linalg.matrix_rank(z, rtol=_TOLERANCE, hermitian=True))
+        self.linear = D @ A
+        self.rest = C - self.linear @ S  # E[(sigma - D z) x^T]
+        # E|sigma - M x|^2 = E|sigma|^2 - <M, C> - <M, C - M S>, from the sums: no second pass over the inputs
+        self.error = self.power - float((self.linear * (C + self.rest)).sum())
+        self.matrix, self.left, self.ridge, self.score = self.linear, self.error, 0.0, math.inf
+
+    def improve(self, S: Tensor, factor: Tensor, added: float, freedom: float) -> bool:
+        """Take the matrix of a ridge if it is the better one; S and the factor are those of S + lambda I."""
+        M = torch.cholesky_solve(self.rest.T, factor).T
+        left = self.error - 2 * float((M * self.rest).sum()) + float(((M @ S) * M).sum() - added * M.square().sum())
+        free = 1 - (freedom + self.rank) / self.layer.vectors
+        score = left / free**2 if free > 0 else math.inf
+        if self.ridge and score >= self.score:
+            return False
+        self.matrix, self.left, self.ridge, self.score = self.linear + M, left, added, score
+        return True
+
+    def solution(self) -> Solution:
+        """The best matrix."""
+        explained = 1 - self.left / self.power if self.power > 0 else 1.0
+        return Solution(self.layer.target, self.adapter, self.matrix, self.layer.vectors, explained, self.ridge)
+
+
+# -------------------------------------------------------------------- exact products
+
+SLICE_BITS, SLICES, SLICED_ROWS = 7, 4, 1024
+"""Integers of up to 2^7 in magnitude: the sum of 1,024 products of two is at most 2^24, and so exact in float32."""
+LEAST_RIDGE_OF_SLICES = 1e-4
+"""31 bits of each input keep the calibrated matrix within 1e-5 from here on; a smaller ridge needs all of float64."""
+
+
+def add_gram(total: Tensor, x: Tensor, sliced: bool) -> None:
+    """Add x^T x to the lower triangle of `total`; what lies above it is not kept up: see `mirror`.
+
+    One float32 product for each chunk is not enough: with the default ridge, on inputs that are ill-conditioned as
+    hidden states are, the calibrated matrix is then further than 1e-5 from the float64 one
+    (tests/deploy/test_products.py).
+
+    Args:
+        total: (d, d), float64.
+        x: (n, d), on the device of `total`: float64, or, sliced, a narrower one.
+        sliced: take the products in float32, exactly: several times faster where float64 is slow.
+    """
+    if sliced:
+        for start in range(0, len(x), SLICED_ROWS):
+            _add_sliced(total, x[start : start + SLICED_ROWS].float())
+        return
+    for strip in _strips(len(total)):  # little more than half of the whole product
+        total[strip.start :, strip].addmm_(x[:, strip.start :].T, x[:, strip])
+
+
+def _strips(d: int) -> Iterator[slice]:
+    """Strips of columns, from the diagonal down."""
+    width = max(192, -(-d // 8))
+    return (slice(start, start + width) for start in range(0, d, width))
+
+
+def _add_sliced(total: Tensor, x: Tensor) -> None:
+    """x as a sum of slices of few bits, scaled by column; products of slices are sums of integers up to 2^24.
+
+    x[:, i] = 2^e_i (s_0 2^-7 + s_1 2^-15 + s_2 2^-23 + s_3 2^-31), each s an integer of at most 2^7 in magnitude.
+    Products of two slices that together lie below the last one are left out.
+    """
+    _, exponents = torch.frexp(x.abs().amax(0))
+    rest = torch.ldexp(torch.ldexp(x, -(exponents // 2)), exponents // 2 - exponents + SLICE_BITS)  # 2^-e may overflow
+    slices = []
+    for _ in range(SLICES):
+        slices.append(rest.round())
+        rest = (rest - slices[-1]) * 2.0 ** (SLICE_BITS + 1)
+    half = torch.zeros_like(total)  # and half^T are the product
+    with full_float32(), without_autocast(total):
+        for i, one in enumerate(slices):
+            for j, other in enumerate(slices[i : SLICES + 1 - i], i):
+                weight = 2.0 ** (-2 * SLICE_BITS - (SLICE_BITS + 1) * (i + j))
+                half.add_(one.T @ other, alpha=weight / 2 if i == j else weight)
+    scale = torch.exp2(exponents.double())
+    half.mul_(scale[:, None]).mul_(scale)
+    total.add_(half).add_(half.T)
+
+
+def mirror(total: Tensor) -> None:
+    """Make `total` (d, d) symmetric from its lower triangle."""
+    for strip in _strips(len(total)):
+        block = total[strip, strip]
+        block.copy_(block.tril() + block.tril(-1).T)
+        total[strip, strip.stop :] = total[strip.stop :, strip].T
+
+
+_FAST_FLOAT64 = {(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)}
+"""NVIDIA's compute capabilities with float64 at half the rate of float32; elsewhere it is a 32nd or a 64th."""
+
+
+def has_slow_float64(device: torch.device) -> bool:
+    """Whether the device is a GPU that computes float64 at a small part of its float32 rate."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_capability(device) not in _FAST_FLOAT64
+
+
+def float64_device(device: torch.device) -> torch.device:
+    """Where float64 can be computed: on the CPU for a device that has none (Apple's MPS)."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def to_float64(values: Tensor) -> Tensor:
+    """A tensor in float64, where that can be computed."""
+    return values.to(float64_device(values.device)).double()
+
+
+def row_pieces(rows: int, width: int) -> Iterator[slice]:
+    """The rows of a (rows, width) matrix in pieces of about `inputs.CHUNK_BYTES` in float64."""
+    step = rows_of_piece(width)
+    return (slice(start, start + step) for start in range(0, rows, step))
+
+
+def float64_pieces(*matrices: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """A few rows of each matrix (n, width) at a time, in float64: about `inputs.CHUNK_BYTES` of the widest."""
+    for rows in row_pieces(len(matrices[0]), max(values.shape[-1] for values in matrices)):
+        yield tuple(to_float64(values[rows]) for values in matrices)
+
+
+# -------------------------------------------------------------------- sums over processes
+
+_alone = ContextVar("alone", default=False)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within the block this process works for itself: nothing is summed, and the others need not come."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
+def several_processes() -> bool:
+    """Whether this is one of several processes of a distributed run, which work together."""
+    return not _alone.get() and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def sum_over_processes(*totals: Tensor) -> None:
+    """Sum each tensor over the processes, in place. Each process is to call this in the same order."""
+    if several_processes():
+        for each in totals:
+            dist.all_reduce(each)
+
+
+def leave_processes() -> None:
+    """Leave the distributed run, if this process is in one: nothing is exchanged any more.
+
+    Its threads end here, in order. Left to the end of the process, one of them may ask for Python's lock when there is
+    no Python any more, which aborts a process that has done its work. DDP's wrappers, which hold such threads too, are
+    freed first.
+
+    torch before 2.8 keeps the lock while it waits for gloo's threads, and waits for ever for one that still frees the
+    tensors of the last exchange (pytorch/pytorch#154976): they get the time for that here.
+    """
+    if dist.is_available() and dist.is_initialized():
+        gc.collect()
+        if Version(torch.__version__).release < (2, 8):
+            time.sleep(0.1)
+        dist.destroy_process_group()

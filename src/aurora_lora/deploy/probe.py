@@ -2,42 +2,225 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..errors import CalibrationError
-from ..finite import is_finite
+from ..errors import CalibrationError, CheckpointError, counted
+from ..files import new_file
 from ..forms import DYNAMIC
 from ..tuner import active_layers
 from ..tuner.adapters import check_not_merged
-from ..tuner.fields import MODULE_FIELDS
-from ..tuner.fused_experts import fused_experts
 from ..tuner.naming import ALL_LINEAR, named
 from ..tuner.stacked import plain_path
-from ..tuner.tensors import outside_inference_mode
-from ..values import is_int, require
-from .at_rest import at_rest, check_not_of_inference, checkpointed, is_reentrant
-from .batches import as_batches, no_batches
-from .gradients import LOSS_SCALES, Weight, backward, frozen_weights, watched_gradients
-from .inputs import Runner, watched_inputs
-from .loss import Loss, chosen_loss, scalar
-from .memory_bound import MemoryBound, Need, memory_bound, pack
-from .passes import Passes, seed_torch
-from .probe_result import Probe
-from .processes import least_of_processes, several_processes, sum_over_processes
-from .sketch import Sketch
-from .wrappers import plain_model
+from ..values import short
+from .gradients import LOSS_SCALES, See, Weight, activation_gradients, frozen_weights, watched_gradients
+from .inputs import IGNORED, Passes, Runner, as_batches, gpus_of, no_batches, plain_model, watched_inputs
+from .moments import ROUNDING, float64_device, several_processes, sum_over_processes
+from .predictions import next_tokens, predicts_next_token, shifts_labels, tensor_of
+from .reports import Report
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Loss = Callable[[Any, Any], Tensor]
+"""`loss(model, batch)`, a scalar."""
+OVERSAMPLING = 8
+"""Columns of a sketch beyond the wanted rank."""
 ENOUGH = 512
 """Vectors of each layer that its deviations are taken over at least, where the batches have as many. Several processes
 take all batches."""
 
 
-@outside_inference_mode()
+@dataclass(frozen=True, eq=False)
+class LayerProbe:
+    """What was found in one layer: the k leading directions of its gradient G, (d_out, d_in).
+
+    Args:
+        layer: its path in the plain model.
+        d_out: rows of its weight.
+        d_in: columns of its weight; of a convolution, the length of a patch.
+        conv_groups: of a convolution; 1 of a linear layer.
+        singular_values: (k,), of G, largest first.
+        directions: (k, d_in), the right singular vectors of G, one a row.
+        deviations: (k,), the standard deviation of `z = v x` over the inputs x, for each direction v.
+    """
+
+    layer: str
+    d_out: int
+    d_in: int
+    conv_groups: int
+    singular_values: Tensor = field(repr=False)
+    directions: Tensor = field(repr=False)
+    deviations: Tensor = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Probe(Report):
+    """The result of `probe`."""
+
+    layers: tuple[LayerProbe, ...]
+    without_gradient: tuple[str, ...]
+    """Layers that no gradient came through: the loss does not depend on them, or their module is not called, as the
+    output projection of `nn.MultiheadAttention`."""
+    batches: int
+    """How many batches all processes ran together."""
+    passes: int
+    """How many passes were made over the batches, the last, perhaps of some only, without a backward pass."""
+    seconds: float
+    modules: tuple[str, ...] = field(default=(), repr=False)
+    """The paths of all modules of the model, by which names of some can be told from those of others."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON, without the directions: `save` keeps these, too."""
+        found = super().to_dict()
+        for layer in found["layers"]:
+            del layer["directions"]
+        return found
+
+    def tables(self) -> tuple[Table, ...]:
+        """Layer by layer, those with the largest singular values first, for a terminal. Needs rich."""
+        from .tables import first_table, shown
+
+        squares = {layer.layer: float(layer.singular_values.double().square().sum()) for layer in self.layers}
+        total = sum(squares.values())
+        largest = {layer.layer: float(layer.singular_values[0]) for layer in self.layers}
+        rows = [
+            (
+                layer.layer,
+                [
+                    f"{layer.d_out} x {layer.d_in}",
+                    str(len(layer.singular_values)),
+                    shown(largest[layer.layer], ".2e"),
+                    shown(squares[layer.layer] / total, ".1%"),
+                ],
+            )
+            for layer in sorted(self.layers, key=lambda layer: largest[layer.layer], reverse=True)
+        ]
+        left_out = self.without_gradient and f"no gradient came through {counted(len(self.without_gradient), 'layer')}"
+        title = f"layers{{}}: singular values S of the gradient, mean over {self.batches:,} batches"
+        headings = ["layer", "weight", "directions", "largest S", "of all S^2"]
+        return (first_table(title, headings, rows, "layers with less", left_out or ""),)
+
+    def save(self, path: str | Path) -> None:
+        """Keep all of it in a file, such as `probe.safetensors`: a probe takes passes over the model.
+
+        Args:
+            path: of the file, whose folder is made if need be, and which is replaced.
+        """
+        tensors = {name: {layer.layer: getattr(layer, name) for layer in self.layers} for name in _OF_LAYER}
+        sizes = [[layer.layer, layer.d_out, layer.d_in, layer.conv_groups] for layer in self.layers]
+        write_probe(Path(path), tensors, {**{name: getattr(self, name) for name in _OF_PROBE}, "layers": sizes})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Probe:
+        """What `save` has kept.
+
+        Raises:
+            CheckpointError: the file cannot be read, or is none of `save`.
+        """
+        tensors, facts = read_probe(Path(path))
+        if "layers" not in facts:
+            raise CheckpointError(f"{path} keeps what a run began with, not all directions that Probe.save keeps.")
+        layers = (
+            LayerProbe(name, *sizes, *(tensors[what][name] for what in _OF_LAYER)) for name, *sizes in facts["layers"]
+        )
+        found: dict[str, Any] = {
+            name: tuple(one) if isinstance(one := facts[name], list) else one for name in _OF_PROBE
+        }
+        return cls(tuple(layers), **found)
+
+
+_OF_LAYER = ("singular_values", "directions", "deviations")
+_OF_PROBE = ("without_gradient", "batches", "passes", "seconds", "modules")
+
+
+def write_probe(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
+    """Write a file, or leave it as it was.
+
+    Args:
+        path: of the file, whose folder is made if need be.
+        tensors: by what they are, and by layer.
+        facts: ready for JSON.
+    """
+    by_name = {f"{layer}/{what}": one.contiguous() for what, of in tensors.items() for layer, one in of.items()}
+    with new_file(path) as partial:
+        save_file(by_name, str(partial), metadata={"probe": json.dumps(facts, sort_keys=True)})
+
+
+def read_probe(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """What `write_probe` has written.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is none of a probe.
+    """
+    try:
+        with safe_open(str(path), "pt") as file:
+            facts = json.loads((file.metadata() or {})["probe"])
+        by_name = load_file(str(path))
+    except (OSError, SafetensorError, KeyError) as error:
+        raise CheckpointError(f"{path} cannot be read as a probe: {error}.") from error
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for name, value in by_name.items():
+        layer, _, what = name.rpartition("/")
+        tensors.setdefault(what, {})[layer] = value
+    return tensors, facts
+
+
+def check_probe(found: Any) -> None:
+    """Raise a TypeError for what is no result of `probe`."""
+    if not isinstance(found, Probe):
+        raise TypeError(f"found must be a Probe, the result of aurora_lora.probe, not {type(found).__name__}.")
+
+
+# -------------------------------------------------------------------- the loss
+
+
+def chosen_loss(loss: Loss | None, model: nn.Module, of_texts: bool = False) -> Loss:
+    """The loss that was given, or else the model's own; of texts that of each next token.
+
+    Raises:
+        TypeError: the loss is no function, or the texts are for a model that predicts something else.
+    """
+    if loss is not None:
+        if not callable(loss):
+            raise TypeError(f"loss={short(loss)} is not allowed: it must be a function of (model, batch).")
+        return loss
+    if of_texts and not predicts_next_token(model):
+        raise TypeError(
+            "The texts of a datasets.Dataset have no labels, which only a causal language model can do without: give "
+            "loss=, or a DataLoader of batches with labels."
+        )
+    return loss_of_texts if of_texts else own_loss
+
+
+def loss_of_texts(model: Any, batch: Any) -> Tensor:
+    """The model's own loss of each next token."""
+    labels = next_tokens(batch, batch["input_ids"].device)
+    if labels is not None and not shifts_labels(model):
+        labels = torch.cat((labels[:, 1:], torch.full_like(labels[:, :1], IGNORED)), dim=1)
+    return own_loss(model, {**batch, "labels": labels})
+
+
+def own_loss(model: Any, batch: Any) -> Tensor:
+    """The loss that the model computes from the labels in a batch."""
+    outputs = model(**batch) if isinstance(batch, dict) else None
+    if (found := tensor_of(outputs, "loss")) is None:
+        raise CalibrationError("The model gives no loss: labels are needed in the batches, or loss(model, batch).")
+    return found
+
+
+# -------------------------------------------------------------------- the passes
+
+
 def probe(
     model: nn.Module,
     batches: Any,
@@ -48,7 +231,6 @@ def probe(
     exclude_modules: Sequence[str] | str | None = None,
     power_iterations: int = 1,
     seed: int = 0,
-    max_memory: float | str | None = None,
     tokenizer: Any = None,
     text_columns: str | Sequence[str] | None = None,
     batch_size: int | None = None,
@@ -63,8 +245,9 @@ def probe(
     with `rank` + 8 random columns, comes from one backward pass over the batches, and with an orthonormal basis Q of it
     `G^T Q` from a second one; a third, forward alone and over some of the batches, gives the deviation of z along each
     direction. No gradient of a weight is ever computed: the passes hold up to 2 (rank + 8) (d_in + d_out) numbers for
-    each layer, and the layers' inputs of one batch. Weights may be quantised or offloaded. The model is in eval mode,
-    as its adapters stand; its gradients, modes, hooks and random state are as before when it returns or raises.
+    each layer, and the layers' inputs of one batch, with gradient checkpointing those of one block. Weights may be
+    quantised or offloaded. The model is in eval mode, as its adapters stand; its gradients, modes, hooks and random
+    state are as before when it returns or raises.
 
     With `torch.distributed` initialised, the gradients are averaged over the batches of all processes: call it on every
     one of them.
@@ -82,12 +265,6 @@ def probe(
         power_iterations: further ones sharpen the directions where singular values lie close together, at two backward
             passes each.
         seed: of the random columns.
-        max_memory: bound on the memory for sketches and inputs, in bytes or as in "4GiB"; half of what is free if None,
-            and nine tenths for a layer that needs more. Layers are worked through in groups that fit, with passes of
-            their own for each. Not counted is what a first pass keeps of the inputs of one batch, at most as much as
-            they are, and what is kept of all layers: from one pass to the next up to
-            (rank + 8) max(d_in, d_out) numbers each in main memory, and in the last pass their directions, rank d_in
-            numbers each, where their weights are.
         tokenizer: as in `calibrate`.
         text_columns: as in `calibrate`.
         batch_size: as in `calibrate`.
@@ -100,19 +277,15 @@ def probe(
         k = `rank` where the layer has as many.
 
     Raises:
-        CalibrationError: no batches, a model that gives no loss, a loss that depends on none of the layers, a gradient
-            that is not finite, weights that were made in `torch.inference_mode()`, or a `max_memory` that not even one
-            layer fits in.
+        CalibrationError: no batches, a model that gives no loss, a loss that depends on none of the layers, or a
+            gradient that is not finite.
         AlreadyMergedError: an adapter is merged that was trained in the dynamic form.
         TypeError: batches of no such kind; a `loss` that is no function, or a dataset without one; as `calibrate`.
         ValueError: an argument that is not allowed, or `target_modules` that name no layer.
     """
-    for name, value in (("rank", rank), ("power_iterations", power_iterations)):
-        require(is_int(value, 1), name, value, "a whole number of at least 1")
-    require(is_int(seed, 0), "seed", seed, "a whole number of at least 0")
-    for name, modules in (("target_modules", target_modules), ("exclude_modules", exclude_modules)):
-        accepts, words = MODULE_FIELDS[name]
-        require(modules is None or accepts(modules), name, modules, words)
+    for name, value, least in (("rank", rank, 1), ("power_iterations", power_iterations, 1), ("seed", seed, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name}={value!r} is not allowed: it must be a whole number of at least {least}.")
     start = time.perf_counter()
     source = as_batches(
         batches, tokenizer, text_columns=text_columns, batch_size=batch_size, examples=examples, max_length=max_length
@@ -120,43 +293,28 @@ def probe(
     loss = chosen_loss(loss, model, tokenizer is not None)
     data = Passes(source, "probing" if progress else "")
     data.hold()
-    _check_not_merged(model)
-    check_not_of_inference(model, "probe")
+    for path, layer, name in active_layers(model):
+        if layer.aurora_config[name].train_form == DYNAMIC:  # merged, the static one is what it is trained in
+            check_not_merged(path, layer, "probe")
     chosen = _chosen(frozen_weights(model), target_modules, exclude_modules)
-    reentrant = is_reentrant(model)
-    with at_rest(model), Runner(model, "probe") as runner:
-        sketches = [
-            Sketch(name, weight, int(rank), seed + i, runner) for i, (name, weight) in enumerate(chosen.items())
-        ]
-        work = _Work(runner, data, loss, seed, memory_bound(max_memory, *runner.devices))
+    with activation_gradients(model), Runner(model, "probe") as runner:
+        sketches = [Sketch(name, weight, rank, seed + i, runner) for i, (name, weight) in enumerate(chosen.items())]
         for _ in range(power_iterations):
-            work.backward(sketches, Sketch.sees_inputs, Sketch.end_of_range, lambda one: one.bytes)
-            work.backward(sketches, Sketch.sees_both, Sketch.end_of_co_range, lambda one: one.bytes + one.held)
+            n = _backward(runner, data, loss, seed, sketches, Sketch.sees_inputs)
+            for one in sketches:
+                one.end_of_range(n)
+            n = _backward(runner, data, loss, seed, sketches, Sketch.sees_both)
+            for one in sketches:
+                one.end_of_co_range(n)
         found = [one for one in sketches if one.singular_values[0] > 0]
         if not found:
-            raise _no_gradient("the layers", reentrant)
-        if reentrant:
-            inside = {part for layer in checkpointed(model) for part in layer.modules()}
-            within = [one for one in sketches if one.weight.layer in inside]
-            if within and not set(within) & set(found):
-                raise _no_gradient("the checkpointed layers", reentrant)
-        work.forward(found)
-    layers = tuple(one.result() for one in found)
-    without = {one.name: one.weight.d_in + one.weight.d_out for one in sketches if one not in found}
+            raise CalibrationError("The loss depends on none of the layers: is it computed from the model's output?")
+        _forward(runner, data, loss, seed, found)
+    without = tuple(one.name for one in sketches if one not in found)
     plain = plain_model(model)
-    paths = (plain_path(plain, path) for path, _ in plain.named_modules())
-    modules = tuple(dict.fromkeys(path for path in paths if path))
-    experts = _taken_for_experts([one.layer for one in layers], plain)
-    seconds = time.perf_counter() - start
-    counts = work.batches, data.passes, work.groups
-    return Probe(layers, tuple(without), *counts, seconds, modules, experts, tuple(without.values()))
-
-
-def _check_not_merged(model: nn.Module) -> None:
-    """Merged, a model cannot be probed in the form that it is trained in, unless that is the static one."""
-    for path, layer, name in active_layers(model):
-        if layer.aurora_config[name].train_form == DYNAMIC:
-            check_not_merged(path, layer, "probe")
+    modules = dict.fromkeys(path for name, _ in plain.named_modules() if (path := plain_path(plain, name)))
+    layers = tuple(one.result() for one in found)
+    return Probe(layers, without, n, data.passes, time.perf_counter() - start, tuple(modules))
 
 
 def _chosen(
@@ -174,102 +332,152 @@ def _chosen(
     return chosen
 
 
-def _read_once() -> CalibrationError:
-    return CalibrationError("probe reads the batches several times, and these can be read only once: give a list.")
+def _inputs(runner: Runner, data: Passes, seed: int) -> Iterable[Any]:
+    """The batches; what a model draws in spite of eval mode is the same in each pass."""
+    for i, batch in enumerate(data.one_pass()):
+        torch.default_generator.manual_seed(seed + i)  # not of all GPUs: what is not of the model is not put back
+        for gpu in gpus_of(runner.model):
+            torch.cuda.default_generators[gpu].manual_seed(seed + i)
+        yield runner.read(batch)
 
 
-def _no_gradient(layers: str, reentrant: bool) -> CalibrationError:
-    cause = "is it computed from the model's output?"
-    if reentrant:
-        cause = (
-            "reentrant gradient checkpointing gives no gradient where no input of a layer has one, as with "
-            "inputs_embeds. Enable it with use_reentrant=False."
-        )
-    return CalibrationError(f"The loss depends on none of {layers}: {cause}")
-
-
-def _taken_for_experts(paths: Sequence[str], model: nn.Module) -> tuple[str, ...]:
-    """PEFT decides that by the last name of each path."""
-
-    def is_taken(name: str) -> bool:
-        try:
-            return bool(fused_experts([name], model))
-        except ValueError:  # not without those that are fused with it
-            return True
-
-    taken = {name for name in {path.rpartition(".")[2] for path in paths} if is_taken(name)}
-    return tuple(path for path in paths if path.rpartition(".")[2] in taken)
-
-
-# -------------------------------------------------------------------- the passes
-
-
-class _Work:
-    """Passes over the batches."""
-
-    def __init__(self, runner: Runner, data: Passes, loss: Loss, seed: int, bound: MemoryBound) -> None:
-        self.runner, self.data, self.loss, self.seed = runner, data, loss, seed
-        self.bound = bound
-        self.batches, self.groups = 0, 1
-
-    def backward(
-        self,
-        sketches: list[Sketch],
-        begin: Callable[[Sketch], Any],
-        end: Callable[[Sketch, int], None],
-        need: Callable[[Sketch], int],
-    ) -> None:
-        """A pass with gradients, for each group of layers that fits."""
-        groups = self._packed(sketches, need)
-        self.groups = max(self.groups, len(groups))
-        for group in groups:
-            for scale in LOSS_SCALES:
-                count = self._pass(group, begin, scale)
-                if all(is_finite(one.total) for one in group):
-                    break
-            earlier, self.batches = self.batches, int(count)
-            if not self.batches:
-                raise _read_once() if earlier else no_batches("probe")
-            for one in group:
-                one.total /= scale
-                end(one, self.batches)
-
-    def _pass(self, group: list[Sketch], begin: Callable[[Sketch], Any], scale: float) -> Tensor:
-        """The sums of a group over all batches, of the loss times `scale`; gives the number of batches."""
-        count = torch.zeros((), dtype=torch.int64, device=self.runner.device)
-        with watched_gradients([(one.weight.layer, begin(one)) for one in group]):
-            for inputs in self._inputs():
+def _backward(
+    runner: Runner, data: Passes, loss: Loss, seed: int, sketches: list[Sketch], begin: Callable[[Sketch], Any]
+) -> int:
+    """A pass with gradients over the batches, whose number it gives; the sums are over all of them, and processes."""
+    for scale in LOSS_SCALES:
+        count = torch.zeros((), dtype=torch.int64, device=runner.device)
+        with watched_gradients([(one.weight.layer, begin(one)) for one in sketches]) as backward:
+            for inputs in _inputs(runner, data, seed):
                 count += 1
-                value = scalar(self.loss(self.runner.model, inputs))
+                value = loss(runner.model, inputs)
+                if not isinstance(value, Tensor) or value.numel() != 1:
+                    found = (
+                        f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                    )
+                    raise CalibrationError(f"loss must return a tensor with one element, and gave {found}.")
                 if value.requires_grad:
                     backward(value * scale)
-                for one in group:
-                    one.end_of_batch()
-        sum_over_processes(count, *(one.total for one in group))
-        return count
+        sum_over_processes(count, *(one.total for one in sketches))
+        if all(bool(one.total.isfinite().all()) for one in sketches):
+            break
+    for one in sketches:
+        one.total /= scale
+    if not count:
+        raise no_batches("probe")
+    return int(count)
 
-    @torch.no_grad()
-    def forward(self, sketches: list[Sketch]) -> None:
-        """A pass for the deviations."""
-        with watched_inputs([(one.weight.layer, one.sees_vectors()) for one in sketches]):
-            for inputs in self._inputs():
-                self.loss(self.runner.model, inputs)
-                if not several_processes() and all(one.count >= ENOUGH for one in sketches):
-                    break  # several end at the same batch, as a forward pass may wait for theirs
-        sum_over_processes(*(total for one in sketches for total in (one.total, one.count)))
 
-    def _inputs(self) -> Any:
-        """The batches; what a model draws in spite of eval mode is the same in each pass."""
-        for i, batch in enumerate(self.data.one_pass()):
-            seed_torch(self.runner.model, self.seed + i)
-            yield self.runner.read(batch)
+@torch.no_grad()
+def _forward(runner: Runner, data: Passes, loss: Loss, seed: int, sketches: list[Sketch]) -> None:
+    """A pass for the deviations."""
+    with watched_inputs([(one.weight.layer, one.sees_vectors()) for one in sketches]):
+        for inputs in _inputs(runner, data, seed):
+            loss(runner.model, inputs)
+            if not several_processes() and all(one.count >= ENOUGH for one in sketches):
+                break  # several end at the same batch, as a forward pass may wait for theirs
+    sum_over_processes(*(total for one in sketches for total in (one.total, one.count)))
 
-    def _packed(self, sketches: list[Sketch], need: Callable[[Sketch], int]) -> list[list[Sketch]]:
-        # the most that one process needs: their inputs differ in length
-        needs = [-least for least in least_of_processes([-need(one) for one in sketches], self.runner.device)]
-        by_name = {one.name: Need(size) for one, size in zip(sketches, needs, strict=True)}
 
-        def name(one: Sketch) -> str:
-            return f"{one.name} (input width {one.weight.d_in})"
+class Sketch:
+    """The running sums of one layer. What is kept between passes is in main memory: Q, or what was found so far."""
 
-        return pack(sketches, self.bound, lambda one: by_name[one.name], name, "its sketch and input")
+    def __init__(self, name: str, weight: Weight, rank: int, seed: int, runner: Runner) -> None:
+        self.name, self.weight, self.runner, self.seed = name, weight, runner, seed
+        least = min(weight.d_out, weight.d_in)
+        self.rank, self.columns = min(rank, least), min(rank + OVERSAMPLING, least)
+        held = next((p for p in (*weight.layer.parameters(), *weight.layer.buffers()) if not p.is_meta), None)
+        self.device = runner.device if held is None or hasattr(held, "device_mesh") else held.device
+        self.dtype = torch.float64 if held is not None and held.dtype == torch.float64 else torch.float32
+        self.rows: Tensor | None = None  # V^T, (columns, d_in), once it is found
+        self.basis = torch.empty(0)  # Q, (d_out, columns), until then
+        self.total = torch.empty(0)
+        self.singular_values = torch.zeros(1)
+        self.count = torch.zeros(())
+
+    def _directions(self) -> Tensor:
+        """V^T of the wanted rank."""
+        assert self.rows is not None
+        return self.rows[: self.rank]
+
+    def sees_inputs(self) -> Any:
+        """For the range: of each input x, x Omega is kept, or x where that is smaller; V in place of Omega where it is
+        there."""
+        draw = torch.Generator().manual_seed(self.seed)
+        omega = torch.randn(self.columns, self.weight.d_in, generator=draw, dtype=self.dtype, device="cpu")
+        rows, weight = (omega if self.rows is None else self.rows).to(self.device), self.weight
+        self.total = rows.new_zeros(weight.d_out, self.columns)
+
+        def keep(x: Tensor) -> tuple[Tensor, See]:
+            seen = weight.project(x.to(self.device, self.dtype), rows)
+            # of a narrow layer, and of each group of a convolution, x Omega can be many times x
+            return (seen, see) if seen.nbytes <= x.nbytes else (x, see_input)
+
+        def see_input(x: Tensor, g: Tensor) -> None:
+            see(weight.project(x.to(self.device, self.dtype), rows), g)
+
+        def see(seen: Tensor, g: Tensor) -> None:
+            by_group = weight.outputs(g).to(self.device, self.dtype).transpose(1, 2) @ seen
+            self.total += by_group.reshape(self.total.shape)
+
+        return keep
+
+    def sees_both(self) -> Any:
+        """For the co-range: the inputs themselves are kept until the gradient has come."""
+        weight = self.weight
+        by_group = self.basis.to(self.device).view(weight.groups, -1, self.columns)
+        self.total = by_group.new_zeros(weight.d_in, self.columns)
+
+        def see(x: Tensor, g: Tensor) -> None:
+            outputs = weight.outputs(g).to(self.device, self.dtype)
+            self.total += weight.gather(x.to(self.device, self.dtype), outputs @ by_group)
+
+        return lambda x: (x, see)
+
+    def end_of_range(self, batches: int) -> None:
+        """Y -> Q."""
+        self.basis = torch.linalg.qr(self._mean(batches).double())[0].to(self.dtype)
+        self.rows = None
+
+    def end_of_co_range(self, batches: int) -> None:
+        """G^T Q = V S W^T: singular values and right singular vectors of Q Q^T G, each vector with its largest entry
+        positive."""
+        V, S, _ = torch.linalg.svd(self._mean(batches).double(), full_matrices=False)
+        at_largest = V.gather(0, V.abs().argmax(0, keepdim=True))
+        self.rows = (V * torch.where(at_largest < 0, -1.0, 1.0)).T.to(self.dtype).contiguous()
+        self.singular_values = S[: self.rank]
+        self.basis = torch.empty(0)
+
+    def _mean(self, batches: int) -> Tensor:
+        mean = (self.total / batches).cpu()
+        self.total = torch.empty(0)
+        if not mean.isfinite().all():
+            raise CalibrationError(f"The gradient of {self.name} is not finite: is the model or a batch broken?")
+        return mean
+
+    def sees_vectors(self) -> Any:
+        """For the deviations: sums of 1, z and z^2 over the vectors that are no padding."""
+        rows, weight = self._directions().to(self.device), self.weight
+        self.total = torch.zeros(2, self.rank, dtype=torch.float64, device=float64_device(self.device))
+        self.count = torch.zeros((), dtype=torch.int64, device=self.device)
+
+        def add(x: Tensor) -> None:
+            if type(weight) is Weight:
+                x = self.runner.vectors(weight.layer, x)
+            with torch.autocast(rows.device.type, enabled=False):
+                z = weight.project(x.to(self.device, self.dtype), rows).flatten(0, 1).to(self.total)
+            self.total += torch.stack((z.sum(0), z.square().sum(0)))
+            self.count += len(z)
+
+        return add
+
+    def result(self) -> LayerProbe:
+        """What was found."""
+        mean, square = (self.total / self.count.to(self.total)).cpu()
+        variance = square - mean.square()
+        # the same z for all inputs, but for rounding, which is as large where the parts of z cancel out
+        variance[variance <= ROUNDING**2 * square.max()] = 0
+        weight = self.weight
+        values, directions = self.singular_values.float(), self._directions().float()
+        deviations = variance.sqrt().float()
+        return LayerProbe(self.name, weight.d_out, weight.d_in, weight.groups, values, directions, deviations)

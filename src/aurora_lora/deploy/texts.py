@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..chat_template import OPTIONS, template_options, without_none
@@ -12,117 +11,107 @@ CONVERSATIONS = (("messages",), ("prompt", "completion"), ("prompt", "chosen"), 
 """The columns of conversations, as TRL names them; of preferences, the answer that was chosen."""
 
 
-def conversations(columns: list[str]) -> tuple[str, ...]:
-    """The columns of `CONVERSATIONS` that a dataset has; "text" where it has none. Prompts alone must be asked for:
-    beside them may be answers under any name."""
-    found = (names for names in CONVERSATIONS if names != ("prompt",) and set(names) <= set(columns))
-    return next(found, ("text",))
+def even_sample(total: int, count: int | None) -> list[int]:
+    """Which `count` of so many examples an even sample has, in their order; all of them where there are no more."""
+    count = total if count is None else min(count, total)
+    return [index * total // count for index in range(count)]
 
 
-@contextmanager
-def can_pad(tokenizer: Any) -> Iterator[None]:
-    """Within the block a tokenizer without a padding token pads with its end of text: padding is masked.
+def tokenized(
+    dataset: Any,
+    tokenizer: Any,
+    text_columns: str | Sequence[str] | None = None,
+    batch_size: int | None = None,
+    examples: int | None = None,
+    max_length: int | None = None,
+) -> Tokenized:
+    """A dataset as padded batches of tokens; can be iterated again.
+
+    Args:
+        dataset: a `datasets.Dataset`.
+        tokenizer: of Transformers; without a padding token it pads with its end of text.
+        text_columns: the one or two text columns that it reads. None is "text"; a dataset that has no such column but
+            conversations as TRL has them, `messages` or `prompt` and `completion`, is read as those, by the tokenizer's
+            template; one of preferences, `chosen` with or without `prompt`, likewise; prompts alone as `"prompt"`.
+            Prompts and completions that are texts are joined, as TRL does. The template gets `tools` and
+            `chat_template_kwargs`.
+        batch_size: examples in a batch; 32 if None.
+        examples: an even sample of at most that many.
+        max_length: tokens; longer texts are cut. None is what the tokenizer allows.
 
     Raises:
-        ValueError: it has neither.
+        TypeError: no dataset, or a streamed one.
+        ValueError: the dataset has no such column; the tokenizer has no chat template or nothing to pad with.
     """
-    if getattr(tokenizer, "pad_token_id", 0) is not None:
-        yield
-        return
-    if tokenizer.eos_token_id is None:
+    columns = getattr(dataset, "column_names", None)
+    if not isinstance(columns, list) or not hasattr(dataset, "__len__"):
+        raise TypeError(
+            f"tokenizer goes with a datasets.Dataset, not with {type(dataset).__name__}. Of a streamed one give the "
+            "first rows: datasets.Dataset.from_list(list(stream.take(256)))."
+        )
+    if text_columns is None:
+        # prompts alone must be asked for: beside them may be answers under any name
+        kinds = (names for names in CONVERSATIONS if names != ("prompt",) and set(names) <= set(columns))
+        read: tuple[str, ...] = ("text",) if "text" in columns else next(kinds, ("text",))
+    else:
+        read = (text_columns,) if isinstance(text_columns, str) else tuple(text_columns)
+    if missing := [column for column in read if column not in columns]:
+        raise ValueError(f"The dataset has no column {missing[0]!r} (it has {', '.join(columns)}).")
+    if getattr(tokenizer, "pad_token_id", 0) is None and tokenizer.eos_token_id is None:
         raise ValueError("The tokenizer has neither a padding token nor one for the end of a text: set its pad_token.")
-    tokenizer.pad_token = tokenizer.eos_token
-    try:
-        yield
-    finally:
-        tokenizer.pad_token = None
+    if examples is not None and examples < len(dataset):
+        dataset = dataset.select(even_sample(len(dataset), int(examples)))
+    return Tokenized(dataset, tokenizer, read, int(batch_size or 32), max_length)
 
 
 class Tokenized:
-    """A dataset as padded batches; can be iterated again.
-
-    Args:
-        dataset: the rows.
-        tokenizer: of Transformers.
-        columns: of texts, or one of `CONVERSATIONS`.
-        batch_size: examples in a batch.
-        max_length: tokens; longer texts are cut. The tokenizer's own length if None.
-    """
+    """See `tokenized`."""
 
     def __init__(
-        self, dataset: Any, tokenizer: Any, columns: tuple[str, ...], batch_size: int, max_length: int | None = None
+        self, dataset: Any, tokenizer: Any, columns: tuple[str, ...], batch_size: int, max_length: int | None
     ) -> None:
-        self.dataset, self.tokenizer = dataset, tokenizer
-        self.columns, self.batch_size = columns, batch_size
+        self.dataset, self.tokenizer, self.columns, self.batch_size = dataset, tokenizer, columns, batch_size
         self._options: dict[str, Any] = {"padding": True, "truncation": True, "return_tensors": "pt"}
         if max_length is not None:
-            self._options["max_length"] = max_length
+            self._options["max_length"] = int(max_length)
 
     def __len__(self) -> int:
         return -(-len(self.dataset) // self.batch_size)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        pad_token = getattr(self.tokenizer, "pad_token", None)
         for start in range(0, len(self.dataset), self.batch_size):
             rows = self.dataset[start : start + self.batch_size]
-            parts = [list(rows[column]) for column in self.columns]
-            for column, values in zip(self.columns, parts, strict=True):
-                if None in values:
+            for column in self.columns:
+                if None in (values := list(rows[column])):
                     row = start + values.index(None)
                     raise ValueError(
                         f"The dataset has a row without {column!r} (row {row} of those read): leave it out."
                     )
-            if self.columns in CONVERSATIONS:
-                _check_alike(start, parts)
-            with can_pad(self.tokenizer):
-                batch = dict(self._tokens(start, rows, parts))
+            try:
+                if getattr(self.tokenizer, "pad_token_id", 0) is None:
+                    self.tokenizer.pad_token = self.tokenizer.eos_token  # padding is masked
+                batch = dict(self._tokens(rows))
+            finally:
+                if pad_token is None and hasattr(self.tokenizer, "pad_token"):
+                    self.tokenizer.pad_token = None
             yield batch
 
-    def _tokens(self, start: int, rows: Mapping[str, Any], parts: list[list[Any]]) -> Mapping[str, Any]:
-        """The tokens of rows from number `start` on; `parts` are their columns of texts or messages."""
+    def _tokens(self, rows: dict[str, list[Any]]) -> Any:
+        parts = [list(rows[column]) for column in self.columns]
         if self.columns not in CONVERSATIONS:
-            tokens: Mapping[str, Any] = self.tokenizer(*parts, **self._options)
-            return tokens
+            return self.tokenizer(*parts, **self._options)
         if all(isinstance(one, str) for part in parts for one in part):
-            joined: Mapping[str, Any] = self.tokenizer(
-                ["".join(row) for row in zip(*parts, strict=True)], **self._options
-            )
-            return joined
-        chats = [without_none(_messages(row)) for row in zip(*parts, strict=True)]
-        return self._by_template(chats, self._options_of_rows(rows, start, len(chats)))
-
-    def _options_of_rows(self, rows: Mapping[str, Any], start: int, count: int) -> list[dict[str, Any]]:
-        """What the template gets of each row, beside the messages."""
-        given = {name: list(rows[name]) for name in OPTIONS if name in rows}
-        found = []
-        for number in range(count):
-            try:
-                found.append(without_none(template_options({name: given[name][number] for name in given})))
-            except ValueError as error:
-                raise ValueError(f"In row {start + number} of those read, {error}.") from error
-        return found
-
-    def _by_template(self, chats: list[Any], more: list[dict[str, Any]]) -> Mapping[str, Any]:
-        """All at once where the template is given nothing else."""
-        if not any(more):
-            at_once: Mapping[str, Any] = self.tokenizer.apply_chat_template(chats, return_dict=True, **self._options)
-            return at_once
+            return self.tokenizer(["".join(row) for row in zip(*parts, strict=True)], **self._options)
+        if getattr(self.tokenizer, "chat_template", None) is None:
+            raise ValueError("The dataset has conversations, and the tokenizer has no chat template for them.")
+        chats = [without_none([message for part in row for message in part]) for row in zip(*parts, strict=True)]
+        given = [{name: rows[name][i] for name in OPTIONS if name in rows} for i in range(len(chats))]
+        more = [without_none(template_options(row)) for row in given]
+        if not any(more):  # all at once
+            return self.tokenizer.apply_chat_template(chats, return_dict=True, **self._options)
         texts = [
             self.tokenizer.apply_chat_template(chat, **{**one, "tokenize": False})
             for chat, one in zip(chats, more, strict=True)
         ]
-        tokens: Mapping[str, Any] = self.tokenizer(texts, add_special_tokens=False, **self._options)
-        return tokens
-
-
-def _check_alike(start: int, parts: list[list[Any]]) -> None:
-    """Raise a ValueError where a row has a text beside messages."""
-    for number, row in enumerate(zip(*parts, strict=True)):
-        if len({isinstance(part, str) for part in row}) > 1:
-            raise ValueError(
-                f"Row {start + number} of those read has a text beside a list of messages: both must be of one kind."
-            )
-
-
-def _messages(parts: tuple[Any, ...]) -> list[dict[str, Any]]:
-    """A conversation, from its messages, or from those of prompt and completion."""
-    return [message for part in parts for message in part]
+        return self.tokenizer(texts, add_special_tokens=False, **self._options)

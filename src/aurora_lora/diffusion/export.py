@@ -10,9 +10,7 @@ from peft import get_peft_model_state_dict
 from torch import nn
 
 from ..deploy import export_lora
-from ..deploy.export import of_one_rank
-from ..deploy.export_diffusers import write_component
-from ..deploy.export_file import check_replaceable, in_dtype
+from ..deploy.export import check_replaceable, in_dtype, of_one_rank, write_component
 from ..forms import FormName, form_named
 from ..methods.aurora import AuroraMethod
 from ..tuner.stacked import plain_path

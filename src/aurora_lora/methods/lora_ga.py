@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..deploy.at_rest import at_rest
-from ..deploy.gradients import LOSS_SCALES
+from ..deploy.gradients import LOSS_SCALES, activation_gradients
 from ..errors import CheckpointError
 from ..finite import is_finite
 from ..tuner.linear import upright
@@ -37,7 +36,7 @@ def gradients(
     """The gradient of the mean loss of batches by the weight of each layer, (d_out, d_in), without dropout; of the
     layers that the loss depends on."""
     weights: list[Any] = [layer.weight for layer in layers.values()]
-    with at_rest(model):
+    with activation_gradients(model):
         try:
             for weight in weights:
                 weight.requires_grad_(True)
@@ -53,7 +52,7 @@ def gradients(
                     break
         finally:
             for weight in weights:
-                weight.requires_grad_(False)  # of those that were trained, `at_rest` lets each be so again
+                weight.requires_grad_(False)  # those that were trained are so again afterwards
     return {
         path: upright(layer, total)
         for (path, layer), total in zip(layers.items(), sums, strict=True)

@@ -41,14 +41,14 @@ def mark_random(model: nn.Module, paths: Iterable[str]) -> None:
 
 def marked_random(model: nn.Module) -> tuple[str, ...]:
     """What `mark_random` was given for a plain or a PEFT model."""
-    from ..deploy.wrappers import plain_model
+    from ..deploy.inputs import plain_model
 
     return getattr(plain_model(model), _RANDOM, ())
 
 
 def left_random(model: nn.Module) -> list[str]:
     """The modules in a PEFT model's `marked_random` that its adapter does not train whole."""
-    from ..deploy.wrappers import plain_model
+    from ..deploy.inputs import plain_model
 
     plain = plain_model(model)
 
@@ -67,7 +67,7 @@ def head_modules(model: nn.Module) -> list[str]:
     The output layer of a language model is none: it is as pretrained as the body. A model without a head is all body,
     and so is a model of diffusers, which has no name for its body.
     """
-    from ..deploy.wrappers import output_embeddings
+    from ..deploy.inputs import output_embeddings
 
     body = getattr(model, "base_model_prefix", None)
     if body is None or (body and not hasattr(model, body)):

@@ -6,22 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..deploy.ranks import BUDGET_FORMS, is_budget
+from ..values import is_int
 from .base import Options, PeftMethod
 from .options import check, choice, fields, integer, or_none
 
 ALIGNED = "aligned"
 EVA = "eva"
 """PEFT's EVA (Paischer et al., 2024): A along the layer's inputs, and ranks by how much of them it explains."""
-PROBE_HEAD = "probe_head_examples"
 PROBED = {
-    # a run keeps it as JSON, which has no numbers of NumPy
-    "budget": or_none(BUDGET_FORMS, lambda value: isinstance(value, int | str) and is_budget(value)),
+    "budget": or_none("a whole number of at least 1", lambda value: is_int(value, 1)),
     "start": choice("default", ALIGNED, EVA),
     "probe_examples": integer(48),
-    PROBE_HEAD: integer(0, least=0),
 }
-"""Weights to share out, how A starts, training examples of the pass, and those that a new head is fitted to before."""
+"""Weights to share out, how A starts, and training examples of the pass."""
 _FIELDS = fields(PROBED)
 PATTERNS = ("rank_pattern", "alpha_pattern")
 
@@ -62,8 +59,6 @@ class ProbedMethod(PeftMethod):
                 raise ValueError(f"{name} does not go with budget, which gives each layer its rank.")
         if probed["start"] == EVA and "init_weights" in self.names:
             raise ValueError("start: eva is for lora: AuroRA's z must fit the spline's range, as in start: aligned.")
-        if probed["start"] == EVA and probed[PROBE_HEAD]:
-            raise ValueError(f"{PROBE_HEAD} does not go with start: eva, which looks at inputs alone.")
         if probed["start"] == EVA and any(options.get(name) for name in ("budget", *PATTERNS)):
             raise ValueError(
                 f"start: eva gives each layer its rank: it does not go with budget or {' and '.join(PATTERNS)}."

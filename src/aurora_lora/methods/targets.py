@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..deploy.wrappers import output_embeddings
+from ..deploy.inputs import output_embeddings
 from ..errors import FormError, NotFiniteError, unknown
 from ..tuner.naming import ALL_LINEAR, named
 from ..tuner.peft_names import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING

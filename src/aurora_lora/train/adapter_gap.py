@@ -23,9 +23,9 @@ from ..data.own.source import open_file
 from ..data.own.split import BadRow
 from ..deploy import MergeGap, merge_gap
 from ..deploy.adapted import adapted_layers
-from ..deploy.batches import even_sample
 from ..deploy.formats import check_quantization
 from ..deploy.gap import rounds_by_inputs
+from ..deploy.texts import even_sample
 from ..errors import ArgumentError, UserError, check_count
 from ..files import read_json
 from ..finite import check_finite

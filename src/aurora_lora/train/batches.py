@@ -16,7 +16,7 @@ from accelerate.data_loader import SeedableRandomSampler  # type: ignore[import-
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from ..deploy.batch import IGNORED
+from ..deploy.inputs import IGNORED
 from ..errors import UserError
 
 FILLS = "fills"

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from ..data.own.split import Splits
-from ..deploy.loss import Loss
+from ..deploy.probe import Loss
 from ..errors import UserError
 from ..forms import CALIBRATED
 from ..methods import Sample, count_parameters

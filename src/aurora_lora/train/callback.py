@@ -10,10 +10,9 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..deploy import calibrate
-from ..deploy.batches import as_batches, no_batches
 from ..deploy.calibrate import check_ridge
-from ..deploy.memory_bound import check_memory
-from ..deploy.processes import several_processes
+from ..deploy.inputs import as_batches, no_batches
+from ..deploy.moments import MAX_MEMORY, several_processes
 from ..forms import CALIBRATED
 from ..tuner import active_layers
 
@@ -33,7 +32,6 @@ class CalibrationCallback(TrainerCallback):
             through at each evaluation. On several processes, each may hold its own share.
         ridge: as of `calibrate`.
         max_memory: as of `calibrate`.
-        share_inputs: as of `calibrate`.
         tokenizer: as of `calibrate`.
         text_columns: as of `calibrate`.
         batch_size: as of `calibrate`.
@@ -52,8 +50,7 @@ class CalibrationCallback(TrainerCallback):
         batches: Any,
         *,
         ridge: float = 1e-4,
-        max_memory: float | str | None = None,
-        share_inputs: bool = True,
+        max_memory: float = MAX_MEMORY,
         tokenizer: Any = None,
         text_columns: str | Sequence[str] | None = None,
         batch_size: int | None = None,
@@ -63,7 +60,6 @@ class CalibrationCallback(TrainerCallback):
         at_end: bool = True,
     ) -> None:
         check_ridge(ridge)
-        check_memory(max_memory)
         read = as_batches(
             batches,
             tokenizer,
@@ -79,7 +75,6 @@ class CalibrationCallback(TrainerCallback):
         self._options: dict[str, Any] = {
             "ridge": ridge,
             "max_memory": max_memory,
-            "share_inputs": share_inputs,
             "progress": progress,
         }
         self._checked = False

@@ -16,7 +16,7 @@ from yaml import YAMLError
 
 from ..data import Task
 from ..data.models import MODELS, ModelSource, PretrainedHere, hub_name
-from ..deploy.export_file import beyond_lora
+from ..deploy.export import beyond_lora
 from ..forms import CALIBRATED, FORMS, STATIC
 from ..methods.aurora import AuroraMethod
 from ..methods.base import NEAREST, PeftMethod

@@ -18,7 +18,7 @@ from ..chat_template import without_none
 from ..data import Task
 from ..data.loading import reason
 from ..data.own.chat import Question, answer_of, opening, question_of, template_options
-from ..deploy.batch import IGNORED
+from ..deploy.inputs import IGNORED
 from ..errors import UserError
 from ..extras import extra
 from ..machine import usable_cores

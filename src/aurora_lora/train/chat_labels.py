@@ -16,7 +16,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ..data.own.chat import template_options
-from ..deploy.batch import IGNORED
+from ..deploy.inputs import IGNORED
 
 KEPT = ("input_ids", "labels")
 Place = tuple[int, int, bool]

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ..deploy.batch import IGNORED
-from ..deploy.float64 import to_float64
-from ..deploy.passes import evaluated
-from ..deploy.wrappers import plain_model
+from ..deploy.inputs import IGNORED, evaluated, plain_model
+from ..deploy.moments import to_float64
 from ..errors import UserError, one_line
 from .choice_trainer import LanguageTrainer
 from .choices import LOGITS, learned_positions, takes

@@ -14,8 +14,7 @@ from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ..data.prompts import RESPONSE, key_of, parse_answer
-from ..deploy.batch import IGNORED
-from ..deploy.wrappers import plain_model
+from ..deploy.inputs import IGNORED, plain_model
 from ..errors import UserError
 from .losses import per_item
 from .model_inputs import cached_width, room

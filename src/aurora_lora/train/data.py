@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data import SplitSizes, Task
 from ..data.own.split import Splits
-from ..deploy.batches import even_sample
+from ..deploy.texts import even_sample
 from ..errors import UserError, abridged
 from .batches import in_batches
 from .choices import Questions

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..deploy.batch import IGNORED
+from ..deploy.inputs import IGNORED
 from ..errors import UserError
 from ..files import expanded
 from .base_commit import commit_of, warn_of_another_commit

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..data.models import hub_name
 from ..deploy import MergeGap, export_lora, merge_gap
-from ..deploy.batches import even_sample
-from ..deploy.export_file import check_replaceable
+from ..deploy.export import check_replaceable
 from ..deploy.formats import check_quantization
 from ..deploy.gap import rounds_by_inputs
+from ..deploy.texts import even_sample
 from ..errors import ArgumentError, FormError, UserError, check_count
 from ..folders import is_occupied, new_folder, settle
 from ..forms import CALIBRATED, FormName

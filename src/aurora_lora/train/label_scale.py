@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from ..deploy.wrappers import plain_model
+from ..deploy.inputs import plain_model
 from ..methods.parameters import head_modules
 from .losses import per_item, squared_errors
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..deploy.export_file import DTYPES, rounded
-from ..deploy.wrappers import plain_model
+from ..deploy.export import DTYPES, rounded
+from ..deploy.inputs import plain_model
 from ..errors import ArgumentError
 from .distributed import state
 from .memory import PRECISIONS

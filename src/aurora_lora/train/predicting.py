@@ -15,7 +15,7 @@ from ..data.loading import NO_CODE, reason
 from ..data.own.kinds import OWN
 from ..data.own.source import OwnData
 from ..data.own.split import BadRow
-from ..deploy.export_file import DTYPES
+from ..deploy.export import DTYPES
 from ..errors import AuroraError, FormError, NotFiniteError, UserError, check_count
 from ..finite import check_finite
 from .batches import in_batches

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,26 +14,20 @@ from peft import EvaConfig, LoraConfig, get_eva_state_dict
 from torch import Tensor, nn
 
 from ..deploy.align import aligned_rows, layers_of_adapter, set_rows
-from ..deploy.batch import IGNORED
-from ..deploy.head import fitted_head
-from ..deploy.loss import Loss
-from ..deploy.probe import probe
-from ..deploy.probe_file import read_probe, write_probe
-from ..deploy.probe_result import Probe
-from ..deploy.ranks import alpha_name, budget_in, offered, rank_fields, share_out
+from ..deploy.inputs import IGNORED
+from ..deploy.probe import Loss, Probe, probe, read_probe, write_probe
+from ..deploy.ranks import alpha_name, offered, rank_fields, share_out
 from ..errors import AuroraError, CheckpointError, UserError, one_line
 from ..methods.base import Method
 from ..methods.linear import is_linear
 from ..methods.lora import LORA
 from ..methods.options import TARGETS
-from ..methods.parameters import head_modules, whole_modules
-from ..methods.start import ALIGNED, EVA, PROBE_HEAD, PROBED, ordinary, wants_probe
+from ..methods.start import ALIGNED, EVA, PROBED, ordinary, wants_probe
 from ..methods.targets import check_modules, lora_targets, target_paths
 from ..tuner.config import scaling_divisor
 from ..tuner.linear import linear_shape
 from ..tuner.naming import ALL_LINEAR, exactly, mistakable
 from .base_commit import commit_of
-from .batches import in_batches
 from .data import Data
 from .distributed import on_main, own_part
 from .memory import checkpoint_activations
@@ -116,23 +109,18 @@ def start_for(recipe: Recipe, base: Any, data: Data, folder: Path, loss: Callabl
             judge = loss()  # in every process: it brings the model to the device
             start, batches = on_main(lambda: _by_eva(recipe, base, data, judge))
         else:
-            options = recipe.method.options
-            budget = budget_in(base, options["budget"], whole_modules(base, options.get("modules_to_save")))
             found = probe_for(recipe, base, data, loss())
-            start, batches = decided(recipe.method, found, budget), found.batches
+            start, batches = decided(recipe.method, found, recipe.method.options["budget"]), found.batches
     except (AuroraError, ValueError) as error:
         raise UserError(f"method: {one_line(error)}") from error
-    rows, fitted = data.rows_of_share(_share(recipe, data)), head_examples(recipe, base, data)
-    on_main(lambda: _write(start, recipe, rows, fitted, batches, folder / PROBE, made_of))
+    rows = data.rows_of_share(_share(recipe, data))
+    on_main(lambda: _write(start, recipe, rows, batches, folder / PROBE, made_of))
     return start
 
 
 def _share(recipe: Recipe, data: Data) -> float:
     """What is probed: an even sample of the training split."""
-    return _share_of(data, recipe.method.options.get("probe_examples", PROBED["probe_examples"][1]))
-
-
-def _share_of(data: Data, examples: int) -> float:
+    examples: int = recipe.method.options.get("probe_examples", PROBED["probe_examples"][1])
     return min(1.0, examples / len(data.fixed("train")))
 
 
@@ -148,32 +136,7 @@ def probe_for(recipe: Recipe, base: nn.Module, data: Data, loss: Loss) -> Probe:
     ranks = (MOST,) if budget is not None else (options["r"], *(options.get("rank_pattern") or {}).values())
     own = own_part(_batches(recipe, data))
     exact = exactly(paths, [path for path, _ in base.named_modules()])
-    with _fitted_head(recipe, base, data, loss):
-        return probe(base, own, loss=loss, rank=max(ranks), target_modules=exact, seed=recipe.seed)
-
-
-def _fitted_head(recipe: Recipe, base: nn.Module, data: Data, loss: Loss) -> AbstractContextManager[None]:
-    """The base with its new head fitted, over this process's share of the examples."""
-    examples = head_examples(recipe, base, data)
-    if not examples:
-        return contextlib.nullcontext()
-    batches = list(in_batches(data.rows_of_share(_share_of(data, examples)), recipe.training.batch_size))
-    own = own_part(batches) or batches  # of fewer batches than processes, one has none
-    return fitted_head(base, map(data.training_batch, own), loss=loss, modules=head_modules(base))
-
-
-def head_examples(recipe: Recipe, base: nn.Module, data: Data) -> int:
-    """Training examples that a new head is fitted to before the pass, at most (`fitted_head`); 0 where there is none.
-
-    Args:
-        recipe: of AuroRA or LoRA.
-        base: the pretrained model with its head.
-        data: of the recipe.
-    """
-    if not head_modules(base) or recipe.task.teacher is not None:  # hidden states are learned behind no head
-        return 0
-    wanted: int = recipe.method.options.get(PROBE_HEAD, PROBED[PROBE_HEAD][1])
-    return min(wanted, len(data.fixed("train")))
+    return probe(base, own, loss=loss, rank=max(ranks), target_modules=exact, seed=recipe.seed)
 
 
 def decided(method: Method, found: Probe, budget: int | None) -> Start:
@@ -292,7 +255,6 @@ def _write(
     start: Start,
     recipe: Recipe,
     examples: list[int],
-    fitted: int,
     batches: int,
     path: Path,
     made_of: Mapping[str, Any],
@@ -302,7 +264,6 @@ def _write(
         "options": {name: recipe.method.options[name] for name in PROBED},
         "seed": recipe.seed,
         "examples": examples,  # rows of the training split
-        "head_examples": fitted,  # at most
         "batches": batches,
         "made_of": made_of,
         "ranks": start.ranks,

@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from ..deploy.gradients import frozen_weights
-from ..deploy.ranks import Budget, budget_in
-from ..deploy.wrappers import plain_model
 from ..errors import ArgumentError, UserError
 from ..methods.start import ALIGNED, EVA, PATTERNS, ProbedMethod
 from ..methods.targets import blocks_and_kinds
 from .build import make_trainer
-from .probing import head_examples, kept_start
+from .probing import kept_start
 from .recipe import Recipe
 
 
-def ranking(recipe: Recipe, budget: Budget | None = None) -> dict[str, Any]:
+def ranking(recipe: Recipe, budget: int | None = None) -> dict[str, Any]:
     """Probe a recipe's model and share a budget out, as its run would do.
 
     Where the recipe has a budget of its own, `target_modules` limits what that is spent on; without one, all linear
@@ -26,16 +24,16 @@ def ranking(recipe: Recipe, budget: Budget | None = None) -> dict[str, Any]:
 
     Args:
         recipe: of AuroRA or LoRA.
-        budget: weights, or what they are as many as; the recipe's own if None.
+        budget: weights; the recipe's own if None.
 
     Returns:
-        `budget`, `weights` (those that are used), `examples` and `head_examples` (that were probed, and that a new head
-        was fitted to before, at most), `energy` (the share of the squared gradient, as far as it was found,
-        along the chosen directions), `left_out` (the recipe's options that say which modules and ranks, and that the
-        budget decides now), `exhausted` (layers that got every direction that was looked for, and have more),
-        `without_gradient` (layers that no gradient came through, which are not among `layers`), `method` (the ordinary
-        options, and `start: aligned` if the recipe has it) and `layers`: of each its `layer`, `block` (its number in
-        the list of blocks, or None), `kind` (its name in there), `d_out`, `d_in`, `singular_values` and `rank`.
+        `budget`, `weights` (those that are used), `examples` (that were probed), `energy` (the share of the squared
+        gradient, as far as it was found, along the chosen directions), `left_out` (the recipe's options that say which
+        modules and ranks, and that the budget decides now), `exhausted` (layers that got every direction that was
+        looked for, and have more), `without_gradient` (layers that no gradient came through, which are not among
+        `layers`), `method` (the ordinary options, and `start: aligned` if the recipe has it) and `layers`: of each its
+        `layer`, `block` (its number in the list of blocks, or None), `kind` (its name in there), `d_out`, `d_in`,
+        `singular_values` and `rank`.
 
     Raises:
         UserError: no budget, a method without one, or one too small for any direction.
@@ -56,7 +54,7 @@ def ranking(recipe: Recipe, budget: Budget | None = None) -> dict[str, Any]:
         raise UserError(f"method.{error}") from error
     asked = recipe.model_copy(update={"method": method})
     with tempfile.TemporaryDirectory() as nowhere:
-        trainer, data = make_trainer(asked, Path(nowhere) / "checkpoints")
+        trainer, _ = make_trainer(asked, Path(nowhere) / "checkpoints")
         start = kept_start(Path(nowhere))
     assert start is not None
     assert start.ranks is not None
@@ -82,10 +80,9 @@ def ranking(recipe: Recipe, budget: Budget | None = None) -> dict[str, Any]:
     bought = sum(value**2 for layer in layers for value in layer["singular_values"][: layer["rank"]])
     return {
         "schema": 1,
-        "budget": budget_in(trainer.module, method.options["budget"]),
+        "budget": method.options["budget"],
         "weights": sum(layer["rank"] * layer["direction"] for layer in layers),
         "examples": method.options["probe_examples"],
-        "head_examples": head_examples(asked, plain_model(trainer.module), data),
         "energy": bought / every,
         "left_out": left_out,
         "exhausted": exhausted(layers),

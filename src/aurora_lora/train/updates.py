@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from .. import files
 from ..deploy import calibrate
-from ..deploy.batch import Batch
+from ..deploy.inputs import Batch
 from ..errors import FormError, NotCalibratedError, UserError
 from ..forms import MERGED, STATIC, form_named
 from ..methods.updates import Factors, low_rank_updates

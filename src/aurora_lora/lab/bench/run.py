@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ...deploy.export_file import DTYPES
+from ...deploy.export import DTYPES
 from ...errors import ArgumentError, UserError, check_count, unknown
 from ...files import check_writable, read_json, reading, write_json
 from ...folders import clear_leftovers

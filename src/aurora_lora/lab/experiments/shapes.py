@@ -16,16 +16,14 @@ from torch import Tensor, nn
 from ...data.loading import NO_CODE, cannot_load, check_attention
 from ...deploy.calibrate import calibrated_layers
 from ...deploy.gradients import frozen_weights
-from ...deploy.moments import Target
-from ...deploy.plan import factor_bytes, moment_bytes
-from ...deploy.ranks import budget_in
-from ...deploy.wrappers import output_embeddings
+from ...deploy.inputs import output_embeddings
+from ...deploy.moments import Target, moment_bytes
 from ...errors import UserError
 from ...methods import ParameterCounts, count_parameters, get_method
 from ...methods.apply import apply_method, plain_method_errors
 from ...methods.linear import is_linear
 from ...methods.options import TARGETS
-from ...methods.parameters import head_modules, is_in, whole_modules
+from ...methods.parameters import head_modules, is_in
 from ...methods.start import ordinary
 from ...methods.targets import check_modules, target_paths
 from ...temporary_attributes import temporary_attributes
@@ -175,15 +173,14 @@ def _at_its_budget(base: nn.Module, options: dict[str, Any], share: float) -> di
         options: of the method.
         share: of the model, and so of a budget that is a number.
     """
-    budget = budget_in(base, options.get("budget"), whole_modules(base, options.get("modules_to_save")))
+    budget = options.get("budget")
     if budget is None:
         return options
-    of_base = share * budget if isinstance(options["budget"], int) else budget
     check_modules(base, options)  # modules that are not there would be left out here
     paths = target_paths(base, options, ALL_LINEAR)
     widths = sum(weight.d_in + weight.d_out for path, weight in frozen_weights(base).items() if path in paths)
     others = {name: value for name, value in ordinary(options).items() if name not in TARGETS}
-    return {**others, "target_modules": paths, "r": max(1, round(of_base / widths))}
+    return {**others, "target_modules": paths, "r": max(1, round(share * budget / widths))}
 
 
 def _counts(model: nn.Module, budget: int | None) -> ParameterCounts:
@@ -209,7 +206,7 @@ def _weights(key: _Key, quantization: str | None) -> Weights:
         size += math.ceil(QUANTISED[quantization] * sum(weight.numel() for weight in narrow.values()))
         size += max((weight.nbytes for weight in narrow.values()), default=0)
     return Weights(
-        _counts(model, budget_in(model, json.loads(key.options).get("budget"))),
+        _counts(model, json.loads(key.options).get("budget")),
         size,
         sum(parameter.numel() for parameter in parameters if id(parameter) not in looked_up - used),
         max(map(_calibration, calibrated_layers(model)), default=0),
@@ -217,7 +214,7 @@ def _weights(key: _Key, quantization: str | None) -> Weights:
 
 
 def _calibration(layer: Target) -> int:
-    return moment_bytes([layer]) + factor_bytes(layer)
+    return moment_bytes(layer) + 3 * 8 * layer.d_in**2
 
 
 @lru_cache(maxsize=256)

@@ -40,7 +40,7 @@ def ranks_tables(record: Mapping[str, Any]) -> list[TextTable]:
 
     headers = ["largest", "% of S^2", "ranks", "weights"]
     most = max(len(layer["singular_values"]) for layer in record["layers"])
-    names, fitted = record["exhausted"], record.get("head_examples", 0)
+    names = record["exhausted"]
     exhausted = (
         f"; {names[0]} and {len(names) - 1} more layers got" if len(names) > 1 else f"; {names[0]} got" if names else ""
     )
@@ -58,8 +58,7 @@ def ranks_tables(record: Mapping[str, Any]) -> list[TextTable]:
             "by block",
             ["block", *headers],
             [row("-" if block is None else str(block), layers) for block, layers in of_blocks],
-            f"{100 * record['energy']:.1f}% of the squared gradient that was found lies along the chosen directions"
-            + (f"; the new head was fitted to up to {fitted:,} examples before" if fitted else ""),
+            f"{100 * record['energy']:.1f}% of the squared gradient that was found lies along the chosen directions",
         ),
     ]
 

@@ -39,7 +39,7 @@ class Regression(HeadKind):
 
     def target(self, label: Any, count: int) -> Any:
         """`IGNORED` itself is the mark of what is not learned, here and in Transformers."""
-        from ...deploy.batch import IGNORED
+        from ...deploy.inputs import IGNORED
 
         return BESIDE_IGNORED if label == IGNORED else label
 
