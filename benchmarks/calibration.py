@@ -30,7 +30,7 @@ from aurora_lora.train.data import without_targets
 from aurora_lora.train.finished_run import load_run
 from aurora_lora.train.memory import process_peak_memory, reset_peak_memory
 from aurora_lora.train.progress import quiet_libraries
-from aurora_lora.train.storage import ADAPTER
+from aurora_lora.train.publish import ADAPTER
 
 SIZES = (16, 32, 64, 128, 256, 512, 1024)
 

@@ -26,12 +26,12 @@ import aurora_lora
 from aurora_lora.files import write_json
 from aurora_lora.lab.bench.analytic_cost import LLAMA3_8B
 from aurora_lora.methods.start import PROBED
-from aurora_lora.train.data import load_data
+from aurora_lora.train.build import load_data
 from aurora_lora.train.memory import process_peak_memory, reset_peak_memory
 from aurora_lora.train.models import load_causal_model, load_tokenizer
 from aurora_lora.train.probing import MOST
 from aurora_lora.train.progress import quiet_libraries
-from aurora_lora.train.reading import validate
+from aurora_lora.train.recipe import validate
 
 MODEL, BATCH, EPOCH = "smollm2-135m", 8, 3000
 EXAMPLES: int = PROBED["probe_examples"][1]

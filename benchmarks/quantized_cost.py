@@ -27,7 +27,7 @@ from aurora_lora.deploy.moments import Target, moment_bytes, pack
 from aurora_lora.files import write_json
 from aurora_lora.lab.bench.analytic_cost import LLAMA3_8B, Shapes
 from aurora_lora.lab.bench.timing import cpu_seconds
-from aurora_lora.train.data import load_data
+from aurora_lora.train.build import load_data
 from aurora_lora.train.models import load_tokenizer
 from aurora_lora.train.progress import quiet_libraries
 

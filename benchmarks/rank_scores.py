@@ -35,8 +35,7 @@ from aurora_lora.train import probing, train
 from aurora_lora.train.data import Data
 from aurora_lora.train.probing import probe_for
 from aurora_lora.train.progress import quiet_libraries
-from aurora_lora.train.reading import validate
-from aurora_lora.train.recipe import Recipe
+from aurora_lora.train.recipe import Recipe, validate
 
 BUDGET = 18_432
 RATE = 5e-3

@@ -45,7 +45,7 @@ from aurora_lora.deploy.moments import Target, input_moments
 from aurora_lora.files import write_json
 from aurora_lora.ops.rounding import Grid, better_grid, input_moment, output_error, round_to_moment
 from aurora_lora.train import train
-from aurora_lora.train.data import load_data
+from aurora_lora.train.build import load_data
 from aurora_lora.train.models import load_tokenizer
 from aurora_lora.train.progress import quiet_libraries
 from aurora_lora.tuner.peft_names import BaseTunerLayer, resolve_quantization_backend

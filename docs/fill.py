@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from aurora_lora.train.reading import name_of, task_name
+
 from aurora_lora.data import TASKS
 from aurora_lora.errors import UserError
 from aurora_lora.lab.experiments.recipes import find
@@ -24,7 +26,6 @@ from aurora_lora.lab.report.tables import forms_table, insert
 from aurora_lora.lab.report.theory import theory_tables
 from aurora_lora.lab.report.theory_figures import theory_figures
 from aurora_lora.lab.report.trajectory import trajectories_figure
-from aurora_lora.train.reading import name_of, task_name
 from make.calibration import calibration_curve, calibration_table, cost_table
 from make.cases import CASES
 from make.chat import chat_parts

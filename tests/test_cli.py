@@ -27,7 +27,7 @@ import tiny
 from aurora_lora import __version__, cli
 from aurora_lora.cli import common
 from aurora_lora.errors import ArgumentError
-from aurora_lora.train import gap_and_export, yaml_text
+from aurora_lora.train import gap_and_export, recipe_files
 from aurora_lora.train import run as run_module
 from aurora_lora.train.finished_run import load_run
 
@@ -48,7 +48,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cli")
     path = folder / "recipe.yaml"
     values = tiny.recipe(tiny.save_model(folder / "model"), reference={"method": "linear-probe"})
-    path.write_text(yaml_text.dump(values), encoding="utf-8")
+    path.write_text(recipe_files.dump(values), encoding="utf-8")
     return path
 
 
@@ -204,7 +204,7 @@ def test_list_one(aurora: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     printed = aurora("list", "recipe", "table1/base-lora-rte")
     assert (printed.exit_code, printed.stderr) == (0, "")
     record = json.loads(aurora("list", "recipe", "table1/base-lora-rte", "--json").stdout)
-    assert yaml_text.parse(printed.stdout, "printed") == record["recipe"]
+    assert recipe_files.parse(printed.stdout, "printed") == record["recipe"]
     assert record["command"] == "aurora train table1/base-lora-rte --output runs/hub/table1/base-lora-rte"
     file = Path(__file__).parents[1] / "recipes" / "studies" / "digits.yaml"
     assert aurora("list", "study", "digits").stdout == file.read_text()

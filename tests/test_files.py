@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from aurora_lora import files, folders
 from aurora_lora.errors import UserError
 from aurora_lora.lab.experiments.runs_file import RunsFile
-from aurora_lora.train import yaml_text
-from aurora_lora.train.data_record import check_record
+from aurora_lora.train import recipe_files
+from aurora_lora.train.data import check_record
 from aurora_lora.train.results import read_result
 
 
@@ -83,7 +83,7 @@ def test_what_cannot_be_read_is_named_once(tmp_path: Path, name: str, reason: st
 
 READERS: dict[str, Callable[[Path], Any]] = {
     "data.json": lambda folder: check_record(folder, {"files": {"a.csv": "0"}}),
-    "recipe.yaml": lambda folder: yaml_text.read(folder / "recipe.yaml"),
+    "recipe.yaml": lambda folder: recipe_files.read(folder / "recipe.yaml"),
     "result.json": read_result,
     "runs.jsonl": lambda folder: RunsFile(folder).read(),
 }

@@ -16,7 +16,7 @@ import tiny
 
 import aurora_lora
 from aurora_lora import set_form
-from aurora_lora.train import load_recipe, load_run, train, yaml_text
+from aurora_lora.train import load_recipe, load_run, recipe_files, train
 from aurora_lora.train.predicting import predict
 
 SCRIPT = """
@@ -71,7 +71,7 @@ RUN_SCRIPT = """
 def test_a_run_leaves_a_lora_that_loads(tmp_path):
     """PEFT refuses the adapter by its name; the LoRA beside it, loaded as its card says, computes the same."""
     tiny.register()
-    (tmp_path / "recipe.yaml").write_text(yaml_text.dump(tiny.recipe(tiny.save_model(tmp_path / "base"))))
+    (tmp_path / "recipe.yaml").write_text(recipe_files.dump(tiny.recipe(tiny.save_model(tmp_path / "base"))))
     run = train(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "run")
     text = "a warm and funny film"
     code = textwrap.dedent(RUN_SCRIPT).format(base=str(tmp_path / "base"), run=str(run.folder), text=text)

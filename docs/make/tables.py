@@ -14,7 +14,7 @@ from aurora_lora.files import NOT_FINITE
 from aurora_lora.lab.report.study import study_tables
 from aurora_lora.lab.report.tables import count, spread
 from aurora_lora.text_table import TextTable
-from aurora_lora.train.kinds import kind_of
+from aurora_lora.train.kind_facts import facts_of
 from aurora_lora.train.results import task_chance
 
 
@@ -23,7 +23,7 @@ def tasks_table(tasks: Iterable[Task]) -> str:
     table = TextTable("", ["task", "what is asked", "train", "scored on", "metrics", "source"], align="l")
     for task in tasks:
         whole = "" if task.train_examples is None else f"{task.train_examples:,}"
-        metrics = ", ".join(kind_of(task).metric_names(task))
+        metrics = ", ".join(facts_of(task).metric_names(task))
         cells = [f"`{task.name}`", task.description, whole, _scored_on(task), metrics, task.source]
         table.rows.append(cells)
     return table.markdown()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from aurora_lora.train import recipe_files
 from forks import Order, forked
 
 pytest.importorskip("diffusers", reason="diffusers is not installed")
@@ -55,13 +56,12 @@ def train(
     aurora: Callable[..., list[Order]], tiny: Any, model: Path, images: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., list[Order]]:
     """`train((folder, changes, strike), ...)`: tiny recipes with changes, at the same time."""
-    from aurora_lora.train import yaml_text
 
     def run(*wanted: tuple[Path, Order, Order]) -> list[Order]:
         orders = []
         for folder, changes, strike in wanted:
             recipe = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
-            recipe.write_text(yaml_text.dump(tiny.recipe(model, images, **changes)))
+            recipe.write_text(recipe_files.dump(tiny.recipe(model, images, **changes)))
             orders.append({"args": ["train", str(recipe), "--output", str(folder)], "folder": str(folder), **strike})
         return aurora(*orders)
 

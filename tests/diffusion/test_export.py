@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from aurora_lora.diffusion.export import no_lora, write_lora
 from aurora_lora.diffusion.recipe import SubjectRecipe
 from aurora_lora.methods import Method
-from aurora_lora.train.reading import validate_as
+from aurora_lora.train.recipe import validate_as
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 LORA: dict[str, Any] = {"name": "lora", "r": 2, "lora_alpha": 6}

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from aurora_lora.train.weights_digest import sampled_digest
 from looking import PRIOR, PROMPTS, contents, pixels
 from PIL import Image
 from safetensors.torch import load_file
@@ -24,7 +25,6 @@ from aurora_lora.diffusion.pipeline import Diffusion
 from aurora_lora.diffusion.random_numbers import seed_of
 from aurora_lora.errors import UserError
 from aurora_lora.train.results import read_result
-from aurora_lora.train.weights_digest import sampled_digest
 
 Train = Callable[..., list[dict[str, Any]]]
 PROMPTS_OF_SCORES = ["a [V] dog", "a [V] dog on the beach"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from aurora_lora.train.weights_digest import SAMPLED, sampled_digest
 
 from aurora_lora.data.dreambooth import subject_images
 from aurora_lora.data.own.files import sha256_of
@@ -22,9 +23,8 @@ from aurora_lora.diffusion.subject import Noised, Subject
 from aurora_lora.errors import UserError
 from aurora_lora.methods.apply import apply_method
 from aurora_lora.termination import TerminatedError, deferred, watched
-from aurora_lora.train import storage
-from aurora_lora.train.reading import validate_as
-from aurora_lora.train.weights_digest import SAMPLED, sampled_digest
+from aurora_lora.train import publish
+from aurora_lora.train.recipe import validate_as
 
 MakeLoop = Callable[..., Loop]
 
@@ -94,7 +94,7 @@ def test_a_run_that_goes_on_has_the_rate_of_its_step(make_loop: MakeLoop) -> Non
         first._step(step)
         first.progress.step += 1
     first._save()
-    checkpoint = storage.last_intact(again.checkpoints)
+    checkpoint = publish.last_intact(again.checkpoints)
     assert checkpoint is not None
     again.resume(checkpoint)
     assert again.schedule.get_last_lr() == first.schedule.get_last_lr()
@@ -118,7 +118,7 @@ def test_a_run_goes_on_with_the_weights_it_was_started_on(make_loop: MakeLoop, m
     first, again = make_loop(), make_loop()
     assert first.progress.model_commit == sampled_digest(model)
     first._save()
-    checkpoint = storage.last_intact(again.checkpoints)
+    checkpoint = publish.last_intact(again.checkpoints)
     assert checkpoint is not None
     again.progress.model_commit = f"{SAMPLED}{'0' * 64}"
     with pytest.raises(UserError, match=rf" was started on other weights than {re.escape(str(model))} has here: "):
@@ -136,7 +136,7 @@ def test_a_run_goes_on_with_the_images_it_was_started_with(make_loop: MakeLoop) 
     images, first.progress.images = first.progress.images, "0" * 64
     assert images is not None
     first._save()
-    checkpoint = storage.last_intact(again.checkpoints)
+    checkpoint = publish.last_intact(again.checkpoints)
     assert checkpoint is not None
     with pytest.raises(UserError, match=r"the images in .* have changed since the run in .* began: put them back"):
         again.resume(checkpoint)
@@ -190,7 +190,7 @@ def test_terminated_it_goes_on_from_the_step_that_it_was_at(make_loop: MakeLoop)
     with pytest.raises(TerminatedError), watched(), deferred():
         begun.run(dict, terminate)
     resumed = make_loop(**training)
-    checkpoint = storage.last_intact(resumed.checkpoints)
+    checkpoint = publish.last_intact(resumed.checkpoints)
     assert checkpoint is not None
     assert checkpoint.name == "checkpoint-3"
     resumed.resume(checkpoint)
@@ -262,7 +262,7 @@ def test_what_else_is_in_the_folder_of_the_images_may_change(make_loop: MakeLoop
     try:
         own.write_bytes(b"what a run writes")
         again = make_loop()
-        checkpoint = storage.last_intact(again.checkpoints)
+        checkpoint = publish.last_intact(again.checkpoints)
         assert checkpoint is not None
         again.resume(checkpoint)
         first.progress.images = sha256_of(str(images))

@@ -27,7 +27,7 @@ from aurora_lora.diffusion.recipe import SubjectRecipe
 from aurora_lora.diffusion.run import needed_prompts
 from aurora_lora.diffusion.subject import Noised, Subject, frame, resize
 from aurora_lora.errors import UserError
-from aurora_lora.train.reading import validate_as
+from aurora_lora.train.recipe import validate_as
 
 
 def test_each_epoch_takes_every_image_once_in_an_order_of_its_own() -> None:

@@ -13,10 +13,9 @@ from aurora_lora.diffusion.recipe import DiffusionCalibrationSection, SubjectRec
 from aurora_lora.diffusion.subject import SETTINGS, prepare_class_images
 from aurora_lora.errors import UserError
 from aurora_lora.train.callback import CalibrationCallback
-from aurora_lora.train.reading import load_recipe, validate_as
-from aurora_lora.train.sections import CalibrationSection
-from aurora_lora.train.storage import check_recipe
-from aurora_lora.train.yaml_text import dump
+from aurora_lora.train.publish import check_recipe
+from aurora_lora.train.recipe import CalibrationSection, load_recipe, validate_as
+from aurora_lora.train.recipe_files import dump
 
 PLAIN: dict[str, Any] = {
     "name": "dog",

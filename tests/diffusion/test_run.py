@@ -19,8 +19,8 @@ from aurora_lora.diffusion.pipeline import load_diffusion
 from aurora_lora.diffusion.recipe import SubjectRecipe
 from aurora_lora.errors import UserError
 from aurora_lora.methods.lora_drop import LoRADropMethod
-from aurora_lora.train import yaml_text
-from aurora_lora.train.reading import validate_as
+from aurora_lora.train import recipe_files
+from aurora_lora.train.recipe import validate_as
 from aurora_lora.train.results import read_result
 
 Train = Callable[..., list[dict[str, Any]]]
@@ -214,7 +214,7 @@ def test_a_run_that_made_nothing_leaves_its_folder_to_the_next(train: Train, tmp
     (folder / "log.txt").write_text("what a run of many printed")
     (answer,) = train((folder, once, {}))
     assert answer["status"] == 0, answer["stderr"]
-    assert yaml_text.read(folder / "recipe.yaml") == json.loads((folder / "result.json").read_text())["recipe"]
+    assert recipe_files.read(folder / "recipe.yaml") == json.loads((folder / "result.json").read_text())["recipe"]
     assert load_subject_run(folder).recipe.model != str(tmp_path)
     text = (folder / "recipe.yaml").read_text()
     (folder / "recipe.yaml").write_text(text.replace("steps: 1\n", "steps: 2\n", 1))

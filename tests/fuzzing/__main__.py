@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from aurora_lora.files import write_json
-from aurora_lora.train.environment import versions
+from aurora_lora.train.results import versions
 from make.reliability import reliability_tables
 
 from . import kills

@@ -15,8 +15,8 @@ from aurora_lora import AuroraConfig
 from aurora_lora.errors import UserError
 from aurora_lora.lab.experiments.recipe_kinds import load_any
 from aurora_lora.lab.experiments.study import Study, load_study
-from aurora_lora.train import yaml_text
-from aurora_lora.train.reading import validate
+from aurora_lora.train import recipe_files
+from aurora_lora.train.recipe import validate
 
 from . import hostile
 from .runner import Layer, SilentError, Verdict
@@ -132,7 +132,9 @@ def _one_line(error: Exception, *, is_python: bool = False) -> None:
 def yaml_texts(draw: st.DrawFn) -> str:
     """A text that was YAML before something happened to it."""
     value = draw(hostile.values)
-    text = yaml_text.dump(value) if hostile.is_plain_json(value) and draw(st.booleans()) else draw(st.text(max_size=40))
+    text = (
+        recipe_files.dump(value) if hostile.is_plain_json(value) and draw(st.booleans()) else draw(st.text(max_size=40))
+    )
     for _ in range(draw(st.integers(0, 3))):
         at = draw(st.integers(0, len(text)))
         text = text[:at] + draw(st.sampled_from(hostile.WORDS)) + text[at + draw(st.integers(0, 3)) :]
@@ -142,11 +144,11 @@ def yaml_texts(draw: st.DrawFn) -> str:
 def check_yaml(text: str) -> Verdict:
     """What is read is written so that it reads back as itself."""
     try:
-        value = yaml_text.parse(text, "text")
+        value = recipe_files.parse(text, "text")
     except UserError as error:
         _one_line(error)
         return "refused"
-    if repr(yaml_text.parse(yaml_text.dump(value), "again")) != repr(value):
+    if repr(recipe_files.parse(recipe_files.dump(value), "again")) != repr(value):
         raise SilentError(f"{value!r} does not read back as itself")
     return "accepted"
 
@@ -221,7 +223,7 @@ def check_recipe(world: World, given: list[tuple[str, str, Any]]) -> Verdict:
         if known is None or any(other.startswith(f"{name}.") or f"{name}.".startswith(other) for other in others):
             continue  # one overrides the other
         _kept(resolved, name, known[1])
-    stored = yaml_text.parse(yaml_text.dump(resolved), "stored")
+    stored = recipe_files.parse(recipe_files.dump(resolved), "stored")
     if validate(stored, "stored").resolved() != resolved:
         raise SilentError("the recipe is another after a file")
     return "accepted"
@@ -300,7 +302,7 @@ def check_study(world: World, given: dict[str, Any]) -> Verdict:
 
 def _text(values: Any) -> str:
     try:
-        return yaml_text.dump(values)
+        return recipe_files.dump(values)
     except Exception:  # what cannot be written as it is, is written somehow
         return repr(values)
 

@@ -18,11 +18,11 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from aurora_lora import cli
-from aurora_lora.train import yaml_text
+from aurora_lora.train import recipe_files
 from aurora_lora.train.finished_run import load_run
 from aurora_lora.train.merging import merge
 from aurora_lora.train.progress import quiet_libraries
-from aurora_lora.train.reading import load_recipe
+from aurora_lora.train.recipe import load_recipe
 from aurora_lora.train.run import train
 
 from .runner import SilentError
@@ -44,7 +44,7 @@ class World:
         values = tiny.recipe(self.model)
         values["task"] = {"name": "tiny-sentiment", "train_size": 24, "validation_size": 8, "test_size": 8}
         values["training"] = {"epochs": 3, "batch_size": 8, "learning_rate": 2e-2, "threads": 1}
-        self.recipe.write_text(yaml_text.dump(values), encoding="utf-8")
+        self.recipe.write_text(recipe_files.dump(values), encoding="utf-8")
         self.study = {
             "name": "study",
             "base": {name: values[name] for name in ("model", "task", "training")},
@@ -55,7 +55,7 @@ class World:
                 {"name": "AuroRA", "method": {"name": "aurora", "target_modules": ["query"]}},
             ],
         }
-        self.study_path.write_text(yaml_text.dump(self.study), encoding="utf-8")
+        self.study_path.write_text(recipe_files.dump(self.study), encoding="utf-8")
         recipe = load_recipe(self.recipe)
         train(recipe, self.run)
         with contextlib.suppress(KeyboardInterrupt):

@@ -5,9 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from aurora_lora.train.reading import load_recipe
-from aurora_lora.train.recipe import Recipe
-from aurora_lora.train.sections import TrainingSection
+from aurora_lora.train.recipe import Recipe, TrainingSection, load_recipe
 from make.recipe_fields import recipe_fields
 
 PAGE = Path(__file__).parents[2] / "docs" / "recipe.md"

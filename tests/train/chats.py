@@ -9,7 +9,7 @@ import tiny
 import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from aurora_lora.train import load_recipe, yaml_text
+from aurora_lora.train import load_recipe, recipe_files
 from aurora_lora.train.recipe import Recipe
 
 GENERATION = """{% for message in messages %}{{ message['role'] + ' : ' }}{% if message['role'] == 'assistant' %}
@@ -88,5 +88,5 @@ def save_model(folder: Path, template: Any = GENERATION, positions: int | None =
 def read(folder: Path, base: Path, form: str = "messages", *overrides: str) -> Recipe:
     """The recipe on a file of that format, both written into the folder."""
     path, data = folder / "recipe.yaml", write(folder / "chats.jsonl", form)
-    path.write_text(yaml_text.dump(recipe(base, data)), encoding="utf-8")
+    path.write_text(recipe_files.dump(recipe(base, data)), encoding="utf-8")
     return load_recipe(path, overrides)

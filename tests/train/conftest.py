@@ -15,7 +15,7 @@ import own_files
 import tiny
 
 from aurora_lora.errors import UserError
-from aurora_lora.train import load_recipe, yaml_text
+from aurora_lora.train import load_recipe, recipe_files
 from forks import Order, forked
 
 
@@ -55,7 +55,7 @@ def write_recipe(tmp_path: Path, model: Path) -> Callable[..., Path]:
 
     def write(**changes: Any) -> Path:
         path = tmp_path / "recipe.yaml"
-        path.write_text(yaml_text.dump(tiny.recipe(changes.pop("model", model), **changes)), encoding="utf-8")
+        path.write_text(recipe_files.dump(tiny.recipe(changes.pop("model", model), **changes)), encoding="utf-8")
         return path
 
     return write

@@ -13,6 +13,7 @@ import own_files
 import pytest
 import tiny
 import torch
+from aurora_lora.train.weights_digest import sampled_digest
 from huggingface_hub import constants
 from peft import AutoPeftModelForSequenceClassification
 from safetensors.torch import load_file, save_file
@@ -22,19 +23,21 @@ from aurora_lora import cli
 from aurora_lora.errors import UserError
 from aurora_lora.lab.experiments.architectures import architecture
 from aurora_lora.lab.experiments.dry_run import dry_run
-from aurora_lora.train import card, load_recipe, load_run, train, yaml_text
-from aurora_lora.train.base_commit import commit_of, warn_of_another_commit
+from aurora_lora.train import card, load_recipe, load_run, recipe_files, train
 from aurora_lora.train.build import load_trained_model
 from aurora_lora.train.evaluating import evaluate
 from aurora_lora.train.merging import merge
-from aurora_lora.train.models import load_base_model, load_tokenizer, stored_quantization
+from aurora_lora.train.models import (
+    commit_of,
+    load_base_model,
+    load_tokenizer,
+    stored_quantization,
+    warn_of_another_commit,
+)
 from aurora_lora.train.predicting import predict
 from aurora_lora.train.ranking import ranking
-from aurora_lora.train.reading import validate
-from aurora_lora.train.recipe import Recipe
+from aurora_lora.train.recipe import ModelSection, Recipe, validate
 from aurora_lora.train.results import read_result
-from aurora_lora.train.sections import ModelSection
-from aurora_lora.train.weights_digest import sampled_digest
 
 WriteRecipe = Callable[..., Path]
 NAME = "some/model"
@@ -130,7 +133,7 @@ def test_another_commit_of_the_hub_is_told(
         assert [str(one.message) for one in warned if "commit" in str(one.message)] == [expected]
 
     path = run.folder / "recipe.yaml"
-    path.write_text(yaml_text.dump({**yaml_text.read(path), "model": {"name": NAME, "revision": FIRST}}))
+    path.write_text(recipe_files.dump({**recipe_files.read(path), "model": {"name": NAME, "revision": FIRST}}))
     with tiny.no_warning(".*was trained on"):
         model, _ = load_trained_model(load_run(run.folder))
     assert commit_of(model) == FIRST
@@ -240,7 +243,7 @@ def test_a_run_goes_on_where_its_model_and_data_have_moved(
     shutil.rmtree(tmp_path / "there")
     resumed = train(at("here"), tmp_path / "run")
     assert resumed.result["epochs"] == expected
-    assert yaml_text.read(tmp_path / "run" / "recipe.yaml")["model"] == at("here").model
+    assert recipe_files.read(tmp_path / "run" / "recipe.yaml")["model"] == at("here").model
     with pytest.raises(UserError, match="they differ in model"):  # a finished one is what it was
         train(at("there"), tmp_path / "run")
 

@@ -1,5 +1,6 @@
 """The model cards: their code is run as it stands, and their numbers are those of result.json."""
 
+import importlib
 import json
 import re
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from aurora_lora import set_form
 from aurora_lora.data.models import MODELS, ModelSource
-from aurora_lora.train import TrainedRun, card, load_recipe, outcome, train, yaml_text
+from aurora_lora.train import TrainedRun, card, load_recipe, recipe_files, train
 
 WriteRecipe = Callable[..., Path]
 TEXTS = ["the film was good and warm", "a dull plot"]
@@ -41,7 +42,7 @@ def logits(model: Any, folder: Path) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def run(model: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     folder = tmp_path_factory.mktemp("cards")
-    (folder / "recipe.yaml").write_text(yaml_text.dump(tiny.recipe(model, reference={"method": "linear-probe"})))
+    (folder / "recipe.yaml").write_text(recipe_files.dump(tiny.recipe(model, reference={"method": "linear-probe"})))
     return train(load_recipe(folder / "recipe.yaml"), folder / "run")
 
 
@@ -147,7 +148,7 @@ def test_an_adapter_that_cannot_be_exported_is_not_lost(
     def refuse(*args: object, **kwargs: object) -> None:
         raise ValueError("conv1 cannot be exported:\nit has groups.")
 
-    monkeypatch.setattr(outcome, "export_lora", refuse)
+    monkeypatch.setattr(importlib.import_module("aurora_lora.train.run"), "export_lora", refuse)
     run = train(load_recipe(write_recipe()), tmp_path / "run")
     assert not list(run.folder.glob("*lora*"))
     assert (

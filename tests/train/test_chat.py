@@ -10,6 +10,7 @@ import chats
 import pytest
 import tiny
 import torch
+from aurora_lora.train.batches import FILLS, IgnoreFilling
 from peft import PeftModel
 from torch.nn import functional
 from transformers import (
@@ -27,13 +28,12 @@ from aurora_lora.data.own import held_rows
 from aurora_lora.deploy import float64
 from aurora_lora.errors import UserError
 from aurora_lora.train import chat_data, chat_samples, chat_trainer, load_run
-from aurora_lora.train.batches import FILLS, IgnoreFilling
-from aurora_lora.train.build import load_trained_model, make_trainer
+from aurora_lora.train.build import load_data, load_trained_model, make_trainer
 from aurora_lora.train.chat_answers import Talk
 from aurora_lora.train.chat_trainer import ChatTrainer
-from aurora_lora.train.choices import learned_positions, next_token_loss
-from aurora_lora.train.data import load_data, notes
+from aurora_lora.train.data import notes
 from aurora_lora.train.evaluating import evaluate
+from aurora_lora.train.kinds.choices import learned_positions, next_token_loss
 from aurora_lora.train.models import load_tokenizer
 from aurora_lora.train.predicting import load_predictor
 from aurora_lora.train.pushing import _stage

@@ -20,7 +20,7 @@ from aurora_lora.train import chat_answers, predicting
 from aurora_lora.train.chat_answers import Talk, answers_greedily
 from aurora_lora.train.chat_format import KEY
 from aurora_lora.train.kinds import KINDS
-from aurora_lora.train.model_inputs import room
+from aurora_lora.train.models import room
 from aurora_lora.train.predict_file import predict_file
 from aurora_lora.train.predicting import Predictor, load_predictor
 from aurora_lora.train.run import train

@@ -19,8 +19,8 @@ from aurora_lora.data.own.chat_splits import format_of
 from aurora_lora.data.own.source import Piece
 from aurora_lora.data.own.split import BadRow
 from aurora_lora.errors import UserError
-from aurora_lora.train.data import load_data
-from aurora_lora.train.data_record import keep_data
+from aurora_lora.train.build import load_data
+from aurora_lora.train.data import keep_data
 from aurora_lora.train.finished_run import TrainedRun
 from aurora_lora.train.kinds.chat import CHAT
 from aurora_lora.train.models import load_tokenizer

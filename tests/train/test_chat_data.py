@@ -14,11 +14,12 @@ from datasets import Dataset
 
 from aurora_lora.deploy.inputs import IGNORED
 from aurora_lora.train import chat_data
+from aurora_lora.train.build import load_data, load_processor
 from aurora_lora.train.chat_data import _Preparation
 from aurora_lora.train.chat_format import set_template
 from aurora_lora.train.chat_labels import label_answers
-from aurora_lora.train.data import load_data, notes
-from aurora_lora.train.models import load_processor, load_tokenizer
+from aurora_lora.train.data import notes
+from aurora_lora.train.models import load_tokenizer
 
 pytest.importorskip("trl")
 

@@ -30,8 +30,13 @@ from aurora_lora.data.prompts import target
 from aurora_lora.errors import UserError
 from aurora_lora.train import load_recipe, load_run, train
 from aurora_lora.train.build import make_trainer
-from aurora_lora.train.choices import (
+from aurora_lora.train.evaluating import evaluate
+from aurora_lora.train.gap_and_export import gap
+from aurora_lora.train.kind_facts import TrainedWith
+from aurora_lora.train.kinds.choices import (
     NEW_TOKENS,
+    ChoiceQuestion,
+    MultipleChoice,
     Questions,
     TrainingText,
     answers_by_beam_search,
@@ -43,12 +48,8 @@ from aurora_lora.train.choices import (
     next_token_loss,
     questions_at_once,
 )
-from aurora_lora.train.evaluating import evaluate
-from aurora_lora.train.gap_and_export import gap
-from aurora_lora.train.kinds.base import TrainedWith
-from aurora_lora.train.kinds.multiple_choice import ChoiceQuestion, MultipleChoice
 from aurora_lora.train.merging import merge
-from aurora_lora.train.model_inputs import cached_width, most_tokens
+from aurora_lora.train.models import cached_width, most_tokens
 from aurora_lora.train.predicting import predict
 
 WriteRecipe = Callable[..., Path]

@@ -14,10 +14,10 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 from aurora_lora.data import get_task
 from aurora_lora.errors import UserError
 from aurora_lora.lab.experiments.same_study import SameInputs
-from aurora_lora.train import TrainedRun, distillation, load_recipe, load_run, train
-from aurora_lora.train.distillation import states_loss
+from aurora_lora.train import TrainedRun, distillation, load_recipe, load_run, recipe_files, train
 from aurora_lora.train.evaluating import evaluate
 from aurora_lora.train.gap_and_export import gap
+from aurora_lora.train.kinds.distillation import states_loss
 from aurora_lora.train.merging import merge
 from aurora_lora.train.predicting import load_predictor, predict
 
@@ -30,10 +30,8 @@ def teacher(model: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainedRun
     """A classifier of the tiny model, all of it trained."""
     import tiny
 
-    from aurora_lora.train import yaml_text
-
     folder = tmp_path_factory.mktemp("teacher")
-    (folder / "recipe.yaml").write_text(yaml_text.dump(tiny.recipe(model, method="full")))
+    (folder / "recipe.yaml").write_text(recipe_files.dump(tiny.recipe(model, method="full")))
     return train(load_recipe(folder / "recipe.yaml"), folder / "run")
 
 

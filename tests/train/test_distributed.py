@@ -18,10 +18,9 @@ from safetensors.torch import load_file
 from transformers import TrainingArguments
 
 from aurora_lora.errors import UserError
-from aurora_lora.train import distributed, yaml_text
-from aurora_lora.train.batches import Share, divide
+from aurora_lora.train import distributed, recipe_files
+from aurora_lora.train.recipe import Share, TrainingSection, divide
 from aurora_lora.train.results import read_result
-from aurora_lora.train.sections import TrainingSection
 
 Aurora = Callable[..., list[dict[str, Any]]]
 
@@ -135,7 +134,7 @@ def test_numbers_of_any_size(aurora: Aurora, model_without_dropout: Path, tmp_pa
         training={"epochs": 1, "batch_size": 16, "learning_rate": 2e-2, "threads": 1},
     )
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml_text.dump(values), encoding="utf-8")
+    recipe.write_text(recipe_files.dump(values), encoding="utf-8")
     train_alone(aurora, recipe, tmp_path / "one")
     answers = launch(aurora, recipe, tmp_path / "two")
     assert [answer["status"] for answer in answers] == [0, 0], answers
@@ -262,7 +261,7 @@ def test_conversations(aurora: Aurora, tmp_path: Path, packing: bool) -> None:
     values = chats.recipe(chats.save_model(tmp_path / "model"), data, packing=packing)
     values["training"] |= {"eval_every": 2}
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml_text.dump(values))
+    recipe.write_text(recipe_files.dump(values))
     train_alone(aurora, recipe, tmp_path / "one")
     answers = launch(aurora, recipe, tmp_path / "two")
     assert [answer["status"] for answer in answers] == [0, 0], answers
@@ -289,7 +288,7 @@ def test_accelerate_launch(aurora: Aurora, tmp_path: Path, processes: int) -> No
     training = {"epochs": 2, "batch_size": 8, "gradient_accumulation_steps": 2, "learning_rate": 1e-2, "threads": 1}
     values = tiny.image_recipe(model, task=task, training={**training, "eval_every": 2})
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml_text.dump(values))
+    recipe.write_text(recipe_files.dump(values))
     train_alone(aurora, recipe, tmp_path / "one")
     # with --cpu, Accelerate leaves the number of processes to mpirun
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]

@@ -11,7 +11,7 @@ import pytest
 from own_runs import METRICS, aurora, train
 
 from aurora_lora.errors import ArgumentError, UserError
-from aurora_lora.train import load_recipe, load_run, yaml_text
+from aurora_lora.train import load_recipe, load_run, recipe_files
 from aurora_lora.train.evaluating import evaluate_file
 from aurora_lora.train.run import train as train_recipe
 
@@ -71,7 +71,7 @@ def test_conversations(tmp_path: Path) -> None:
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     new = str(tmp_path / "new.jsonl")
     values = chats.recipe(model, tmp_path / "chats.jsonl", test_data=new, packing=True)
-    (tmp_path / "recipe.yaml").write_text(yaml_text.dump(values))
+    (tmp_path / "recipe.yaml").write_text(recipe_files.dump(values))
     run = load_run(train_recipe(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "run").folder)
     scored = evaluate_file(run, new)
     assert scored.in_training == 0

@@ -22,10 +22,10 @@ from aurora_lora.errors import UserError
 from aurora_lora.train import load_run, train
 from aurora_lora.train.image_settings import ImageSettings
 from aurora_lora.train.images import as_scored, plain_transform, training_transform
+from aurora_lora.train.kinds.image_classification import load_image_processor
 from aurora_lora.train.merging import merge
-from aurora_lora.train.models import load_image_processor
 from aurora_lora.train.predicting import predict
-from aurora_lora.train.reading import validate
+from aurora_lora.train.recipe import validate
 
 SHAPES = [(12, 40), (41, 16), (24, 24), (19, 26)]
 """The third and the last are cut by an odd number of pixels."""

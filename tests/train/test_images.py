@@ -26,18 +26,17 @@ from aurora_lora.data.packaged_images import png
 from aurora_lora.data.task import Augment
 from aurora_lora.data.vision import read_image
 from aurora_lora.errors import UserError
-from aurora_lora.train import load_run, train, yaml_text
-from aurora_lora.train.build import load_trained_model, make_trainer
-from aurora_lora.train.data import load_data
+from aurora_lora.train import load_run, recipe_files, train
+from aurora_lora.train.build import load_data, load_trained_model, make_trainer
 from aurora_lora.train.evaluating import evaluate
 from aurora_lora.train.images import Images, StackCollator, plain_transform, training_transform
+from aurora_lora.train.kinds.image_classification import load_image_processor
 from aurora_lora.train.merging import merge
-from aurora_lora.train.models import load_image_processor, load_tokenizer
+from aurora_lora.train.models import load_tokenizer
 from aurora_lora.train.predicting import predict
 from aurora_lora.train.probing import kept_start
-from aurora_lora.train.reading import validate
-from aurora_lora.train.recipe import Recipe
-from aurora_lora.train.storage import SPLITS
+from aurora_lora.train.publish import SPLITS
+from aurora_lora.train.recipe import Recipe, validate
 
 MEAN, STD = np.array([0.4, 0.5, 0.6]), np.array([0.2, 0.25, 0.3])
 
@@ -350,7 +349,8 @@ def test_the_resolved_recipe(vit: Path) -> None:
     task = recipe(vit, task="tiny-images").resolved()["task"]
     assert (task["augment"], task["max_length"], task["validation_size"]) == ("shift", None, 30)
     assert (
-        validate(yaml_text.parse(yaml_text.dump(recipe(vit).resolved()), ""), "").resolved() == recipe(vit).resolved()
+        validate(recipe_files.parse(recipe_files.dump(recipe(vit).resolved()), ""), "").resolved()
+        == recipe(vit).resolved()
     )
 
 

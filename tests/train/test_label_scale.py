@@ -19,7 +19,7 @@ from transformers import (
 
 from aurora_lora.methods import METHODS
 from aurora_lora.train.data import notes
-from aurora_lora.train.label_scale import (
+from aurora_lora.train.kinds.text import (
     LabelScale,
     compute_in_float32,
     held_by_float32,

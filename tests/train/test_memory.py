@@ -17,14 +17,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from aurora_lora.errors import UserError
 from aurora_lora.methods import METHODS
-from aurora_lora.train import load_recipe, load_run, train, yaml_text
-from aurora_lora.train.build import make_model, make_trainer
+from aurora_lora.train import load_recipe, load_run, recipe_files, train
+from aurora_lora.train.build import load_processor, make_trainer
 from aurora_lora.train.evaluating import evaluate
-from aurora_lora.train.memory import base_for, frozen_dtype
 from aurora_lora.train.merging import merge
-from aurora_lora.train.models import load_processor
+from aurora_lora.train.models import base_for, make_model
+from aurora_lora.train.precision import frozen_dtype
 from aurora_lora.train.predicting import predict
-from aurora_lora.train.storage import write_manifest
+from aurora_lora.train.publish import write_manifest
 
 SMALL: dict[str, dict[str, Any]] = {
     "adalora": {"init_r": 4, "target_r": 2},
@@ -328,7 +328,7 @@ def test_loading_makes_no_copy_in_float32(language_model: Path, tmp_path: Path) 
         for file in language_model.glob("*token*"):
             shutil.copy(file, folder)
         paths.append(tmp_path / f"{dtype}.yaml")
-        paths[-1].write_text(yaml_text.dump({**tiny.recipe(folder), **questions(folder), "model": str(folder)}))
+        paths[-1].write_text(recipe_files.dump({**tiny.recipe(folder), **questions(folder), "model": str(folder)}))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(tiny.__file__).parent), *sys.path])}
     command = [sys.executable, "-c", LOADING, *map(str, paths)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

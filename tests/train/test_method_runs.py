@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from aurora_lora.errors import FormError, UserError
-from aurora_lora.train import load_recipe, load_run, merging, train, yaml_text
+from aurora_lora.train import load_recipe, load_run, merging, recipe_files, train
 from aurora_lora.train.build import make_trainer
 from aurora_lora.train.evaluating import evaluate
 from aurora_lora.train.gap_and_export import export, gap
@@ -115,7 +115,7 @@ def test_killed_and_resumed(aurora: Aurora, model: Path, tmp_path: Path) -> None
     for method in METHODS[:6]:
         method = {**method, "tfinal": 2} if method["name"] == "adalora" else method
         path = tmp_path / f"{method['name']}.yaml"
-        path.write_text(yaml_text.dump(tiny.recipe(model, method=method, training=training)), encoding="utf-8")
+        path.write_text(recipe_files.dump(tiny.recipe(model, method=method, training=training)), encoding="utf-8")
         orders[method["name"]] = {"args": ["train", str(path), "-o"]}
 
     def run(kind: str, kill_at: dict[str, int]) -> dict[str, dict[str, Any]]:

@@ -15,8 +15,15 @@ from transformers import BertConfig, T5Config, XLNetConfig
 from aurora_lora.data import get_task
 from aurora_lora.errors import UserError
 from aurora_lora.train import load_recipe, train
-from aurora_lora.train.model_inputs import check_positions, fill_padding, longest_text, padding_of, positions
-from aurora_lora.train.models import load_base_model, load_tokenizer
+from aurora_lora.train.models import (
+    check_positions,
+    fill_padding,
+    load_base_model,
+    load_tokenizer,
+    longest_text,
+    padding_of,
+    positions,
+)
 
 SMALL = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 CONFIGS: dict[str, dict[str, Any]] = {

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import torch
 
-from aurora_lora.train.kinds.multi_label import MULTI_LABEL
+from aurora_lora.train.kinds.text import MULTI_LABEL
 
 
 def test_answer() -> None:

@@ -17,10 +17,10 @@ from aurora_lora.data.hub import COPIES, HubData
 from aurora_lora.errors import UserError
 from aurora_lora.lab.experiments.architectures import architecture
 from aurora_lora.lab.experiments.estimate import trained_parameters
-from aurora_lora.train.models import load_base_model, load_classifier, load_image_processor, load_tokenizer
+from aurora_lora.train.kinds.image_classification import load_image_processor
+from aurora_lora.train.models import load_base_model, load_classifier, load_tokenizer
 from aurora_lora.train.predicting import predict
-from aurora_lora.train.reading import validate
-from aurora_lora.train.sections import ModelSection
+from aurora_lora.train.recipe import ModelSection, validate
 
 CODE = "from pathlib import Path\nPath({ran!r}).touch()\n"
 KINDS = {

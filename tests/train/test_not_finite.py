@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from aurora_lora import cli
 from aurora_lora.errors import NotFiniteError
-from aurora_lora.train import load_recipe, train, yaml_text
+from aurora_lora.train import load_recipe, recipe_files, train
 from aurora_lora.train.trainer import RecipeTrainer
 
 Invoke = Callable[..., Any]
@@ -34,7 +34,7 @@ COMMANDS = [
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
     folder = tmp_path_factory.mktemp("finite")
-    (folder / "recipe.yaml").write_text(yaml_text.dump(tiny.recipe(model)), encoding="utf-8")
+    (folder / "recipe.yaml").write_text(recipe_files.dump(tiny.recipe(model)), encoding="utf-8")
     train(load_recipe(folder / "recipe.yaml", ["training.epochs=1"]), folder / "run")
     return folder / "run"
 

@@ -9,7 +9,7 @@ from typing import Any
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 from aurora_lora.files import PARTIAL
-from aurora_lora.train.kinds.multi_label import MULTI_LABEL
+from aurora_lora.train.kinds.text import MULTI_LABEL
 from aurora_lora.train.predict_file import _gathered, predict_file
 
 

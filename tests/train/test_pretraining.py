@@ -19,11 +19,11 @@ from aurora_lora import cli
 from aurora_lora.data.models import MODELS, VIT_FASHION, PretrainedHere, resolve_model
 from aurora_lora.errors import UserError
 from aurora_lora.files import file_digest
-from aurora_lora.train import load_run, train, yaml_text
-from aurora_lora.train.base_commit import RESULT_OF_PRETRAINING
+from aurora_lora.train import load_run, recipe_files, train
 from aurora_lora.train.build import load_trained_model
+from aurora_lora.train.models import RESULT_OF_PRETRAINING
 from aurora_lora.train.pretraining import ensure, pretrain
-from aurora_lora.train.reading import validate
+from aurora_lora.train.recipe import validate
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_other_settings_are_another_model(made: PretrainedHere) -> None:
 
 def test_the_command_and_a_run_on_it(made: PretrainedHere, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml_text.dump(recipe("vit-tiny")))
+    path.write_text(recipe_files.dump(recipe("vit-tiny")))
     done = CliRunner().invoke(cli.app, ["train", str(path), "-o", str(tmp_path / "run"), "--json"])
     assert done.exit_code == 0, done.output
     assert "pretraining vit-tiny: epoch 2 of 2" in done.stderr

@@ -24,13 +24,13 @@ from aurora_lora.errors import UserError
 from aurora_lora.methods import METHODS
 from aurora_lora.methods.options import TARGETS
 from aurora_lora.methods.targets import target_paths
-from aurora_lora.train import distributed, load_run, probing, train, yaml_text
+from aurora_lora.train import distributed, load_run, probing, recipe_files, train
 from aurora_lora.train.build import make_trainer
 from aurora_lora.train.distributed import own_part
 from aurora_lora.train.evaluating import evaluate
 from aurora_lora.train.merging import merge
 from aurora_lora.train.probing import PROBE, kept_start
-from aurora_lora.train.reading import validate
+from aurora_lora.train.recipe import validate
 
 Q_V = {"target_modules": ["query", "value"]}
 
@@ -205,7 +205,7 @@ def test_killed_and_resumed(aurora: Any, model: Path, tmp_path: Path) -> None:
     method = {"name": "aurora", "budget": 500, "start": "aligned"}
     training = {"epochs": 2, "batch_size": 16, "eval_batch_size": 32, "learning_rate": 2e-2, "threads": 1}
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml_text.dump(tiny.recipe(model, method=method, training=training)), encoding="utf-8")
+    path.write_text(recipe_files.dump(tiny.recipe(model, method=method, training=training)), encoding="utf-8")
 
     def order(name: str, **more: int) -> dict[str, Any]:
         folder = str(tmp_path / name)

@@ -25,6 +25,7 @@ from aurora_lora.train import (
     predict,
     push,
     read_result,
+    recipe_files,
     train,
 )
 
@@ -99,13 +100,11 @@ def test_names_are_imported_when_they_are_used() -> None:
 def recipe(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
     import tiny
 
-    from aurora_lora.train import yaml_text
-
     path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
     reference = {"method": {"name": "lora", "r": 2, "target_modules": ["query"]}}
     values = tiny.recipe(model, reference=reference)
     values["training"]["epochs"] = 1
-    path.write_text(yaml_text.dump(values), encoding="utf-8")
+    path.write_text(recipe_files.dump(values), encoding="utf-8")
     return path
 
 

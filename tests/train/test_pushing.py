@@ -19,9 +19,9 @@ from peft import PeftConfig
 from typer.testing import CliRunner
 
 from aurora_lora import cli
-from aurora_lora.train import load_run, yaml_text
+from aurora_lora.train import load_run, recipe_files
 from aurora_lora.train.pushing import _stage
-from aurora_lora.train.reading import load_recipe
+from aurora_lora.train.recipe import load_recipe
 from aurora_lora.train.run import train
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "hub"))
@@ -41,7 +41,7 @@ Push = Callable[..., Any]
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pushed")
     recipe = folder / "recipe.yaml"
-    recipe.write_text(yaml_text.dump(tiny.recipe(tiny.save_model(folder / "model"))), encoding="utf-8")
+    recipe.write_text(recipe_files.dump(tiny.recipe(tiny.save_model(folder / "model"))), encoding="utf-8")
     return train(load_recipe(recipe, ["training.epochs=1"]), folder / "run").folder
 
 

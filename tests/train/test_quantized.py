@@ -29,10 +29,10 @@ from typer.testing import CliRunner
 
 from aurora_lora import cli
 from aurora_lora.methods import METHODS
-from aurora_lora.train import adapter_gap, gap_and_export, load_run, yaml_text
+from aurora_lora.train import adapter_gap, gap_and_export, load_run, recipe_files
 from aurora_lora.train.build import make_trainer
 from aurora_lora.train.predicting import load_predictor
-from aurora_lora.train.reading import load_recipe
+from aurora_lora.train.recipe import load_recipe
 from aurora_lora.train.run import train
 
 pytest.importorskip("bitsandbytes")
@@ -43,7 +43,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("quantized")
     recipe = folder / "recipe.yaml"
     model = tiny.save_model(folder / "model", width=64)  # one block of 4 bits, as bitsandbytes wants it on a CPU
-    recipe.write_text(yaml_text.dump(tiny.recipe(model)), encoding="utf-8")
+    recipe.write_text(recipe_files.dump(tiny.recipe(model)), encoding="utf-8")
     return train(load_recipe(recipe), folder / "run").folder
 
 
@@ -94,7 +94,7 @@ def test_an_output_layer_that_was_trained_whole_is_not_tied_again(tmp_path: Path
     method = {"name": "lora", "r": 2, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}
     recipe = tmp_path / "recipe.yaml"
     task = {"name": "tiny-questions", "train_size": 16, "validation_size": 8, "test_size": 8}
-    recipe.write_text(yaml_text.dump(tiny.recipe(lm, task=task, method=method)), encoding="utf-8")
+    recipe.write_text(recipe_files.dump(tiny.recipe(lm, task=task, method=method)), encoding="utf-8")
     run = train(load_recipe(recipe, ["training.epochs=1"]), tmp_path / "run").folder
     options = ["--quantization", "nf4", *(["--round-by-inputs"] if round_by_inputs else [])]
     done = aurora("merge", run, "-o", tmp_path / "merged", *options)
@@ -419,7 +419,7 @@ def test_a_run_on_a_model_that_is_stored_quantised(run: Path, tmp_path: Path, na
     stored = tmp_path / "stored"
     assert aurora("merge", run, "-o", stored, "--quantization", name, "--round-by-inputs").exit_code == 0
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml_text.dump(tiny.recipe(stored)), encoding="utf-8")
+    recipe.write_text(recipe_files.dump(tiny.recipe(stored)), encoding="utf-8")
     trained = train(load_recipe(recipe, ["training.epochs=1"]), tmp_path / "run").folder
     refused = aurora("merge", trained, "-o", tmp_path / "merged", "--quantization", "nf4")
     assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
@@ -440,7 +440,7 @@ def test_a_run_on_a_quantised_base_answers_in_a_dtype(tmp_path: Path, monkeypatc
     into the dequantised one.
     """
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml_text.dump(tiny.recipe(tiny.save_model(tmp_path / "model", width=64))), encoding="utf-8")
+    recipe.write_text(recipe_files.dump(tiny.recipe(tiny.save_model(tmp_path / "model", width=64))), encoding="utf-8")
     changes = ["model={name: " + str(tmp_path / "model") + ", quantization: nf4}", "training.epochs=1"]
     folder = train(load_recipe(recipe, changes), tmp_path / "run").folder
     exact, low = (load_predictor(folder, dtype=dtype) for dtype in (None, "bfloat16"))
@@ -493,7 +493,7 @@ def test_a_merge_rounds_by_the_data_that_the_run_was_trained_on(tmp_path: Path) 
     model = tiny.save_model(tmp_path / "model", width=64)
     task = {"name": "classification", "data": str(data)}
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml_text.dump(tiny.recipe(model, task=task)), encoding="utf-8")
+    recipe.write_text(recipe_files.dump(tiny.recipe(model, task=task)), encoding="utf-8")
     run = train(load_recipe(recipe, ["training.epochs=1"]), tmp_path / "run").folder
     data.write_text("\n".join(["text,label", *(row.replace("film", "plot") for row in rows)]), encoding="utf-8")
     done = aurora("merge", run, "-o", tmp_path / "merged", "--quantization", "nf4", "--round-by-inputs")
@@ -514,7 +514,7 @@ def test_a_quantised_base_is_probed(tmp_path: Path, method: dict[str, Any], quan
     model = tiny.save_model(tmp_path / "model", width=64)
     recipe = tmp_path / "recipe.yaml"
     section = {"name": str(model), "quantization": quantization}
-    recipe.write_text(yaml_text.dump({**tiny.recipe(model, method=method), "model": section}), encoding="utf-8")
+    recipe.write_text(recipe_files.dump({**tiny.recipe(model, method=method), "model": section}), encoding="utf-8")
     run = train(load_recipe(recipe, ["training.epochs=1"]), tmp_path / "run")
     assert run.result["status"] == "finished"
 
@@ -540,7 +540,7 @@ def test_a_trained_bias_without_a_place_is_one_line(tmp_path: Path) -> None:
     task = {"name": "tiny-questions", "train_size": 16, "validation_size": 8, "test_size": 8}
     method = {"name": "lora", "r": 2, "lora_bias": True, "target_modules": ["q_proj"]}
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml_text.dump(tiny.recipe(lm, task=task, method=method)), encoding="utf-8")
+    recipe.write_text(recipe_files.dump(tiny.recipe(lm, task=task, method=method)), encoding="utf-8")
     run = train(load_recipe(recipe, ["training.epochs=1"]), tmp_path / "run").folder
     done = aurora("merge", run, "-o", tmp_path / "merged")
     assert (done.exit_code, done.stderr.count("\n")) == (2, 1), done.stderr

@@ -19,11 +19,11 @@ from typer.testing import CliRunner
 from aurora_lora import cli
 from aurora_lora.errors import UserError
 from aurora_lora.lab.report.ranks_figure import ranks_tables
-from aurora_lora.train import load_recipe, probing, train, yaml_text
+from aurora_lora.train import load_recipe, probing, recipe_files, train
 from aurora_lora.train.build import make_trainer
 from aurora_lora.train.probing import kept_start
 from aurora_lora.train.ranking import exhausted, ranking
-from aurora_lora.train.reading import validate
+from aurora_lora.train.recipe import validate
 
 WriteRecipe = Callable[..., Path]
 ALL = 2 * (4 * 32 + 2 * 48) + 32
@@ -200,7 +200,7 @@ def test_the_command(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     assert max(map(len, done.stdout.splitlines()[1:])) <= 80
     text = done.stdout[done.stdout.index("method:\n") :]
     (tmp_path / "method.yaml").write_text(text, encoding="utf-8")
-    read = yaml_text.read(tmp_path / "method.yaml")
+    read = recipe_files.read(tmp_path / "method.yaml")
     record = json.loads((tmp_path / "out" / "ranks.json").read_text())
     assert read["method"] == record["method"]
     load_recipe(write_recipe(method=read["method"]))

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from aurora_lora.errors import UserError
-from aurora_lora.train import Recipe, load_recipe, yaml_text
-from aurora_lora.train.reading import set_field
+from aurora_lora.train import Recipe, load_recipe, recipe_files
+from aurora_lora.train.recipe import set_field
 from aurora_lora.train.recipe_files import recipes_folder
 
 WriteRecipe = Callable[..., Path]
@@ -18,7 +18,7 @@ Refused = Callable[..., None]
 def test_resolved_recipe_reads_back_as_itself(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(reference={"method": "linear-probe", "learning_rate": 1e-2}))
     again = tmp_path / "again.yaml"
-    again.write_text(yaml_text.dump(recipe.resolved()))
+    again.write_text(recipe_files.dump(recipe.resolved()))
     assert load_recipe(again) == recipe
     assert recipe.resolved()["method"]["alpha"] == 4
     assert recipe.resolved()["seed"] == 0
@@ -353,7 +353,7 @@ def test_unreadable_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("text", "value"), [("5e-3", 5e-3), ("1E5", 1e5), ("1.5", 1.5), ("3", 3), ("1e", "1e")])
 def test_numbers(text: str, value: Any) -> None:
-    parsed = yaml_text.parse(text, "here")
+    parsed = recipe_files.parse(text, "here")
     assert parsed == value
     assert type(parsed) is type(value)
 

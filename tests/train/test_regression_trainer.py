@@ -11,6 +11,7 @@ import own_files
 import pytest
 import tiny
 import torch
+from aurora_lora.train.losses import mean_loss
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -22,11 +23,10 @@ from aurora_lora.errors import UserError
 from aurora_lora.train import TrainedRun, gap_and_export, load_run, train
 from aurora_lora.train.build import make_trainer
 from aurora_lora.train.evaluating import evaluate
-from aurora_lora.train.label_scale import LabelScale
-from aurora_lora.train.losses import mean_loss
+from aurora_lora.train.kinds.text import LabelScale
 from aurora_lora.train.merging import merge
 from aurora_lora.train.predicting import predict
-from aurora_lora.train.reading import validate
+from aurora_lora.train.recipe import validate
 from aurora_lora.train.trainer import RecipeTrainer
 
 SCALES = [(0, 1), (1000, 1), (300_000, 50_000)]

@@ -12,8 +12,8 @@ import tiny
 from safetensors.torch import load_file
 
 from aurora_lora import files
-from aurora_lora.train import train, yaml_text
-from aurora_lora.train.reading import validate
+from aurora_lora.train import recipe_files, train
+from aurora_lora.train.recipe import validate
 
 REFERENCE = {"method": "linear-probe"}
 Aurora = Callable[..., list[dict[str, Any]]]
@@ -167,7 +167,7 @@ def killed(aurora: Aurora, model: Path, tmp_path_factory: pytest.TempPathFactory
     """A recipe, the folder of its whole run, and that of one killed when there were two checkpoints at least."""
     folder = tmp_path_factory.mktemp("killed")
     recipe = folder / "recipe.yaml"
-    recipe.write_text(yaml_text.dump(tiny.recipe(model)))
+    recipe.write_text(recipe_files.dump(tiny.recipe(model)))
     (answer,) = aurora(order(recipe, folder / "whole"))
     assert answer["status"] == 0, answer["stderr"]
     for share in (0.7, 0.6, 0.5):  # the last operations come after the checkpoints are gone

@@ -28,18 +28,19 @@ from aurora_lora.train import (
     load_run,
     merging,
     predicting,
+    publish,
+    recipe_files,
     train,
-    yaml_text,
 )
-from aurora_lora.train.batches import Share
 from aurora_lora.train.build import make_trainer
 from aurora_lora.train.distributed import state
 from aurora_lora.train.evaluating import evaluate
 from aurora_lora.train.memory import peak_memory, reset_peak_memory
 from aurora_lora.train.merging import merge
 from aurora_lora.train.predicting import load_predictor, predict
+from aurora_lora.train.publish import RUN_STATE, adapter_digests, checkpoints, write_manifest
+from aurora_lora.train.recipe import Share
 from aurora_lora.train.results import chance_of, epochs_from_log
-from aurora_lora.train.storage import RUN_STATE, adapter_digests, checkpoints, write_manifest
 from aurora_lora.train.trainer import training_arguments
 
 WriteRecipe = Callable[..., Path]
@@ -160,7 +161,7 @@ def test_a_run_that_made_nothing_leaves_its_folder_to_the_next(write_recipe: Wri
         train(load_recipe(write_recipe(model=str(tmp_path))), folder)  # no model is there
     assert (folder / "recipe.yaml").exists()
     run = train(load_recipe(write_recipe()), folder)
-    assert yaml_text.read(folder / "recipe.yaml")["model"] == run.result["recipe"]["model"]
+    assert recipe_files.read(folder / "recipe.yaml")["model"] == run.result["recipe"]["model"]
 
 
 @pytest.mark.parametrize(
@@ -179,7 +180,7 @@ def test_a_mistake_that_is_found_late_leaves_the_folder_too(
         train(load_recipe(path, mistake), folder)
     assert (folder / "checkpoints").exists()
     run = train(load_recipe(path), folder)
-    assert yaml_text.read(folder / "recipe.yaml") == run.result["recipe"]
+    assert recipe_files.read(folder / "recipe.yaml") == run.result["recipe"]
 
 
 def test_the_recipe_says_the_precision_whatever_accelerate_is_set_to(
@@ -206,7 +207,7 @@ def test_a_recipe_of_the_users_own_is_not_replaced(change: str, write_recipe: Wr
     recipe = load_recipe(write_recipe())
     folder = tmp_path / "run"
     folder.mkdir()
-    mine = change.format(yaml_text.dump(recipe.resolved()))
+    mine = change.format(recipe_files.dump(recipe.resolved()))
     (folder / "recipe.yaml").write_text(mine)
     with pytest.raises(UserError, match=r"run/recipe\.yaml was not written by a run, which would replace it: choose"):
         train(recipe, folder)
@@ -231,45 +232,41 @@ def test_folder_that_cannot_be_written(write_recipe: WriteRecipe, folder: str) -
 
 
 def test_one_process_at_a_time(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    from aurora_lora.train import storage
 
     (tmp_path / "run").mkdir()
-    with storage.lock(tmp_path / "run"), pytest.raises(RunLockedError, match=f"{tmp_path}/run: another aurora train"):
+    with publish.lock(tmp_path / "run"), pytest.raises(RunLockedError, match=f"{tmp_path}/run: another aurora train"):
         train(load_recipe(write_recipe()), tmp_path / "run")
 
 
 def test_a_lock_where_nothing_can_be_written_is_not_held() -> None:
-    from aurora_lora.train import storage
 
     if not Path("/proc/self").is_dir():
         pytest.skip("/proc is a file system of Linux")
     with (
         pytest.raises(UserError, match=r"^cannot write /proc: "),
-        storage.hold(Path("/proc/.x.lock"), "another writes"),
+        publish.hold(Path("/proc/.x.lock"), "another writes"),
     ):
         pass
 
 
 def test_a_killed_process_lets_go_of_the_folder(tmp_path: Path) -> None:
-    from aurora_lora.train import storage
 
     hold = "import sys, filelock as f; held = f.FileLock(sys.argv[1]); held.acquire(); print(flush=True); input()"
     command = [sys.executable, "-c", hold, str(tmp_path / ".lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         holder.stdout.readline()
-        assert storage.is_locked(tmp_path)
+        assert publish.is_locked(tmp_path)
         holder.kill()
         holder.wait()
-        assert not storage.is_locked(tmp_path)
+        assert not publish.is_locked(tmp_path)
 
 
 @pytest.mark.usefixtures("no_locks")
 def test_without_locks_on_a_file_system_that_has_none(tmp_path: Path) -> None:
-    from aurora_lora.train import storage
 
-    with storage.lock(tmp_path), storage.lock(tmp_path):
-        assert not storage.is_locked(tmp_path)
+    with publish.lock(tmp_path), publish.lock(tmp_path):
+        assert not publish.is_locked(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -585,7 +582,7 @@ def test_a_users_own_files_stay_in_the_folder_of_a_run(write_recipe: WriteRecipe
     for path in mine:
         path.parent.mkdir(parents=True, exist_ok=True)
     recipe = load_recipe(write_recipe(), ["training.epochs=1"])
-    (folder / "recipe.yaml").write_text(yaml_text.dump(recipe.resolved()))
+    (folder / "recipe.yaml").write_text(recipe_files.dump(recipe.resolved()))
     for path in mine:
         path.write_text("years of work")
     train(recipe, folder)

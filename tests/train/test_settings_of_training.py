@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from aurora_lora.train.step_callbacks import Clock, EarlyStop
 from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerControl
 
@@ -19,10 +20,9 @@ from aurora_lora.train import TrainedRun, build, load_recipe, load_run, step_cal
 from aurora_lora.train.build import load_trained_model, make_trainer
 from aurora_lora.train.evaluating import evaluate
 from aurora_lora.train.kinds import KINDS
-from aurora_lora.train.loggers import own_runs
 from aurora_lora.train.merging import merge
 from aurora_lora.train.predicting import predict
-from aurora_lora.train.step_callbacks import Clock, EarlyStop
+from aurora_lora.train.trainer import own_runs
 
 WriteRecipe = Callable[..., Path]
 

@@ -51,7 +51,7 @@ def gap(
     Writes gap.json and figures; for an adapter's folder, only with --output.
     """
     from aurora_lora.errors import UserError
-    from aurora_lora.train.storage import RECIPE
+    from aurora_lora.train.publish import RECIPE
     from aurora_lora.tuner.peft_names import CONFIG_NAME
 
     common: dict[str, Any] = {

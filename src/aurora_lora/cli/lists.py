@@ -96,7 +96,7 @@ def _print_one(kind: RecipeKind, name: str | None, as_json: bool) -> None:
 def _tasks() -> list[dict[str, Any]]:
     from aurora_lora.data import TASKS
     from aurora_lora.data.dreambooth import DREAMBOOTH
-    from aurora_lora.train.kinds import kind_of
+    from aurora_lora.train.kind_facts import facts_of
 
     keys = (
         "name",
@@ -112,7 +112,7 @@ def _tasks() -> list[dict[str, Any]]:
     )
     rows = [{key: getattr(task, key, None) for key in keys} for task in (*TASKS.values(), DREAMBOOTH)]
     for row, task in zip(rows, TASKS.values(), strict=False):  # image generation is no kind of `training`
-        row["metric_names"] = kind_of(task).metric_names(task)
+        row["metric_names"] = facts_of(task).metric_names(task)
     return rows
 
 

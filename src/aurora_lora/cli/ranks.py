@@ -42,7 +42,7 @@ def rank(
     from aurora_lora.errors import UserError
     from aurora_lora.lab.experiments.recipe_kinds import load_any
     from aurora_lora.lab.report.ranks_figure import RANKS, ranks_figure, ranks_tables
-    from aurora_lora.train import yaml_text
+    from aurora_lora.train import recipe_files
     from aurora_lora.train.recipe import Recipe
 
     plan = load_any(recipe, overrides or ())
@@ -70,4 +70,4 @@ def rank(
     if as_json:
         return
     print_tables(ranks_tables(record))
-    print(yaml_text.dump({"method": record["method"]}), end="")
+    print(recipe_files.dump({"method": record["method"]}), end="")

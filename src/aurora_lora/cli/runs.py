@@ -199,7 +199,7 @@ def predict(
 
 def _label(predictor: Predictor, texts: list[str], batch_size: int, as_json: bool) -> None:
     """`aurora predict` of texts or image files."""
-    if predictor.kind.inputs == "text":
+    if predictor.kind.facts.inputs == "text":
         for text in filter(os.path.isfile, texts):
             complain(f"aurora: {text} is a file: --output OUT.jsonl answers its rows")
     answers = predictor.answers(texts, batch_size=batch_size)

@@ -87,8 +87,8 @@ def _train(plan: Recipe, output: Path, stage: Stages) -> TrainedRun:
     make_models([plan.model])
     stage(f"loading {plan.model} and the data of {plan.task_title}")
     with importing():
+        from aurora_lora.train.publish import RESULT
         from aurora_lora.train.run import train as run_recipe
-        from aurora_lora.train.storage import RESULT
 
     with progress_bars() as bar:
 
@@ -139,7 +139,7 @@ def pretrain(
     checkpoint.
     """
     from aurora_lora.files import read_json
-    from aurora_lora.train.base_commit import RESULT_OF_PRETRAINING
+    from aurora_lora.train.models import RESULT_OF_PRETRAINING
     from aurora_lora.train.pretraining import pretrain as make
 
     quiet()

@@ -21,7 +21,7 @@ from transformers import AutoConfig
 from ..data.dreambooth import PLACEHOLDER
 from ..data.loading import NO_CODE, cannot_load, check_attention, only_pickles
 from ..files import expanded, located
-from ..train.batches import in_batches
+from ..train.data import in_batches
 
 if TYPE_CHECKING:
     from PIL.Image import Image

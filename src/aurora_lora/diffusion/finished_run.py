@@ -16,12 +16,12 @@ from ..data.loading import cannot_load
 from ..errors import ArgumentError, FormError, UserError, check_count
 from ..extras import extra
 from ..methods.base import load_finite
-from ..train.base_commit import commit_of_pipeline, warn_of_another_commit
 from ..train.finished_run import FinishedRun, check_own_recipe, read_finished
 from ..train.gap_and_export import Exported, check_export_folder
+from ..train.models import cached_commit, warn_of_another_commit
 from ..train.precision import check_dtype
-from ..train.reading import task_name, validate_as
-from ..train.storage import ADAPTER, RECIPE, RESULT
+from ..train.publish import ADAPTER, RECIPE, RESULT
+from ..train.recipe import task_name, validate_as
 from .card import write_lora_card
 from .export import no_lora, write_lora
 from .grid import GRID, write_grid, write_png
@@ -74,7 +74,7 @@ def export_subject(
         )
     except (OSError, ValueError) as error:
         raise cannot_load("model", run.recipe.model, error) from error
-    commit = commit_of_pipeline(run.recipe.model, run.recipe.variant)
+    commit = cached_commit(run.recipe.model, file="model_index.json")
     try:
         with folders.new_folder(output) as partial:
             write_lora(_with_adapter(run, unet, commit), partial, method, form, dtype)

@@ -22,11 +22,10 @@ from ..errors import UserError
 from ..finite import check_loss
 from ..methods.parameters import load_trained, save_trained
 from ..temporary_attributes import kept
-from ..train import storage
-from ..train.base_commit import check_same_commit
-from ..train.batches import divide, examples_of_a_step
+from ..train import publish
 from ..train.distributed import asked_to_stop, check_as_many, check_precision, on_main, state
 from ..train.memory import peak_memory
+from ..train.recipe import divide, examples_of_a_step
 from .loss import snr_weights, squared_errors, total_loss
 from .random_numbers import seed_of
 from .recipe import SubjectRecipe
@@ -68,7 +67,7 @@ class Progress:
     validations: list[dict[str, Any]] = field(default_factory=list)
     processes: int = 1
     model_commit: str | None = None
-    """The commit of the pipeline, see `commit_of_pipeline`."""
+    """The commit of the pipeline, see `cached_commit`."""
     scaler: dict[str, Any] = field(default_factory=dict)
     """The loss scale of fp16."""
     images: str | None = None
@@ -230,7 +229,6 @@ class Loop:
         here, there = self.progress, Progress(**files.read_json(checkpoint / STATE))
         folder = self.checkpoints.parent
         check_as_many(folder, there.processes, here.processes)
-        check_same_commit(folder, self.recipe.model, there.model_commit, here.model_commit)
         # earlier versions kept none, or that of all files
         if here.images and there.images not in (None, here.images, sha256_of(self.recipe.task.images)):
             raise UserError(
@@ -257,7 +255,7 @@ class Loop:
         on_main(self._write)
 
     def _write(self) -> None:
-        path = self.checkpoints / storage.checkpoint_name(self.progress.step)
+        path = self.checkpoints / publish.checkpoint_name(self.progress.step)
         with folders.new_folder(path) as partial:
             save_trained(self.module, partial)
             optimizer = self.optimizer.state_dict()["state"]
@@ -266,8 +264,8 @@ class Loop:
             }
             save_file(tensors, partial / OPTIMIZER)
             files.write_json(partial / STATE, asdict(self.progress))
-            storage.write_manifest(partial)
-        storage.keep_only(self.checkpoints, list(storage.checkpoints(self.checkpoints).values())[-2:])
+            publish.write_manifest(partial)
+        publish.keep_only(self.checkpoints, list(publish.checkpoints(self.checkpoints).values())[-2:])
 
 
 def prediction_scores(model: nn.Module, batches: list[Noised]) -> dict[str, float]:

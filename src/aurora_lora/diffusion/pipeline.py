@@ -17,8 +17,8 @@ from ..errors import UserError
 from ..extras import extra
 from ..files import located
 from ..finite import check_finite
-from ..train.base_commit import commit_of_pipeline
-from ..train.memory import PRECISIONS
+from ..train.models import cached_commit
+from ..train.precision import PRECISIONS
 from .random_numbers import generator
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Diffusion:
         prompts: the prompts that will be needed; their embeddings are kept, the text encoders are not.
         device: where to compute.
         resolution: side of the images, in pixels.
-        commit: `commit_of_pipeline` what was loaded.
+        commit: `cached_commit` of what was loaded.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ def load_diffusion(
         raise UserError(f"model: {recipe.model!r} has one text encoder: it is a refiner, not a base model")
     pipe.set_progress_bar_config(disable=True)
     pipe.watermark = None  # an invisible watermark needs another package, and would be learned from class images
-    commit = commit_of_pipeline(recipe.model, recipe.variant)
+    commit = cached_commit(recipe.model, file="model_index.json")
     return Diffusion(pipe, prompts, device, recipe.task.resolution, commit)
 
 

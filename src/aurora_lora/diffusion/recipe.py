@@ -21,13 +21,13 @@ from pydantic_core import PydanticCustomError
 from ..data.dreambooth import PLACEHOLDER
 from ..methods import Method, get_method
 from ..methods.start import wants_probe
-from ..train.recipe import RunRecipe
-from ..train.sections import (
+from ..train.recipe import (
     BoundMethod,
     CalibrationSection,
     Number,
     Precision,
     Rate,
+    RunRecipe,
     Section,
     Seed,
     Size,

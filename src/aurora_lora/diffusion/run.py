@@ -20,12 +20,12 @@ from ..files import expanded
 from ..forms import CALIBRATED
 from ..methods import Sample, count_parameters
 from ..methods.apply import apply_method
-from ..train import run_folder, storage
-from ..train.batches import divide
+from ..train import publish
 from ..train.distributed import check_shared, on_main, own_part, state
 from ..train.memory import peak_memory, reset_peak_memory
-from ..train.results import Result, build_result
-from ..train.storage import CHECKPOINTS, LORA, RECIPE
+from ..train.publish import CHECKPOINTS, LORA, RECIPE
+from ..train.recipe import divide
+from ..train.results import Result, build_result, read_result
 from .card import write_adapter_card, write_lora_card
 from .export import no_lora, write_lora
 from .fidelity import Clip, Dino, plain_prompt, prompt_fidelity, subject_fidelity
@@ -64,9 +64,9 @@ def train_subject(recipe: SubjectRecipe, output: Path | str, watcher: Watcher | 
     divide(recipe.training, state().num_processes)  # joins the other processes, if there are any
     with contextlib.ExitStack() as stack:
         inside = [folder / CLASS_IMAGES, *(folder / IMAGES).glob("*")]
-        on_main(lambda: stack.enter_context(run_folder.open_run(folder, recipe, inside)))
+        on_main(lambda: stack.enter_context(publish.open_run(folder, recipe, inside)))
         check_shared(folder / RECIPE)
-        finished = on_main(lambda: run_folder.finished(folder))
+        finished = on_main(lambda: read_result(folder))
         if finished is not None:
             return SubjectRun(folder, recipe, finished)
         reset_peak_memory()
@@ -105,7 +105,7 @@ class _Training:
         set_seed(recipe.seed)  # the adapter starts at random
         self.model = apply_method(recipe.method, self.diffusion.unet, "TEXT_TO_IMAGE")
         checkpoints = self.folder / CHECKPOINTS
-        checkpoint = on_main(lambda: storage.last_intact(checkpoints))
+        checkpoint = on_main(lambda: publish.last_intact(checkpoints))
         prepare = functools.partial(self._prepare, checkpoint)
         self.loop = Loop(recipe, self.model, self.subject, accelerator, checkpoints, prepare)
         if checkpoint is not None:
@@ -138,7 +138,7 @@ class _Training:
             return []
         folder = self.folder / CLASS_IMAGES if prior.folder is None else expanded(prior.folder)
         each = self.watcher.begin("images of the class", prior.images)
-        on_main(lambda: prepare_class_images(self.recipe, folder, self.diffusion.commit))
+        on_main(lambda: prepare_class_images(self.recipe, folder))
         made = class_images(self.recipe, self.diffusion, folder, lambda: each(""))
         state().wait_for_everyone()
         self.watcher.end()
@@ -307,7 +307,7 @@ class _Training:
             self.method.save(self.model, adapter)
             write_adapter_card(adapter, self.recipe, result)
 
-        run_folder.finish(self.folder, result, save)
+        publish.finish(self.folder, result, save)
 
     def _write_lora(self, result: Result, form: str) -> str | None:
         """The form as a LoRA of diffusers.
@@ -322,4 +322,4 @@ class _Training:
             write_lora(self.model, partial, self.method, form)
             write_lora_card(partial, self.recipe, result, form)
 
-        return run_folder.write_lora(self.folder, write)
+        return publish.write_lora(self.folder, write)

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from .. import files
 from ..errors import UserError
-from ..train.batches import in_batches
-from ..train.same_recipe import differences
-from ..train.weights_digest import SAMPLED
+from ..train.data import in_batches
+from ..train.recipe import differences
 from .grid import write_png
 from .pipeline import Diffusion
 from .random_numbers import generator, mine, row_of, seed_of
@@ -170,13 +169,12 @@ class Subject:
 # ---------------------------------------------------------------- prior preservation
 
 
-def prepare_class_images(recipe: SubjectRecipe, folder: Path, commit: str | None = None) -> None:
+def prepare_class_images(recipe: SubjectRecipe, folder: Path) -> None:
     """Write down in a folder how its images of the class are generated, or see that it is as written down.
 
     Args:
         recipe: with a prior.
         folder: where they are kept.
-        commit: of the pipeline; that of a model in a folder counts, which may be trained again.
 
     Raises:
         UserError: the folder holds images of other settings, or cannot be written.
@@ -186,7 +184,6 @@ def prepare_class_images(recipe: SubjectRecipe, folder: Path, commit: str | None
     settings = {
         "model": recipe.model,
         "variant": recipe.variant,
-        "weights": commit if commit is not None and commit.startswith(SAMPLED) else None,
         "vae": recipe.vae,
         "prompt": prompt,
         "resolution": recipe.task.resolution,

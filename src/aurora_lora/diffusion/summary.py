@@ -8,8 +8,8 @@ from rich.console import Console
 
 from ..data.metrics import METRICS
 from ..train.finished_run import FinishedRun
+from ..train.publish import ADAPTER, LORA, RECIPE, RESULT
 from ..train.score_tables import examples_scored, scores_of
-from ..train.storage import ADAPTER, LORA, RECIPE, RESULT
 from ..train.summary import parameters, print_table, rate
 from .grid import GRID
 from .run import FORMS, IMAGES

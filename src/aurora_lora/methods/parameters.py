@@ -15,8 +15,9 @@ from ..tuner.naming import trained_whole
 if TYPE_CHECKING:
     from torch import nn
 
-WEIGHTS_FILE = "trained.safetensors"
-"""What a method without a PEFT adapter writes: the weights that were trained, and buffers."""
+WEIGHTS_FILE = "model.safetensors"
+"""What a method without a PEFT adapter writes: the weights that were trained, and buffers; in checkpoints, too, where
+Transformers' Trainer looks for this name."""
 
 
 def keep_in_float32(parameters: Iterable[nn.Parameter]) -> None:

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from .predicting import Predictor, load_predictor, predict
     from .pretraining import pretrain
     from .pushing import Pushed, push
-    from .reading import load_recipe
-    from .recipe import Recipe
+    from .recipe import Recipe, load_recipe
     from .results import read_result
     from .run import train
 

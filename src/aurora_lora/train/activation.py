@@ -16,12 +16,12 @@ from ..finite import check_finite
 from ..forms import DYNAMIC
 from ..tuner import AuroraLayer
 from ..tuner.adapters import plain_layers
-from .build import make_model, make_trainer
+from .build import make_trainer
 from .finished_run import TrainedRun, as_run
 from .gap_and_export import need_aurora
-from .memory import base_for
+from .models import base_for, make_model
 from .probing import kept_start
-from .storage import ADAPTER
+from .publish import ADAPTER
 
 POINTS, BINS = 41, 32
 
@@ -56,12 +56,13 @@ def learned_activation(run: TrainedRun | Path | str, *, examples: int | None = N
     set_seed(recipe.seed)
     start = kept_start(run.folder)
     begun = recipe if start is None else start.resolved(recipe)
-    base = base_for(recipe, data.task, data.processor, data.labels)
+    base = base_for(recipe, data.processor, data.labels)
     if start is not None:
         set_seed(recipe.seed)  # as after a probe
     fresh = make_model(begun, base)
-    before, after = dict(plain_layers(fresh)), dict(plain_layers(trainer.module))
-    found = hidden_values(trainer.module, data.calibration_batches(calibration))
+    model: Any = trainer.model
+    before, after = dict(plain_layers(fresh)), dict(plain_layers(model))
+    found = hidden_values(model, data.calibration_batches(calibration))
     layers = [
         {
             "layer": path,

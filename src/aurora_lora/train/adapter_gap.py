@@ -33,10 +33,16 @@ from ..methods.newer_fields import warn_of_newer_fields
 from ..methods.parameters import left_random
 from ..methods.pissa_milora import START_FILE
 from ..tuner.peft_names import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
-from .batches import in_batches
-from .data import encode
-from .model_inputs import fill_padding, most_tokens, reads_last_token
-from .models import load_causal_model, load_classifier, load_tokenizer, stored_quantization
+from .data import encode, in_batches
+from .models import (
+    fill_padding,
+    load_causal_model,
+    load_classifier,
+    load_tokenizer,
+    most_tokens,
+    reads_last_token,
+    stored_quantization,
+)
 from .precision import on_device
 
 HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")

@@ -22,9 +22,8 @@ from ..methods.aurora import AuroraMethod
 from ..methods.base import NEAREST, PeftMethod
 from ..methods.injection import InjectionMethod
 from ..tuner.tags import TAG
-from . import yaml_text
-from .kinds import kind_of
-from .kinds.texts import HeadKind
+from . import recipe_files
+from .kind_facts import facts_of
 from .recipe import Recipe
 from .results import Result
 from .score_tables import examples_scored, score_table
@@ -149,7 +148,7 @@ def _aurora(facts: Facts, no_lora: str | None) -> str:
     else:
         other, deploy, what = form, "", "A merge and an export produce the same"
     load = "import aurora_lora  # registers AuroRA with PEFT\n" + _load(facts, packaged=True)
-    readers = "PEFT" if isinstance(kind_of(facts.task), HeadKind) else "PEFT, vLLM and others"
+    readers = "PEFT" if facts_of(facts.task).problem_type is not None else "PEFT, vLLM and others"
     deploy += f'aurora_lora.export_lora(model, "lora")  # a plain LoRA: {readers}\n'
     if facts.recipe.base.quantization is not None:
         deploy += "model.dequantize()  # the merge rounds to the format of the base otherwise\n"
@@ -233,7 +232,7 @@ def _weights(facts: Facts) -> str:
 The weights that {method.name} has trained, without the model's others, for the command of `aurora-lora`:
 
     pip install 'aurora-lora[train]'{"" if refusal else merge}
-    aurora predict RUN {kind_of(facts.task).inputs.upper()}...
+    aurora predict RUN {facts_of(facts.task).inputs.upper()}...
 {cannot}"""
 
 
@@ -245,13 +244,14 @@ def _load(facts: Facts, *, packaged: bool) -> str:
         packaged: take a packaged base model from its package, which needs aurora-lora; else from the hub.
     """
     imports, base, also = [], repr(facts.base), ""
-    kind = kind_of(facts.task)
+    kind = facts_of(facts.task)
     auto = kind.auto
     outputs = len(facts.labels) or facts.task.num_labels
-    arguments: dict[str, object] = {"num_labels": outputs} if isinstance(kind, HeadKind) else {}
+    arguments: dict[str, object] = {"num_labels": outputs} if kind.problem_type is not None else {}
     if facts.recipe.base.revision is not None:
         arguments["revision"] = facts.recipe.base.revision
-    arguments |= kind.load_options
+    if kind.problem_type is not None:
+        arguments["ignore_mismatched_sizes"] = True
     if kind.inputs == "text":
         arguments["pad_token_id"] = facts.pad_token_id
     source = MODELS.get(facts.recipe.model)
@@ -283,7 +283,7 @@ def _load(facts: Facts, *, packaged: bool) -> str:
 
 
 def _write(path: Path, data: ModelCardData, facts: Facts, text: str) -> None:
-    data.pipeline_tag = kind_of(facts.task).pipeline
+    data.pipeline_tag = facts_of(facts.task).pipeline
     recipe = facts.recipe
     title = f"{recipe.name}: {recipe.method.name} on {recipe.model} for {recipe.task_title}"
     save_card(path, data, title, text + _record(facts))
@@ -330,7 +330,7 @@ def made_by(recipe: Mapping[str, Any], versions: Mapping[str, str | None]) -> st
 
 def recipe_block(recipe: Mapping[str, Any]) -> str:
     """A recipe as a card shows it."""
-    return indent(yaml_text.dump(recipe).rstrip(), "    ")
+    return indent(recipe_files.dump(recipe).rstrip(), "    ")
 
 
 _NAMES = {"peft": "PEFT", "transformers": "Transformers", "torch": "PyTorch", "python": "Python"}

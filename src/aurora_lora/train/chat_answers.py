@@ -15,7 +15,7 @@ from ..data.own.columns import text
 from ..data.own.split import BadRow
 from ..errors import ArgumentError, UserError
 from .chat_format import is_plain, recorded_format, template_ids
-from .model_inputs import room
+from .models import room
 from .tokens import PLAIN, answers_after, ends_of, open_ended, until_end
 
 if TYPE_CHECKING:
@@ -134,8 +134,8 @@ class Talk:
         seed: int = 0,
     ) -> None:
         tokenizer: Any = predictor.processor
-        if predictor.kind.task_type != "CAUSAL_LM":
-            raise UserError(f"{predictor.folder} is a model of {predictor.kind.name}: it has no conversations")
+        if predictor.kind.facts.task_type != "CAUSAL_LM":
+            raise UserError(f"{predictor.folder} is a model of {predictor.kind.facts.name}: it has no conversations")
         if recorded_format(tokenizer) is None and getattr(tokenizer, "chat_template", None) is None:
             raise UserError(f"the tokenizer in {predictor.folder} has no chat template")
         self.is_plain = is_plain(tokenizer)

@@ -112,7 +112,7 @@ def encode_chats(
         made["train"] = prepare.pack(unpacked, max_length)
     pad_id = tokenizer.pad_token_id
     # flash attention takes all rows as one; of others, whose mask and work grow with the square, each is by itself
-    in_one = recipe.base.is_flash
+    in_one = (recipe.base.attention or "").startswith("flash")
     collate = Conversations(
         DataCollatorForLanguageModeling(pad_id),
         DataCollatorForLanguageModeling(pad_id, padding_free=in_one, return_position_ids=not in_one),

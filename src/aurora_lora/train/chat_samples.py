@@ -16,15 +16,14 @@ from .chat_data import ChatData
 if TYPE_CHECKING:
     from .data import Data
     from .recipe import Recipe
-    from .trainer import RecipeTrainer
 
 SAMPLE_TOKENS = 64
 """The most tokens of each answer."""
 
 
-def untrained_scores(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> dict[str, float]:
+def untrained_scores(recipe: Recipe, trainer: Any, data: Data) -> dict[str, float]:
     """The metrics of the base model, below its adapter; none where the base's own weights were trained."""
-    model: Any = trainer.module
+    model: Any = trainer.model
     if not _is_untouched(recipe, model):
         return {}
     examples: Any = data.fixed((recipe.test_sets or ("test",))[0])
@@ -38,7 +37,7 @@ def _is_untouched(recipe: Recipe, model: Any) -> bool:
     return recipe.method.base_use == "frozen" and hasattr(model, "disable_adapter")
 
 
-def sample_answers(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> list[dict[str, str]]:
+def sample_answers(recipe: Recipe, trainer: Any, data: Data) -> list[dict[str, str]]:
     """Answers in held-out conversations, before the training and after, in the form that is deployed.
 
     Of several processes, the main one writes them while the others wait; none where each has a part of the model alone.
@@ -58,15 +57,15 @@ def sample_answers(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> list[d
     return on_main(lambda: _sample_answers(recipe, trainer, data))
 
 
-def _sample_answers(recipe: Recipe, trainer: RecipeTrainer, data: ChatData) -> list[dict[str, str]]:
+def _sample_answers(recipe: Recipe, trainer: Any, data: ChatData) -> list[dict[str, str]]:
     tokenizer: Any = data.processor
     prompts = [one["prompt"] for one in data.asked]
     longest = recipe.task.max_length  # as in the training: what is held out may be far longer
-    trainer.module.eval()
+    trainer.model.eval()
     autocast = trainer.accelerator.autocast  # `generate` does not go through the `forward` that has it
     try:
-        with autocast(), recipe.method.using(trainer.module, recipe.method.deployed_form):
-            after, _ = answers_greedily(trainer.module, tokenizer, prompts, SAMPLE_TOKENS, longest)
+        with autocast(), recipe.method.using(trainer.model, recipe.method.deployed_form):
+            after, _ = answers_greedily(trainer.model, tokenizer, prompts, SAMPLE_TOKENS, longest)
         with autocast(), _untrained(recipe, trainer, data) as model:
             before, _ = answers_greedily(model, tokenizer, prompts, SAMPLE_TOKENS, longest)
     except torch.OutOfMemoryError:  # as for a base that is loaded beside the trained model: no run is lost for that
@@ -80,13 +79,13 @@ def _sample_answers(recipe: Recipe, trainer: RecipeTrainer, data: ChatData) -> l
 
 
 @contextlib.contextmanager
-def _untrained(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> Iterator[Any]:
+def _untrained(recipe: Recipe, trainer: Any, data: Data) -> Iterator[Any]:
     """The base model: below its adapter, or loaded anew where its own weights were trained."""
-    model: Any = trainer.module
+    model: Any = trainer.model
     if _is_untouched(recipe, model):
         with model.disable_adapter():
             yield model
         return
-    from .memory import base_for
+    from .models import base_for
 
-    yield base_for(recipe, data.task, data.processor, data.labels).to(next(model.parameters()).device).eval()
+    yield base_for(recipe, data.processor, data.labels).to(next(model.parameters()).device).eval()

@@ -1,115 +1,43 @@
-"""From a task's splits to batches."""
+"""The examples of a run and how they become batches, and what its folder says of the user's own data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar, overload
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from ..data import SplitSizes, Task
+from .. import files
+from ..data import Task
+from ..data.own.files import sha256_of
 from ..data.own.split import Splits
 from ..deploy.texts import even_sample
 from ..errors import UserError, abridged
-from .batches import in_batches
-from .choices import Questions
-from .label_scale import AS_THEY_ARE, LabelScale
-from .model_inputs import Processor
-from .recipe import Recipe
-from .sections import CalibrationSection
+from .models import Processor
+from .publish import DATA, RESULT, SPLITS, is_begun
+from .recipe import CalibrationSection, OwnFields
 
 T = TypeVar("T")
 Example = dict[str, Any]
+Collate = Callable[[Sequence[Example]], dict[str, Tensor]]
 TARGETS = ("labels", "base_distance")
 """What a batch holds beside the model's inputs."""
+
+
+def in_batches(rows: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """The rows, so many at a time; the last batch may have fewer."""
+    for at in range(0, len(rows), size):
+        yield rows[at : at + size]
 
 
 def without_targets(batch: Mapping[str, T]) -> dict[str, T]:
     """The model's inputs in an example or a batch."""
     return {name: value for name, value in batch.items() if name not in TARGETS}
-
-
-class Encoded(Dataset[Example]):
-    """A tokenised split."""
-
-    def __init__(self, examples: Sequence[Example]) -> None:
-        self.examples = examples
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> Example:
-        return self.examples[index]
-
-    def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-        """A batch, which PyTorch's loader asks for at once."""
-        if isinstance(self.examples, TextsOnDisk):
-            return self.examples.batch(indices)
-        return [self.examples[index] for index in indices]
-
-    def targets(self) -> list[Any]:
-        """What is learned of each example, without its text."""
-        if isinstance(self.examples, TextsOnDisk):
-            return [self.examples.target(label) for label in self.examples.data["label"]]
-        return [example["labels"] for example in self.examples]
-
-
-@dataclass(frozen=True)
-class TextsOnDisk(Sequence[Example]):
-    """Texts that are tokenised when they are asked for: any number of them starts at once and takes no memory.
-
-    Args:
-        tokenizer: of the model.
-        data: rows with the text columns and `label`.
-        columns: the text columns.
-        max_length: tokens; longer texts are cut.
-        target: makes what is learned of a label.
-    """
-
-    tokenizer: PreTrainedTokenizerBase
-    data: Any
-    columns: Sequence[str]
-    max_length: int
-    target: Callable[[Any], Any]
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return self.batch(range(len(self))[index])
-        return self.batch([range(len(self))[index]])[0]
-
-    def batch(self, indices: Sequence[int]) -> list[Example]:
-        """The examples with these numbers."""
-        rows = self.data[list(indices)]
-        examples, _ = encode(self.tokenizer, [rows[column] for column in self.columns], self.max_length)
-        return [{**one, "labels": self.target(label)} for one, label in zip(examples, rows["label"], strict=True)]
-
-
-@dataclass(frozen=True)
-class Pad:
-    """Collates examples into tensors (batch, longest), with labels (batch,) if there are any."""
-
-    padding: PreTrainedTokenizerBase  # under the name `tokenizer`, Transformers would save it with each checkpoint
-    dtype: torch.dtype
-    """The dtype of the labels."""
-
-    def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        batch = dict(self.padding.pad(list(map(without_targets, examples)), return_tensors="pt"))
-        if "labels" in examples[0]:
-            batch["labels"] = torch.tensor([example["labels"] for example in examples], dtype=self.dtype)
-        return batch
 
 
 class Examples(Protocol):
@@ -120,7 +48,43 @@ class Examples(Protocol):
     def __getitem__(self, index: int, /) -> Example: ...
 
 
-Collate = Callable[[Sequence[Example]], dict[str, Tensor]]
+class Texts(Dataset[Example]):
+    """A split of texts that are tokenised when they are asked for: any number starts at once and takes no memory.
+
+    Args:
+        tokenizer: of the model.
+        data: rows with the text columns and `label`.
+        columns: the text columns, one or a pair.
+        max_length: tokens; longer texts are cut.
+        target: what is learned of a label.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        data: Any,
+        columns: Sequence[str],
+        max_length: int,
+        target: Callable[[Any], Any],
+    ) -> None:
+        self.tokenizer, self.data, self.columns, self.max_length = tokenizer, data, columns, max_length
+        self.target = target
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Example]:
+        """A batch, which PyTorch's loader asks for at once."""
+        rows = self.data[list(indices)]
+        examples, _ = encode(self.tokenizer, [rows[column] for column in self.columns], self.max_length)
+        return [{**one, "labels": self.target(label)} for one, label in zip(examples, rows["label"], strict=True)]
+
+    def targets(self) -> list[Any]:
+        """What is learned of each example, without its text."""
+        return [self.target(label) for label in self.data["label"]]
 
 
 @dataclass(frozen=True)
@@ -132,14 +96,14 @@ class Data:
         processor: the tokenizer or image processor of the model.
         splits: as they are trained and scored on.
         collate: makes what the model is trained and calibrated on.
-        questions: for multiple choice, makes what it is scored on.
+        scored: makes what it is scored on, where that is something else.
         labels: the class names, in label order; the task's own where they do not come with the data.
         unchanged: the training split without random changes, where it has some.
         rows: of each split, which rows of which source split it holds; None where that is not known.
-        record: of data of the user's own, what it was: see `tasks.own.split.Splits`; and `cut`: `max_length`, and
+        record: of data of the user's own, what it was: see `data.own.split.Splits`; and `cut`: `max_length`, and
             `texts`, of each split how many are longer, and of how many that were looked at; and `labels`, of numbers:
             their `mean` and `deviation` in the training split, and how they are `trained`.
-        scale: what numbers are learned in, where that is not their own units.
+        scale: the mean and the deviation that numbers are standardised by while they are learned; None if they are not.
         lengths: of each split, tokens of its texts, cut and in no order, or of an even sample of many; none of images.
     """
 
@@ -147,12 +111,12 @@ class Data:
     processor: Processor
     splits: Mapping[str, Examples]
     collate: Collate
-    questions: Questions | None = None
+    scored: Collate | None = None
     labels: tuple[str, ...] = ()
     unchanged: Examples | None = None
     rows: dict[str, dict[str, Any]] | None = None
     record: dict[str, Any] | None = None
-    scale: LabelScale | None = None
+    scale: tuple[float, float] | None = None
     lengths: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def fixed(self, split: str) -> Examples:
@@ -161,12 +125,8 @@ class Data:
 
     def calibration_batches(self, wanted: CalibrationSection) -> list[dict[str, Tensor]]:
         """Training inputs without labels, the same ones for the same section: an even sample over the split."""
-        chosen = self._chosen(self.calibration_rows(wanted))
-        return [without_targets(self.collate(some)) for some in in_batches(chosen, wanted.batch_size)]
-
-    def calibration_rows(self, wanted: CalibrationSection) -> list[int]:
-        """Which examples of the training split `calibration_batches` has."""
-        return even_sample(len(self.fixed("train")), wanted.examples)
+        rows = even_sample(len(self.fixed("train")), wanted.examples)
+        return [without_targets(self.training_batch(some)) for some in in_batches(rows, wanted.batch_size)]
 
     def training_batches(self, share: float, batch_size: int) -> list[dict[str, Tensor]]:
         """Batches of an even share (0, 1] of the training split, in its order, the same ones at every call."""
@@ -174,16 +134,13 @@ class Data:
 
     def training_batch(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """A batch of these examples of the training split, the same one at every call."""
-        return self.collate(self._chosen(rows))
+        train = self.fixed("train")
+        return self.collate([train[row] for row in rows])
 
     def rows_of_share(self, share: float) -> list[int]:
         """Which examples of the training split an even share (0, 1] of it has."""
         total = len(self.fixed("train"))
         return even_sample(total, max(1, round(share * total)))
-
-    def _chosen(self, rows: Sequence[int]) -> list[Example]:
-        train = self.fixed("train")
-        return [train[row] for row in rows]
 
 
 def encode(
@@ -209,65 +166,20 @@ def encode(
     return examples, cut
 
 
-def load_data(recipe: Recipe, processor: Processor, scored: Splits | None = None) -> Data:
-    """Load and encode all splits of the recipe's task.
-
-    Args:
-        recipe: what to train.
-        processor: of the model.
-        scored: splits to take in place of those of the recipe.
-
-    Raises:
-        UserError: a model that cannot do the task, sizes that the data cannot give, or data that cannot be fetched.
-    """
-    task, section = recipe.task.definition, recipe.task
-    if section.kind.task_type == "CAUSAL_LM" and getattr(processor, "eos_token_id", None) is None:
-        raise UserError(
-            f"model: '{recipe.model}' is no language model, which {section.name} needs: its tokenizer has no token "
-            "that ends a text"
-        )
-    sizes = SplitSizes(section.train_size, section.validation_size, section.test_size)
-    loaded: Mapping[str, Any] | None = scored
-    if loaded is None:
-        loaded = task.load_splits(sizes, section.split_seed, section.test_sets, section.prompt)
-    data = section.kind.encode(recipe, task, processor, loaded)
-    least = section.kind.scored_at_least
-    for name, split in data.splits.items():
-        if name != "train" and len(split) < least:
-            raise UserError(_too_few(recipe, name, len(split), loaded, least))
-    if not isinstance(loaded, Splits):
-        return replace(data, record=None)
-    more = data.record or {}
-    read = {**loaded.record["files"], **more.get("files", {})}
-    return replace(data, record={**loaded.record, **more, "files": read})
-
-
-def _too_few(recipe: Recipe, split: str, count: int, loaded: Mapping[str, Any], least: int) -> str:
-    """Why a split of so many examples cannot be scored: its size, if that is given, or the rows that there are."""
-    section = recipe.task
-    field = "validation_size" if split == "validation" else "test_size"
-    if getattr(section, field) is not None:
-        return f"task.{field}: {count} is not allowed: {section.kind.name} is scored on {least} or more"
-    too_few = f"too few, as {section.kind.name} is scored on {least} or more"
-    if (own := getattr(section, f"{split}_data", None)) is not None:
-        return f"{own}: the {split} split has {count} {'row' if count == 1 else 'rows'}: {too_few}"
-    rows = loaded.record["rows"] if isinstance(loaded, Splits) else sum(map(len, loaded.values()))
-    return f"{section.definition.source}: the {split} split has {count} of {rows} rows: {too_few}"
+# ---------------------------------------------------------------- what is said of the user's own data
 
 
 def notes(record: Mapping[str, Any]) -> list[str]:
     """What is said of a user's own data before it is trained on: `Data.record` for people; of others nothing."""
     if "examples" not in record:
         return []
-    sizes = ", ".join(f"{count:,} {name}" for name, count in record["examples"].items())
-    lines = [f"examples: {sizes}"]
+    lines = [f"examples: {', '.join(f'{count:,} {name}' for name, count in record['examples'].items())}"]
     if classes := record.get("classes"):
-        short = {name: name if len(name) <= 40 else f"{name[:37]}..." for name in classes}
-        counts = abridged([f"{short[name]!r} {count:,}" for name, count in classes.items()])
+        counts = abridged([f"{name if len(name) <= 40 else name[:37] + '...'!r} {n:,}" for name, n in classes.items()])
         lines.append(f"{len(classes):,} labels: {counts}")
     if record.get("untrained"):
-        few, elsewhere = "task.train_size takes too few, or ", "their rows are in the validation or test data as well"
-        why = (few if record["unused"] else "") + elsewhere
+        few = "task.train_size takes too few, or " if record["unused"] else ""
+        why = f"{few}their rows are in the validation or test data as well"
         lines.append(f"{record['untrained']:,} of the labels have no training example: {why}")
     if (place := record.get("only_place")) is not None:
         lines.append(
@@ -288,10 +200,8 @@ def notes(record: Mapping[str, Any]) -> list[str]:
             "task.chat_template=FILE, or give what switches it off in the rows' chat_template_kwargs"
         )
     if labels := record.get("labels"):
-        ending = "; the model's head ends in no layer that could hold them"
-        ending = ending if labels["trained"] == AS_THEY_ARE else ", saved in their own units"
         found = f"labels: mean {labels['mean']:,.6g}, standard deviation {labels['deviation']:,.6g}"
-        lines.append(f"{found}; trained {labels['trained']}{ending}")
+        lines.append(f"{found}; trained {labels['trained']}")
     return lines
 
 
@@ -307,3 +217,93 @@ def cut_notes(record: Mapping[str, Any]) -> list[str]:
         behind = f"their answers begin behind {cut['max_length']} tokens (task.max_length)"
         lines.append(f"{count:,} of {cut['texts'][name][1]:,} {name} conversations are left out: {behind}")
     return lines
+
+
+# ---------------------------------------------------------------- what a run's folder keeps of its data
+
+
+def with_record(data: Data, loaded: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The record of encoded data with that of the splits that it was made of; None of data that is not the user's."""
+    if not isinstance(loaded, Splits):
+        return None
+    more = data.record or {}
+    return {**loaded.record, **more, "files": {**loaded.record["files"], **more.get("files", {})}}
+
+
+def keep_data(folder: Path, data: Data) -> None:
+    """Write down what the user's own data is, and which rows each split holds where that is known.
+
+    Raises:
+        UserError: it was written down before, by a run that has made something, and is another now.
+    """
+    if is_begun(folder):
+        check_data(folder, data)
+        if (folder / DATA).exists() or (folder / SPLITS).exists():
+            return
+    if data.record is not None:
+        files.write_json(folder / DATA, data.record)
+    if data.rows is not None:
+        lines = [f"  {json.dumps(name)}: {json.dumps(rows)}" for name, rows in data.rows.items()]
+        files.write_text(folder / SPLITS, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def data_format(folder: Path) -> str | None:
+    """The format of the conversations that a run was trained on, None where its folder does not say so."""
+    found = (_stored(folder / DATA) or {}).get("format")
+    return found if isinstance(found, str) else None
+
+
+def check_data(folder: Path, data: Data) -> None:
+    """Raise a UserError where the data is not what is written down in the folder of its run."""
+    check_record(folder, data.record or {})
+    stored = _stored(folder / SPLITS) or {}
+    for name, rows in (data.rows or {}).items():
+        if stored.get(name, rows) != rows:
+            raise UserError(f"{folder / SPLITS}: the {name} split is no longer the one that this run began with")
+
+
+def check_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Raise a UserError where the files or images of data, by its record, are not what the folder of its run has."""
+    _check_files(folder, record.get("files", {}))
+    begun = (_stored(folder / DATA) or {}).get("images") or {}
+    for name, digest in (record.get("images") or {}).items():
+        if begun.get(name, digest) != digest:
+            raise UserError(
+                f"the images of the {name} data have changed since this run began: {folder / DATA} has another "
+                "digest of them"
+            )
+
+
+def check_files(folder: Path, section: OwnFields) -> None:
+    """Raise a UserError where a file or folder that a finished run read has changed; it may be gone."""
+    _check_files(folder, {name: sha256 for name in data_of(section) if (sha256 := sha256_of(name))})
+
+
+def data_of(section: OwnFields) -> list[str]:
+    """The files and folders of data that a recipe names."""
+    return [name for name in (section.data, section.validation_data, section.test_data) if name]
+
+
+def _check_files(folder: Path, digests: Mapping[str, str]) -> None:
+    stored = _stored(folder / DATA) if digests else None
+    if stored is None:
+        return
+    begun = stored.get("files", {})
+    for name, sha256 in digests.items():
+        if sha256 not in begun.values():
+            hint = f"; `aurora evaluate {folder} --data {name}` scores it" if (folder / RESULT).exists() else ""
+            raise UserError(
+                f"{name} has changed since this run began, or is none of its data: {folder / DATA} has "
+                f"{abridged(list(begun))}, and no such sha256 or commit{hint}"
+            )
+
+
+def _stored(path: Path) -> dict[str, Any] | None:
+    """What a file of a run has as JSON, None if there is none."""
+    if not path.exists():
+        return None
+    with files.reading(path):
+        stored = files.read_json(path)
+    if not isinstance(stored, dict):
+        raise UserError(f"{path} was not written by a run: choose another output folder")
+    return stored

@@ -10,25 +10,20 @@ from typing import TypeVar, cast
 
 import torch
 from accelerate import PartialState  # type: ignore[import-untyped]
-from accelerate.utils import broadcast_object_list, reduce, set_seed  # type: ignore[import-untyped]
+from accelerate.utils import broadcast_object_list, reduce  # type: ignore[import-untyped]
 
 from .. import termination
 from ..errors import UserError
 
 T = TypeVar("T")
-
 WAIT = timedelta(seconds=1800)
 """How long processes wait for each other: Transformers' `ddp_timeout`, which counts where its Trainer joins them."""
-
-
 SHARED_WITHIN = 90.0
 """Seconds after which a file is on every machine: NFS may keep for 60 that there was none."""
 
 
 def state() -> PartialState:
     """This process among its peers; joins them (gloo where there is no accelerator) on the first call."""
-    if PartialState._shared_state:
-        return PartialState()
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=WAIT)
 
 
@@ -41,50 +36,6 @@ def own_part(work: list[T]) -> list[T]:
     """What this process does of some work: process i of n does i, i + n, i + 2 n, ...."""
     peers = state()
     return work[peers.process_index :: peers.num_processes]
-
-
-def draw_apart(seed: int) -> None:
-    """Each of several processes draws other random numbers from here on; one that is alone goes on with its own."""
-    peers = state()
-    if peers.num_processes > 1:
-        set_seed(seed + peers.process_index)
-
-
-def check_precision(precision: str) -> None:
-    """Raise a UserError if this machine cannot train in a precision of a recipe."""
-    if precision == "fp16" and not torch.accelerator.is_available():
-        raise UserError("training.precision: 'fp16' needs a GPU (allowed here: 'fp32', 'bf16')")
-
-
-def check_shared(file: Path) -> None:
-    """Raise a UserError unless all processes see a file that the main one has written: each reads the checkpoints."""
-    if state().num_processes == 1:
-        return
-    until = time.monotonic() + SHARED_WITHIN
-    while not (is_seen := file.exists()) and time.monotonic() < until:
-        time.sleep(1)
-    if reduce(torch.tensor(float(not is_seen), device=state().device), "sum") > 0:
-        raise UserError(
-            f"{file.parent} is not one folder for all processes, each of which reads the checkpoints there: choose one "
-            "that every machine has, such as of a network file system"
-        )
-
-
-def check_as_many(folder: Path, before: int, now: int) -> None:
-    """Raise a UserError if a run that goes on in a folder was started with another number of processes."""
-    if before != now:
-        raise UserError(
-            f"{folder} was started with {before} process(es), this is {now}: go on with as many, or choose another "
-            "output folder"
-        )
-
-
-def asked_to_stop() -> bool:
-    """Whether SIGTERM has come to any of the processes, which all ask at the same step."""
-    here = termination.asked()
-    if not termination.is_watched() or state().num_processes == 1:
-        return here
-    return bool(reduce(torch.tensor(float(here), device=state().device), "sum") > 0)
 
 
 def on_main(work: Callable[[], T]) -> T:
@@ -101,3 +52,45 @@ def on_main(work: Callable[[], T]) -> T:
     if outcome[1] is not None:
         raise cast(Exception, outcome[1])
     return cast(T, outcome[0])
+
+
+def asked_to_stop() -> bool:
+    """Whether SIGTERM has come to any of the processes, which all ask at the same step."""
+    here = termination.asked()
+    return _in_any(here) if termination.is_watched() else here
+
+
+def check_shared(file: Path) -> None:
+    """Raise a UserError unless all processes see a file that the main one has written: each reads the checkpoints."""
+    if state().num_processes == 1:
+        return
+    until = time.monotonic() + SHARED_WITHIN
+    while not (is_seen := file.exists()) and time.monotonic() < until:
+        time.sleep(1)
+    if _in_any(not is_seen):
+        raise UserError(
+            f"{file.parent} is not one folder for all processes, each of which reads the checkpoints there: choose one "
+            "that every machine has, such as of a network file system"
+        )
+
+
+def check_as_many(folder: Path, before: int, now: int) -> None:
+    """Raise a UserError if a run that goes on in a folder was started with another number of processes."""
+    if before != now:
+        raise UserError(
+            f"{folder} was started with {before} process(es), this is {now}: go on with as many, or choose another "
+            "output folder"
+        )
+
+
+def check_precision(precision: str) -> None:
+    """Raise a UserError if this machine cannot train in a precision of a recipe."""
+    if precision == "fp16" and not torch.accelerator.is_available():
+        raise UserError("training.precision: 'fp16' needs a GPU (allowed here: 'fp32', 'bf16')")
+
+
+def _in_any(here: bool) -> bool:
+    """Whether something is so in any of the processes."""
+    if state().num_processes == 1:
+        return here
+    return bool(reduce(torch.tensor(float(here), device=state().device), "sum") > 0)

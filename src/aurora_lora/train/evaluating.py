@@ -15,13 +15,12 @@ from ..data.own.kinds import OWN
 from ..data.own.source import open_data, open_test
 from ..errors import ArgumentError, UserError
 from .build import make_trainer
-from .data import cut_notes
-from .data_record import check_record
+from .data import check_record, cut_notes
 from .finished_run import TrainedRun, as_run
-from .outcome import score
-from .own_section import either, own_source
+from .publish import ADAPTER
+from .recipe import either, own_source
 from .results import Scores, mean_scores
-from .storage import ADAPTER
+from .run import score
 
 TEST = "test"
 """What the new examples are to the task."""

@@ -12,15 +12,12 @@ from ..data.dreambooth import DREAMBOOTH
 from ..errors import ArgumentError, FormError, UserError
 from ..forms import form_named
 from ..tuner.peft_names import CONFIG_NAME
-from . import yaml_text
-from .kinds.base import TrainedWith
-from .reading import task_name, validate
-from .recipe import CHANGE_NOTHING, Recipe, RunRecipe
+from . import recipe_files
+from .kind_facts import TrainedWith
+from .publish import ADAPTER, RECIPE, REFERENCE, RESULT, check_adapter
+from .recipe import CHANGE_NOTHING, Precision, Recipe, RunRecipe, flatten, task_name, validate
 from .results import Result, read_result
-from .same_recipe import flatten
 from .score_tables import examples_scored, run_table, shown_table
-from .sections import Precision
-from .storage import ADAPTER, RECIPE, REFERENCE, RESULT, check_adapter
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -138,7 +135,7 @@ class TrainedRun(FinishedRun):
         given = {name: columns for name, columns in own.items() if columns}
         if given or self.task.text_columns:
             return given or {"text": self.task.text_columns}
-        from .data_record import data_format
+        from .data import data_format
 
         form = data_format(self.folder)
         return {} if form is None else {"format": (form,)}
@@ -220,7 +217,7 @@ def check_own_recipe(folder: Path, recipe: RunRecipe, result: Result) -> None:
 def is_subject_run(folder: Path | str) -> bool:
     """Whether a folder holds a run of subject-driven generation, finished or not."""
     path = Path(folder) / RECIPE
-    return path.is_file() and task_name(yaml_text.read(path)) == DREAMBOOTH.name
+    return path.is_file() and task_name(recipe_files.read(path)) == DREAMBOOTH.name
 
 
 def read_finished(folder: Path | str) -> tuple[Path, Any, Result]:
@@ -241,4 +238,4 @@ def read_finished(folder: Path | str) -> tuple[Path, Any, Result]:
         )
     if "adapter_sha256" in result:  # not of earlier versions
         check_adapter(folder, result["adapter_sha256"])
-    return folder, yaml_text.read(folder / RECIPE), result
+    return folder, recipe_files.read(folder / RECIPE), result

@@ -22,16 +22,15 @@ from ..methods.aurora import AuroraMethod
 from ..methods.base import PeftMethod
 from ..tuner import check_calibrated
 from ..tuner.peft_names import CONFIG_NAME
-from .batches import in_batches
 from .build import load_trained_model, make_trainer
 from .card import Facts, replaceable_card, write_lora_card
+from .data import in_batches
 from .finished_run import TrainedRun, as_run
 from .kinds import kind_of
-from .model_inputs import padding_of
-from .outcome import name_revision
+from .models import exact_modules, padding_of
 from .precision import check_dtype
-from .quantized_base import exact_modules
-from .storage import ADAPTER
+from .publish import ADAPTER
+from .run import name_revision
 
 
 def gap(
@@ -75,15 +74,16 @@ def gap(
         check_quantization(name)
     with tempfile.TemporaryDirectory() as nowhere:
         trainer, data = make_trainer(run.recipe.in_float32, Path(nowhere), (), run.folder / ADAPTER)
+    model: Any = trainer.model
     if CALIBRATED in run.forms:
-        check_calibrated(trainer.module)
+        check_calibrated(model)
     rows = data.fixed(split)
     measured: Sequence[int] = range(len(rows))
     wanted: dict[str, Any] = {"merges": merges, "quantizations": quantizations}
-    if rounds_by_inputs(trainer.module, **wanted):  # on a quantised base without being asked
+    if rounds_by_inputs(model, **wanted):  # on a quantised base without being asked
         wanted["rounding_batches"] = data.calibration_batches(run.recipe.calibration)
         if split == "train":
-            used = set(data.calibration_rows(run.recipe.calibration))
+            used = set(even_sample(len(rows), run.recipe.calibration.examples))
             measured = [row for row in measured if row not in used]
             if not measured:
                 raise UserError("split 'train' has no examples beside those that merges round by: choose another split")
@@ -92,11 +92,11 @@ def gap(
     batches = (kind.gap_batch(data.collate([rows[i] for i in some])) for some in in_batches(chosen, batch_size))
 
     def metric(predictions: Tensor, labels: Tensor) -> dict[str, float]:
-        return kind.compute_metrics(data.task, predictions.numpy(), labels.numpy())
+        return kind.metrics(data, predictions.numpy(), labels.numpy())
 
-    if not kind.scores_batches:  # merge_gap's own: the next token of language models, nothing of hidden states
-        return merge_gap(trainer.module, batches, **wanted)
-    return merge_gap(trainer.module, batches, **wanted, metric=metric)
+    if not kind.facts.scores_batches:  # merge_gap's own: the next token of language models, nothing of hidden states
+        return merge_gap(model, batches, **wanted)
+    return merge_gap(model, batches, **wanted, metric=metric)
 
 
 class Exported(NamedTuple):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import read_json, write_json
-from .kinds.base import TrainedWith
+from .kind_facts import TrainedWith
 
 MERGE_NOTE = "aurora_merge.json"
 """The file in a merged model: what it was merged from, what it was trained on, and the sizes of its files."""

@@ -17,16 +17,15 @@ from ..errors import ArgumentError, UserError
 from ..files import expanded
 from ..finite import check_finite
 from .build import load_trained_model
-from .contamination_guard import trained_on
-from .data_record import data_format
+from .data import data_format
 from .finished_run import TrainedRun, as_run
 from .kinds import kind_of
 from .merge_note import MERGE_NOTE, merge_note, write_merge_note
-from .model_inputs import Processor
-from .models import stored_quantization
+from .models import Processor, stored_quantization
 from .precision import FLOAT32, check_dtype, round_weights
+from .publish import adapter_digests
 from .quantized import merge_dequantized, merge_into
-from .storage import adapter_digests
+from .run import trained_on
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,27 @@
-"""Pretrained models and tokenizers for a recipe's task."""
+"""Pretrained models and tokenizers for a recipe's task, also quantised, and which commit of the hub they are of."""
 
 from __future__ import annotations
 
 import math
+import re
+import tempfile
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias, cast
 
 import torch
 import transformers
+from huggingface_hub import try_to_load_from_cache
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BaseImageProcessor,
+    BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -24,53 +29,52 @@ from transformers import (
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from ..data import Task
-from ..data.loading import NO_CODE, OnlyPicklesError, check_attention, only_pickles, reason, wants_code
+from ..data.loading import NO_CODE, OnlyPicklesError, check_attention, only_pickles, reason
 from ..data.models import MODELS, resolve_model
-from ..errors import UserError
-from ..extras import extra
-from ..files import expanded
-from ..methods.parameters import is_head, mark_random
+from ..deploy.formats import check_quantization
+from ..errors import UserError, one_line
+from ..files import expanded, file_digest, plain_write_errors
+from ..methods.apply import apply_method
+from ..methods.base import load_finite
+from ..methods.parameters import head_modules, is_head, mark_random, marked_random
 from ..values import is_number, require
-from .base_commit import with_commit
-from .kinds import kind_of
-from .model_inputs import Processor, fill_padding, reads_last_token
-from .quantized_base import quantized_while_loading, trainable
-from .sections import ModelSection
+from .distributed import state
+from .kind_facts import Facts, facts_of
+from .precision import frozen_dtype, keep_frozen_in
+from .recipe import ModelSection, Recipe
 
+Processor: TypeAlias = PreTrainedTokenizerBase | BaseImageProcessor
+"""What makes a model's inputs: its `save_pretrained` writes it beside the model."""
 _POOLER = "pooler"
 """What Transformers calls the part of a body behind its last block, for a head: pretraining may have had none."""
+_POSITIONS = ("position_embeddings", "wpe", "embed_positions")
+"""What the models of Transformers call their embeddings of positions."""
 
 
-def load_processor(model: ModelSection | str, task: Task) -> Processor:
-    """The tokenizer or image processor of a model, as the task needs it.
+# ---------------------------------------------------------------- loading
+
+
+@contextmanager
+def loading(base: ModelSection | str) -> Iterator[tuple[str, Mapping[str, str]]]:
+    """Where a model is, and its revision as an argument of `from_pretrained`, if it has one; whatever is raised within
+    the block is a UserError that says that it cannot be loaded.
 
     Args:
-        model: as for `load_base_model`.
-        task: what for.
-
-    Raises:
-        UserError: it cannot be loaded.
+        base: the recipe's section; or a packaged model, a local folder or a hub model.
     """
-    return kind_of(task).processor(model)
-
-
-def load_image_processor(model: ModelSection | str) -> BaseImageProcessor:
-    """The image processor of a local folder or a hub model, as one that sees images as they are scored here.
-
-    Raises:
-        UserError: it cannot be loaded, has a field that cannot be honoured, or torchvision is missing.
-    """
-    with extra("vision"):
-        import torchvision  # noqa: F401 (Transformers' own error does not name our extra)
-    from .images import as_scored
-
-    base = _section(model)
-    with _loading(base, "images") as (source, where):
-        processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(source, **where, **NO_CODE)  # type: ignore[no-untyped-call]
+    base = ModelSection(name=base) if isinstance(base, str) else base
+    where = {} if base.revision is None else {"revision": base.revision}
     try:
-        return as_scored(processor)
-    except UserError as error:
-        raise UserError(f"model: '{base.name}': {error}") from error
+        yield resolve_model(base.name), where
+    except UserError:
+        raise
+    except Exception as error:  # Transformers and tokenizers raise of every kind on files that are damaged
+        is_here = base.name in MODELS or expanded(base.name).exists()
+        no_folder = "" if is_here else ", which is no folder here,"
+        at = "" if base.revision is None else f" at revision '{base.revision}'"
+        packaged = next((name for name, one in MODELS.items() if not is_here and one.hub_id == base.name), None)
+        hint = f"; what was trained on the packaged model of this id needs that: '{packaged}'" if packaged else ""
+        raise UserError(f"model: '{base.name}'{no_folder}{at} cannot be loaded: {reason(error)}{hint}") from error
 
 
 def load_tokenizer(model: ModelSection | str) -> PreTrainedTokenizerBase:
@@ -79,8 +83,7 @@ def load_tokenizer(model: ModelSection | str) -> PreTrainedTokenizerBase:
     Raises:
         UserError: it cannot be loaded, has no token to pad with, or names a longest text that is no number of tokens.
     """
-    base = _section(model)
-    with _loading(base, "texts") as (source, where):
+    with loading(model) as (source, where):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **where, **NO_CODE)
         length: Any = tokenizer.model_max_length
         if length == math.inf:
@@ -89,13 +92,28 @@ def load_tokenizer(model: ModelSection | str) -> PreTrainedTokenizerBase:
         require(is_whole, "the tokenizer's model_max_length", length, "a whole number of tokens from 1")
         tokenizer.model_max_length = int(length)
         tokenizer.truncation_side = "right"  # texts are cut at their end, whatever it says
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.pad_token is None:
-        raise UserError(
-            f"the tokenizer of {base.name} has neither a pad_token nor an eos_token: shorter texts cannot be padded"
-        )
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        if tokenizer.pad_token is None:
+            raise ValueError("its tokenizer has neither a pad_token nor an eos_token: shorter texts cannot be padded")
     return tokenizer
+
+
+def load_config(model: ModelSection | str) -> PretrainedConfig:
+    """The configuration of a model; raises as `loading`."""
+    with loading(model) as (source, where):
+        config: PretrainedConfig = AutoConfig.from_pretrained(source, **where, **NO_CODE)
+    return config
+
+
+def base_for(recipe: Recipe, processor: Processor, labels: Sequence[str]) -> PreTrainedModel:
+    """The pretrained model in the precision that the recipe keeps it in, or still exact where the method asks for that.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    exact = recipe.method.base_use == "start"
+    return load_base_model(recipe.base, recipe.task.definition, processor, labels, frozen_dtype(recipe), exact=exact)
 
 
 def load_base_model(
@@ -120,59 +138,38 @@ def load_base_model(
     Raises:
         UserError: it cannot be loaded.
     """
-    base = _section(base)
-    kind, config = kind_of(task), load_config(base)
-    with _loading(base) as (source, where):
+    base = ModelSection(name=base) if isinstance(base, str) else base
+    facts, config = facts_of(task), load_config(base)
+    with loading(base) as (source, where):
         if exact and config.dtype != dtype:
             dtype = torch.float32
         fill_padding(config, processor)
-        kind.set_head(config, names or task.labels or (task.name,))
-        auto = getattr(transformers, kind.auto)
-        loaded = _as_asked(auto, source, config, base, dtype, **where, **kind.load_options)
+        set_head(config, facts, names or task.labels or (task.name,))
+        more: dict[str, Any] = dict(where)
+        if facts.problem_type is not None:  # a head that was trained on other classes is replaced
+            more["ignore_mismatched_sizes"] = True
+        kind = getattr(transformers, facts.auto)
+        if base.attention is not None:
+            more["attn_implementation"] = base.attention
+        if base.quantization is not None:
+            check_quantization(base.quantization)
+            with torch.device("meta"):
+                heads = head_modules(kind.from_config(config, **NO_CODE))
+            more |= _bitsandbytes(base.quantization, heads, dtype)
+        loaded = _trainable(_pretrained(kind, source, config, dtype=dtype, **more))
         if reads_last_token(loaded):
             fill_padding(loaded.config, processor, replace=True)
-        return with_commit(loaded, source, base.revision)
+        cast(Any, loaded).base_commit = digest_of(source) or cached_commit(source, base.revision)
+        return loaded
 
 
-def _section(base: ModelSection | str) -> ModelSection:
-    return ModelSection(name=base) if isinstance(base, str) else base
-
-
-def load_config(model: ModelSection | str) -> PretrainedConfig:
-    """The configuration of a model.
-
-    Args:
-        model: as for `load_base_model`.
-
-    Raises:
-        UserError: it cannot be loaded.
-    """
-    with _loading(_section(model)) as (source, where):
-        config: PretrainedConfig = AutoConfig.from_pretrained(source, **where, **NO_CODE)
-    return config
-
-
-def stored_quantization(model: ModelSection | str) -> str | None:
-    """How the checkpoint of a model is quantised: `quantization_of` its configuration.
-
-    Raises:
-        UserError: it cannot be loaded.
-    """
-    return quantization_of(load_config(model))
-
-
-def quantization_of(config: PretrainedConfig) -> str | None:
-    """How the weights of a model are quantised as they are stored, by Transformers' name for it; None if they are not.
-
-    Args:
-        config: its configuration.
-    """
-    stored: Any = getattr(config, "quantization_config", None) or {}
-    fields = stored if isinstance(stored, dict) else vars(stored)
-    method = fields.get("quant_method")
-    if method is None and (fields.get("load_in_4bit") or fields.get("load_in_8bit")):
-        method = "bitsandbytes"  # the first to have configurations, which did not say so
-    return None if method is None else str(getattr(method, "value", method))
+def set_head(config: Any, facts: Facts, labels: Sequence[str]) -> None:
+    """Write the head that a kind of task needs into a model's configuration, where it needs a new one."""
+    if facts.problem_type is not None:
+        config.num_labels = len(labels)
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: index for index, label in enumerate(labels)}
+        config.problem_type = facts.problem_type
 
 
 def load_causal_model(model: str) -> PreTrainedModel:
@@ -181,7 +178,9 @@ def load_causal_model(model: str) -> PreTrainedModel:
     Raises:
         UserError: it cannot be loaded.
     """
-    return _in_float32(AutoModelForCausalLM, model)
+    config = load_config(model)
+    with loading(model) as (source, _):
+        return _pretrained(AutoModelForCausalLM, source, config, dtype=torch.float32)
 
 
 def load_classifier(model: str, labels: int | None) -> PreTrainedModel:
@@ -194,29 +193,12 @@ def load_classifier(model: str, labels: int | None) -> PreTrainedModel:
     Raises:
         UserError: it cannot be loaded.
     """
-    more = {"ignore_mismatched_sizes": True}  # a head of other classes is replaced by the adapter's
-    return _in_float32(AutoModelForSequenceClassification, model, labels, **more)
-
-
-def _in_float32(kind: Any, model: str, labels: int | None = None, **more: Any) -> PreTrainedModel:
     config = load_config(model)
-    with _loading(_section(model)) as (source, _):
-        if labels is not None:
-            config.num_labels = labels
+    if labels is not None:
+        config.num_labels = labels
+    with loading(model) as (source, _):
+        kind, more = AutoModelForSequenceClassification, {"ignore_mismatched_sizes": True}  # the adapter's head counts
         return _pretrained(kind, source, config, dtype=torch.float32, **more)
-
-
-def _as_asked(
-    kind: Any, source: str, config: Any, base: ModelSection, dtype: torch.dtype, **more: Any
-) -> PreTrainedModel:
-    """The pretrained model with the section's attention, and quantised as it says; see `_pretrained`."""
-    if base.attention is not None:
-        more["attn_implementation"] = config._attn_implementation = base.attention
-    else:
-        check_attention(config)
-    if base.quantization is not None:
-        more |= quantized_while_loading(kind, config, base.quantization, dtype)
-    return trainable(_pretrained(kind, source, config, dtype=dtype, **more))
 
 
 def _pretrained(kind: Any, source: str, config: Any, **more: Any) -> PreTrainedModel:
@@ -237,9 +219,7 @@ def _pretrained(kind: Any, source: str, config: Any, **more: Any) -> PreTrainedM
     if loaded.base_model is loaded:  # all body: nothing comes behind a pooler
         random = [path for path in random if _POOLER not in path.split(".")]
     if random and getattr(loaded, "is_quantized", False):
-        raise ValueError(
-            f"its files have no weights for {random[0]}, which would be random, and cannot be trained quantised"
-        )
+        raise ValueError(f"its files have no weights for {random[0]}, which cannot be trained quantised")
     mark_random(loaded, random)
     return loaded
 
@@ -269,19 +249,8 @@ def from_safetensors(kind: Any, source: str, **more: Any) -> tuple[Any, dict[str
         return loaded
     except Exception as error:  # Transformers, safetensors and the hub's client raise of many kinds
         if (file := only_pickles(source, **where)) is not None:
-            raise OnlyPicklesError(file, source, _converting(kind, more.get("config")), **where) from error
+            raise OnlyPicklesError(file, source, kind.__name__, **where) from error
         raise
-
-
-def _converting(kind: Any, config: Any) -> str:
-    """The class that writes all of a checkpoint's weights again, and no new head or pooler: the one that it was
-    written by."""
-    name = str(kind.__name__)
-    head = name.removeprefix("AutoModel")
-    written = getattr(config, "architectures", None) or ()
-    if config is None or head == "ForCausalLM" or any(one.endswith(head) for one in written):
-        return name
-    return next((one for one in written if hasattr(transformers, one)), "AutoModel")
 
 
 def _belongs_to_head(model: PreTrainedModel, path: str) -> bool:
@@ -304,46 +273,260 @@ def _without_weights(model: PreTrainedModel, missing: Collection[str]) -> list[s
     return list(found)
 
 
-@contextmanager
-def _loading(base: ModelSection, wanted: str | None = None) -> Iterator[tuple[str, Mapping[str, str]]]:
-    """Where a model is, and its revision as an argument of `from_pretrained`, if it has one; whatever is raised within
-    the block is a UserError that says that it cannot be loaded.
+# ---------------------------------------------------------------- the method on it
+
+
+def make_model(
+    recipe: Recipe, base: PreTrainedModel, adapter: Path | None = None, kept: Path | None = None
+) -> nn.Module:
+    """The recipe's method on a pretrained model: new, or as it was saved in `adapter`.
 
     Args:
-        base: a packaged model, a local folder or a hub model.
-        wanted: "images" or "texts", where it has to take these.
+        recipe: what to train.
+        base: the pretrained model.
+        adapter: folder of a trained adapter.
+        kept: folder for what is costly to compute, and the same when the run goes on.
+
+    Raises:
+        UserError: the method does not fit the model, or the saved adapter cannot be read.
+        NotFiniteError: the saved adapter holds NaN or infinity.
     """
-    source = resolve_model(base.name)
-    where = {} if base.revision is None else {"revision": base.revision}
+    pretrained = list(base.parameters())
+    if adapter is None:
+        model = apply_method(recipe.method, base, recipe.task.kind.task_type, kept)
+    else:
+        model = load_finite(recipe.method, base, adapter)
+    if recipe.method.base_use == "start":
+        keep_frozen_in(frozen_dtype(recipe), pretrained)
+    return model
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Let training keep the inputs of the model's blocks alone, and compute the rest again for the backward pass.
+
+    Raises:
+        UserError: the model has no such blocks.
+    """
     try:
-        yield source, where
-    except Exception as error:
-        if wanted is not None:
-            _check_inputs(base.name, source, where, wanted, error)
-        raise _unusable(base, error) from error
+        cast(Any, model).gradient_checkpointing_enable({"use_reentrant": False})
+    except ValueError as error:
+        raise UserError(f"training.gradient_checkpointing: {one_line(error)}") from error
 
 
-def _check_inputs(model: str, source: str, where: Mapping[str, str], wanted: str, error: Exception) -> None:
-    """Raise a UserError where a model that is here takes texts and the task has images, or the other way round."""
-    if wants_code(error):
+# ---------------------------------------------------------------- quantised bases
+
+
+def quantization_of(config: PretrainedConfig) -> str | None:
+    """How the weights of a model are quantised as they are stored, by Transformers' name for it; None if they are not.
+
+    Args:
+        config: its configuration.
+    """
+    fields = _quantization(config)
+    method = fields.get("quant_method")
+    if method is None and (fields.get("load_in_4bit") or fields.get("load_in_8bit")):
+        method = "bitsandbytes"  # the first to have configurations, which did not say so
+    return None if method is None else str(getattr(method, "value", method))
+
+
+def stored_quantization(model: ModelSection | str) -> str | None:
+    """How the checkpoint of a model is quantised: `quantization_of` its configuration.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    return quantization_of(load_config(model))
+
+
+def exact_modules(config: PretrainedConfig) -> list[str]:
+    """The modules of a base that its quantisation has left as they were: the head of a classifier."""
+    return list(_quantization(config).get("llm_int8_skip_modules") or ())
+
+
+def quantized(base: PreTrainedModel, quantization: str) -> PreTrainedModel:
+    """A loaded model as Transformers loads it in this format: 4 bits compute in bfloat16 on a GPU, else in float32.
+
+    Args:
+        base: the model.
+        quantization: "nf4", "fp4" or "int8".
+
+    Raises:
+        UserError: bitsandbytes is missing, or there is no room for a copy of the base.
+    """
+    check_quantization(quantization)
+    kind, name = type(base), base.config.name_or_path
+    compute = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    settings = _bitsandbytes(quantization, head_modules(base), compute)
+    with tempfile.TemporaryDirectory() as folder:
+        with plain_write_errors(Path(folder)):
+            base.save_pretrained(folder)
+        found: PreTrainedModel = kind.from_pretrained(folder, dtype=torch.float32, **settings, **NO_CODE)
+    found.config.name_or_path = name
+    mark_random(found, marked_random(base))
+    return found
+
+
+def _quantization(config: PretrainedConfig) -> Mapping[str, Any]:
+    """The fields of a configuration that say how its model is quantised."""
+    stored: Any = getattr(config, "quantization_config", None) or {}
+    return stored if isinstance(stored, dict) else vars(stored)
+
+
+def _bitsandbytes(quantization: str, heads: list[str], compute: torch.dtype) -> dict[str, Any]:
+    """The arguments of `from_pretrained` that quantise layer by layer: there is never a whole model of wide weights."""
+    more: dict[str, Any] = {"llm_int8_skip_modules": heads} if heads else {}  # none: the output layer, by default
+    if quantization == "int8":
+        more["load_in_8bit"] = True
+    else:
+        more |= {"load_in_4bit": True, "bnb_4bit_quant_type": quantization, "bnb_4bit_compute_dtype": compute}
+    return {"device_map": {"": state().device}, "quantization_config": cast(Any, BitsAndBytesConfig)(**more)}
+
+
+def _trainable(base: PreTrainedModel) -> PreTrainedModel:
+    """The base, with gradients after an evaluation, too: for that, on some CPUs, bitsandbytes packs 4-bit weights."""
+    module: Any
+    for module in base.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return base
+
+
+# ---------------------------------------------------------------- which commit it is of
+
+RESULT_OF_PRETRAINING = "pretraining-result.json"
+"""The file in the folder of a model that `aurora pretrain` has trained."""
+
+
+def commit_of(model: nn.Module) -> str | None:
+    """The commit of the hub that a base model was loaded from, `digest_of` one that was pretrained here; else None."""
+    found: str | None = getattr(model, "base_commit", None)
+    return found
+
+
+def digest_of(source: str) -> str | None:
+    """The sha256 of the weights of a model that was pretrained here, which another machine makes otherwise; of any
+    other folder or model None."""
+    weights = expanded(source) / "model.safetensors"
+    is_made_here = weights.with_name(RESULT_OF_PRETRAINING).is_file()
+    return f"sha256:{file_digest(weights)}" if is_made_here else None
+
+
+def cached_commit(source: str, revision: str | None = None, file: str = "config.json") -> str | None:
+    """The commit that the hub's cache has of what was just loaded; None for a folder.
+
+    Args:
+        source: the folder or hub id that it was loaded from.
+        revision: that was asked for.
+        file: one that was loaded.
+    """
+    if expanded(source).exists():
+        return None
+    found = try_to_load_from_cache(source, file, revision=revision)
+    commit = re.search(r"[/\\]snapshots[/\\]([0-9a-f]{40})[/\\]", found) if isinstance(found, str) else None
+    return commit[1] if commit else None
+
+
+def warn_of_another_commit(folder: Path, result: Mapping[str, Any], here: str | None) -> None:
+    """Warn where a finished run was trained on another commit of its base model than was loaded now.
+
+    Args:
+        folder: of the run.
+        result: of the run.
+        here: `commit_of` what was loaded.
+    """
+    there, name = result.get("model_commit"), result["model"]
+    if there is not None and here is not None and there != here:
+        warnings.warn(
+            f"{folder} was trained on commit {there} of {name}, and commit {here} was loaded: "
+            f"`model: {{name: {name}, revision: {there}}}` in its recipe.yaml loads that one",
+            stacklevel=2,
+        )
+
+
+# ---------------------------------------------------------------- padding and positions
+
+
+def padding_of(config: Any) -> int | None:
+    """The padding token that a model's configuration names, or that of its texts where it sees images, too."""
+    found: int | None = getattr(config, "pad_token_id", None)
+    return getattr(config.get_text_config(), "pad_token_id", None) if found is None else found
+
+
+def fill_padding(config: Any, processor: Processor, *, replace: bool = False) -> None:
+    """Let a model know its tokenizer's padding token if it names none.
+
+    Args:
+        config: of the model.
+        processor: its tokenizer; nothing is done of images.
+        replace: also one that it names; see `reads_last_token`.
+    """
+    if not isinstance(processor, PreTrainedTokenizerBase):
         return
-    try:
-        config = AutoConfig.from_pretrained(source, local_files_only=True, **where, **NO_CODE)
-    except Exception:  # its own error is told
-        return
-    takes = {name for name, field in (("images", "num_channels"), ("texts", "vocab_size")) if hasattr(config, field)}
-    if takes and wanted not in takes:
-        raise UserError(f"model: '{model}' is a model of {', '.join(takes)}, and the task has {wanted}")
+    texts = config.get_text_config()  # itself, where a model sees nothing else
+    for one in (config, texts):
+        is_open = replace or getattr(one, "pad_token_id", None) is None
+        if is_open and (one is texts or hasattr(one, "pad_token_id")):
+            one.pad_token_id = processor.pad_token_id
 
 
-def _unusable(base: ModelSection, error: Exception) -> Exception:
-    """What a user reads: Transformers and tokenizers raise of every kind on files that are damaged."""
-    if isinstance(error, UserError):
-        return error
-    model, revision = base.name, "" if base.revision is None else f" at revision '{base.revision}'"
-    is_here = model in MODELS or expanded(model).exists()
-    where = "" if is_here else ", which is no folder here,"
-    # not the same weights, as a GGUF file rounds them: `packaged_name` does not take it for this one
-    packaged = next((name for name, one in MODELS.items() if not is_here and one.hub_id == model), None)
-    hint = f"; what was trained on the packaged model of this id needs that: '{packaged}'" if packaged else ""
-    return UserError(f"model: '{model}'{where}{revision} cannot be loaded: {reason(error)}{hint}")
+def reads_last_token(model: nn.Module) -> bool:
+    """Whether a model classifies a text by its last token, which it finds as the last that is none of padding: those
+    of Transformers whose head is called so. The padding must be that of the tokenizer then."""
+    return hasattr(model, "score")
+
+
+def longest_text(max_length: int | None, processor: Processor) -> int | None:
+    """The tokens that a recipe's `max_length` and its tokenizer leave a text; None where none is cut."""
+    if max_length is None or not isinstance(processor, PreTrainedTokenizerBase):
+        return None
+    return min(max_length, processor.model_max_length)
+
+
+def check_positions(model: nn.Module, name: str, max_length: int) -> None:
+    """Raise a UserError where texts of so many tokens have more positions than the model has embeddings of.
+
+    Most tokenizers state that limit, and texts are cut at it.
+    """
+    limit = most_tokens(model)
+    if limit is not None and max_length > limit:
+        raise UserError(f"task.max_length: {max_length} tokens are more than the {limit} positions of {name}")
+
+
+def most_tokens(model: nn.Module) -> int | None:
+    """How many positions a model has embeddings of; None where they are rotary or relative."""
+    limits = []
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and path.rsplit(".", 1)[-1] in _POSITIONS:
+            # RoBERTa counts from behind the index that pads, OPT and BART from an offset
+            first = getattr(module, "offset", 0) if module.padding_idx is None else module.padding_idx + 1
+            limits.append(module.num_embeddings - first)
+    return min(limits, default=None)
+
+
+def positions(config: PretrainedConfig) -> int | None:
+    """How long a text its config gives a model positions for, learned or rotary; None where it does not say."""
+    most = getattr(config, "max_position_embeddings", None)
+    return int(most) if most is not None and most > 0 else None  # XLNet has -1
+
+
+def cached_width(config: PretrainedConfig) -> int:
+    """How many numbers a causal language model keeps as the keys and values of one token, in all layers; an upper
+    bound where they are kept compressed, or where a layer keeps a state instead."""
+    if getattr(config, "is_heterogeneous", False):  # Gemma 4: its layers differ
+        return sum(map(_cached_in_a_layer, cast(Any, config).per_layer_config))
+    return int(config.num_hidden_layers) * _cached_in_a_layer(config)
+
+
+def _cached_in_a_layer(config: PretrainedConfig) -> int:
+    heads = getattr(config, "num_attention_heads", None) or 1
+    one = getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False)  # Falcon
+    groups = getattr(config, "num_key_value_heads", None) or (1 if one else heads)
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return 2 * int(groups * width)
+
+
+def room(model: Any, max_new_tokens: int) -> tuple[int, int]:
+    """The tokens of a prompt and of its answer that a model has positions for: at most half are the answer's."""
+    most = positions(model.config.get_text_config()) or 2**31
+    new = min(max_new_tokens, max(1, most // 2))
+    return most - new, new

@@ -1,7 +1,11 @@
-"""The dtype that a model answers in, or that a merge is written in."""
+"""The dtypes of a model: what a run keeps and computes in, what a model answers in, and what a merge is written in.
+
+A run computes in `training.precision`, and keeps what it does not train in it. What it trains is in float32.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -12,12 +16,33 @@ from ..deploy.export import DTYPES, rounded
 from ..deploy.inputs import plain_model
 from ..errors import ArgumentError
 from .distributed import state
-from .memory import PRECISIONS
-from .sections import Precision
+from .recipe import Precision, Recipe
 
 FLOAT32 = "float32"
-
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 M = TypeVar("M", bound=nn.Module)
+
+
+def frozen_dtype(recipe: Recipe) -> torch.dtype:
+    """The dtype of the weights that are not trained: as the recipe says; float32 where the body's own are trained.
+
+    The few weights that such a method freezes are in the same modules as those that it trains.
+    """
+    own = recipe.base.dtype or recipe.training.precision
+    return torch.float32 if recipe.method.base_use == "trained" else PRECISIONS[own]
+
+
+def keep_frozen_in(dtype: torch.dtype, pretrained: Iterable[nn.Parameter]) -> None:
+    """Round those of the pretrained weights to a precision that are not trained, where they are."""
+    for parameter in pretrained:
+        if parameter.is_floating_point() and not parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+
+
+def computing(recipe: Recipe, device: torch.device) -> torch.autocast:
+    """The context in which a model computes in the recipe's precision, outside of a Trainer."""
+    dtype = PRECISIONS[recipe.training.precision]
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 def check_dtype(dtype: str) -> None:

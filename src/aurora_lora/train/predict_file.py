@@ -21,7 +21,7 @@ from ..data.vision import as_files
 from ..errors import ArgumentError, UserError, check_count
 from .defaults import BATCH_SIZE
 from .predicting import Predictor
-from .storage import hold
+from .publish import hold
 
 LINES = (".jsonl", ".ndjson")
 """What a file with a line of JSON for each row may be called, of the suffixes that tell a format."""

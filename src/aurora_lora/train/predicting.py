@@ -18,21 +18,18 @@ from ..data.own.split import BadRow
 from ..deploy.export import DTYPES
 from ..errors import AuroraError, FormError, NotFiniteError, UserError, check_count
 from ..finite import check_finite
-from .batches import in_batches
 from .build import load_trained_model
 from .chat_format import recorded_format
+from .data import in_batches
 from .defaults import BATCH_SIZE
 from .finished_run import TrainedRun, as_run
+from .kind_facts import TrainedWith
 from .kinds import KINDS, Kind, kind_of, kind_of_model
-from .kinds.base import TrainedWith
-from .kinds.chat import CHAT
-from .kinds.multiple_choice import MULTIPLE_CHOICE
 from .merge_note import merge_note, noted_columns, noted_training
-from .model_inputs import Processor, fill_padding
-from .models import from_safetensors
-from .own_section import own_source
+from .models import Processor, fill_padding, from_safetensors
 from .precision import FLOAT32, check_dtype, compute_in, on_device, precision_of
-from .storage import RECIPE
+from .publish import RECIPE
+from .recipe import own_source
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ class Predictor:
         return self.answers_to(asked, batch_size)
 
     def _checked(self, number: int, text: Any) -> str:
-        if isinstance(text, Path) and self.kind.inputs == "image":
+        if isinstance(text, Path) and self.kind.facts.inputs == "image":
             return str(text)
         if not isinstance(text, str):
             raise TypeError(f"text {number} must be a str, and is a {type(text).__name__}: {text!r:.80}")
@@ -154,8 +151,8 @@ def load_predictor(run: TrainedRun | Path | str, *, form: str | None = None, dty
 
 def _of_run(run: TrainedRun, form: str | None, dtype: str | None) -> Predictor:
     folder, kind = run.folder, kind_of(run.task)
-    if kind.no_answer:
-        raise UserError(f"the run in {folder} {kind.no_answer}")
+    if kind.facts.no_answer:
+        raise UserError(f"the run in {folder} {kind.facts.no_answer}")
     form = form or run.deployed_form
     run.check_form(form)
     if dtype in (None, FLOAT32):
@@ -187,13 +184,13 @@ def _of_model(folder: Path, form: str | None, dtype: str | None) -> Predictor:
         note = merge_note(folder)
         noted = KINDS.get((note or {}).get("kind", ""))  # of causal language models, the note alone can tell
         kind = noted or kind_of_model(AutoConfig.from_pretrained(folder, **NO_CODE))
-        if kind.no_answer:
-            raise UserError(f"the model in {folder} {kind.no_answer}")
-        model = on_device(_pretrained(getattr(transformers, kind.auto), folder, dtype))
+        if kind.facts.no_answer:
+            raise UserError(f"the model in {folder} {kind.facts.no_answer}")
+        model = on_device(_pretrained(getattr(transformers, kind.facts.auto), folder, dtype))
         processor = kind.processor(str(folder.resolve()))
         talks = recorded_format(processor) or getattr(processor, "chat_template", None)
-        if note is None and kind is MULTIPLE_CHOICE and talks:
-            kind = CHAT  # a model of someone else's
+        if note is None and kind is KINDS["multiple-choice"] and talks:
+            kind = KINDS["chat"]  # a model of someone else's
         fill_padding(model.config, processor)
         columns, trained = noted_columns(folder), noted_training(folder)
         return Predictor(folder, kind, model, processor, columns, trained=trained, dtype=dtype)

@@ -15,13 +15,12 @@ from ..data.models import MODELS, PretrainedHere, is_missing
 from ..errors import UserError, unknown
 from ..extras import extra
 from ..locks import held
-from .base_commit import RESULT_OF_PRETRAINING
 from .build import load_trained_model
 from .finished_run import load_run
-from .reading import validate
-from .recipe import Recipe
+from .models import RESULT_OF_PRETRAINING
+from .publish import RECIPE, RESULT
+from .recipe import Recipe, validate
 from .run import MakeCallbacks, train
-from .storage import RECIPE, RESULT
 
 
 def pretrain(name: str, *, make_callbacks: MakeCallbacks = tuple) -> Path:

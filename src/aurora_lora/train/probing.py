@@ -27,12 +27,12 @@ from ..methods.targets import check_modules, lora_targets, target_paths
 from ..tuner.config import scaling_divisor
 from ..tuner.linear import linear_shape
 from ..tuner.naming import ALL_LINEAR, exactly, mistakable
-from .base_commit import commit_of
 from .data import Data
 from .distributed import on_main, own_part
-from .memory import checkpoint_activations
+from .models import checkpoint_activations, commit_of
+from .precision import on_device
+from .publish import PROBE, is_begun
 from .recipe import Recipe
-from .storage import PROBE, is_begun
 
 MOST = 32
 """Directions that a layer can get of a budget."""
@@ -78,7 +78,7 @@ class Start:
         set_rows(layers, self.rows, "default")
 
 
-def start_for(recipe: Recipe, base: Any, data: Data, folder: Path, loss: Callable[[], Loss]) -> Start | None:
+def start_for(recipe: Recipe, base: Any, data: Data, folder: Path, loss: Loss) -> Start | None:
     """What the recipe's run begins with: from its folder, or else from a probing pass; None where it asks for nothing.
 
     Args:
@@ -86,7 +86,7 @@ def start_for(recipe: Recipe, base: Any, data: Data, folder: Path, loss: Callabl
         base: the pretrained model with its head.
         data: of the recipe.
         folder: of the run.
-        loss: makes the loss of a model on a batch.
+        loss: of a model on a batch.
 
     Raises:
         UserError: the pass cannot be made, the budget is too small, or the kept file is damaged.
@@ -103,13 +103,13 @@ def start_for(recipe: Recipe, base: Any, data: Data, folder: Path, loss: Callabl
         return kept
     if recipe.training.gradient_checkpointing:
         checkpoint_activations(base)
+    on_device(base)
     try:
         check_modules(base, recipe.method.options)
         if recipe.method.options["start"] == EVA:
-            judge = loss()  # in every process: it brings the model to the device
-            start, batches = on_main(lambda: _by_eva(recipe, base, data, judge))
+            start, batches = on_main(lambda: _by_eva(recipe, base, data, loss))
         else:
-            found = probe_for(recipe, base, data, loss())
+            found = probe_for(recipe, base, data, loss)
             start, batches = decided(recipe.method, found, recipe.method.options["budget"]), found.batches
     except (AuroraError, ValueError) as error:
         raise UserError(f"method: {one_line(error)}") from error

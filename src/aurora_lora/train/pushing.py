@@ -17,8 +17,8 @@ from ..files import expanded, is_path
 from ..methods.base import edit_config
 from .card import CARD, recipe_block
 from .finished_run import TrainedRun, as_run
+from .publish import ADAPTER, LORA
 from .recipe import Recipe
-from .storage import ADAPTER, LORA
 
 What = Literal["export", "adapter"]
 _FILES = ("data", "validation_data", "test_data", "teacher", "chat_template")

@@ -13,13 +13,11 @@ from ..deploy import QuantizedMerge, merge_quantized
 from ..errors import ArgumentError, UserError
 from ..methods.base import BY_INPUTS, NEAREST, PeftMethod, merge_and_unload
 from ..methods.linear import untie_adapted
-from .build import base_of, make_model
-from .data import load_data
-from .data_record import check_data
+from .build import base_of, load_data
+from .data import check_data
 from .finished_run import TrainedRun
-from .model_inputs import Processor
-from .quantized_base import quantized
-from .storage import ADAPTER
+from .models import Processor, make_model, quantized
+from .publish import ADAPTER
 
 
 def merge_into(

@@ -56,12 +56,13 @@ def ranking(recipe: Recipe, budget: int | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as nowhere:
         trainer, _ = make_trainer(asked, Path(nowhere) / "checkpoints")
         start = kept_start(Path(nowhere))
+    model: Any = trainer.model
     assert start is not None
     assert start.ranks is not None
     resolved = start.resolved(asked).method
     usual = resolved.bind({}).options
     unusual = {name: value for name, value in resolved.options.items() if name not in usual or value != usual[name]}
-    weights = {path: weight for path, weight in frozen_weights(trainer.module).items() if path in start.spectra}
+    weights = {path: weight for path, weight in frozen_weights(model).items() if path in start.spectra}
     layers: list[dict[str, Any]] = [
         {
             "layer": path,

@@ -11,35 +11,52 @@ What is left out has a default.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol, TypeVar
 
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
-from ..data.own.kinds import OWN
+from ..data import TASKS, Task, get_task
+from ..data.dreambooth import DREAMBOOTH
+from ..data.models import MODELS
+from ..data.own.kinds import OWN, OwnKind
+from ..data.own.source import OwnData
 from ..data.task import Augment
-from ..errors import UserError, unknown
-from ..methods.base import Method, PeftMethod
-from .kinds import KINDS, Kind, kind_of
-from .kinds.distillation import DISTILLATION
-from .own_section import OwnFields, check_own, either, own_columns, own_task
-from .sections import (
-    BoundMethod,
-    CalibrationSection,
-    ModelSection,
-    Names,
-    Precision,
-    Rate,
-    Section,
-    Seed,
-    Size,
-    TrainingSection,
-)
+from ..deploy.formats import Quantization
+from ..errors import UserError, one_line, unknown
+from ..field_errors import takes_text, validated
+from ..files import expanded
+from ..methods import Method, get_method
+from ..methods.base import PeftMethod
+from .kind_facts import FACTS, Facts, facts_of, taught
+from .recipe_files import find_recipe, parse_typed
 
-if TYPE_CHECKING:
-    from ..data import Task
-
+Size = Annotated[int, Field(gt=0, lt=2**31)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Steps = Annotated[int, Field(ge=0, lt=2**31)]
+Rate = Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)]
+Number = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+Names = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
+Threads = Annotated[int, Field(gt=0, le=256)]
+Precision = Literal["fp32", "bf16", "fp16"]
+Logger = Literal["tensorboard", "wandb", "trackio"]
+LEAST_RATE = 1e-7
+"""Where Transformers lets a polynomial schedule end."""
 CHANGE_NOTHING = (
     "task.test_sets",
     "task.samples",
@@ -49,6 +66,318 @@ CHANGE_NOTHING = (
     "training.workers",
 )
 """Fields that may change when a run goes on: what is trained does not depend on them."""
+
+
+def below(why: str) -> PydanticCustomError:
+    """The error of a section that names its field itself; see `field_errors`."""
+    return PydanticCustomError("below", "{why}", {"why": why})
+
+
+class Section(BaseModel):
+    """Unknown fields are errors, a switch is no number nor a number a text, and nothing changes after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModelSection(Section):
+    """The base model: its name, or a section with `name` and how its weights are kept."""
+
+    name: Annotated[str, Field(min_length=1)]
+    """A packaged model, a hub id or a local folder."""
+    revision: Annotated[str, Field(min_length=1)] | None = None
+    """Of a model of the hub: a branch, a tag or a commit; `null`: the default branch. The commit that was loaded is
+    `model_commit` of `result.json`, and a finished run warns where it is loaded with another."""
+    quantization: Quantization | None = None
+    """Train an adapter on a base whose linear layers are in 4 or 8 bits (bitsandbytes), as QLoRA does."""
+    dtype: Precision | None = None
+    """Of the frozen weights; `null`: that of `training.precision`; the only other choice is `fp32`, which keeps them
+    exact, at 4 bytes a parameter, although the computation is in the lower precision. Not with `quantization`."""
+    attention: Literal["eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3"] | None = None
+    """Transformers' implementation of attention; `null`: its own choice. Flash attention computes in 16 bits alone, and
+    `aurora predict` and others that compute in fp32 take the usual one."""
+
+    def computes_in(self, precision: Precision) -> bool:
+        """Whether the implementation of attention does."""
+        return precision != "fp32" or not (self.attention or "").startswith("flash")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, data: Any) -> Any:
+        return data if isinstance(data, Mapping | ModelSection) else {"name": data}
+
+    @model_validator(mode="after")
+    def _of_the_hub(self) -> ModelSection:
+        what = "a packaged model" if self.name in MODELS else "a folder" if expanded(self.name).exists() else ""
+        if self.revision is not None and what:
+            only = f"{self.revision!r} is not allowed with '{self.name}', {what}: only models of the hub have revisions"
+            raise below(f"revision: {only}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _plain(self, dump: SerializerFunctionWrapHandler) -> Any:
+        """The name alone where there is no more to say."""
+        given = {name: value for name, value in dump(self).items() if value is not None}
+        return self.name if len(given) == 1 else given
+
+
+def _bound(given: Any) -> Method:
+    """The method that a recipe names, with the options beside its name."""
+    if isinstance(given, Method):
+        return given
+    given = {"name": given} if isinstance(given, str) else given
+    try:
+        if not isinstance(given, Mapping):
+            raise ValueError(f"{given!r} is not allowed: it must be the name of a method, or a mapping with its name")
+        if not isinstance(name := given.get("name"), str):
+            why = "this field must be given" if name is None else f"{name!r} is not allowed: it must be a valid string"
+            raise ValueError(f"name: {why}")
+        return get_method(name).bind({option: value for option, value in given.items() if option != "name"})
+    except (ValueError, TypeError) as error:
+        raise below(one_line(error)) from error
+
+
+BoundMethod = Annotated[
+    Method, PlainValidator(_bound), PlainSerializer(lambda method: {"name": method.name, **method.options})
+]
+"""In a recipe and in results the name of a method and its options beside that; else the method bound to them."""
+
+
+class TrainingSection(Section):
+    """AdamW, by default with a linear schedule."""
+
+    epochs: Size = 3
+    batch_size: Size = 32
+    """Examples of a forward pass in one process. A step takes `gradient_accumulation_steps` of them, and as many
+    examples on any number of processes: each does its share
+    (docs/trainers.md)."""
+    eval_batch_size: Size = 64
+    """Of each process."""
+    learning_rate: Rate = 5e-3
+    """For query and value; all linear layers want less, 2e-3 say, as in the recipes of `aurora init`."""
+    head_learning_rate: Rate | None = None
+    """Of a new head, where the task has one; `null`: `learning_rate`."""
+    weight_decay: Number = 0.0
+    scheduler: Literal[
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "polynomial",
+        "constant",
+        "constant_with_warmup",
+        "inverse_sqrt",
+    ] = "linear"
+    """Of the learning rate, after the warm-up, as Transformers computes it; `constant` has no warm-up."""
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.06
+    """Share of all steps over which the learning rate rises."""
+    warmup_steps: Steps | None = None
+    """Instead of the ratio."""
+    gradient_accumulation_steps: Size = 1
+    max_grad_norm: Number = 1.0
+    """0 switches clipping off."""
+    precision: Precision = "fp32"
+    """Of the computation, and of the weights that are not trained; what is trained is kept in fp32."""
+    gradient_checkpointing: bool = False
+    """Keep less for the backward pass, and compute it again: less memory, about a third more time."""
+    eval_every: Literal["epoch"] | Size = "epoch"
+    """Score the validation split, and write a checkpoint, after each epoch or each N steps.
+    The best score's checkpoint is deployed; of equal scores, the first's."""
+    select_by: str | None = None
+    """The metric of the validation scores that says which is the best, here and for `patience`: any that the task's
+    evaluation gives, such as `nll`, of which less is better, or `macro_f1` where classes are of unequal size. `null`:
+    the task's own. A study with it names its `tuning.metric`."""
+    checkpoint_every: Size | None = None
+    """Steps between further checkpoints, for long epochs."""
+    patience: Size | None = None
+    """Stop after so many evaluations in a row without a better validation score (an equal one is none);
+    `null` never stops early."""
+    report_to: Annotated[
+        tuple[Logger, ...],
+        BeforeValidator(lambda given: [given] if isinstance(given, str) else given),
+        Field(strict=False),
+    ] = ()
+    """Loggers, each an optional package, that get losses, learning rates and scores as they come; TensorBoard's files
+    are in `logs/` of the run."""
+    threads: Threads | None = None
+    """CPU threads; `null` leaves the choice to PyTorch."""
+    workers: Annotated[int, Field(ge=0, le=64)] = 0
+    """Processes that load examples beside the training; 0 is none."""
+    save_updates: bool = False
+    """Keep each epoch's update of the weights, as its factors, in `updates/`; not the reference's."""
+
+    @model_validator(mode="after")
+    def _falls(self) -> TrainingSection:
+        self.check_falls("learning_rate", self.learning_rate)
+        return self
+
+    def check_falls(self, field: str, rate: float) -> None:
+        """Raise a PydanticCustomError for a learning rate that the schedule cannot lower to its end."""
+        if self.scheduler == "polynomial" and rate <= LEAST_RATE:
+            raise below(f"{field}: {rate!r} is not allowed with scheduler 'polynomial', which ends at {LEAST_RATE}")
+
+
+class CalibrationSection(Section):
+    """The calibration before each evaluation; the best checkpoint keeps its matrices."""
+
+    examples: Size = 256
+    batch_size: Size = 32
+    ridge: Number = 1e-4
+    """The least strength of the ridge of `calibrate`: each layer chooses its own from there up."""
+
+
+# ---------------------------------------------------------------- the steps of a training
+
+
+class Step(Protocol):
+    """The training section of a recipe of any kind."""
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def gradient_accumulation_steps(self) -> int: ...
+
+
+def examples_of_a_step(training: Step) -> int:
+    """Training examples of one step, however many processes share them."""
+    return training.batch_size * training.gradient_accumulation_steps
+
+
+def steps_of_an_epoch(training: Step, examples: int) -> int:
+    """Steps over so many training examples; the last may have fewer than the others."""
+    return math.ceil(examples / examples_of_a_step(training))
+
+
+class Share(NamedTuple):
+    """What one process does in a step: so many examples of a forward pass, in so many forward passes."""
+
+    batch_size: int
+    accumulation: int
+
+
+def divide(training: Step, processes: int) -> Share:
+    """Each process's share of a step.
+
+    Args:
+        training: of the recipe.
+        processes: how many train together.
+
+    Raises:
+        UserError: the examples of a step cannot be divided evenly.
+    """
+    batch_size, accumulation = training.batch_size, training.gradient_accumulation_steps
+    fewer = math.gcd(accumulation, processes)
+    smaller = processes // fewer
+    if batch_size % smaller:
+        examples = batch_size * accumulation
+        raise UserError(
+            f"training.batch_size: the {examples} examples of a step (batch_size {batch_size} x "
+            f"gradient_accumulation_steps {accumulation}) cannot be divided among {processes} processes (allowed: a "
+            f"multiple of {processes} examples, or a number of processes that divides {examples})"
+        )
+    return Share(batch_size // smaller, accumulation // fewer)
+
+
+# ---------------------------------------------------------------- data of the user's own
+
+
+def _names(value: Any) -> Any:
+    if value is None or isinstance(value, str):
+        return value and (value,)
+    if isinstance(value, list | tuple) and value and all(isinstance(one, str) for one in value):
+        return value
+    scalars = value if isinstance(value, list | tuple) else [value]
+    other = next((json.dumps(one) for one in scalars if isinstance(one, int | float)), None)
+    hint = "" if other is None else f': put {other} in quotes, "{other}", where that is a name'
+    raise PydanticCustomError("columns", "the name of a column, or a list of names{hint}", {"hint": hint})
+
+
+Columns = Annotated[tuple[str, ...], BeforeValidator(_names), Field(strict=False)]
+"""The name of a column, or a list of them."""
+
+
+class OwnFields(BaseModel):
+    """Where the data is, and which columns are what. Only for the tasks of `OWN`, such as `classification`."""
+
+    data: str | None = None
+    """A file (.csv, .tsv, .json, .jsonl, .parquet, .arrow), a folder, or a data set of the hub (`owner/name`)."""
+    validation_data: str | None = None
+    """The same for validation; where neither it nor a split of `data` gives it, a share of the training rows."""
+    test_data: str | None = None
+    """The same for the test."""
+    config: str | None = None
+    """Of a data set of the hub, or of a folder whose README.md has `configs`: its configuration."""
+    revision: str | None = None
+    """Of a data set of the hub: a branch, a tag or a commit."""
+    encoding: str | None = None
+    """Of text files; `null`: UTF-8."""
+    train_split: str | None = None
+    """Which split of the data to train on; `null`: the one of this name, or the only one."""
+    validation_split: str | None = None
+    """The same for validation; also `valid`, `val` and `dev` are looked for."""
+    test_split: str | None = None
+    """The same for the test."""
+    text: Columns | None = None
+    """The column with the texts; two columns for pairs of texts."""
+    label: Columns | None = None
+    """The column with the labels or numbers; for `multi-label` also one column of 0 and 1 a label. Numbers are trained
+    standardised, and given in their own units."""
+    question: Columns | None = None
+    """Of `choices`: the column with the questions."""
+    options: Columns | None = None
+    """Of `choices`: a column with a list, or one column an option."""
+    answer: Columns | None = None
+    """Of `choices`: the right option, by its text, its letter, its column, or its number from 0."""
+    image: Columns | None = None
+    """Of `images`: the column with the images, where they are no files in folders by class."""
+
+
+def own_task(kind: OwnKind, values: Mapping[str, Any]) -> Task:
+    """The task that these fields make; those that name no column have their defaults."""
+    return kind.task(*own_source(kind, values))
+
+
+def own_source(kind: OwnKind, values: Mapping[str, Any]) -> tuple[OwnData, dict[str, tuple[str, ...]]]:
+    """Where the data of such a task is, and its columns by the fields that name them."""
+    source: dict[str, Any] = {name: values.get(name) for name in OwnData.__dataclass_fields__}
+    source["data"] = source["data"] or "data"
+    return OwnData(**source), {name: values.get(name) or default for name, default in kind.columns.items()}
+
+
+def check_own(fields: OwnFields, name: str) -> None:
+    """Raise a UserError, which begins with the field, where a field does not go with the task of this name."""
+    given = [field for field in OwnFields.model_fields if getattr(fields, field) is not None]
+    kind = OWN.get(name)
+    if kind is None:
+        if given:
+            raise UserError(f"{given[0]}: only your own data has it, and task.name is '{name}', not {either(OWN)}")
+        return
+    if fields.data is None:
+        raise UserError("data: this field must be given: a file, a folder, or a data set of the hub (owner/name)")
+    columns = {field: getattr(fields, field) for field in ("text", "label", "question", "options", "answer", "image")}
+    for field, names in columns.items():
+        if names is not None and field not in kind.columns:
+            those = either([one.name for one in OWN.values() if field in one.columns])
+            raise UserError(f"{field}: only {those} has it, and task.name is '{name}'")
+        if names is not None and len(names) > (most := kind.several.get(field, 1)):
+            raise UserError(f"{field}: {len(names)} columns are too many: it takes {'one' if most == 1 else most}")
+        if names is not None and len(set(names)) < len(names):
+            raise UserError(f"{field}: a column is named twice")
+    learned = {name: field for field in ("label", "answer") for name in columns[field] or ()}
+    for field in ("text", "question", "image"):
+        if shared := next((name for name in columns[field] or () if name in learned), None):
+            raise UserError(
+                f"{field}: '{shared}' is the column of task.{learned[shared]} as well: the model would read what it is "
+                "to answer"
+            )
+
+
+def either(names: Any) -> str:
+    """`a`, `a or b`, `a, b or c`."""
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else str(last)
+
+
+# ---------------------------------------------------------------- the recipe
 
 
 class TaskSection(OwnFields, Section):
@@ -93,23 +422,21 @@ class TaskSection(OwnFields, Section):
     @property
     def plain(self) -> Task:
         """The task of this name, on its data."""
-        return _task_of(self.name, dict(self))
+        return own_task(OWN[self.name], dict(self)) if self.name in OWN else get_task(self.name)
 
     @property
     def definition(self) -> Task:
         """The task, as this section uses it."""
-        return self.plain if self.teacher is None else DISTILLATION.of(self.plain)
+        return self.plain if self.teacher is None else taught(self.plain)
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> Facts:
         """What kind of task it is, as this section uses it."""
-        return kind_of(self.definition)
+        return facts_of(self.definition)
 
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        from ..data import TASKS
-
         if name not in TASKS and name not in OWN:
             raise PydanticCustomError("unknown", "{why}", {"why": unknown("task", (*TASKS, *OWN), name)})
         return name
@@ -119,41 +446,39 @@ class TaskSection(OwnFields, Section):
     def _fill(cls, data: Any) -> Any:
         if isinstance(data, str):
             data = {"name": data}
-        try:
-            task = _task_of(data["name"], {})
-        except (AttributeError, TypeError, KeyError, UserError):
+        name = data.get("name") if isinstance(data, Mapping) else None
+        if not isinstance(name, str) or (name not in TASKS and name not in OWN):
             return data  # the name is at fault, and is complained about
-        own: dict[str, Any] = {
+        task = own_task(OWN[name], {}) if name in OWN else TASKS[name]
+        defaults: dict[str, Any] = {
             "train_size": task.sizes.train,
             "validation_size": task.sizes.validation,
             "test_size": task.sizes.test,
             "test_sets": task.test_sets,
+            **facts_of(task).defaults(task),
+            **(OWN[name].columns if name in OWN else {}),
         }
-        own |= kind_of(task).defaults(task) | own_columns(data["name"])
-        return {**data, **{name: value for name, value in own.items() if data.get(name) is None}}
+        return {**data, **{field: value for field, value in defaults.items() if data.get(field) is None}}
 
     @model_validator(mode="after")
     def _fits_the_task(self) -> TaskSection:
-        task = self.plain
+        task, own = self.plain, facts_of(self.plain)
+        kinds = {one.name: one.kind for one in OWN.values()} if self.name in OWN else {name: name for name in FACTS}
         try:
-            task.check_test_sets(self.test_sets)
-        except UserError as error:
-            raise PydanticCustomError("below", "test_sets: {why}", {"why": str(error)}) from error
-        try:
+            for name in self.test_sets or ():
+                if name not in task.test_sets:
+                    raise UserError(f"test_sets: {name!r} is not one of {self.name}: {', '.join(task.test_sets)}")
             check_own(self, self.name)
-            for field in dict.fromkeys(field for kind in KINDS.values() for field in kind.fields):
-                if getattr(self, field) is not None and field not in kind_of(task).fields:
-                    if self.name in OWN:
-                        those = either([name for name, one in OWN.items() if field in KINDS[one.kind].fields])
-                        raise UserError(f"{field}: only {those} has it, and task.name is '{self.name}'")
-                    those = ", ".join(kind.name for kind in KINDS.values() if field in kind.fields)
-                    raise UserError(f"{field}: only tasks of {those} have it, {self.name} is one of {task.kind}")
-            kind_of(task).check(self, task)
+            for field in dict.fromkeys(field for kind in FACTS.values() for field in kind.fields):
+                if getattr(self, field) is not None and field not in own.fields:
+                    those = either([name for name, kind in kinds.items() if field in FACTS[kind].fields])
+                    raise UserError(f"{field}: only {those} has it, and task.name is '{self.name}' ({task.kind})")
+            own.check(self, task)
             if self.test_size is not None and task.reported_split == "validation":
                 scored = f"the scores of {self.name} are those of its validation split"
                 raise UserError(f"test_size: {scored}, so give validation_size")
         except UserError as error:
-            raise PydanticCustomError("below", "{why}", {"why": str(error)}) from error
+            raise below(str(error)) from error
         return self
 
     @model_serializer(mode="wrap")
@@ -161,13 +486,6 @@ class TaskSection(OwnFields, Section):
         values: dict[str, Any] = handler(self)
         others = {name for name in OwnFields.model_fields if values[name] is None}
         return {"name": self.name, **{name: value for name, value in values.items() if name not in others}}
-
-
-def _task_of(name: str, values: Mapping[str, Any]) -> Task:
-    """A task: on data of the user's own, which the values of its section name, or one of `TASKS`."""
-    from ..data import get_task
-
-    return own_task(OWN[name], values) if name in OWN else get_task(name)
 
 
 class ReferenceSection(Section):
@@ -277,8 +595,7 @@ class Recipe(RunRecipe):
         wanted, known = self.training.select_by, self.task.kind.validation_metrics(self.task.definition)
         if wanted is not None and wanted not in known:
             given = f"{wanted!r} is no metric of the validation scores of {self.task.name}"
-            why = f"{given} (allowed: {', '.join(map(repr, known))})"
-            raise PydanticCustomError("below", "training.select_by: {why}", {"why": why})
+            raise below(f"training.select_by: {given} (allowed: {', '.join(map(repr, known))})")
         return self
 
     @model_validator(mode="after")
@@ -293,21 +610,20 @@ class Recipe(RunRecipe):
         if dtype not in (None, "fp32", precision):
             allowed = " or ".join(map(repr, dict.fromkeys(("fp32", precision))))
             why = f"{dtype!r} is not allowed with training.precision {precision!r}: it must be {allowed}"
-            raise PydanticCustomError("below", "model.dtype: {why}", {"why": why})
+            raise below(f"model.dtype: {why}")
         if not self.base.computes_in(precision):
-            why = f"{self.base.attention!r} computes in 16 bits alone: set training.precision to bf16 or fp16"
-            raise PydanticCustomError("below", "model.attention: {why}", {"why": why})
+            why = "computes in 16 bits alone: set training.precision to bf16 or fp16"
+            raise below(f"model.attention: {self.base.attention!r} {why}")
         if self.base.quantization is None:
             return self
         if (one := self.not_on_quantised) is not None:
             why = f"{one.name!r} is not allowed: it must be an adapter of PEFT on a frozen base"
-            raise PydanticCustomError("below", "model.quantization: {why}", {"why": why})
+            raise below(f"model.quantization: {why}")
         if self.task.teacher is not None:
             why = "with a teacher, hidden states are compared with those of the base's own weights"
-            raise PydanticCustomError("below", "model.quantization: {why}", {"why": why})
+            raise below(f"model.quantization: {why}")
         if dtype is not None:
-            why = "a quantised base has the dtype of its format; leave one of the two out"
-            raise PydanticCustomError("below", "model.dtype: {why}", {"why": why})
+            raise below("model.dtype: a quantised base has the dtype of its format; leave one of the two out")
         return self
 
     @model_serializer(mode="wrap")
@@ -331,3 +647,167 @@ class Recipe(RunRecipe):
                 "reference": None,
             }
         )
+
+
+# ---------------------------------------------------------------- reading
+
+
+AnyRecipe = TypeVar("AnyRecipe", bound=RunRecipe)
+
+
+def load_recipe(recipe: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and validate a recipe.
+
+    Args:
+        recipe: a YAML file, or the name of a recipe that comes with the package: `"demo"`, or as `aurora init` takes
+            it, `"classification"`. A name is looked up first; a `Path` is always a file.
+        overrides: `["training.epochs=1"]`, see `override`.
+
+    Raises:
+        UserError: there is no such recipe, it cannot be read, or a value is wrong; one line for each mistake.
+    """
+    found = find_recipe(recipe)
+    return validate(override(found.values(), overrides), found.source)
+
+
+def override(
+    data: Any, overrides: Sequence[str], kinds: Sequence[tuple[str, type[BaseModel]]] = (("", Recipe),)
+) -> Any:
+    """A recipe's plain values, not validated yet, changed in place as the overrides say.
+
+    Args:
+        data: the values.
+        overrides: `key=value` with dotted keys, such as `training.epochs=1`. Values are YAML without comments; of a
+            field that takes texts alone, they are taken as they stand, unless they are null, a list or in quotes.
+        kinds: what the values may be, each behind what its keys begin with: they tell which fields take texts.
+
+    Raises:
+        UserError: an override is wrong.
+    """
+    overrides = [overrides] if isinstance(overrides, str) else overrides
+    for one in overrides if isinstance(data, dict) else ():
+        key, equals, text = one.partition("=")
+        if not equals or not key or not all(key.split(".")):
+            raise UserError(f"'{one}' is not of the form key=value, such as training.epochs=1")
+        known = {takes_text(kind, key.removeprefix(start)) for start, kind in kinds if key.startswith(start)}
+        set_field(data, key, parse_typed(text, f"'{one}'", is_text=known - {None} == {True}))
+    return data
+
+
+def name_of(section: str, data: Any) -> Any:
+    """The name that a section of a recipe's plain values has (`model`, `task`, `method`), or None."""
+    found = data.get(section) if isinstance(data, Mapping) else None
+    return found.get("name") if isinstance(found, Mapping) else found
+
+
+def is_result(value: Any) -> bool:
+    """Whether a value that was read from a file is the result of a run."""
+    return isinstance(value, Mapping) and {"schema", "recipe", "metric"} <= value.keys()
+
+
+def task_name(data: Any) -> Any:
+    """The name of the task in a recipe's plain values, or None."""
+    return name_of("task", data)
+
+
+def title_of(data: Any) -> str:
+    """What results call the task in a recipe's plain values."""
+    name = str(task_name(data))
+    return own_task(OWN[name], data["task"]).name if name in OWN and isinstance(data["task"], Mapping) else name
+
+
+def validate(data: Any, source: str) -> Recipe:
+    """A recipe from plain values, as YAML or JSON gives them; `source` names them in errors.
+
+    Raises:
+        UserError: one line for each mistake, with the dotted field, the value and what is allowed.
+    """
+    if task_name(data) == DREAMBOOTH.name:
+        raise UserError(f"{source}: task.name: '{DREAMBOOTH.name}' is only for `aurora train` and `aurora reproduce`")
+    return validate_as(Recipe, data, source)
+
+
+def validate_as(kind: type[AnyRecipe], data: Any, source: str) -> AnyRecipe:
+    """A recipe of the given kind from plain values; see `validate`."""
+    if not isinstance(data, dict):
+        raise UserError(f"{source}: a recipe is a mapping of fields, such as `model: minilm-l6`")
+    with_defaults = {name for name, field in kind.model_fields.items() if isinstance(field.default, BaseModel)}
+    given = {name: value for name, value in data.items() if value is not None or name not in with_defaults}  # empty
+    return validated(kind, given, source)
+
+
+def set_field(data: dict[str, Any], key: str, value: Any) -> None:
+    """Set a field of a recipe's plain values, by its dotted name.
+
+    Raises:
+        UserError: what stands before a dot has no fields.
+    """
+    *sections, last = key.split(".")
+    here = data
+    for place, name in enumerate(sections):
+        if (rest := ".".join((*sections[place:], last))) in here:  # a name with dots, as those in a study's `space`
+            here[rest] = value
+            return
+        section = here.get(name)
+        if section is None:
+            section = here[name] = {}
+        elif isinstance(section, str) and name in ("method", "model", "task"):
+            section = here[name] = {"name": section}
+        if not isinstance(section, dict):
+            raise UserError(f"'{key}': {name} is {section!r:.40}, which has no fields that key=value could change")
+        here = section
+    here[last] = value
+
+
+def check_same_recipe(
+    values: Any,
+    recipe: RunRecipe,
+    source: Path | str,
+    holds: str,
+) -> None:
+    """Raise a UserError if the plain values are those of another recipe.
+
+    Args:
+        values: that are stored.
+        recipe: that is asked for.
+        source: where they are stored.
+        holds: how the message begins: what holds the run of another recipe.
+    """
+    stored = validate_as(type(recipe), values, str(source))
+    there, here = (
+        {field: value for field, value in flatten(one.resolved()).items() if field not in CHANGE_NOTHING}
+        for one in (stored, recipe)
+    )
+    if differing := differences(there, here):
+        raise UserError(
+            f"{holds} the run of another recipe; they differ in {', '.join(differing)}: choose another output folder"
+        )
+
+
+def differences(
+    there: Mapping[str, Any],
+    here: Mapping[str, Any],
+    *,
+    names: tuple[str, str] = ("there", "here"),
+    missing: Any = "not given",
+) -> list[str]:
+    """`seed (there 0, here 1)` for each field that has another value here.
+
+    Args:
+        there: values by their dotted names.
+        here: the others.
+        names: of the two.
+        missing: what counts as the value of a field that one of them does not have.
+    """
+    pairs = ((field, there.get(field, missing), here.get(field, missing)) for field in sorted({*there, *here}))
+    return [f"{field} ({names[0]} {old!r}, {names[1]} {new!r})" for field, old, new in pairs if old != new]
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys."""
+    if not isinstance(value, dict):
+        return {prefix.rstrip("."): value}
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat.update(flatten(item, f"{prefix}{key}."))
+    return flat or {prefix.rstrip("."): {}}

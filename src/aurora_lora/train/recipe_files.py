@@ -1,19 +1,84 @@
-"""The recipes that come with the package, by name: `demo`, and those to start from with data of one's own."""
+"""Recipes as YAML files: reading them (YAML 1.2), and those that come with the package, by name."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from os.path import exists
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from ..errors import UserError, unknown
-from . import yaml_text
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-YAML = (".yaml", ".yml")
+from ..errors import UserError, one_line, unknown
+from ..files import reading
+
+ENDINGS = (".yaml", ".yml")
 """How a name ends that can only be a file's."""
+
+
+def parse(text: str, source: str) -> Any:
+    """The value of a YAML text; `source` names it in errors.
+
+    Raises:
+        UserError: it is not valid YAML; the message names the line.
+    """
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{source}{line}: {one_line(error.problem or error.context)}") from error
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{source}: {one_line(error)}") from error
+
+
+def parse_typed(text: str, source: str, *, is_text: bool) -> Any:
+    """The value of a text that was typed on a command line.
+
+    Args:
+        text: what was typed.
+        source: names it in errors.
+        is_text: whether it is for a field of texts alone, or of lists of them. Then it is taken as it was typed
+            (`Comment #2`, `Review: text`, `0`), unless it is null, or begins as a list or as a text in quotes does.
+
+    Raises:
+        UserError: it is not valid YAML.
+    """
+    plain = text.strip()
+    if is_text and not plain.startswith(("[", "{", "'", '"')):
+        return None if plain in ("", "~", "null") else plain
+    return parse(text, source)
+
+
+def read(path: Path) -> Any:
+    """The value of a YAML file.
+
+    Raises:
+        UserError: the file cannot be read or is not valid YAML.
+    """
+    return parse(read_text(path), str(path))
+
+
+def read_text(path: Path) -> str:
+    """The text of a YAML file.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    with reading(path):
+        return path.read_text(encoding="utf-8-sig")
+
+
+def dump(value: Any) -> str:
+    """Plain values as YAML, in the order given."""
+    yaml, text = YAML(typ="safe", pure=True), io.StringIO()
+    cast(Any, yaml).default_flow_style = cast(Any, yaml).sort_base_mapping_type_on_output = False
+    cast(Any, yaml).width = 120
+    yaml.dump(value, text)
+    return text.getvalue()
 
 
 @dataclass(frozen=True)
@@ -30,20 +95,12 @@ class RecipeFile:
         return self.name or str(self.path)
 
     def values(self) -> Any:
-        """What is in it.
-
-        Raises:
-            UserError: the file cannot be read or is not valid YAML.
-        """
-        return yaml_text.read(self.path)
+        """What is in it; raises as `read`."""
+        return read(self.path)
 
     def yaml(self) -> str:
-        """The text of the file.
-
-        Raises:
-            UserError: the file cannot be read.
-        """
-        return yaml_text.read_text(self.path)
+        """The text of the file; raises as `read_text`."""
+        return read_text(self.path)
 
     def opening(self) -> list[str]:
         """The lines of the comment that it opens with: its command, and what it is."""
@@ -95,7 +152,7 @@ def file_named(given: Path | str, known: Mapping[str, RecipeFile]) -> RecipeFile
         return RecipeFile(given)
     if given in known:
         return known[given]
-    return RecipeFile(Path(given)) if given.endswith(YAML) or exists(given) else None
+    return RecipeFile(Path(given)) if given.endswith(ENDINGS) or exists(given) else None
 
 
 def find_recipe(given: Path | str) -> RecipeFile:
@@ -105,10 +162,7 @@ def find_recipe(given: Path | str) -> RecipeFile:
         UserError: it is no name and no file; the message has the nearest name.
     """
     known = {**starting(), **files_in()}
-    if (found := file_named(given, known)) is not None:
-        return found
-    name = str(given)
-    if "/" in name:  # as those of the paper's tables, which the lab has
-        cells = "of a cell of the paper's tables, `aurora list recipe NAME` prints one"
-        raise UserError(f"'{given}' is neither a file nor a recipe of the package; {cells}")
-    raise UserError(f"'{given}' is no file, and an {unknown('recipe', known, name)}")
+    if (found := file_named(given, known)) is None:
+        cells = "; `aurora list recipe NAME` prints one of the paper's tables" if "/" in str(given) else ""
+        raise UserError(f"'{given}' is no file, and an {unknown('recipe', known, str(given))}{cells}")
+    return found

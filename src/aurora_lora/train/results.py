@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
+import platform
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from .. import files
 from ..data import TASKS
 from ..data.metrics import chance_levels
 from ..errors import UserError
 from ..methods import ParameterCounts
-from .environment import device, git_commit, versions
+from .publish import RESULT
 from .recipe import RunRecipe
-from .storage import RESULT
 
 SCHEMA = 1
 
@@ -109,16 +113,12 @@ def build_result(
 
 def test_sets(result: Result) -> tuple[str, ...]:
     """The test sets that a result has scores of; none where the recipe knows of none."""
-    # results of earlier versions have no `by_test_set` for a single one
     return tuple(result["metric"].get("by_test_set") or result["recipe"]["task"].get("test_sets") or ())
 
 
 def lacking(result: Result, recipe: RunRecipe) -> tuple[str, ...]:
     """The test sets that a recipe asks for and the result of its run has no scores of."""
-    there = test_sets(result)
-    return tuple(
-        name for name in recipe.test_sets if there and name not in there
-    )  # early versions do not say which there are
+    return tuple(name for name in recipe.test_sets if name not in test_sets(result))
 
 
 def with_test_sets(
@@ -176,13 +176,10 @@ def validation_score(result: Mapping[str, Any], metric: str | None = None) -> fl
 
 
 def chance_of(result: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics of uniform guessing, the mean over the test sets; those that the result has scores of.
-
-    Results of earlier versions do not say: of them those of a packaged task, whose examples have all as many answers.
-    """
+    """The metrics of uniform guessing, the mean over the test sets; those that the result has scores of."""
     metric = result["metric"]
     scored = {name for scores in metric["by_form"].values() for name in scores}
-    levels = list(metric.get("chance", {}).values()) or [task_chance(result["task"]) if "accuracy" in scored else {}]
+    levels = list(metric.get("chance", {}).values()) or [{}]
     return {name: sum(one[name] for one in levels) / len(levels) for name in levels[0] if name in scored}
 
 
@@ -216,23 +213,6 @@ def read_result(folder: Path | str) -> Result | None:
     return check_result(result, str(path))
 
 
-_SHAPES: dict[tuple[str, ...], dict[str, type]] = {
-    (): {
-        **dict.fromkeys(("recipe", "metric", "params", "time"), dict),
-        **dict.fromkeys(("method", "model", "task", "device"), str),
-        "seed": int,
-        "epochs": list,
-    },
-    ("recipe",): {"method": dict},
-    ("metric",): {"name": str, "split": str, "by_form": dict, "selected_by": dict},
-    ("metric", "selected_by"): {"form": str},
-    ("params",): {"adapter": int},
-}
-"""What every reader relies on, by its place in a result."""
-_SAMPLE = ("prompt", "expected", "before", "after")
-"""What each of the samples has; see `build_result`."""
-
-
 def check_result(value: Any, where: str) -> Result:
     """The value, if it is a result that this version can read.
 
@@ -247,30 +227,10 @@ def check_result(value: Any, where: str) -> Result:
         raise UserError(f"{where} is not a result of aurora train")
     if value["schema"] != SCHEMA:
         raise UserError(f"{where} has schema {value['schema']}, this version reads schema {SCHEMA}")
-    if "status" in value:
-        _check_shape(value, where)
+    sections = all(isinstance(value.get(name), dict) for name in ("recipe", "metric", "params", "time"))
+    if "status" in value and not (sections and {"by_form", "selected_by", "name"} <= value["metric"].keys()):
+        raise UserError(f"{where} is damaged: it lacks what every result has")
     return value
-
-
-def _check_shape(value: Result, where: str) -> None:
-    """Raise a UserError where a result that `build_result` made has lost what every reader relies on."""
-    for place, shape in _SHAPES.items():
-        part: Any = value
-        for key in place:
-            part = part[key]
-        for name, kind in shape.items():
-            if not isinstance(part.get(name), kind) or isinstance(part[name], bool):
-                raise UserError(f"{where} is damaged: {'.'.join([*place, name])} is missing, or of another kind")
-    for one in value.get("samples", ()):
-        if not isinstance(one, dict) or not all(isinstance(one.get(name), str) for name in _SAMPLE):
-            raise UserError(f"{where} is damaged: samples are not texts called {', '.join(_SAMPLE)}")
-    if not all(isinstance(scores, dict) for scores in value["metric"]["by_form"].values()):
-        raise UserError(f"{where} is damaged: metric.by_form has no scores")
-
-
-def write_result(folder: Path, result: Result) -> None:
-    """Write result.json, whole or not at all."""
-    files.write_json(folder / RESULT, result)
 
 
 def epochs_from_log(history: list[dict[str, Any]], metrics: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -292,3 +252,43 @@ def epochs_from_log(history: list[dict[str, Any]], metrics: tuple[str, ...]) -> 
             )
             total, steps = 0.0, 0
     return files.finite_or_none(entries)  # type: ignore[no-any-return]
+
+
+# ---------------------------------------------------------------- what it was computed with
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of everything that has a say in the numbers."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in ("aurora-lora", "torch", "transformers", "peft", "accelerate", "datasets", "diffusers", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that the package runs from, with `-dirty` after changes; None when installed."""
+    source = Path(__file__).parent
+    try:
+        for command in (["ls-files", "--error-unmatch", Path(__file__).name], ["describe", "--always", "--dirty"]):
+            done = subprocess.run(
+                ["git", "-C", str(source), *command, *(["--abbrev=40"] if command[0] == "describe" else [])],
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=10,
+            )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def device() -> str:
+    """What the run was computed on."""
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    if torch.accelerator.is_available():
+        return torch.accelerator.current_accelerator().type  # type: ignore[union-attr]
+    return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"

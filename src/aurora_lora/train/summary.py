@@ -10,9 +10,9 @@ from ..data.metrics import metric_named
 from ..forms import MERGED
 from ..text_table import TextTable
 from .finished_run import FinishedRun
+from .publish import ADAPTER, DATA, LOGS, LORA, RECIPE, REFERENCE, RESULT, SPLITS
 from .results import Result, Scores
 from .score_tables import examples_scored, run_table, score_table, shown_table
-from .storage import ADAPTER, DATA, LOGS, LORA, RECIPE, REFERENCE, RESULT, SPLITS
 
 
 def print_run(console: Console, run: FinishedRun) -> None:

@@ -1,146 +1,129 @@
-"""Transformers' Trainer with two learning rates, checkpoints whole or absent, and a clock that outlives a kill."""
+"""What the trainers of all kinds of task share: the recipe in Transformers' words, callbacks, two learning rates."""
 
 from __future__ import annotations
 
-import json
+import importlib
 import math
 import os
-from contextlib import suppress
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Sampler
-from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from .. import files, folders
+from .. import termination
 from ..data.metrics import metric_named
-from ..errors import DIVERGED, UserError
+from ..errors import UserError, one_line
+from ..extras import extra
 from ..finite import check_loss
-from ..methods.parameters import WEIGHTS_FILE, is_head, load_trained, save_trained
-from . import storage
-from .base_commit import check_same_commit, commit_of
-from .batches import Filled, IgnoreFilling, Share, WholeSteps, steps_of_an_epoch
-from .distributed import check_as_many, check_precision, on_main
-from .memory import frozen_dtype, peak_memory
-from .recipe import Recipe
-from .step_callbacks import Clock, EachEpoch, EarlyStop, ExtraCheckpoints, LogFirst, StopWhenAsked
-
-TRAINER_STATE = "trainer_state.json"
-"""The file in each checkpoint with Transformers' own state."""
+from ..methods.parameters import is_head, save_trained
+from .distributed import asked_to_stop, check_as_many, check_precision, is_main, state
+from .memory import peak_memory
+from .publish import checkpoint_name, manifest_of, write_manifest
+from .recipe import Logger, Recipe, divide, steps_of_an_epoch
 
 
-def training_arguments(
-    recipe: Recipe, share: Share, checkpoints: Path, examples: int, metric: str
-) -> TrainingArguments:
-    """The recipe in Transformers' words.
+class OneDevice:
+    """Makes `TrainingArguments` compute on one GPU: on several, without a launcher, Trainer would use DataParallel,
+    with as many times the recipe's batch."""
+
+    @property
+    def n_gpu(self) -> int:
+        """GPUs of this process."""
+        return min(1, int(super().n_gpu))  # type: ignore[misc]
+
+
+class Arguments(OneDevice, TrainingArguments):
+    """`TrainingArguments` of one device."""
+
+
+def arguments(recipe: Recipe, checkpoints: Path, examples: int) -> dict[str, Any]:
+    """The recipe in Transformers' words: the fields of `TrainingArguments`, which TRL's configurations have as well.
 
     Args:
         recipe: what to train.
-        share: this process's, of each step.
         checkpoints: folder of the checkpoints.
         examples: in the training split.
-        metric: that chooses the best epoch.
 
     Raises:
-        UserError: a precision that this machine cannot compute in.
+        UserError: a precision that this machine cannot compute in, or a step that cannot be divided among processes.
     """
     wanted = recipe.training
     has_accelerator = torch.accelerator.is_available()
     check_precision(wanted.precision)
+    share = divide(wanted, state().num_processes)
     steps = steps_of_an_epoch(wanted, examples) * wanted.epochs
-    every = wanted.eval_every if isinstance(wanted.eval_every, int) else None
+    every = None if wanted.eval_every == "epoch" else wanted.eval_every
     # `accelerate launch` gives every process the precision of its own configuration, which counts where this is fp32
     os.environ["ACCELERATE_MIXED_PRECISION"] = "no" if wanted.precision == "fp32" else wanted.precision
-    args = TrainingArguments(
-        output_dir=str(checkpoints),
-        per_device_train_batch_size=share.batch_size,
-        per_device_eval_batch_size=wanted.eval_batch_size,
-        gradient_accumulation_steps=share.accumulation,
-        num_train_epochs=wanted.epochs,
-        learning_rate=wanted.learning_rate,
-        weight_decay=wanted.weight_decay,
-        lr_scheduler_type=wanted.scheduler,
-        warmup_steps=_warmup_of(wanted.warmup_ratio, steps) if wanted.warmup_steps is None else wanted.warmup_steps,
-        max_grad_norm=wanted.max_grad_norm,
-        bf16=wanted.precision == "bf16",
-        fp16=wanted.precision == "fp16",
-        eval_strategy="epoch" if every is None else "steps",
-        eval_steps=every,
+    # not all of the steps: the rate of the first one is 0, and a run of a single step would learn nothing
+    warmup = min(math.ceil(wanted.warmup_ratio * steps), steps - 1)
+    return {
+        "output_dir": str(checkpoints),
+        "per_device_train_batch_size": share.batch_size,
+        "per_device_eval_batch_size": wanted.eval_batch_size,
+        "gradient_accumulation_steps": share.accumulation,
+        "num_train_epochs": wanted.epochs,
+        "learning_rate": wanted.learning_rate,
+        "weight_decay": wanted.weight_decay,
+        "lr_scheduler_type": wanted.scheduler,
+        "warmup_steps": warmup if wanted.warmup_steps is None else wanted.warmup_steps,
+        "max_grad_norm": wanted.max_grad_norm,
+        "bf16": wanted.precision == "bf16",
+        "fp16": wanted.precision == "fp16",
+        "eval_strategy": "epoch" if every is None else "steps",
+        "eval_steps": every,
         # a checkpoint with each evaluation, so that the best one can be had back
-        save_strategy="epoch" if every is None else "steps",
-        save_steps=every or 500,
-        metric_for_best_model=metric,
-        greater_is_better=not metric_named(metric).lower_is_better,
-        logging_steps=max(1, steps // 200),
-        logging_nan_inf_filter=False,
-        seed=recipe.seed,
-        data_seed=recipe.seed,
-        use_cpu=not has_accelerator,
-        dataloader_pin_memory=has_accelerator,
-        dataloader_num_workers=wanted.workers,
-        remove_unused_columns=False,
-        label_names=["labels"],
-        log_level_replica="passive",
-        report_to="none",  # see `loggers`
-        run_name=recipe.name,
-        project=os.environ.get("TRACKIO_PROJECT", "huggingface"),  # Transformers' default, which never looks for it
-        disable_tqdm=True,
-    )
-    # On several GPUs without a launcher, Trainer would use DataParallel, with as many times the recipe's batch.
-    if args.n_gpu > 1:
-        args._n_gpu = 1
-    return args
-
-
-def _warmup_of(ratio: float, steps: int) -> int:
-    """Not all of the steps: the rate of the first one is 0, and a run of a single step would learn nothing."""
-    return min(math.ceil(ratio * steps), steps - 1)
+        "save_strategy": "epoch" if every is None else "steps",
+        "save_steps": every or 500,
+        "save_total_limit": 3,  # the best, the last and the one before, which counts if the last is half written
+        "load_best_model_at_end": True,
+        "restore_callback_states_from_checkpoint": True,
+        "metric_for_best_model": recipe.selected_by,
+        "greater_is_better": not metric_named(recipe.selected_by).lower_is_better,
+        "logging_steps": max(1, steps // 200),
+        "logging_nan_inf_filter": False,
+        "seed": recipe.seed,
+        "data_seed": recipe.seed,
+        "use_cpu": not has_accelerator,
+        "dataloader_pin_memory": has_accelerator,
+        "dataloader_num_workers": wanted.workers,
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+        "log_level_replica": "passive",
+        "report_to": "none",  # see `logger_callbacks`
+        "run_name": recipe.name,
+        "project": os.environ.get("TRACKIO_PROJECT", "huggingface"),  # Transformers never looks for it
+        "disable_tqdm": True,
+    }
 
 
 class RecipeTrainer(Trainer):
-    """The trainer of `aurora train`.
+    """Transformers' Trainer with a learning rate of its own for the head.
 
     Args:
         recipe: what to train; the learning rates are taken from it.
-        checkpoints: folder of the checkpoints. The last two are kept, and the best one as each of them knows it.
         kwargs: as for Transformers' Trainer.
     """
 
-    def __init__(self, recipe: Recipe, checkpoints: Path, **kwargs: Any) -> None:
+    def __init__(self, recipe: Recipe, **kwargs: Any) -> None:
         self.recipe = recipe
-        self.checkpoints = checkpoints
-        self.clock = Clock()
-        self.peak_mb = 0.0
-        self._writing: Path | None = None
-        # Before the others: the clock stops when a step ends, not after what follows it. Transformers' flow callback,
-        # which decides what follows, always comes first.
-        callbacks = [StopWhenAsked(), self.clock, LogFirst(), *kwargs.pop("callbacks", ())]
-        if recipe.training.checkpoint_every is not None:
-            callbacks.insert(0, ExtraCheckpoints(recipe.training.checkpoint_every))
-        self.early_stop = None if recipe.training.patience is None else EarlyStop(recipe.training.patience)
-        if self.early_stop is not None:
-            callbacks.append(self.early_stop)
-        if kwargs["args"].world_size > 1:
-            kwargs["train_dataset"] = Filled(kwargs["train_dataset"])
-            kwargs["data_collator"] = IgnoreFilling(kwargs["data_collator"])
-        super().__init__(callbacks=callbacks, compute_loss_func=recipe.task.kind.loss(), **kwargs)
-        self.remove_callback(PrinterCallback)
-        self._order: WholeSteps | None = None
-        self.add_callback(EachEpoch(self._set_order))
+        super().__init__(preprocess_logits_for_metrics=_logits_alone, **kwargs)
         # Several models accept `num_items_in_batch` without using it, which makes their loss N times too large under
-        # gradient accumulation or on N processes. `mean_loss` divides by it instead.
+        # gradient accumulation: the mean of a forward pass is divided by their number instead.
         self.model_accepts_loss_kwargs = False
-
-    def scoring(self, split: str) -> None:
-        """Prepare to score a split."""
-
-    @property
-    def module(self) -> nn.Module:
-        """The model, without the wrappers of distributed training."""
-        assert self.model is not None
-        return self.model
 
     @property
     def is_sharded(self) -> bool:
@@ -149,7 +132,8 @@ class RecipeTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW on up to four groups: adapter and head, each with and without weight decay (biases and norms)."""
-        model = self.module if model is None else model
+        model = model or self.model
+        assert model is not None
         if self.optimizer is None:
             wanted = self.recipe.training
             head_rate = wanted.head_learning_rate or wanted.learning_rate
@@ -157,7 +141,7 @@ class RecipeTrainer(Trainer):
             groups: dict[tuple[float, float], list[nn.Parameter]] = {}
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad:
-                    rate = head_rate if is_head(self.module, name) else wanted.learning_rate
+                    rate = head_rate if is_head(self.model, name) else wanted.learning_rate  # type: ignore[arg-type]
                     decay = wanted.weight_decay if name in decaying else 0.0
                     groups.setdefault((rate, decay), []).append(parameter)
             optimizer, options = self.get_optimizer_cls_and_kwargs(self.args)
@@ -167,179 +151,186 @@ class RecipeTrainer(Trainer):
             )
         return self.optimizer
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
-        """One process takes the order that Transformers and Accelerate make; several share out the same one."""
-        if self.args.world_size == 1:
-            return super()._get_train_sampler(train_dataset)
-        dataset: Any = self.train_dataset
-        together = self.args.per_device_train_batch_size * self.args.world_size
-        self._order = WholeSteps(dataset, self.recipe.seed, together)
-        return self._order
+    def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
+        """Save as Transformers does; of a model without PEFT's adapter only what is trained."""
+        if hasattr(self.model, "peft_config") or self.is_sharded:
+            super().save_model(output_dir, *args, **kwargs)
+        elif self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)  # type: ignore[arg-type]
+            folder.mkdir(parents=True, exist_ok=True)
+            save_trained(self.model, folder)  # type: ignore[arg-type]
 
-    def _set_order(self, epoch: int) -> None:
-        """Order the examples of an epoch: behind a loader that skips what came before a checkpoint, Accelerate does
-        not."""
-        if self._order is not None:
-            self._order.set_epoch(epoch)
 
-    def loss_of(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """The loss of a model on a batch, outside the training loop."""
-        inputs = self._prepare_inputs(dict(batch))
-        with self.accelerator.autocast():
-            loss = self.compute_loss(model, inputs)
-        assert isinstance(loss, Tensor)
-        return loss
+def _logits_alone(logits: Any, labels: Any) -> Tensor:
+    """The logits: encoder-decoder models and some of images give more."""
+    found: Tensor = logits[0] if isinstance(logits, tuple) else logits
+    return found
 
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """The loss, the logits alone and the labels: encoder-decoder models and some of images give more."""
-        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        return loss, logits[0] if isinstance(logits, tuple) else logits, labels
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log as Transformers does; a loss that is no longer a number ends the run."""
-        check_loss(logs.get("loss", 0.0), self.state.global_step)
-        super().log(logs, start_time)
+# ---------------------------------------------------------------- callbacks
 
-    # ---------------------------------------------------------------- checkpoints
 
-    def resume(self) -> Path | None:
-        """Read the run's own state from the last checkpoint that is whole, as is its best one; its path for `train`.
+class WholeCheckpoints(TrainerCallback):
+    """Makes each checkpoint whole, with what a run that goes on needs to know: how long it has trained, and on what.
+
+    Counts the seconds of training steps; evaluations, calibrations and checkpoints are left out.
+
+    Args:
+        folder: of the checkpoints.
+        others: the run's further callbacks, of which those of methods may keep a state in each checkpoint.
+    """
+
+    def __init__(self, folder: Path, others: Sequence[TrainerCallback] = ()) -> None:
+        self.folder = folder
+        self.stateful: list[Any] = [one for one in others if hasattr(one, "save_state")]
+        self.seconds, self.peak_mb = 0.0, 0.0
+        self._since: float | None = None
+
+    def resume(self, checkpoint: Path) -> None:
+        """Go on from a checkpoint.
 
         Raises:
-            UserError: the run was started with another number of processes, on another base model of the same name, or
-                with its weights in another precision.
+            UserError: the run was started with another number of processes.
         """
-        last = on_main(lambda: storage.last_intact(self.checkpoints, self._best_at))
-        if last is None:
-            return None
-        saved = files.read_json(last / storage.RUN_STATE)
-        folder = self.checkpoints.parent
-        check_as_many(folder, saved["processes"], self.args.world_size)
-        check_same_commit(folder, self.recipe.model, saved.get("model_commit"), commit_of(self.module))
-        there, here = saved.get("frozen", str(torch.float32)), str(frozen_dtype(self.recipe))  # once it was always so
-        if there != here:
-            raise UserError(
-                f"{folder} was started by a version that kept its frozen weights in {there}, this one "
-                f"keeps them in {here}: finish it with that version, or choose another output folder"
-            )
-        for callback in self._stateful_callbacks():
-            callback.load_state(last)
-        self.clock.seconds = saved["train_s"]
-        self.peak_mb = saved["peak_mb"]
-        return last
-
-    def has_ended(self, checkpoint: Path | None) -> bool:
-        """Whether a checkpoint is one that the training stopped at early; its state is then this trainer's."""
-        if checkpoint is None or self.early_stop is None:
-            return False
-        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
-        if not self.early_stop.is_over(self.args, state):
-            return False
-        self.state = state
-        return True
-
-    def _stateful_callbacks(self) -> list[Any]:
-        """The callbacks of the method that keep a state in each checkpoint; see `Method.callbacks`."""
-        return [callback for callback in self.callback_handler.callbacks if hasattr(callback, "save_state")]
-
-    def _best_at(self, checkpoint: Path) -> list[Path]:
-        """The best checkpoint when this one was written, if there was one yet."""
-        step = files.read_json(checkpoint / TRAINER_STATE)["best_global_step"]
-        return [] if step is None else [self.checkpoints / storage.checkpoint_name(step)]
-
-    def best_checkpoint(self) -> Path:
-        """The checkpoint with the best validation score.
-
-        Raises:
-            UserError: there was never a score to compare, or the checkpoint is damaged.
-        """
-        step = self.state.best_global_step
-        if step is None:
-            raise UserError(f"{DIVERGED}: the validation {self.args.metric_for_best_model} was never a number")
-        best = self.checkpoints / storage.checkpoint_name(step)
-        if not on_main(lambda: storage.is_intact(best)):
-            raise UserError(f"{best} is damaged: the same command goes on from what is whole")
-        return best
+        manifest = manifest_of(checkpoint)
+        assert manifest is not None
+        check_as_many(self.folder.parent, manifest["processes"], state().num_processes)
+        self.seconds, self.peak_mb = manifest["train_s"], manifest["peak_mb"]
+        for callback in self.stateful:
+            callback.load_state(checkpoint)
 
     def measure_memory(self) -> float:
         """The largest memory in use so far, in MiB, interruptions included."""
         self.peak_mb = max(self.peak_mb, peak_memory())
         return self.peak_mb
 
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._writing or self.checkpoints)
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        if state.best_global_step:  # the folder may have moved
+            state.best_model_checkpoint = str(self.folder / checkpoint_name(state.best_global_step))
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Let Transformers write the checkpoint under another name; publish it; then delete the ones not needed."""
-        name = storage.checkpoint_name(self.state.global_step)
-        self._writing = self.checkpoints / f".writing{files.PARTIAL}"
-        try:
-            with files.plain_write_errors(self.checkpoints / name):
-                on_main(self._make_room)
-                super()._save_checkpoint(model, trial)
-                self.accelerator.wait_for_everyone()  # each process writes its own random state
-                self.state.best_model_checkpoint = None  # it would name the folder being written; see best_checkpoint
-                on_main(lambda: self._publish(name))
-        except BaseException:  # as on a full disk, which what is half written would keep full
-            if self.accelerator.is_main_process:
-                with suppress(OSError):
-                    folders.remove(self._writing)
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._since = time.perf_counter()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._since = self._since or time.perf_counter()
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # at an epoch's last step, too: what others do there before the epoch ends is no training
+        if control.should_evaluate or control.should_save or float(state.epoch or 0.5).is_integer():
+            self._stop(control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
+        self._stop(control)
+
+    def _stop(self, control: TrainerControl) -> None:
+        if self._since is not None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()  # the last step is still under way
+            self.seconds += time.perf_counter() - self._since
+        self._since = None
+        # a run that goes on from here could not tell the loss since the last line of the log
+        control.should_log = control.should_log or control.should_evaluate or control.should_save
+
+    def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        _wait_for_everyone()  # each process writes its own random state
+        if is_main():
+            checkpoint = self.folder / checkpoint_name(state.global_step)
+            for callback in self.stateful:
+                callback.save_state(checkpoint)
+            write_manifest(
+                checkpoint,
+                best=state.best_global_step,
+                train_s=self.seconds,
+                peak_mb=self.measure_memory(),
+                processes=args.world_size,
+            )
+        _wait_for_everyone()
+        if asked_to_stop():  # not by `should_training_stop`: Trainer would evaluate as at the end of an epoch
+            termination.stop()
+
+
+def _wait_for_everyone() -> None:
+    state().wait_for_everyone()
+
+
+class FiniteLoss(TrainerCallback):
+    """Ends a run whose loss is no number any more, by a UserError."""
+
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        check_loss((logs or {}).get("loss", 0.0), state.global_step)
+
+
+class ExtraCheckpoints(TrainerCallback):
+    """Checkpoints beside those at the evaluations: each N steps, and where SIGTERM has come, at the step it came in.
+
+    To come before `WholeCheckpoints`, which ends the process then.
+    """
+
+    def __init__(self, every: int | None = None) -> None:
+        self.every = every
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        is_due = self.every is not None and state.global_step % self.every == 0
+        if (asked_to_stop() or is_due) and not _is_saved_anyway(args, state):
+            control.should_save = True
+
+
+def _is_saved_anyway(args: Any, state: TrainerState) -> bool:
+    """Whether an evaluation and its checkpoint follow: one before these would let a resumed run miss them. Such is the
+    last step of an epoch, where each is evaluated, and the last one of all."""
+    if args.eval_strategy != "epoch":
+        return bool(state.global_step >= state.max_steps)
+    return state.epoch is not None and float(state.epoch).is_integer()
+
+
+def has_stopped_early(state: TrainerState, patience: int | None) -> bool:
+    """Whether a training stopped at this state, of a checkpoint, for want of better scores."""
+    kept: Any = state.stateful_callbacks or {}
+    in_vain = kept.get(EarlyStoppingCallback.__name__, {}).get("attributes", {}).get("early_stopping_patience_counter")
+    return patience is not None and in_vain is not None and in_vain >= patience
+
+
+# ---------------------------------------------------------------- loggers
+
+
+@contextmanager
+def own_runs(names: Sequence[Logger]) -> Iterator[None]:
+    """Within the block a training may begin a run of Weights & Biases, which ends with it: Transformers' callback goes
+    on with one that is open. One that the caller has begun stays theirs."""
+    wandb: Any = None
+    if "wandb" in names:
+        with extra("wandb"):
+            wandb = importlib.import_module("wandb")
+    is_theirs, failed = wandb is not None and wandb.run is not None, True
+    try:
+        yield
+        failed = False
+    except Exception as error:  # as where nobody has logged in
+        if type(error).__module__.partition(".")[0] != "wandb":
             raise
-        finally:
-            self._writing = None
+        raise UserError(f"training.report_to: wandb: {one_line(error)}") from error
+    finally:
+        if wandb is not None and not is_theirs and wandb.run is not None:
+            wandb.finish(exit_code=int(failed))
 
-    def _make_room(self) -> None:
-        assert self._writing is not None
-        folders.remove(self._writing)
-        self._writing.mkdir(parents=True)
 
-    def _publish(self, name: str) -> None:
-        assert self._writing is not None
-        written = self._writing / name
-        self.state.save_to_json(str(written / TRAINER_STATE))
-        run_state = {
-            "train_s": self.clock.seconds,
-            "peak_mb": self.measure_memory(),
-            "processes": self.args.world_size,
-            "model_commit": commit_of(self.module),
-            "frozen": str(frozen_dtype(self.recipe)),
-        }
-        (written / storage.RUN_STATE).write_text(json.dumps(run_state), encoding="utf-8")
-        for callback in self._stateful_callbacks():
-            callback.save_state(written)
-        (written / "training_args.bin").unlink(missing_ok=True)  # a pickle, never read back: the recipe says it all
-        storage.write_manifest(written)
-        folders.publish(written, self.checkpoints / name)
-        self._writing.rmdir()
-        last_two = list(storage.checkpoints(self.checkpoints).values())[-2:]
-        storage.keep_only(self.checkpoints, {*last_two, *(best for path in last_two for best in self._best_at(path))})
+def logger_callbacks(names: Sequence[Logger], folder: Path) -> list[TrainerCallback]:
+    """Transformers' callbacks that report to these.
 
-    # ---------------------------------------------------------------- methods without a PEFT adapter
+    Args:
+        names: of the loggers. Weights & Biases and Trackio are set up by their own environment variables.
+        folder: where TensorBoard's files go.
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        if hasattr(self.model, "peft_config") or self.is_sharded:
-            super()._save(output_dir, state_dict)
-        elif self.args.should_save:
-            folder = Path(output_dir or self.checkpoints)
-            folder.mkdir(parents=True, exist_ok=True)
-            save_trained(self.module, folder)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if (Path(resume_from_checkpoint) / WEIGHTS_FILE).exists():
-            load_trained(self.module if model is None else model, Path(resume_from_checkpoint))
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def load_best(self) -> None:
-        """Put the weights of the best checkpoint into the model, as they are deployed; raises as `best_checkpoint`."""
-        self.load_weights(self.best_checkpoint())
-
-    def load_weights(self, checkpoint: Path) -> None:
-        """Put the weights of a checkpoint into the model."""
-        self._load_from_checkpoint(str(checkpoint))
+    Raises:
+        UserError: one is not installed.
+    """
+    callbacks: list[TrainerCallback] = []
+    for name in names:
+        with extra(name):
+            importlib.import_module(name)
+        kinds: Any = INTEGRATION_TO_CALLBACK
+        callback = kinds[name]()
+        if name == "tensorboard":
+            callback.logging_dir = str(folder)
+        callbacks.append(callback)
+    return callbacks

@@ -10,7 +10,7 @@ from aurora_lora.data import get_task
 from aurora_lora.errors import UserError
 from aurora_lora.lab.experiments.architectures import architecture, is_stored_quantised
 from aurora_lora.train.models import load_base_model, stored_quantization
-from aurora_lora.train.sections import ModelSection
+from aurora_lora.train.recipe import ModelSection
 
 
 @pytest.mark.parametrize("config", [None, "{", '{"model_type": "new"}', '{"hidden_act": 3}'])

@@ -29,9 +29,9 @@ from aurora_lora.lab.experiments.machines import GPUS, ROOM, Machine
 from aurora_lora.lab.experiments.recipe_kinds import load_any
 from aurora_lora.lab.experiments.text_lengths import Sizes
 from aurora_lora.lab.report.plan import LESS, NO_CHANGE
-from aurora_lora.train.data import Data, load_data
+from aurora_lora.train.build import load_data, load_processor
+from aurora_lora.train.data import Data
 from aurora_lora.train.kinds import texts as kinds_of_texts
-from aurora_lora.train.models import load_processor
 from aurora_lora.train.recipe import Recipe
 
 LONG = ["model.quantization=nf4", "training.precision=bf16", "training.gradient_checkpointing=true"]

@@ -32,13 +32,9 @@ from aurora_lora.lab.experiments.machines import named
 from aurora_lora.lab.experiments.reproduce import prepare
 from aurora_lora.lab.experiments.text_lengths import Sizes
 from aurora_lora.train import choice_trainer, models
-from aurora_lora.train.batches import divide
-from aurora_lora.train.build import make_model
-from aurora_lora.train.choice_trainer import ChoiceTrainer
-from aurora_lora.train.choices import choice_scores, questions_at_once
-from aurora_lora.train.memory import base_for, checkpoint_activations
-from aurora_lora.train.model_inputs import cached_width
-from aurora_lora.train.recipe import Recipe
+from aurora_lora.train.kinds.choices import ChoiceTrainer, choice_scores, questions_at_once
+from aurora_lora.train.models import base_for, cached_width, checkpoint_activations, make_model
+from aurora_lora.train.recipe import Recipe, divide
 from aurora_lora.train.trainer import RecipeTrainer, training_arguments
 
 LIMIT_GB = 24

@@ -25,8 +25,7 @@ from aurora_lora.lab.experiments.reproduce import prepare
 from aurora_lora.lab.experiments.runs_file import RunsFile
 from aurora_lora.lab.report.plan import plan_lines, plan_tables
 from aurora_lora.methods import ParameterCounts, get_method
-from aurora_lora.train.reading import validate
-from aurora_lora.train.recipe import Recipe
+from aurora_lora.train.recipe import Recipe, validate
 
 RESULTS = Path(__file__).parents[3] / "results"
 

@@ -21,7 +21,7 @@ from aurora_lora.lab.experiments.jobs import Job, Outcome, launch_job, run_job
 from aurora_lora.lab.experiments.reproduce import Reproduction, prepare, run
 from aurora_lora.lab.experiments.suite import Suite
 from aurora_lora.lab.report.paper_comparison import compare, markdown, notes, tables
-from aurora_lora.train import storage, yaml_text
+from aurora_lora.train import publish, recipe_files
 from make.tables import reproduced_table
 
 MakeSuite = Callable[..., Suite]
@@ -176,7 +176,7 @@ def test_accelerate_is_given_the_recipe_that_is_asked_for(todo: Reproduction, mo
     launched: list[dict[str, Any]] = []
 
     def call(command: list[str], output: object) -> int:
-        launched.append(yaml_text.read(Path(command[command.index("train") + 1])))
+        launched.append(recipe_files.read(Path(command[command.index("train") + 1])))
         return 2
 
     monkeypatch.setattr("aurora_lora.termination.call", call)
@@ -185,7 +185,7 @@ def test_accelerate_is_given_the_recipe_that_is_asked_for(todo: Reproduction, mo
     assert [values["seed"] for values in launched] == [7, job.recipe.seed]
     (job.folder / "adapter").mkdir()
     assert "another recipe" in str(launch_job(other).error)
-    assert yaml_text.read(job.folder / "recipe.yaml")["seed"] == job.recipe.seed
+    assert recipe_files.read(job.folder / "recipe.yaml")["seed"] == job.recipe.seed
 
 
 LAUNCHER = """Traceback (most recent call last):
@@ -256,7 +256,7 @@ def test_a_run_that_another_process_is_at_is_waited_for(todo: Reproduction, monk
     job, other = list(todo.jobs.values())[:2]
     job.folder.mkdir(parents=True)
     events: list[str] = []
-    lock = storage.lock(job.folder)
+    lock = publish.lock(job.folder)
     lock.__enter__()
 
     def pause(seconds: float) -> None:
@@ -301,7 +301,7 @@ def test_accelerate_leaves_a_run_to_the_process_that_is_at_it(
     job = next(iter(todo.jobs.values()))
     job.folder.mkdir(parents=True)
     launched: list[Any] = []
-    lock = storage.lock(job.folder)
+    lock = publish.lock(job.folder)
 
     def refused(command: list[str], output: object) -> int:
         launched.append(command)
@@ -501,4 +501,4 @@ def test_wrong_arguments_are_exit_code_2(aurora: Callable[..., Any]) -> None:
 def test_yaml_of_recipes_is_read_back(todo: Reproduction) -> None:
     job = next(iter(todo.jobs.values()))
     assert run_job(job).result is not None
-    assert yaml_text.read(job.folder / "recipe.yaml") == job.recipe.resolved()
+    assert recipe_files.read(job.folder / "recipe.yaml") == job.recipe.resolved()

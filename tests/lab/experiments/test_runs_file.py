@@ -26,8 +26,8 @@ from aurora_lora.lab.experiments.sweep import Sweep
 from aurora_lora.lab.report.catalogue import write_figures
 from aurora_lora.lab.report.page import write_page
 from aurora_lora.lab.report.sections import load_sections
-from aurora_lora.train import yaml_text
-from aurora_lora.train.reading import validate
+from aurora_lora.train import recipe_files
+from aurora_lora.train.recipe import validate
 from make.tables import study_page
 
 REPOSITORY = Path(__file__).parents[3]
@@ -47,7 +47,7 @@ def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         # in folders of names that must not matter
         "settings": [{"name": "lora", "method": {"name": "lora", "r": 2}}, {"name": "build", "method": "aurora"}],
     }
-    (folder / "study.yaml").write_text(yaml_text.dump(study))
+    (folder / "study.yaml").write_text(recipe_files.dump(study))
     done = CliRunner().invoke(cli.app, ["sweep", str(folder / "study.yaml"), "-o", str(folder / "out")])
     assert done.exit_code == 0, done.output
     assert "were not in" not in done.output
@@ -111,7 +111,7 @@ def test_a_line_and_the_first_are_the_result_with_its_place_less_the_digests(fin
         there = json.loads((folder / "result.json").read_text())
         assert there.pop("adapter_sha256")  # of files that are there
         assert result == there
-        assert result["recipe"] == yaml_text.read(folder / "recipe.yaml")
+        assert result["recipe"] == recipe_files.read(folder / "recipe.yaml")
         assert {path.name for path in folder.iterdir()} >= {"adapter", "log.txt"}
 
 
@@ -184,9 +184,9 @@ def test_a_study_of_an_earlier_version_is_taken_in(study: Path) -> None:
 
 
 def test_another_recipe_is_refused(study: Path) -> None:
-    plan = yaml_text.read(study / "study.yaml")
+    plan = recipe_files.read(study / "study.yaml")
     plan["base"]["training"]["epochs"] = 2
-    (study / "study.yaml").write_text(yaml_text.dump(plan))
+    (study / "study.yaml").write_text(recipe_files.dump(plan))
     shutil.rmtree(study / "out" / "runs")
     done = _sweep(study)
     assert done.exit_code == 2

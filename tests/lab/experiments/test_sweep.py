@@ -28,7 +28,7 @@ from aurora_lora.lab.experiments.study_scores import by_form_and_metric
 from aurora_lora.lab.experiments.sweep import Sweep
 from aurora_lora.lab.report.sections import load_sections
 from aurora_lora.lab.report.study import missing_note, study_tables
-from aurora_lora.train import storage, yaml_text
+from aurora_lora.train import publish, recipe_files
 
 RATES = [1e-3, 3e-2]
 ONE = {"name": "a", "method": {"name": "lora", "target_modules": ["query"]}}
@@ -52,7 +52,7 @@ def write(tmp_path: Path, base: dict[str, Any]) -> Callable[..., Path]:
             **changes,
         }
         path = tmp_path / "study.yaml"
-        path.write_text(yaml_text.dump(values))
+        path.write_text(recipe_files.dump(values))
         return path
 
     return study
@@ -466,7 +466,7 @@ def test_the_best_validation_score_is_chosen(write: Callable[..., Path], tmp_pat
 
 
 def test_of_a_metric_that_is_better_when_less_the_least_is_chosen(write: Callable[..., Path], tmp_path: Path) -> None:
-    base = yaml_text.read(write())["base"]
+    base = recipe_files.read(write())["base"]
     study = load_study(write(base={**base, "task": {"name": "chat", "data": "chats.jsonl"}}))
     assert study.metric.lower_is_better  # the task's own is nll
     assert not load_study(write()).metric.lower_is_better
@@ -791,7 +791,7 @@ def test_a_trial_that_another_process_is_at_is_left_to_it(write: Callable[..., P
     mine, theirs = (Sweep(study, tmp_path / "out", InProcess(fake)) for _ in range(2))
     job = next(theirs._ask({}))
     job.folder.mkdir(parents=True)
-    with storage.lock(job.folder):
+    with publish.lock(job.folder):
         mine._reclaim(setting)
         assert [trial.state for trial in mine._trials[setting.name].running()] == [TrialState.RUNNING]
         others = {}

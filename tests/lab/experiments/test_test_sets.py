@@ -18,8 +18,7 @@ from aurora_lora.lab.experiments.suite import Suite
 from aurora_lora.lab.report.paper_comparison import compare
 from aurora_lora.train import load_run, train
 from aurora_lora.train.evaluating import evaluate
-from aurora_lora.train.reading import validate
-from aurora_lora.train.recipe import Recipe
+from aurora_lora.train.recipe import Recipe, validate
 from aurora_lora.train.score_tables import examples_scored
 from aurora_lora.train.summary import print_run
 

@@ -12,7 +12,7 @@ from scipy.stats import t
 from aurora_lora.errors import UserError
 from aurora_lora.lab.report.groups import Group, chosen, groups, half_interval, interval, labels
 from aurora_lora.lab.report.results import by_learning_rate
-from aurora_lora.train.reading import validate
+from aurora_lora.train.recipe import validate
 
 
 def test_groups(results: list[dict[str, Any]]) -> None:

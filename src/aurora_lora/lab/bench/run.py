@@ -20,9 +20,9 @@ from ...folders import clear_leftovers
 from ...machine import usable_cores
 from ...ops import dispatch
 from ...temporary_attributes import temporary_attributes
-from ...train.environment import device as device_name
-from ...train.environment import git_commit, versions
 from ...train.precision import check_dtype
+from ...train.results import device as device_name
+from ...train.results import git_commit, versions
 from . import analytic_cost
 from .measure import Plan, TrainingStep, count_step, measure
 from .scaling import AXES, measure_axis

@@ -13,7 +13,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from ...data.models import MODELS, PretrainedHere
 from ...train.models import load_config, quantization_of
-from ...train.sections import ModelSection
+from ...train.recipe import ModelSection
 
 _ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1}
 _VIT = {"image_size": 224, "patch_size": 16}

@@ -12,14 +12,14 @@ from ...data.models import is_missing
 from ...deploy.formats import check_quantization
 from ...diffusion.recipe import SubjectRecipe
 from ...errors import UserError
-from ...train.batches import examples_of_a_step, steps_of_an_epoch
-from ...train.contamination_guard import check_contamination
-from ...train.data import Data, load_data, notes
+from ...train.build import load_data
+from ...train.data import Data, notes
 from ...train.distributed import check_precision, state
-from ...train.model_inputs import check_positions, longest_text, positions
-from ...train.models import load_processor
-from ...train.recipe import Recipe, RunRecipe
-from ...train.storage import check_recipe
+from ...train.kinds import kind_of
+from ...train.models import check_positions, longest_text, positions
+from ...train.publish import check_recipe
+from ...train.recipe import Recipe, RunRecipe, examples_of_a_step, steps_of_an_epoch
+from ...train.run import check_contamination
 from . import shapes, text_lengths
 from .architectures import architecture
 from .estimate import Estimate, NotEstimatedError, estimate, record_of, trained_parameters
@@ -102,7 +102,7 @@ def _load(recipe: Recipe, is_here: bool) -> Data:
         check_precision(recipe.training.precision)
         if recipe.base.quantization is not None:
             check_quantization(recipe.base.quantization)
-    processor = load_processor(recipe.base, recipe.task.definition)
+    processor = kind_of(recipe.task.definition).processor(recipe.base)
     data = load_data(recipe, processor)
     if (longest := longest_text(recipe.task.max_length, processor)) is not None:
         check_positions(shapes.pretrained(recipe), recipe.model, longest)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from ...errors import ArgumentError, UserError, check_count, unknown
 from ...machine import usable_cores
-from ...train.storage import is_locked
+from ...train.publish import is_locked
 from .cluster import Cluster
 from .jobs import Job, Outcome, launch_job, run_job, run_until_asked
 

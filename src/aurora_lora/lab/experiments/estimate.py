@@ -25,8 +25,8 @@ from ...data.loading import reason
 from ...diffusion.recipe import SubjectRecipe
 from ...errors import UserError
 from ...methods import ParameterCounts
-from ...train.choices import BEAMS, LOGITS, NEW_TOKENS, questions_at_once
-from ...train.model_inputs import cached_width, positions
+from ...train.kinds.choices import BEAMS, LOGITS, NEW_TOKENS, questions_at_once
+from ...train.models import cached_width, positions
 from ...train.recipe import Recipe, RunRecipe
 from . import estimate_diffusion, flops, shapes, text_lengths
 from .architectures import architecture, image_tokens, is_stored_quantised

@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ...errors import UserError
-from ...train.batches import Step
-from ...train.reading import override
-from ...train.recipe import Recipe, RunRecipe
+from ...train.recipe import Recipe, RunRecipe, Step, override
 from . import shapes
 from .architectures import is_stored_quantised
 from .estimate import PEAKS, Estimate, estimate, evaluation_memory

@@ -13,11 +13,10 @@ import math
 from dataclasses import dataclass, fields
 
 from ...forms import CALIBRATED
-from ...train.batches import steps_of_an_epoch
-from ...train.choices import BEAMS, NEW_TOKENS
-from ...train.memory import PRECISIONS
-from ...train.model_inputs import positions
-from ...train.recipe import Recipe
+from ...train.kinds.choices import BEAMS, NEW_TOKENS
+from ...train.models import positions
+from ...train.precision import PRECISIONS
+from ...train.recipe import Recipe, steps_of_an_epoch
 from . import shapes, text_lengths
 from .architectures import architecture, image_tokens
 from .machines import Machine

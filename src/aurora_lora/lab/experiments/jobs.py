@@ -14,10 +14,9 @@ from pathlib import Path
 
 from ... import files, termination
 from ...errors import DIVERGED, AuroraError, RunLockedError, UserError, one_line
-from ...train.recipe import RunRecipe
+from ...train.publish import LOG, RECIPE, check_recipe, is_locked, write_recipe
+from ...train.recipe import RunRecipe, check_same_recipe
 from ...train.results import Result, lacking, read_result
-from ...train.same_recipe import check_same_recipe
-from ...train.storage import LOG, RECIPE, check_recipe, is_locked, write_recipe
 from .runs_file import RunsFile
 
 _LAUNCHER_FAILED = ("CalledProcessError", "ChildFailedError")

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ...data.dreambooth import DREAMBOOTH
 from ...diffusion.recipe import SubjectRecipe
 from ...errors import UserError
-from ...train.reading import is_result, override, task_name, validate, validate_as
-from ...train.recipe import Recipe, RunRecipe
+from ...train.recipe import Recipe, RunRecipe, is_result, override, task_name, validate, validate_as
 from .recipes import Found, find
 
 if TYPE_CHECKING:

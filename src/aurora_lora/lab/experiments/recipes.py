@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...errors import UserError, unknown
-from ...train import yaml_text
-from ...train.recipe_files import YAML, RecipeFile, file_named, files_in, starting
+from ...train import recipe_files
+from ...train.recipe_files import ENDINGS, RecipeFile, file_named, files_in, starting
 
 if TYPE_CHECKING:  # the cells need PyTorch; a file does not
     from .suite import Suite
@@ -42,7 +42,7 @@ class RecipeOfCell:
     def yaml(self) -> str:
         """The recipe as a YAML file: its command, what it is, and its fields."""
         comment = "\n".join(f"# {line}".rstrip() for line in self.opening())
-        return f"{comment}\n{yaml_text.dump(self.values())}"
+        return f"{comment}\n{recipe_files.dump(self.values())}"
 
     def opening(self) -> list[str]:
         """The lines above the fields: the recipe's command, and what it is."""
@@ -101,7 +101,7 @@ def find(given: Path | str, kind: RecipeKind) -> Found:
     """
     files = {**(starting() if kind == "recipe" else {}), **files_in(_FOLDERS[kind])}
     file = file_named(given, files)
-    if file is not None and (isinstance(given, Path) or "/" not in given or given.endswith(YAML)):
+    if file is not None and (isinstance(given, Path) or "/" not in given or given.endswith(ENDINGS)):
         return file  # no cell is called so
     name = str(given)
     known = {**files, **named(kind)}

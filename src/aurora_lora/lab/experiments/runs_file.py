@@ -27,8 +27,8 @@ from typing import Any
 from ... import files
 from ...errors import UserError
 from ...locks import held
+from ...train.publish import REFERENCE, RESULT
 from ...train.results import Result, check_result, read_result, test_sets
-from ...train.storage import REFERENCE, RESULT
 
 RUNS_FILE = "runs.jsonl"
 RUNS = "runs"

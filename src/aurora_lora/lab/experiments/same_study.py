@@ -9,12 +9,10 @@ from typing import Any
 from ...data.models import MODELS, PretrainedHere
 from ...data.own.files import sha256_of
 from ...errors import UserError
-from ...train.base_commit import digest_of
-from ...train.data_record import data_of
-from ...train.own_section import OwnFields
-from ...train.recipe import CHANGE_NOTHING
+from ...train.data import data_of
+from ...train.models import digest_of
+from ...train.recipe import CHANGE_NOTHING, OwnFields, differences, flatten
 from ...train.results import Result
-from ...train.same_recipe import differences, flatten
 from .jobs import Job
 from .journal import JOURNAL
 from .runs_file import RUNS_FILE

@@ -27,11 +27,10 @@ from ...methods.parameters import head_modules, is_in
 from ...methods.start import ordinary
 from ...methods.targets import check_modules, target_paths
 from ...temporary_attributes import temporary_attributes
-from ...train.kinds import KINDS
-from ...train.memory import frozen_dtype
-from ...train.model_inputs import positions
-from ...train.recipe import Recipe
-from ...train.sections import ModelSection
+from ...train.kind_facts import FACTS
+from ...train.models import positions
+from ...train.precision import frozen_dtype
+from ...train.recipe import ModelSection, Recipe
 from ...tuner.naming import ALL_LINEAR
 from ..saved_tensors import count_saved
 from .architectures import architecture, image_tokens
@@ -142,7 +141,7 @@ def _pretrained(key: _Key, layers: int | None = None) -> Any:
     with torch.device("meta"):
         try:
             check_attention(config)
-            return getattr(transformers, KINDS[key.kind].auto).from_config(config, dtype=key.dtype, **NO_CODE)
+            return getattr(transformers, FACTS[key.kind].auto).from_config(config, dtype=key.dtype, **NO_CODE)
         except ValueError as error:
             raise cannot_load("model", key.model.name, error) from error
 
@@ -152,7 +151,7 @@ def _adapted(key: _Key, base: Any, share: float = 1.0) -> nn.Module:
     options = json.loads(key.options)
     with torch.device("meta"), plain_method_errors():
         method = get_method(key.method).bind(_at_its_budget(base, options, share))
-        return apply_method(method, base, KINDS[key.kind].task_type)
+        return apply_method(method, base, FACTS[key.kind].task_type)
 
 
 def _quantised(base: Any) -> list[Tensor]:

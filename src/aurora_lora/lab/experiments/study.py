@@ -32,9 +32,7 @@ from ...data.metrics import Metric, metric_named
 from ...errors import UserError, unknown
 from ...field_errors import validated
 from ...files import slug
-from ...train.reading import override, set_field, validate
-from ...train.recipe import Recipe
-from ...train.sections import Section, Seed
+from ...train.recipe import Recipe, Section, Seed, override, set_field, validate
 from .recipes import find
 from .runs_file import RUNS
 from .tuning import Space, Tuning, check_space, folder_name, points

@@ -24,7 +24,7 @@ from pydantic import Field, model_validator
 
 from ...errors import ArgumentError, UserError, unknown
 from ...forms import MERGED
-from ...train.sections import Section, Seed
+from ...train.recipe import Section, Seed
 
 HOURS = "hours"
 

@@ -17,8 +17,8 @@ from optuna.trial import FrozenTrial
 
 from ... import files
 from ...errors import DIVERGED
+from ...train.publish import is_locked
 from ...train.results import Result, chance_of
-from ...train.storage import is_locked
 from .chosen import Choices
 from .engines import POLL_SECONDS, Engine, outcomes
 from .jobs import Job, Outcome

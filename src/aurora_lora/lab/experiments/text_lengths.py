@@ -64,11 +64,17 @@ class Sizes:
         """The sizes of a recipe's data."""
         examples = {name: len(split) for name, split in data.splits.items()}
         labels = len(data.labels) or data.task.num_labels
-        if data.questions is None:
+        if data.scored is None:
             return cls(examples, data.lengths, labels)
         questions = (split[place] for split in data.splits.values() for place in range(len(split)))
         tokens = max(len(ids) for one in questions for ids in one["choices"])
-        return cls(examples, data.lengths, labels, data.questions.max_choices, tokens)
+        return cls(
+            examples,
+            data.lengths,
+            labels,
+            max(len(one["choices"]) for split in data.splits.values() for one in (split[i] for i in range(len(split)))),
+            tokens,
+        )
 
 
 def examples(recipe: Recipe, split: str, sizes: Sizes | None = None) -> int | None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from ...train.sections import Section, Seed, Size
+from ...train.recipe import Section, Seed, Size
 
 Value = str | int | float | bool
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from ...data.metrics import metric_named
 from ...errors import UserError
+from ...train.publish import REFERENCE
+from ...train.recipe import flatten
 from ...train.results import validation_score
-from ...train.same_recipe import flatten
-from ...train.storage import REFERENCE
 from .results import Result, setting, without_splits_of_seeds
 from .tables import count, finite
 

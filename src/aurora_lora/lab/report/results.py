@@ -8,11 +8,9 @@ from typing import Any
 
 from ...errors import ArgumentError, UserError, abridged
 from ...files import below, parse_json, reading
-from ...train.reading import is_result
-from ...train.recipe import CHANGE_NOTHING
+from ...train.publish import RESULT
+from ...train.recipe import CHANGE_NOTHING, differences, flatten, is_result
 from ...train.results import check_result
-from ...train.same_recipe import differences, flatten
-from ...train.storage import RESULT
 from ..experiments.recipe_kinds import as_recipe
 from ..experiments.runs_file import RUNS_FILE, RunsFile
 

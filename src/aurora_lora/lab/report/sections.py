@@ -13,8 +13,8 @@ from ...data import TASKS
 from ...errors import UserError
 from ...field_errors import validated
 from ...files import below, read_json, reading, slug
-from ...train.reading import name_of, set_field, task_name, title_of
-from ...train.storage import RESULT
+from ...train.publish import RESULT
+from ...train.recipe import name_of, set_field, task_name, title_of
 from ..experiments.runs_file import RunsFile
 from ..experiments.study import SUMMARY, Setting, Study
 from .groups import Group, groups

@@ -10,7 +10,7 @@ from ...data.metrics import metric_named
 from ...errors import counted
 from ...files import NOT_FINITE
 from ...text_table import TextTable
-from ...train.reading import task_name
+from ...train.recipe import task_name
 from ...train.results import task_chance
 from ...train.score_tables import chance_row
 from ...values import is_number

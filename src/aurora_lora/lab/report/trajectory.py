@@ -12,7 +12,7 @@ import numpy as np
 
 from ...errors import UserError
 from ...forms import MERGED
-from ...train.storage import UPDATES
+from ...train.publish import UPDATES
 from ...train.updates import LEFT, RIGHT, saved_updates
 from .colours import style
 from .figures import GRID, legend

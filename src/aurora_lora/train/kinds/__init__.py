@@ -1,25 +1,31 @@
-"""The kinds of task. What one needs, from the head to the line that `predict` prints, is one object in one file.
+"""The kinds of task. What one does, from encoding to the line that `predict` prints, is one object in one file.
 
-A new kind is one file here and one line in `KINDS`.
+A new kind is a row in `kind_facts.FACTS`, a file here and a word in `KINDS`.
 """
 
 from typing import Any
 
 from ...data import Task
 from .base import Kind
-from .chat import CHAT
-from .classification import CLASSIFICATION
-from .distillation import DISTILLATION
-from .image_classification import IMAGE_CLASSIFICATION
-from .multi_label import MULTI_LABEL
-from .multiple_choice import MULTIPLE_CHOICE
-from .regression import REGRESSION
+from .chat import Chat
+from .choices import MultipleChoice
+from .distillation import Distillation
+from .image_classification import ImageClassification
+from .text import Classification, MultiLabel, Regression
 
 __all__ = ["KINDS", "Kind", "kind_of", "kind_of_model"]
 
 KINDS: dict[str, Kind] = {
-    kind.name: kind
-    for kind in (MULTI_LABEL, REGRESSION, CLASSIFICATION, MULTIPLE_CHOICE, CHAT, DISTILLATION, IMAGE_CLASSIFICATION)
+    kind.facts.name: kind
+    for kind in (
+        MultiLabel(),
+        Regression(),
+        Classification(),
+        MultipleChoice(),
+        Chat(),
+        Distillation(),
+        ImageClassification(),
+    )
 }
 """The kinds by name; of those whose models look alike, the one that takes only some of them comes first."""
 
@@ -35,4 +41,4 @@ def kind_of_model(config: Any) -> Kind:
     Args:
         config: of Transformers.
     """
-    return next((kind for kind in KINDS.values() if kind.made(config)), CLASSIFICATION)
+    return next((kind for kind in KINDS.values() if kind.made(config)), KINDS["classification"])

@@ -1,63 +1,162 @@
-"""Texts with a teacher's hidden states in place of labels: what a task becomes when a recipe gives it a teacher."""
+"""Learning a teacher's hidden states, to measure what share of full fine-tuning's effect a method can capture.
+
+Accuracy saturates; this does not. On held-out texts, 0 is the base model and 1 the teacher; see `captured_metrics`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback
 
 from ...data.metrics import captured_metrics
-from .base import Loss
-from .texts import TextKind
+from ...deploy.inputs import IGNORED
+from ...errors import UserError
+from ...files import expanded
+from ..data import Collate, Data, Example, in_batches, without_targets
+from ..finished_run import load_run
+from ..kind_facts import DISTILLATION
+from ..models import commit_of, load_base_model, make_model, warn_of_another_commit
+from ..precision import computing, on_device
+from ..publish import ADAPTER, adapter_digests
+from ..recipe import Recipe
+from ..trainer import RecipeTrainer
+from .text import TextKind
 
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor
 
-    from ...data import Task
-    from ..data import Data
-    from ..recipe import Recipe
-    from ..trainer import RecipeTrainer
+@dataclass(frozen=True)
+class PadStates:
+    """Collates examples with `labels`, the teacher's hidden states (tokens, channels), into labels (batch, longest,
+    channels), and their `base_distance` into (batch,)."""
+
+    pad: Collate
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        batch = dict(self.pad([without_targets(one) for one in examples]))
+        states = torch.cat([one["labels"] for one in examples])
+        labels = states.new_full((*batch["input_ids"].shape, states.shape[-1]), IGNORED)
+        labels[batch["attention_mask"].bool()] = states
+        return {**batch, "labels": labels, "base_distance": torch.tensor([one["base_distance"] for one in examples])}
 
 
 class Distillation(TextKind):
-    """The model's body alone; squared error of its last hidden states. See `training.distillation`."""
+    """The model's body alone; squared error of its last hidden states."""
 
-    name = "distillation"
-    task_type = "FEATURE_EXTRACTION"
-    auto = "AutoModel"
-    pipeline = "feature-extraction"
-    metrics = ("captured",)
-    fields = ()  # a recipe names the task that it is made of
-    scores_batches = False  # of the hidden states themselves, merge_gap has the difference
-    no_answer = "has learned hidden states: it has nothing to say about a text"
+    facts = DISTILLATION
 
-    def of(self, task: Task) -> Task:
-        """A task's texts, with a teacher's hidden states to learn."""
-        return replace(task, kind=self.name, labels=(), metric="captured", also=())
+    def targets(self, data: Data, recipe: Recipe) -> Data:
+        """The texts with a teacher's hidden states, in the form that it deploys, in place of the labels.
 
-    def with_targets(self, data: Data, recipe: Recipe) -> Data:
-        from ..distillation import taught
+        The record of the data has a digest of the teacher: scores of what two teachers taught are not compared.
 
-        return taught(data, recipe)
+        Raises:
+            UserError: there is no such run, it is not finished, it is one of another model, or it has learned nothing.
+        """
+        assert recipe.task.teacher is not None
+        try:
+            run = load_run(expanded(recipe.task.teacher)).in_float32
+        except UserError as error:
+            raise UserError(f"task.teacher: {error}") from error
+        if run.recipe.model != recipe.model:
+            raise UserError(f"task.teacher: {run.folder} is a run of {run.recipe.model}, not of {recipe.model}")
+        base = load_base_model(recipe.base, data.task, data.processor)
+        warn_of_another_commit(run.folder, run.result, commit_of(base))
+        with_head = load_base_model(recipe.base, run.task, data.processor, run.labels)
+        teacher = make_model(run.recipe, with_head, run.folder / ADAPTER)
+        splits = lessons(data, on_device(base), on_device(teacher), recipe.training.eval_batch_size)
+        record = data.record or {}
+        weights = {name: of for name, of in adapter_digests(run.folder).items() if name.endswith(".safetensors")}
+        digest = hashlib.sha256(repr(sorted(weights.items())).encode()).hexdigest()
+        files = {**record.get("files", {}), str(run.folder / ADAPTER): digest}
+        return replace(data, splits=splits, collate=PadStates(data.collate), record={**record, "files": files})
 
     def gap_batch(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        from ..data import without_targets
-
         return without_targets(batch)
 
-    def compute_metrics(self, task: Task, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    def metrics(self, data: Data, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         return captured_metrics(predictions)
 
-    def loss(self) -> Loss:
-        from ..distillation import states_loss
+    def loss(self, recipe: Recipe, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        device = next(model.parameters()).device
+        with computing(recipe, device):
+            return states_loss(model, {name: value.to(device) for name, value in batch.items()})[0]
 
-        return states_loss
+    def trainer(
+        self,
+        recipe: Recipe,
+        model: nn.Module,
+        data: Data,
+        arguments: dict[str, Any],
+        callbacks: Sequence[TrainerCallback],
+    ) -> Trainer:
+        return DistillationTrainer(recipe, **self.trainer_options(model, data, arguments, callbacks))
 
-    def trainer(self, data: Data) -> Callable[..., RecipeTrainer]:
-        from ..distillation import DistillationTrainer
 
-        return DistillationTrainer
+def lessons(data: Data, base: nn.Module, teacher: nn.Module, batch_size: int) -> dict[str, list[Example]]:
+    """The texts of each split with what there is to learn of them: under `labels` the teacher's last hidden states
+    (tokens, channels), under `base_distance` the base's squared distance from them.
+
+    Args:
+        data: of a task of classification or regression.
+        base: the pretrained body, in eval mode.
+        teacher: a model on that body, with or without a head, in eval mode.
+        batch_size: texts of one forward pass.
+
+    Raises:
+        UserError: the teacher's hidden states are those of the base model.
+    """
+    device, found = next(base.parameters()).device, {}
+    for name, split in data.splits.items():
+        found[name] = [without_targets(split[row]) for row in range(len(split))]
+        for some in in_batches(found[name], batch_size):
+            batch = {key: value.to(device) for key, value in data.collate(some).items()}
+            with torch.no_grad():
+                own, wanted = (
+                    model(**batch, output_hidden_states=True).hidden_states[-1].float() for model in (base, teacher)
+                )
+            for one, mask, before, after in zip(some, batch["attention_mask"].bool(), own, wanted, strict=True):
+                one["labels"] = after[mask].cpu()
+                one["base_distance"] = (before[mask] - after[mask]).square().sum().item()
+    if not any(one["base_distance"] for split in found.values() for one in split):
+        raise UserError("task.teacher: its body is the base model's: there is no effect to learn")
+    return found
 
 
-DISTILLATION = Distillation()
+def states_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
+    """Mean squared error of the last hidden states over the tokens and channels of a batch; and the model's outputs.
+
+    Args:
+        model: a body, with the method applied to it.
+        batch: from `PadStates`.
+    """
+    labels = batch["labels"]
+    outputs = model(**without_targets(batch))
+    errors = torch.where(labels == IGNORED, 0.0, outputs["last_hidden_state"].float() - labels)
+    return errors.square().sum() / (labels != IGNORED).sum(), outputs
+
+
+class DistillationTrainer(RecipeTrainer):
+    """`RecipeTrainer` for hidden states: mean squared error over tokens and channels, scored by distances."""
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        return states_loss(model, inputs)[0]
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """No loss; the squared distances of the model and of the base to the teacher, (batch, 2); the second alone."""
+        with torch.no_grad(), self.accelerator.autocast():
+            states = cast(Tensor, model(**without_targets(inputs))["last_hidden_state"]).float()
+        labels, base_distance = inputs["labels"], inputs["base_distance"]
+        distance = torch.where(labels == IGNORED, 0.0, states - labels).square().sum(dim=(1, 2))
+        return None, torch.stack((distance, base_distance), dim=-1), base_distance

@@ -4,46 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ...errors import ArgumentError
-from .base import TrainedWith
-from .classification import Classification
+from torch import Tensor, nn
+from transformers import AutoImageProcessor, BaseImageProcessor, Trainer, TrainerCallback
 
-if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import TrainerCallback
-
-    from ...data import Task
-    from ..data import Data
-    from ..model_inputs import Processor
-    from ..recipe import Recipe
-    from ..sections import ModelSection
+from ...data.loading import NO_CODE
+from ...data.own.image_column import image_file, path_found
+from ...data.vision import class_names, read_image
+from ...errors import ArgumentError, UserError
+from ...extras import extra
+from ..data import Data
+from ..images import Images, StackCollator, as_scored, plain_transform, training_transform
+from ..kind_facts import IMAGE_CLASSIFICATION, TrainedWith
+from ..models import Processor, loading
+from ..recipe import ModelSection, Recipe
+from .text import Classification
 
 
 class ImageClassification(Classification):
     """Integer labels; cross-entropy. The class names may come with the data."""
 
-    name = "image-classification"
-    task_type = "IMAGE_CLS"
-    auto = "AutoModelForImageClassification"
-    architectures = ("ForImageClassification",)
-    pipeline = "image-classification"
-    inputs = "image"
-    fields = ("augment",)
-
-    def defaults(self, task: Task) -> dict[str, Any]:
-        return {"augment": task.augment}
+    facts = IMAGE_CLASSIFICATION
 
     def processor(self, model: ModelSection | str) -> Processor:
-        from ..models import load_image_processor
-
         return load_image_processor(model)
 
-    def encode(self, recipe: Recipe, task: Task, processor: Any, splits: Mapping[str, Any]) -> Data:
-        from ...data.vision import class_names
-        from ..data import Data
-        from ..images import Images, StackCollator, plain_transform, training_transform
+    def encode(self, recipe: Recipe, processor: Any, splits: Mapping[str, Any]) -> Data:
+        task = recipe.task.definition
 
         assert recipe.task.augment is not None  # filled in by validation
         plain = plain_transform(processor)
@@ -55,19 +43,21 @@ class ImageClassification(Classification):
         rows = {name: {"of": str(split.split), "rows": list(split["row"])} for name, split in splits.items()}
         return Data(task, processor, images, StackCollator(), labels=labels, unchanged=unchanged, rows=rows)
 
-    def callbacks(self, data: Data) -> list[TrainerCallback]:
-        from ..images import Images
-        from ..step_callbacks import EachEpoch
-
+    def trainer(
+        self,
+        recipe: Recipe,
+        model: nn.Module,
+        data: Data,
+        arguments: dict[str, Any],
+        callbacks: Sequence[TrainerCallback],
+    ) -> Trainer:
         train = data.splits.get("train")
-        return [EachEpoch(train.set_epoch)] if isinstance(train, Images) else []
+        more = [EpochOfImages(train)] if isinstance(train, Images) else []
+        return super().trainer(recipe, model, data, arguments, [*callbacks, *more])
 
     def batch(
         self, processor: Any, texts: Sequence[Any], trained: TrainedWith
     ) -> tuple[dict[str, Tensor], list[int | None]]:
-        from ...data.vision import read_image
-        from ..images import StackCollator, plain_transform
-
         transform = plain_transform(processor)
         files = [one if isinstance(one, bytes) else Path(one) for one in texts]
         return StackCollator()([{"pixel_values": transform(read_image(file))} for file in files]), [None] * len(texts)
@@ -78,18 +68,38 @@ class ImageClassification(Classification):
     def located(
         self, row: Mapping[str, Any], columns: Mapping[str, Sequence[str]], folder: Path | None
     ) -> Mapping[str, Any]:
-        from ...data.own.image_column import path_found
-
         return {**row, **{name: path_found(row[name], folder) for name in columns.get("image", ("image",))}}
 
     def asked(self, row: Mapping[str, Any], columns: Mapping[str, Sequence[str]]) -> bytes:
         """The image's file."""
-        from ...data.own.image_column import image_file
-
         first, *more = columns.get("image", ("image",))
         if more:
             raise ArgumentError(f"`columns`: {', '.join((first, *more))} are too many: a row has one image")
         return image_file(row[first], first)
 
 
-IMAGE_CLASSIFICATION = ImageClassification()
+class EpochOfImages(TrainerCallback):
+    """Tells images which epoch it is, before each: what is drawn for one differs by epoch."""
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.images.set_epoch(int(state.epoch or 0))
+
+
+def load_image_processor(model: ModelSection | str) -> BaseImageProcessor:
+    """The image processor of a local folder or a hub model, as one that sees images as they are scored here.
+
+    Raises:
+        UserError: it cannot be loaded, has a field that cannot be honoured, or torchvision is missing.
+    """
+    with extra("vision"):
+        import torchvision  # noqa: F401 (Transformers' own error does not name our extra)
+    with loading(model) as (source, where):
+        processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(source, **where, **NO_CODE)  # type: ignore[no-untyped-call]
+    try:
+        return as_scored(processor)
+    except UserError as error:
+        name = model if isinstance(model, str) else model.name
+        raise UserError(f"model: '{name}': {error}") from error

@@ -1,26 +1,37 @@
-"""A causal language model on multiple-choice questions: from texts to tokens, and from tokens to scores."""
+"""Questions with choices: a causal language model is trained to answer, and judged by the choice that it finds most
+likely."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from torch.utils.data import DataLoader, Dataset
+from transformers import GenerationConfig, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
-from ..data.prompts import RESPONSE, key_of, parse_answer
-from ..deploy.inputs import IGNORED, plain_model
-from ..errors import UserError
-from .losses import per_item
-from .model_inputs import cached_width, room
-from .tokens import PLAIN, answers_after, open_ended, pad, padded, written_after
-
-Example = dict[str, Any]
+from ...data.bigbench import FORMS
+from ...data.metrics import choice_metrics
+from ...data.own import columns as cells
+from ...data.own.options import options_of
+from ...data.prompts import QUESTION_FORMS, RESPONSE, alpaca, key_of, parse_answer
+from ...deploy.inputs import IGNORED, plain_model
+from ...errors import UserError
+from ...finite import check_finite
+from ...temporary_attributes import temporary_attributes
+from ..data import Data, Example
+from ..kind_facts import MULTIPLE_CHOICE, TrainedWith
+from ..models import Processor, cached_width, most_tokens, room
+from ..recipe import Recipe, TaskSection
+from ..tokens import PLAIN, answers_after, open_ended, pad, padded, written_after
+from ..trainer import RecipeTrainer
+from .base import Kind, as_answers
 
 BEAMS, NEW_TOKENS = 4, 32
 """LLM-Adapters' generation."""
@@ -158,40 +169,6 @@ def cut_left(ids: list[int], length: int, bos: int | None, limit: str) -> list[i
     if length < 2:
         raise UserError(f"{limit} leaves no room for a prompt beside its answer")
     return [ids[0], *ids[1 - length :]] if ids[0] == bos else ids[-length:]
-
-
-# ---------------------------------------------------------------- loss and scores
-
-
-def next_token_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-    """Cross-entropy of each next token, over all tokens of a step that have a label.
-
-    Args:
-        outputs: the model's, with logits (batch, tokens, vocabulary).
-        labels: (batch, tokens), `IGNORED` where there is none.
-        num_items_in_batch: tokens with a label in the whole step, over accumulated batches and all processes.
-    """
-    logits, targets = outputs["logits"][:, :-1], labels[:, 1:].reshape(-1)
-    total = cross_entropy(logits.float().reshape(-1, logits.shape[-1]), targets, ignore_index=IGNORED, reduction="sum")
-    return per_item(total, targets != IGNORED, num_items_in_batch)
-
-
-def learned_positions(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """A training batch that asks for the logits of those positions alone whose next token has a label.
-
-    Args:
-        batch: from `TrainingText`.
-
-    Returns:
-        The batch with `logits_to_keep`, the k positions after which any text of the batch has a label, and the last
-        one, which has none; and labels (batch, k + 1), which `next_token_loss` shifts as ever.
-    """
-    labels = batch["labels"]
-    positions = (labels[:, 1:] != IGNORED).any(0).nonzero().squeeze(1)
-    ends = labels.new_tensor([labels.shape[1] - 1])
-    nothing = torch.full_like(labels[:, :1], IGNORED)
-    shorter = torch.cat((nothing, labels[:, positions + 1]), dim=1)
-    return {**batch, "labels": shorter, "logits_to_keep": torch.cat((positions, ends))}
 
 
 def takes(model: nn.Module, name: str) -> bool:
@@ -336,3 +313,176 @@ def _generation(tokenizer: PreTrainedTokenizerBase, most: int = NEW_TOKENS) -> G
         eos_token_id=tokenizer.eos_token_id,
         **PLAIN,
     )
+
+
+@dataclass(frozen=True)
+class ChoiceQuestion:
+    """A question and its options, with the place of each among all that are given, blank ones too."""
+
+    text: str
+    options: Sequence[str]
+    places: Sequence[int]
+
+
+class MultipleChoice(Kind):
+    """Columns `prompt`, `choices` and `label`; cross-entropy of the next token."""
+
+    facts = MULTIPLE_CHOICE
+
+    def metrics(self, data: Data, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        return choice_metrics(predictions, labels)
+
+    def answers_of(self, data: Data, split: str) -> Sequence[int]:
+        examples = data.splits[split]
+        return [len(examples[place]["choices"]) for place in range(len(examples))]
+
+    def reported(self, section: TaskSection) -> str:
+        return "accuracy_generated" if section.scorer == "generated" else super().reported(section)
+
+    def encode(self, recipe: Recipe, processor: Processor, splits: Mapping[str, Any]) -> Data:
+        section, task, tokenizer = recipe.task, recipe.task.definition, cast(PreTrainedTokenizerBase, processor)
+        assert section.max_length is not None  # filled in by validation
+        assert section.loss_on is not None
+        encoded, cut, tokens = {}, {}, {}
+        longest = tokenizer.model_max_length
+        max_length = min(section.max_length, longest)
+        for name, split in splits.items():
+            examples = encode_questions(tokenizer, split["prompt"], split["choices"], split["label"])
+            rows = split["row"] if "row" in split.column_names else range(1, len(examples) + 1)
+            for row, one in zip(rows, examples, strict=True):
+                where = row if isinstance(row, str) else f"{task.name}, question {row} of {name}"
+                lengths = list(map(len, one["choices"]))
+                if name == "train":
+                    limit = f"task.max_length: {max_length}"
+                    check_room(one["prompt"], lengths[one["label"]] + 1, max_length, limit, where)
+                check_room(one["prompt"], max(lengths), longest, f"the model's length of {longest} tokens", where)
+            trained = [len(one["prompt"]) + len(one["choices"][one["label"]]) + 1 for one in examples]
+            cut[name] = [sum(length > max_length for length in trained), len(examples)]
+            tokens[name] = [min(length, max_length if name == "train" else longest) for length in trained]
+            if name != "train":
+                examples.sort(key=lambda example: len(example["prompt"]))
+            encoded[name] = examples
+        max_choices = max(len(one["choices"]) for split in encoded.values() for one in split)
+        collate, questions = TrainingText(tokenizer, max_length, section.loss_on), Questions(tokenizer, max_choices)
+        # others are scored whole
+        record = {"cut": {"max_length": max_length, "texts": {name: cut[name] for name in cut if name == "train"}}}
+        return Data(task, tokenizer, encoded, collate, questions, task.labels, record=record, lengths=tokens)
+
+    def trainer(
+        self,
+        recipe: Recipe,
+        model: nn.Module,
+        data: Data,
+        arguments: dict[str, Any],
+        callbacks: Sequence[TrainerCallback],
+    ) -> Trainer:
+        questions = cast(Questions, data.scored)
+        return ChoiceTrainer(recipe, questions, **self.trainer_options(model, data, arguments, callbacks))
+
+    def evaluate(self, trainer: Trainer, data: Data, split: str) -> dict[str, float]:
+        choices, section = cast(ChoiceTrainer, trainer), cast(ChoiceTrainer, trainer).recipe.task
+        choices.generate = section.scorer == "generated" and split in (section.test_sets or ())
+        return super().evaluate(trainer, data, split)
+
+    def named(self, columns: Sequence[str]) -> dict[str, Sequence[str]]:
+        """The question, and the options after it."""
+        return {"question": columns[:1], **({"options": columns[1:]} if columns[1:] else {})}
+
+    def asked(self, row: Mapping[str, Any], columns: Mapping[str, Sequence[str]]) -> Any:
+        """A `ChoiceQuestion`; where no column has options, a text that is answered freely, as an instruction."""
+        options = columns.get("options", ("options",) if "options" in row else ())
+        (question,) = columns.get("question", ("question" if "question" in row else "text",))
+        text = cells.text(row[question], question)
+        if not options:
+            return text
+        found = options_of(row[options[0]] if len(options) == 1 else [row[name] for name in options])
+        return ChoiceQuestion(text, found.texts, found.places)
+
+    def answers(
+        self, model: Any, processor: Processor, texts: Sequence[Any], source: str, trained: TrainedWith
+    ) -> list[dict[str, Any]]:
+        tokenizer = cast(PreTrainedTokenizerBase, processor)
+        if isinstance(texts[0], ChoiceQuestion):
+            return self._chosen(model, tokenizer, texts, source, trained)
+        written, cut = answers_by_beam_search(model, tokenizer, [alpaca(text) for text in texts])
+        return as_answers(texts, ({"answer": answer} for answer in written), cut)
+
+    def _chosen(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        asked: Sequence[ChoiceQuestion],
+        source: str,
+        trained: TrainedWith,
+    ) -> list[dict[str, Any]]:
+        """The likeliest option of each question, as it is scored in training."""
+        name = trained.prompt or "cloze"
+        own = FORMS.get(trained.task or "", QUESTION_FORMS)[name]
+
+        def prompted(one: ChoiceQuestion) -> tuple[str, list[str]]:
+            try:
+                return own(one.text, list(one.options))
+            except (UserError, ValueError):  # options that the task never has
+                return QUESTION_FORMS[name](one.text, list(one.options))
+
+        prompts, choices = zip(*map(prompted, asked), strict=True)
+        examples = encode_questions(tokenizer, prompts, choices, [0] * len(asked))
+        most = max(map(len, choices))
+        collate, device = Questions(tokenizer, most, most_tokens(model)), next(model.parameters()).device
+        batch = collate(examples)
+        batch = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+        with torch.no_grad():
+            scores = choice_scores(model, batch, most)[:, :, 0]
+        found = [row[: len(one.options)] for row, one in zip(scores, asked, strict=True)]
+        check_finite(zip((one.text for one in asked), found, strict=True), f"{source} has no answer")
+        said: list[dict[str, Any]] = []
+        cut = []
+        for one, row, example in zip(asked, found, examples, strict=True):
+            best = int(row.argmax())
+            by_place = dict(zip(one.places, row.tolist(), strict=True))
+            by_option = [by_place.get(place) for place in range(max(one.places) + 1)]
+            said.append({"answer": one.options[best], "index": one.places[best], "scores": by_option})
+            is_cut = len(example["prompt"]) + max(map(len, example["choices"])) > collate.limit
+            cut.append(collate.limit if is_cut else None)
+        return as_answers([one.text for one in asked], said, cut)
+
+    def shown(self, answer: Mapping[str, Any]) -> tuple[str, ...]:
+        return answer["answer"], "", answer["text"]
+
+
+class ChoiceTrainer(RecipeTrainer):
+    """The trainer of `aurora train` for questions with choices.
+
+    Args:
+        recipe, kwargs: as in `RecipeTrainer`; the data collator is the one for training.
+        questions: the collator for evaluation.
+    """
+
+    def __init__(self, recipe: Recipe, questions: Questions, **kwargs: Any) -> None:
+        super().__init__(recipe, **kwargs)
+        self.questions = questions
+        self.generate = False
+        """Whether evaluations also let the model write its answer, which takes many times as long."""
+
+    def get_eval_dataloader(self, eval_dataset: str | Dataset[Any] | None = None) -> DataLoader[Any]:
+        room = NEW_TOKENS if self.generate else 0
+        questions = replace(self.questions, positions=most_tokens(cast(nn.Module, self.model)), room=room)
+        with temporary_attributes([self], data_collator=questions):
+            loader: DataLoader[Any] = super().get_eval_dataloader(eval_dataset)
+        return loader
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """No loss; scores of the choices, (batch, choices, 2 or 3), see `choice_metrics`; and the right ones."""
+        most = self.questions.max_choices
+        with torch.no_grad(), self.accelerator.autocast():
+            scores = choice_scores(model, inputs, most, whole=self.is_sharded)
+            if self.generate:
+                written = generated_choices(self.accelerator.unwrap_model(model), inputs, most, self.questions.padding)
+                scores = torch.cat((scores, written), dim=-1)
+        return None, scores, inputs["labels"]

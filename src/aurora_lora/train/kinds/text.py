@@ -1,0 +1,253 @@
+"""Texts, or pairs of texts: one label each, several, or a number."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+
+from ...data.metrics import classification_metrics, multi_label_metrics, regression_metrics
+from ...data.own.split import BadRow
+from ...data.vision import class_names
+from ...deploy.inputs import plain_model
+from ...finite import check_finite
+from ...methods.parameters import head_modules
+from ..data import Data, Texts, encode
+from ..kind_facts import CLASSIFICATION, MULTI_LABEL, REGRESSION, TrainedWith
+from ..models import Processor
+from ..recipe import Recipe
+from .base import Kind, as_answers
+
+SAMPLE = 5_000
+"""Of so many texts of a split, at most, those that are cut are counted."""
+PLAIN_LENGTH = 512
+"""Tokens that a model's texts are cut to where it does not say which it was trained with."""
+UNEVEN = 1.2
+"""How many times its even share of the training examples the most frequent class has at least, for a score of its own:
+below, that says no more than uniform guessing."""
+AS_THEY_ARE = "as they are; the model's head ends in no layer that could hold them"
+"""How labels are trained that no head can give standardised."""
+
+
+class TextKind(Kind):
+    """A kind of texts, or pairs of texts, in the columns that the task names, with a `label`."""
+
+    def encode(self, recipe: Recipe, processor: Processor, splits: Mapping[str, Any]) -> Data:
+        tokenizer, task = cast(PreTrainedTokenizerBase, processor), recipe.task.definition
+        assert recipe.task.max_length is not None  # filled in by validation
+        max_length = min(recipe.task.max_length, tokenizer.model_max_length)
+        labels = task.labels or class_names(next(iter(splits.values())))
+        target = functools.partial(self.target, count=len(labels))
+        encoded, cut, lengths = {}, {}, {}
+        for name, split in splits.items():
+            looked_at = split.select(range(0, len(split), math.ceil(len(split) / SAMPLE)))
+            examples, longer = encode(tokenizer, [looked_at[column] for column in task.text_columns], max_length)
+            cut[name] = [sum(longer), len(looked_at)]
+            lengths[name] = [len(example["input_ids"]) for example in examples]
+            if name != "train":  # metrics do not depend on the order, and texts of like length need little padding
+                characters = [
+                    sum(map(len, texts)) for texts in zip(*(split[c] for c in task.text_columns), strict=True)
+                ]
+                split = split.select(np.argsort(characters, kind="stable"))
+            encoded[name] = Texts(tokenizer, split, task.text_columns, max_length, target)
+        record = {"cut": {"max_length": max_length, "texts": cut}}
+        collate = cast(Any, DataCollatorWithPadding(tokenizer))
+        return Data(task, tokenizer, encoded, collate, labels=labels, record=record, lengths=lengths)
+
+    def target(self, label: Any, count: int) -> Any:
+        """What is learned of a label, where there are so many classes."""
+        return label
+
+
+class HeadKind(TextKind):
+    """A kind whose model gets a new head, of one output a label."""
+
+    def batch(
+        self, processor: Processor, texts: Sequence[Any], trained: TrainedWith
+    ) -> tuple[dict[str, Tensor], list[int | None]]:
+        """The model's inputs for a batch to predict, and the number of tokens that each was cut to, if it was."""
+        tokenizer = cast(PreTrainedTokenizerBase, processor)
+        columns = [texts] if isinstance(texts[0], str) else list(zip(*texts, strict=True))  # pairs of texts
+        max_length = min(tokenizer.model_max_length, trained.max_length or PLAIN_LENGTH)
+        examples, longer = encode(tokenizer, columns, max_length)
+        return dict(tokenizer.pad(examples, return_tensors="pt")), [max_length if one else None for one in longer]
+
+    def check_text(self, given: str, name: str, columns: Mapping[str, Sequence[str]]) -> None:
+        super().check_text(given, name, columns)
+        if len(pair := columns.get("text", ())) > 1:
+            raise BadRow(
+                f"the model takes pairs of texts ({', '.join(pair)}), from the rows of a file, and {name!r} is one"
+            )
+
+    def answers(
+        self, model: Any, processor: Processor, texts: Sequence[Any], source: str, trained: TrainedWith
+    ) -> list[dict[str, Any]]:
+        device, dtype = next(model.parameters()).device, model.dtype
+        inputs, cut = self.batch(processor, texts, trained)
+        taken = {
+            name: value.to(device, dtype if value.is_floating_point() else value.dtype)  # of images, the pixels
+            for name, value in inputs.items()
+        }
+        with torch.no_grad():
+            logits = model(**taken).logits.float().cpu()  # at once: each answer asks for several of its numbers
+        names = ("an image" if isinstance(text, bytes) else text for text in texts)
+        check_finite(zip(names, logits, strict=True), f"{source} has no answer")
+        return as_answers(texts, (self.answer(row, model.config) for row in logits), cut)
+
+    def answer(self, logits: Tensor, config: Any) -> dict[str, Any]:
+        """What the logits (labels,) of one example say."""
+        raise NotImplementedError
+
+
+class Classification(HeadKind):
+    """Integer labels; cross-entropy."""
+
+    facts = CLASSIFICATION
+
+    def metrics(self, data: Data, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        return classification_metrics(predictions, labels, also=data.task.also)
+
+    def answers_of(self, data: Data, split: str) -> Sequence[int]:
+        return [len(data.labels)] * len(data.splits[split]) if data.labels else ()
+
+    def most_frequent(self, data: Data, split: str) -> dict[str, float]:
+        train, scored = (cast(Any, data.fixed(name)).targets() for name in ("train", split))
+        (label, count), *_ = Counter(train).most_common(1)
+        if count * len(data.labels) < UNEVEN * len(train):
+            return {}
+        always = np.zeros((len(scored), len(data.labels)))
+        always[:, label] = 1
+        found = self.metrics(data, always, np.asarray(scored))
+        return {name: value for name, value in found.items() if name != "nll"}  # it has no probabilities
+
+    def answer(self, logits: Tensor, config: Any) -> dict[str, Any]:
+        probability, index = logits.softmax(-1).max(-1)
+        return {"label": config.id2label[int(index)], "probability": probability.item()}
+
+    def shown(self, answer: Mapping[str, Any]) -> tuple[str, ...]:
+        return answer["label"], f"{100 * answer['probability']:.1f}%", answer["text"]
+
+
+class MultiLabel(HeadKind):
+    """Lists of integers as labels; binary cross-entropy of each label."""
+
+    facts = MULTI_LABEL
+
+    def made(self, config: Any) -> bool:
+        return super().made(config) and config.problem_type == self.facts.problem_type
+
+    def target(self, label: Any, count: int) -> Any:
+        return [float(place in label) for place in range(count)]
+
+    def metrics(self, data: Data, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        return multi_label_metrics(predictions, labels)
+
+    def answer(self, logits: Tensor, config: Any) -> dict[str, Any]:
+        found = [(config.id2label[place], one) for place, one in enumerate(logits.sigmoid().tolist())]
+        labels = sorted((one for one in found if one[1] > 0.5), key=lambda one: -one[1])
+        return {"labels": [label for label, _ in labels], "probabilities": dict(found)}
+
+    def shown(self, answer: Mapping[str, Any]) -> tuple[str, ...]:
+        return ", ".join(answer["labels"]) or "none", "", answer["text"]
+
+
+class Regression(HeadKind):
+    """Numbers as labels; squared error, of standardised numbers where the task says so.
+
+    AdamW moves a weight by about the learning rate a step, so that it never reaches a price or a year: the model learns
+    (label - mean) / deviation, and its head gets the scale when it is trained.
+    """
+
+    facts = REGRESSION
+
+    def made(self, config: Any) -> bool:
+        return super().made(config) and config.num_labels == 1
+
+    def target(self, label: Any, count: int) -> Any:
+        return float(label)
+
+    def scaled(self, data: Data, base: nn.Module) -> Data:
+        if not data.task.standardise:
+            return data
+        targets = cast(Any, data.fixed("train")).targets()
+        mean = math.fsum(targets) / len(targets)  # exactly, so that a run that goes on elsewhere has the same
+        deviation = math.sqrt(math.fsum((label - mean) ** 2 for label in targets) / len(targets))
+        layer, scale = output_layer(base), (mean, deviation or 1.0)
+        trained = AS_THEY_ARE if layer is None else "standardised, saved in their own units"
+        if layer is not None and layer.bias is None:  # labels far from 0 would else be out of its reach
+            trained, scale = "divided by their root mean square", (0.0, math.hypot(mean, deviation) or 1.0)
+        labels = {"mean": mean, "deviation": deviation, "trained": trained}
+        found = replace(data, record={**(data.record or {}), "labels": labels})
+        if layer is None:
+            return found
+        splits: dict[str, Any] = {}
+        for name, split in data.splits.items():
+            texts = cast(Texts, split)
+            target = functools.partial(_standardised, scale=scale)
+            splits[name] = Texts(texts.tokenizer, texts.data, texts.columns, texts.max_length, target)
+        return replace(found, splits=splits, scale=scale)
+
+    def metrics(self, data: Data, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        mean, deviation = data.scale or (0.0, 1.0)
+        given, wanted = (np.asarray(one, dtype=np.float64) * deviation + mean for one in (predictions, labels))
+        return regression_metrics(given, wanted, also=data.task.also)
+
+    def guessed(self, data: Data, split: str) -> dict[str, float]:
+        """The scores of always guessing the mean of the training labels; a constant has no correlation."""
+        train, scored = (np.asarray(cast(Any, data.fixed(name)).targets()) for name in ("train", split))
+        deviation = 1.0 if data.scale is None else data.scale[1]
+        return {"mse": float(np.square(scored - train.mean()).mean() * deviation**2)}
+
+    @torch.no_grad()
+    def finish(self, model: nn.Module, data: Data) -> None:
+        layer = output_layer(model)
+        if data.scale is not None and layer is not None:
+            mean, deviation = data.scale
+            layer.weight.copy_(layer.weight.double() * deviation)
+            if layer.bias is not None:
+                layer.bias.copy_(layer.bias.double() * deviation + mean)
+
+    def keep_exact(self, model: Any) -> None:
+        """Let the output layer give float32 under autocast: bfloat16 has 8 bits, too few for a year, and float16 ends
+        at 65,504."""
+        if (layer := output_layer(model)) is not None:
+            layer.register_forward_hook(_in_float32)
+
+    def answer(self, logits: Tensor, config: Any) -> dict[str, Any]:
+        return {"value": logits.item()}
+
+    def shown(self, answer: Mapping[str, Any]) -> tuple[str, ...]:
+        return f"{answer['value']:+.2f}", answer["text"]
+
+
+def _standardised(label: Any, scale: tuple[float, float]) -> float:
+    return float((label - scale[0]) / scale[1])
+
+
+def _in_float32(layer: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    if output.dtype == torch.float32 or layer.weight.dtype != torch.float32:
+        return output
+    with torch.autocast(output.device.type, enabled=False):
+        return linear(inputs[0].float(), layer.weight, layer.bias)
+
+
+def output_layer(model: nn.Module) -> nn.Linear | None:
+    """The linear layer of one output that the head of a plain or a PEFT model ends in; None where none can be told."""
+    plain = plain_model(model)
+    found = []
+    for name in head_modules(plain):
+        for path, module in plain.get_submodule(name).named_modules():
+            is_output = isinstance(module, nn.Linear) and module.out_features == 1
+            untrained = "original_module" in path.split(".")  # the copy in PEFT's wrapper
+            if is_output and module.weight.is_floating_point() and not untrained:
+                found.append(module)
+    return found[0] if len(found) == 1 else None

@@ -1,0 +1,288 @@
+"""A run's folder: its lock, its recipe, checkpoints that are whole or absent, and a result that comes last.
+
+A folder called `adapter`, or a file called `result.json`, is written through `aurora_lora.files`, and so is whole,
+whatever moment a run was killed at. A checkpoint is whole when its manifest is there, which is written last.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from .. import files, folders
+from ..errors import RunLockedError, UserError, one_line
+from ..files import file_digest, plain_write_errors
+from ..locks import held
+from ..tuner.peft_names import CONFIG_NAME
+from .recipe import RunRecipe, check_same_recipe, validate_as
+from .recipe_files import dump, read
+
+RECIPE, ADAPTER, LORA, CHECKPOINTS, REFERENCE = "recipe.yaml", "adapter", "lora", "checkpoints", "reference"
+RESULT = "result.json"
+LOGS = "logs"
+"""TensorBoard's files, where `training.report_to` asks for them."""
+SPLITS = "splits.json"
+"""Which rows of the data each split holds, of tasks whose rows are known."""
+DATA = "data.json"
+"""What data of the user's own was: the sha256 of its files among other things."""
+PROBE = "probe.safetensors"
+"""The start of A by layer, what was found in all layers, from what, and the ranks; of methods that probe."""
+UPDATES = "updates"
+"""The update of the weights at each epoch, where `training.save_updates` asks for it."""
+LOG = "log.txt"
+"""What a run of many prints."""
+MANIFEST = "manifest.json"
+_MADE = (ADAPTER, LORA, RESULT)
+_OF_A_MODEL = ("config.json", CONFIG_NAME, "model_index.json")
+"""Files of a model or an adapter in a folder of its own."""
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold a run's folder; see `hold`."""
+    with hold(folder / ".lock", f"{folder}: another aurora train is writing there"):
+        yield
+
+
+@contextmanager
+def hold(file: Path, taken: str) -> Iterator[None]:
+    """Hold a lock, as `held`, and never wait for it.
+
+    Args:
+        file: that it is on.
+        taken: what is said where another process holds it.
+
+    Raises:
+        RunLockedError: another process holds it.
+        UserError: its folder cannot be written.
+    """
+
+    def refuse() -> None:
+        raise RunLockedError(taken)
+
+    with ExitStack() as stack:
+        with plain_write_errors(file.parent):
+            stack.enter_context(held(file, refuse))
+        yield
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether another process holds the folder."""
+    if not (folder / ".lock").exists():
+        return False
+    try:
+        with lock(folder):
+            return False
+    except RunLockedError:
+        return True
+
+
+# ---------------------------------------------------------------- from its opening to its end
+
+
+@contextmanager
+def open_run(folder: Path, recipe: RunRecipe, inside: Sequence[Path]) -> Iterator[None]:
+    """Hold the folder of a run, and make it ready; see `prepare`.
+
+    Raises:
+        UserError: as `prepare`; or another process writes there.
+    """
+    check_recipe(folder, recipe)
+    if _is_read_only(folder):
+        yield
+        return
+    files.check_writable(folder)
+    with lock(folder):
+        prepare(folder, recipe, inside)
+        yield
+
+
+def prepare(folder: Path, recipe: RunRecipe, inside: Sequence[Path]) -> None:
+    """Write the recipe down in the folder of its run, and remove what interrupted writes have left.
+
+    Args:
+        folder: of the run.
+        recipe: of the run.
+        inside: folders in it that may hold such leftovers, beside the checkpoints.
+
+    Raises:
+        UserError: the folder holds another recipe's run, or cannot be written.
+    """
+    check_recipe(folder, recipe)
+    if _is_read_only(folder):
+        return
+    files.check_writable(folder)
+    own = () if (folder / RESULT).exists() else (folder,)  # in that of a finished run others write: answers, merges
+    for each in (*own, folder / CHECKPOINTS, *inside):
+        folders.clear_leftovers(each)
+    write_recipe(folder, recipe)
+
+
+def _is_read_only(folder: Path) -> bool:
+    """Whether a run is finished and only to be read, as one of a colleague."""
+    return (folder / RESULT).exists() and not os.access(folder, os.W_OK)
+
+
+def write_lora(folder: Path, write: Callable[[Path], None]) -> str | None:
+    """The plain LoRA of a run, unless a layer cannot be part of one: the adapter itself is not lost for that.
+
+    Args:
+        folder: of the run.
+        write: writes it into a folder; a ValueError of it says why there can be none.
+
+    Returns:
+        Why there is none; None if there is one.
+    """
+    try:
+        with folders.new_folder(folder / LORA) as partial:
+            write(partial)
+    except ValueError as error:
+        return one_line(error).rstrip(".")
+    return None
+
+
+def finish(folder: Path, result: dict[str, Any], save: Callable[[Path], None]) -> None:
+    """Write the adapter and the result, then remove the checkpoints: each step leaves the run whole.
+
+    Args:
+        folder: of the run.
+        result: gets the digests of the adapter's files.
+        save: writes the adapter into a folder.
+    """
+    with folders.new_folder(folder / ADAPTER) as adapter:
+        save(adapter)
+    result["adapter_sha256"] = adapter_digests(folder)
+    files.write_json(folder / RESULT, result)
+    folders.remove(folder / CHECKPOINTS)
+
+
+def adapter_digests(folder: Path) -> dict[str, str]:
+    """The sha256 of each file of a run's adapter but its card, by its path below the adapter, for `result.json`."""
+    return {name: digest for name, digest in _digests(folder / ADAPTER).items() if not name.endswith(".md")}
+
+
+def check_adapter(folder: Path, digests: Mapping[str, str]) -> None:
+    """Raise a UserError if a file of a run's adapter is not what the run wrote."""
+    for name, digest in digests.items():
+        path = folder / ADAPTER / name
+        with files.reading(path):
+            if file_digest(path) != digest:
+                raise UserError(f"{path} is damaged: it is not what the run wrote")
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """The sha256 of the files in and below a folder, by their paths there."""
+    there = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST)
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in there}
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def checkpoint_name(step: int) -> str:
+    """The folder of a checkpoint, as Transformers' Trainer calls it."""
+    return f"checkpoint-{step}"
+
+
+def checkpoints(folder: Path) -> dict[int, Path]:
+    """The checkpoints by their step, first to last, whole or damaged."""
+    there = folder.iterdir() if folder.is_dir() else ()
+    found = {int(match[1]): path for path in there if (match := _CHECKPOINT.fullmatch(path.name))}
+    return dict(sorted(found.items()))
+
+
+def write_manifest(checkpoint: Path, **facts: Any) -> None:
+    """Make a checkpoint whole: list its files with their sha256, so that damage is noticed.
+
+    Args:
+        checkpoint: its folder.
+        facts: what else a run that goes on needs to know; `best` is the step of the best checkpoint.
+    """
+    files.write_json(checkpoint / MANIFEST, {**facts, "files": _digests(checkpoint)})
+
+
+def manifest_of(checkpoint: Path) -> dict[str, Any] | None:
+    """The manifest of a checkpoint; None where it is not whole."""
+    try:
+        manifest = files.read_json(checkpoint / MANIFEST)
+        return manifest if manifest["files"] == _digests(checkpoint) else None
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        return None
+    except OSError as error:  # it is there, and cannot be read: that is no damage
+        raise UserError(f"{checkpoint} cannot be read: {error.strerror}") from error
+
+
+def last_intact(folder: Path) -> Path | None:
+    """The last checkpoint that is whole, and the best one that it knows of with it. Later ones are deleted; of those
+    that are damaged, and not only half written, a warning says from where the run goes on."""
+    there = checkpoints(folder)
+    damaged = []
+    for step, checkpoint in reversed(there.items()):
+        manifest = manifest_of(checkpoint)
+        best = step if manifest is None else manifest.get("best") or step
+        if manifest is not None and (best == step or manifest_of(there.get(best, folder / MANIFEST))):
+            break
+        damaged += [checkpoint.name] if (checkpoint / MANIFEST).exists() else []
+        folders.remove(checkpoint)
+    else:
+        checkpoint = None
+    if damaged:
+        start = "the run begins anew" if checkpoint is None else f"the run goes on from {checkpoint.name}"
+        warnings.warn(f"{folder}: damaged: {', '.join(damaged)}; {start}", stacklevel=2)
+    return checkpoint
+
+
+def keep_only(folder: Path, kept: Collection[Path]) -> None:
+    """Delete all other checkpoints."""
+    for path in checkpoints(folder).values():
+        if path not in kept:
+            folders.remove(path)
+
+
+# ---------------------------------------------------------------- the recipe
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether the run in a folder has made something that another recipe would lose."""
+    return any((folder / name).exists() for name in _MADE) or bool(checkpoints(folder / CHECKPOINTS))
+
+
+def check_recipe(folder: Path, recipe: RunRecipe) -> None:
+    """Raise a UserError if the folder holds the run of another recipe, or a file of the user's own that a run writes.
+
+    No part of that are `CHANGE_NOTHING`, such as which test sets are scored. A run that ended before anything was made,
+    as where an option did not fit the model, leaves the folder to the next.
+    """
+    path = folder / RECIPE
+    if not path.exists():
+        for name in (*_MADE, CHECKPOINTS, DATA, SPLITS, *_OF_A_MODEL):
+            if (folder / name).exists():
+                raise UserError(f"{folder} holds {name} but no {RECIPE}: choose another output folder")
+    elif is_begun(folder):
+        check_same_recipe(read(path), recipe, path, f"{folder} holds")
+    elif not _is_written(path, type(recipe)):
+        raise UserError(f"{path} was not written by a run, which would replace it: choose another output folder")
+
+
+def write_recipe(folder: Path, recipe: RunRecipe) -> None:
+    """Write the recipe down in a folder that `check_recipe` leaves to it, unless the run there is finished."""
+    text, path = dump(recipe.resolved()), folder / RECIPE
+    if (folder / RESULT).exists() or (path.exists() and path.read_text(encoding="utf-8") == text):
+        return
+    if not is_begun(folder):
+        for name in (PROBE, CHECKPOINTS, UPDATES):  # of the recipe before, which made nothing else
+            folders.remove(folder / name)
+    files.write_text(path, text)
+
+
+def _is_written(path: Path, kind: type[RunRecipe]) -> bool:
+    """Whether a recipe stands there as a run writes it: without comments, every default filled in."""
+    with suppress(UserError, OSError):
+        return dump(validate_as(kind, read(path), str(path)).resolved()) == path.read_text(encoding="utf-8")
+    return False
