@@ -66,7 +66,7 @@ _MODULE_OF = {
     "gap": "gap_and_export",
     "learned_activation": "activation",
     "load_predictor": "predicting",
-    "load_recipe": "reading",
+    "load_recipe": "recipe",
     "load_run": "finished_run",
     "merge": "merging",
     "predict": "predicting",
