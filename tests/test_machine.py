@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from aurora_lora import machine
-from aurora_lora.lab.experiments import machines
+from aurora_lora.lab.experiments.known import machine as machine_of_a_plan
 from aurora_lora.machine import free_memory, total_memory
 
 GB = 10**9
@@ -80,4 +80,4 @@ def test_nothing_is_left_where_more_than_the_limit_is_used(groups: Path) -> None
 def test_bounds_and_plans_ask_for_it(groups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(groups / "cgroup", **VERSION_2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert machines.here().memory_gb == 8
+    assert machine_of_a_plan(None).memory_gb == 8

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from typer.testing import CliRunner
 
 from aurora_lora import cli
 from aurora_lora.errors import UserError
-from aurora_lora.lab.experiments.architectures import architecture
 from aurora_lora.lab.experiments.dry_run import dry_run
+from aurora_lora.lab.experiments.known import architecture
 from aurora_lora.train import card, load_recipe, load_run, recipe_files, train
 from aurora_lora.train.build import load_trained_model
 from aurora_lora.train.evaluating import evaluate
@@ -48,7 +48,7 @@ AT_V2 = f"model={{name: {NAME}, revision: v2}}"
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The hub's cache with two commits of a model, of other widths: `main` is the first, `v2` the second."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "cache" / "models--some--model"
@@ -57,8 +57,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (folder / "refs").mkdir()
     for name, commit in (("main", FIRST), ("v2", SECOND)):
         (folder / "refs" / name).write_text(commit)
-    yield folder
-    architecture.__globals__["_architecture"].cache_clear()
+    return folder
 
 
 def test_everything_is_loaded_from_the_revision(cache: Path, write_recipe: WriteRecipe, tmp_path: Path) -> None:
@@ -67,7 +66,10 @@ def test_everything_is_loaded_from_the_revision(cache: Path, write_recipe: Write
     (cache / "snapshots" / SECOND / "tokenizer_config.json").write_text(json.dumps(settings))
     first, second = ModelSection(name=NAME), ModelSection(**FIXED)
     assert (load_tokenizer(first).model_max_length, load_tokenizer(second).model_max_length) == (32, 20)
-    assert (architecture(first).hidden_size, architecture(second).hidden_size) == (16, 24)
+    assert (
+        architecture(first.name, first.revision).hidden_size,
+        architecture(second.name, second.revision).hidden_size,
+    ) == (16, 24)
     config = json.loads((cache / "snapshots" / SECOND / "config.json").read_text())
     quantised = {**config, "quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
     (cache / "snapshots" / SECOND / "config.json").write_text(json.dumps(quantised))

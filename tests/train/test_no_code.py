@@ -15,8 +15,8 @@ import aurora_lora
 from aurora_lora.data import get_task
 from aurora_lora.data.hub import COPIES, HubData
 from aurora_lora.errors import UserError
-from aurora_lora.lab.experiments.architectures import architecture
-from aurora_lora.lab.experiments.estimate import trained_parameters
+from aurora_lora.lab.experiments.known import architecture
+from aurora_lora.lab.experiments.plan import shapes
 from aurora_lora.train.kinds.image_classification import load_image_processor
 from aurora_lora.train.models import load_base_model, load_classifier, load_tokenizer
 from aurora_lora.train.predicting import predict
@@ -94,7 +94,7 @@ def test_model(hostile: Callable[[str], Path], ran: Path, model: Path) -> None:
     folder = hostile("model")
     refused(lambda: load_base_model(str(folder), get_task("tiny-sentiment"), load_tokenizer(str(model))), ran)
     refused(lambda: predict(folder, ["good"]), ran)
-    refused(lambda: trained_parameters(validate(tiny.recipe(folder), "recipe")), ran)  # of a plan
+    refused(lambda: shapes(validate(tiny.recipe(folder), "recipe"), 2), ran)  # of a plan
 
 
 def test_tokenizer(hostile: Callable[[str], Path], ran: Path) -> None:
@@ -134,7 +134,7 @@ def test_attention(ran: Path, tmp_path: Path, model: Path, key: str) -> None:
     task, processor = get_task("tiny-sentiment"), load_tokenizer(str(folder))
     for call in (
         lambda: load_base_model(str(folder), task, processor),
-        lambda: trained_parameters(validate(tiny.recipe(folder), "recipe")),
+        lambda: shapes(validate(tiny.recipe(folder), "recipe"), 2),
         lambda: load_classifier(str(folder), 2),
         lambda: predict(folder, ["good"]),
     ):

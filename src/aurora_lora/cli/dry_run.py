@@ -22,8 +22,7 @@ def show(plan: RunRecipe, output: Path | None, gpu: str | None, as_json: bool, s
     with importing():
         from aurora_lora.data.access import why_no_access
         from aurora_lora.diffusion.progress import quiet as quiet_diffusers
-        from aurora_lora.lab.experiments.dry_run import dry_run
-        from aurora_lora.lab.report.plan import run_lines, run_rows
+        from aurora_lora.lab.experiments.dry_run import dry_run, run_lines, run_rows
         from aurora_lora.machine import launched_as_main
         from aurora_lora.train.recipe import Recipe
 
@@ -50,4 +49,4 @@ def show(plan: RunRecipe, output: Path | None, gpu: str | None, as_json: bool, s
         table.add_row(name, value)
     stdout().print(table)
     for line in run_lines(record):
-        stdout().print(line, soft_wrap=line.startswith("  "))  # what is to be pasted is never broken
+        stdout().print(line)

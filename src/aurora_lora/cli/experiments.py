@@ -102,8 +102,7 @@ def reproduce(
 def _print_runs(todo: Reproduction, gpu: str | None, as_json: bool) -> None:
     """`aurora reproduce --dry-run`."""
     from aurora_lora.data.access import why_no_access
-    from aurora_lora.lab.experiments.estimate import describe
-    from aurora_lora.lab.report.plan import plan_lines, plan_tables
+    from aurora_lora.lab.experiments.dry_run import describe, plan_lines, plan_tables
 
     rows = describe(todo, gpu)
     for why in filter(None, map(why_no_access, sorted({job.recipe.model for job in todo.jobs.values()}))):
@@ -262,11 +261,11 @@ def _minutes(gpu: str | None) -> Callable[[Any], int]:
     Raises:
         UserError: the GPU is not known.
     """
-    from aurora_lora.lab.experiments.estimate import time_limit
-    from aurora_lora.lab.experiments.machines import named
+    from aurora_lora.lab.experiments.dry_run import time_limit
+    from aurora_lora.lab.experiments.known import machine
 
     if gpu is not None:
-        named(gpu)
+        machine(gpu)
     return lambda job: time_limit(job.recipe, gpu)
 
 

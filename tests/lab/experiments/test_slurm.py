@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from aurora_lora import cli, termination
 from aurora_lora.errors import ArgumentError, UserError
-from aurora_lora.lab.experiments import cluster, engines, estimate
+from aurora_lora.lab.experiments import cluster, engines
 from aurora_lora.lab.experiments.engines import make_engine, outcomes
 from aurora_lora.lab.experiments.jobs import Job, Outcome, run_until_asked
 from aurora_lora.lab.experiments.reproduce import prepare
@@ -238,19 +238,6 @@ def test_what_cannot_be_planned_is_no_fault_of_the_cluster(
     found = list(outcomes(jobs, engine))
     assert [(one.error, one.was_refused) for one in found] == [("target_modules: the model has no 'qury'", False)] * 2
     assert not slurm.exists()
-
-
-def test_a_model_that_cannot_be_counted_gets_a_day(
-    tiny_suite: Callable[..., Suite], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tiny_suite()
-    job = next(iter(prepare("tiny", "packaged", tmp_path / "runs").jobs.values()))
-
-    def fails(*_: object) -> None:
-        raise RuntimeError("no such operator without data")
-
-    monkeypatch.setattr(estimate.flops, "hours", fails)
-    assert estimate.time_limit(job.recipe, "A100") == engines.DAY
 
 
 def test_sigterm_to_a_command_is_its_own(tiny_suite: Callable[..., Suite], tmp_path: Path) -> None:

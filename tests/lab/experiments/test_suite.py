@@ -7,10 +7,8 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from transformers import AutoConfig, BertConfig
 
 from aurora_lora.errors import UserError
-from aurora_lora.lab.experiments.architectures import architecture
 from aurora_lora.lab.experiments.paper.small_images import SMALL_STUDIES
 from aurora_lora.lab.experiments.recipes import load_suite, suites
 from aurora_lora.lab.experiments.reproduce import prepare
@@ -178,14 +176,3 @@ def test_a_run_of_another_suite_is_shared(tiny_suite: MakeSuite, tmp_path: Path)
 def test_hours_are_the_time_of_training(tiny_suite: MakeSuite) -> None:
     suite = tiny_suite(columns=[{"name": "sentiment", "label": "h", "metric": "hours"}])
     assert score_of({"time": {"train_s": 5400}}, cells(suite)[0]) == 1.5
-
-
-def test_a_model_is_read_once_and_each_caller_gets_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A plan has hundreds of runs."""
-    BertConfig(hidden_size=24).save_pretrained(tmp_path)
-    read, load = [], AutoConfig.from_pretrained
-    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *args, **more: read.append(args) or load(*args, **more))
-    first = architecture(str(tmp_path))
-    first.num_labels = 7
-    second = architecture(str(tmp_path))
-    assert (len(read), second.hidden_size, second.num_labels) == (1, 24, 2)

@@ -1,145 +1,299 @@
-"""What `aurora train` would do with a recipe: its data loaded and checked as it does, no weights, nothing trained."""
+"""`--dry-run`: what one run or a whole suite would train, need and take, as records and as a person reads it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from ...data.access import check_access
 from ...data.models import is_missing
-from ...deploy.formats import check_quantization
 from ...diffusion.recipe import SubjectRecipe
-from ...errors import UserError
+from ...errors import UserError, abridged, counted
+from ...methods import ParameterCounts
+from ...text_table import TextTable
 from ...train.build import load_data
 from ...train.data import Data, notes
-from ...train.distributed import check_precision, state
+from ...train.distributed import check_precision
 from ...train.kinds import kind_of
-from ...train.models import check_positions, longest_text, positions
+from ...train.models import longest_text, positions
 from ...train.publish import check_recipe
 from ...train.recipe import Recipe, RunRecipe, examples_of_a_step, steps_of_an_epoch
 from ...train.run import check_contamination
-from . import shapes, text_lengths
-from .architectures import architecture
-from .estimate import Estimate, NotEstimatedError, estimate, record_of, trained_parameters
-from .fitting import fitting
-from .machines import Machine, here, named
-from .text_lengths import Sizes
+from .known import GPUS, Machine, architecture, machine
+from .plan import Sizes, hours, peaks, shapes
+from .plan_subject import subject_needs
+from .reproduce import Reproduction
+from .suite import Suite
 
-Say = Callable[[Iterable[str]], None]
+Rows = Sequence[Mapping[str, Any]]
+DAY = 24 * 60
+"""Minutes."""
+LESS = (
+    "Smaller training.batch_size with more gradient_accumulation_steps, training.gradient_checkpointing=true or "
+    "training.precision=bf16 need less."
+)
+ESTIMATES = "Memory and time are estimates from shapes"
+
+
+def needs(recipe: RunRecipe, on: Machine, sizes: Sizes | None = None) -> dict[str, Any]:
+    """What a run needs on a machine: `params`, `memory_gb` at its peak, `fits`, `hours` (None where it is not known how
+    many examples there are), `hours_of` its parts, and the machine. A reference is in memory and time.
+
+    Raises:
+        UserError: the model is not known or cannot be counted, or the method does not fit it.
+    """
+    if isinstance(recipe, SubjectRecipe):
+        params, memory, parts = subject_needs(recipe, on)
+        return _record(params, memory, parts, on)
+    assert isinstance(recipe, Recipe)
+    runs = [recipe, *([] if (reference := recipe.reference_recipe()) is None else [reference])]
+    every = [(one, sizes or Sizes.known(one)) for one in runs]
+    params = shapes(recipe, every[0][1].labels).params
+    known = [one for one in (hours(*each, on) for each in every) if one is not None]
+    all_known = len(known) == len(every)
+    return _record(params, max(max(peaks(*one).values()) for one in every), _sum(known) if all_known else None, on)
+
+
+def _sum(some: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: sum(one[name] for one in some) for name in some[0]}
+
+
+def _record(params: ParameterCounts, memory: float, parts: Mapping[str, float] | None, on: Machine) -> dict[str, Any]:
+    memory_gb = memory / 1e9 + (0.7 if on.cores else 0.0)  # Python, PyTorch and the data share a CPU's memory
+    return {
+        "params": asdict(params),
+        "memory_gb": _rounded(memory_gb),
+        "fits": on.fits(memory_gb),
+        "hours": None if parts is None else _rounded(sum(parts.values())),
+        "hours_of": {name: _rounded(value) for name, value in (parts or {}).items()},
+        "machine": on.name,
+        "machine_memory_gb": _rounded(on.memory_gb),
+    }
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.3g}")
 
 
 def dry_run(
-    recipe: RunRecipe, gpu: str | None = None, output: Path | None = None, say: Say = lambda lines: None
+    recipe: RunRecipe, gpu: str | None = None, output: Path | None = None, say: Callable[[Iterable[str]], Any] = list
 ) -> dict[str, Any]:
     """What a run will train, whether it fits a machine, and how long it takes.
 
+    Data are loaded and checked as a training does it; weights are not.
+
     Args:
         recipe: of the run.
-        gpu: the machine, see `machines.named`; this one if None.
+        gpu: see `machine`.
         output: folder of the run, which is looked at alone.
         say: takes the lines about the data that a training begins with.
 
     Returns:
-        `model`, `task`, `method`; what `record_of` says; `examples` of each split and packed `rows`; `texts` (tokens of
-        the training texts, and how many were `cut`); `steps`; `fitting`, what would make it fit if it does not.
+        `model`, `task`, `method`, what `needs` says, `examples` of each split, packed `rows`, `texts` and `steps`.
 
     Raises:
         UserError: what the training would say of the data, the folder and the method; the GPU is not known.
     """
-    machine = here() if gpu is None else named(gpu)
-    if isinstance(recipe, Recipe):
-        check_contamination(recipe)
-    if state().num_processes > 1:
-        raise UserError("a dry run plans a run in one process: start it by itself")
+    on, data = machine(gpu), None
     if output is not None:
         check_recipe(output, recipe)
-    data = None
+    if on == machine(None):
+        check_precision(recipe.training.precision)
     if isinstance(recipe, Recipe):
-        if is_missing(recipe.model):  # has no processor of images yet
+        check_contamination(recipe)
+        if is_missing(recipe.model):
             say([f"{recipe.model} is pretrained first, and what makes its images is not there yet: no data are loaded"])
         else:
-            data = _load(recipe, machine == here())
+            data = _load(recipe)
             say(notes(data.record or {}))
-    sizes = None if data is None else Sizes.of(data)
-    needs = _needs(recipe, machine, sizes)
-    if data is None and machine == here():
-        check_precision(recipe.training.precision)
-    record = {
+    sizes = None if data is None else sizes_of(data)
+    return {
         "recipe": recipe.name,
         "seed": recipe.seed,
         "model": recipe.model,
         "task": recipe.task_title,
         "method": recipe.method.name,
         "budget": recipe.method.options.get("budget"),
-        "reference": None,
-        **needs,
-        **(_of_subject(recipe) if isinstance(recipe, SubjectRecipe) else {}),
-        **(_of_data(recipe, data, sizes) if isinstance(recipe, Recipe) else {}),
-        "fitting": None,
+        "reference": recipe.reference.method.name if isinstance(recipe, Recipe) and recipe.reference else None,
+        **needs(recipe, on, sizes),
+        **_of_data(recipe, data, sizes),
     }
-    if needs["fits"] is False and (found := fitting(recipe, machine, sizes)) is not None:
-        record["fitting"] = {"overrides": list(found.overrides), **record_of(found.needs, machine)}
-    return record
 
 
-def _needs(recipe: RunRecipe, machine: Machine, sizes: Sizes | None) -> dict[str, Any]:
-    """The record of what a run needs (`record_of`), with null for what is not known, and `why`."""
-    try:
-        return record_of(estimate(recipe, machine, sizes), machine)
-    except NotEstimatedError as error:
-        if not isinstance(recipe, Recipe):
-            raise
-        unknown = record_of(Estimate(trained_parameters(recipe, sizes), 0.0, None), machine)
-        return {**unknown, "memory_gb": None, "fits": None, "why": str(error)}
-
-
-def _load(recipe: Recipe, is_here: bool) -> Data:
-    """The data of a recipe, after the checks of what it trains on them."""
+def _load(recipe: Recipe) -> Data:
     check_access(recipe.model)
-    if is_here:
-        check_precision(recipe.training.precision)
-        if recipe.base.quantization is not None:
-            check_quantization(recipe.base.quantization)
     processor = kind_of(recipe.task.definition).processor(recipe.base)
-    data = load_data(recipe, processor)
-    if (longest := longest_text(recipe.task.max_length, processor)) is not None:
-        check_positions(shapes.pretrained(recipe), recipe.model, longest)
-    return data
+    longest, config = longest_text(recipe.task.max_length, processor), architecture(recipe.model, recipe.base.revision)
+    most = positions(config.get_text_config())
+    if longest is not None and most is not None and longest > most:
+        raise UserError(f"task.max_length: {longest} tokens are more than the {most} positions of {recipe.model}")
+    return load_data(recipe, processor)
 
 
-def _of_subject(recipe: SubjectRecipe) -> dict[str, Any]:
+def sizes_of(data: Data) -> Sizes:
+    """The sizes of data that are loaded."""
+    examples = {name: len(split) for name, split in data.splits.items()}
+    found = Sizes(examples, data.lengths, len(data.labels) or data.task.num_labels)
+    if data.scored is None:
+        return found
+    every = [split[place]["choices"] for split in data.splits.values() for place in range(len(split))]
+    return replace(found, choices=(max(map(len, every)), max(len(ids) for one in every for ids in one)))
+
+
+def _of_data(recipe: RunRecipe, data: Data | None, sizes: Sizes | None) -> dict[str, Any]:
     training = recipe.training
-    examples = examples_of_a_step(training)
-    return {"examples": {}, "texts": None, "steps": {"all": training.steps, "examples": examples}}
-
-
-def _of_data(recipe: Recipe, data: Data | None, sizes: Sizes | None) -> dict[str, Any]:
-    training, record = recipe.training, {} if data is None else data.record or {}
-    splits = ("train", "validation", *recipe.test_sets)
-    counts = {name: text_lengths.examples(recipe, name, sizes) for name in splits}
+    if isinstance(recipe, SubjectRecipe):
+        steps = {"all": recipe.training.steps, "examples": examples_of_a_step(training)}
+        return {"examples": {}, "texts": None, "steps": steps}
+    assert isinstance(recipe, Recipe)
+    record = {} if data is None else data.record or {}
+    examples = (sizes or Sizes.known(recipe)).examples
     found: dict[str, Any] = {
-        "reference": None if recipe.reference is None else recipe.reference.method.name,
-        "examples": record.get("examples") or {name: count for name, count in counts.items() if count is not None},
+        "examples": record.get("examples") or {name: count for name, count in examples.items() if count is not None},
         "texts": None,
         "steps": None,
+        **({"rows": record["packed"]} if "packed" in record else {}),
     }
-    if "packed" in record:
-        found["rows"] = record["packed"]
-    if (rows := counts["train"]) is not None:
+    if (rows := examples["train"]) is not None:
         an_epoch = steps_of_an_epoch(training, rows)
         of_a_step = min(examples_of_a_step(training), rows)
-        found["steps"] = {"epoch": an_epoch, "all": an_epoch * training.epochs, "examples": of_a_step}
+        found["steps"] = {"epoch": an_epoch, "all": an_epoch * recipe.training.epochs, "examples": of_a_step}
     if data is not None and (lengths := data.lengths.get("train")):
-        most = positions(architecture(recipe.base).get_text_config())
-        cut, looked_at = record.get("cut", {"texts": {}})["texts"].get("train", (None, len(lengths)))
-        found["texts"] = {
-            "mean": math.fsum(lengths) / len(lengths),
-            "padded": text_lengths.padded(recipe, training.batch_size, most, sizes),
-            "longest": text_lengths.longest(recipe, most, sizes),
-            "cut": cut,
-            "looked_at": looked_at,
-            "max_length": record.get("cut", {}).get("max_length", text_lengths.limit(recipe, most)),
-        }
+        found["texts"] = {"mean": math.fsum(lengths) / len(lengths), "longest": max(lengths)}
     return found
+
+
+def describe(todo: Reproduction, gpu: str | None = None) -> list[dict[str, Any]]:
+    """One row for each run of a suite: what it is, what it needs, and whether it is done.
+
+    Args:
+        todo: the runs.
+        gpu: the machine that the plan is for, see `machine`; that of the suite, or else this one, if None.
+
+    Raises:
+        UserError: a recipe's model or method cannot be had, or the GPU is not known.
+    """
+    on, rows = machine(gpu or todo.suite.gpu), []
+    known: dict[str, dict[str, Any]] = {}
+    for (name, seed), job in todo.jobs.items():
+        recipe = job.recipe
+        if name not in known:
+            known[name] = needs(recipe, on)
+        about = {"recipe": name, "seed": seed, "model": recipe.model, "data": recipe.task.name}
+        rows.append(
+            {**about, "method": recipe.method.name, **known[name], "status": job.status(), "folder": str(job.folder)}
+        )
+    return rows
+
+
+def time_limit(recipe: RunRecipe, gpu: str | None) -> int:
+    """Minutes to ask a cluster for: twice the estimate, which is no better than that, and half an hour at least; a day
+    where there is none.
+
+    Args:
+        recipe: of the run.
+        gpu: what the cluster has, see `machine`; the slowest that is known if None.
+
+    Raises:
+        UserError: the GPU or the model is not known, or the method does not fit it.
+    """
+    on = min(GPUS.values(), key=lambda one: one.half) if gpu is None else machine(gpu)
+    found = needs(recipe, on)["hours"]
+    return DAY if found is None else max(30, math.ceil(2 * 60 * found))
+
+
+# ---------------------------------------------------------------- as a person reads it
+
+
+def plan_tables(suite: Suite, rows: Rows) -> Iterator[TextTable]:
+    """A table for each model, one line for each recipe."""
+    for model in dict.fromkeys(row["model"] for row in rows):
+        table = TextTable(f"{suite.title}: {model}", ["recipe", "params", "memory", "time", "done"], align="lr")
+        for recipe in dict.fromkeys(row["recipe"] for row in rows if row["model"] == model):
+            runs = [row for row in rows if row["recipe"] == recipe]
+            first, done = runs[0], sum(row["status"] == "finished" for row in runs)
+            memory = f"{first['memory_gb']:.1f} GB{'' if first['fits'] else '!'}"
+            cells = [_count(first["params"]["adapter"]), memory, _time(first["hours"]), f"{done}/{len(runs)}"]
+            table.rows.append([recipe, *cells])
+        yield table
+
+
+def plan_lines(rows: Rows) -> Iterator[str]:
+    """What it comes to: how many runs, on what, how long, and which do not fit."""
+    left = [row for row in rows if row["status"] != "finished"]
+    known = [row["hours"] for row in left if row["hours"] is not None]
+    length = [f"about {_time(sum(known))} on one {rows[0]['machine']}, one after the other"] if known else []
+    length += [f"{counted(len(left) - len(known), 'run')} of unknown length"] if len(left) > len(known) else []
+    yield f"{counted(len(rows), 'run')}, {len(left)} of them to do{': ' * bool(length)}{', and '.join(length)}."
+    if shares := _shares(left):
+        yield f"Of that time {shares}."
+    if too_large := [row["recipe"] for row in left if not row["fits"]]:
+        where = f"the {rows[0]['machine_memory_gb']:.0f} GB of one {rows[0]['machine']}"
+        yield f"{len(too_large)} of them do NOT fit in {where}: {abridged(list(dict.fromkeys(too_large)), 3)}. {LESS}"
+    yield f"{ESTIMATES}. Params are trained; the head is not among them."
+
+
+def run_rows(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What one run trains, needs and takes: a name and a value for each row.
+
+    Args:
+        run: of `dry_run`.
+    """
+    params, texts = run["params"], run["texts"]
+    yield "model", f"{run['model']}, {params['total']:,} parameters in all"
+    about = "" if run["budget"] is None else "about "
+    trained = f"{about}{params['adapter']:,} trained ({100 * params['adapter'] / params['total']:.3g}%)"
+    yield "method", f"{run['method']}, {trained}" + f", {params['head']:,} in the head" * (params["head"] > 0)
+    if run["reference"] is not None:
+        yield "reference", f"{run['reference']}, trained after it; in the memory and the time below"
+    sizes = ", ".join(f"{count:,} {name}" for name, count in run["examples"].items())
+    packed = f"; packed into {run['rows']:,} rows to train on" if "rows" in run else ""
+    yield "data", run["task"] + f": {sizes}{packed}" * bool(sizes)
+    if texts is not None:
+        one = "row" if "rows" in run else "text"
+        yield "tokens", f"{texts['longest']:,} in the longest {one}, {texts['mean']:,.0f} on average"
+    if (steps := run["steps"]) is not None:
+        epochs = f", {steps['epoch']:,} an epoch" if "epoch" in steps else ""
+        yield "steps", f"{steps['all']:,} in all{epochs}, of {steps['examples']:,} examples each"
+    fits = "it fits" if run["fits"] else "it does NOT fit"
+    where = f"{run['machine_memory_gb']:.0f} GB of one {run['machine']}: {fits}"
+    yield (
+        "memory",
+        f"about {max(run['memory_gb'], 0.1):.1f} GB at the peak, of {where}",
+    )
+    known = run["hours"] is not None
+    yield "time", f"about {_time(run['hours'])}: {_shares([run])}" if known else "not known: the data were not loaded"
+
+
+def run_lines(run: Mapping[str, Any]) -> Iterator[str]:
+    """What is below `run_rows`: what needs less if the run does not fit, and what the numbers are."""
+    if not run["fits"]:
+        yield LESS
+    yield f"{ESTIMATES}. Nothing was trained."
+
+
+def _shares(rows: Rows) -> str:
+    """The parts of the time that are worth naming, the largest first."""
+    names = dict.fromkeys(name for row in rows for name in row["hours_of"])
+    sums = {name: sum(row["hours_of"].get(name, 0.0) for row in rows) for name in names}
+    whole = sum(sums.values()) or 1.0
+    parts = sorted(((100 * value / whole, name) for name, value in sums.items()), reverse=True)
+    return ", ".join(f"{share:.0f}% {name}" for share, name in parts if share >= 0.5)
+
+
+def _count(number: int) -> str:
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
+        if number >= 0.9995 * size:  # what rounds to it
+            return f"{number / size:.3g}{unit}"
+    return str(number)
+
+
+def _time(hours: float | None) -> str:
+    if hours is None:
+        return "?"
+    if hours < 1:
+        return f"{max(60 * hours, 1):.0f} min"
+    return f"{hours:.1f} h" if hours < 100 else f"{hours:,.0f} h"

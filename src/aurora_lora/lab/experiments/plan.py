@@ -1,0 +1,297 @@
+"""What a run will need: parameters, steps, memory and hours, from the shapes of its model and from its recipe.
+
+The parameters are exact: those of the model without its numbers, on PyTorch's meta device, with the method on it.
+Memory and time follow from widths and lengths by formulas (`kept`, `peaks`, `hours`), and are estimates: time is right
+within a factor of about 2. The paper's models need no download; of another one, its config is read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ...data.loading import NO_CODE, cannot_load
+from ...errors import UserError
+from ...forms import CALIBRATED
+from ...methods import ParameterCounts, count_parameters, get_method
+from ...methods.apply import apply_method
+from ...methods.start import ordinary
+from ...train.kind_facts import FACTS
+from ...train.kinds.choices import BEAMS, LOGITS, NEW_TOKENS, questions_at_once
+from ...train.models import cached_width, positions, quantization_of
+from ...train.precision import PRECISIONS, frozen_dtype
+from ...train.recipe import Recipe, steps_of_an_epoch
+from .known import LENGTHS, LONGEST_HELD_OUT, QUANTILES, Machine, architecture
+
+QUANTISED = {"nf4": 0.5 + 4 / 64, "fp4": 0.5 + 4 / 64, "int8": 1.0}
+"""Bytes of a quantised weight: 4 bits have a scale in float32 for each 64 of them."""
+WHOLE_UPDATES = {"fourierft": 1, "hira": 1, "neat": 1, "sine-lora": 2, "loran": 4}
+"""Matrices of a weight's size, in float32, that are kept of each layer by methods that compute the whole update."""
+TRAINED_LAYER_S, FORWARD_LAYER_S, IMAGE_S = 2e-3, 0.7e-3, 0.7e-3
+"""Seconds that a layer takes at least on a GPU, trained and run; and that a CPU takes to read an image."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of each split the examples and the tokens of its texts (None and nothing where not known), the labels, and of
+    questions the most choices and the tokens of the longest choice."""
+
+    examples: Mapping[str, int | None]
+    lengths: Mapping[str, Sequence[float]]
+    labels: int
+    choices: tuple[int, int] = (5, 1)
+
+    @classmethod
+    def known(cls, recipe: Recipe) -> Sizes:
+        """What is known of a recipe's data without loading them."""
+        task, section = recipe.task.definition, recipe.task
+        wanted = {"train": section.train_size, "validation": section.validation_size}
+        there = {"train": task.train_examples, **task.held_out}
+        splits = ("train", "validation", *recipe.test_sets)
+        examples = {name: wanted.get(name, section.test_size) or there.get(name) for name in splits}
+        lengths: dict[str, Sequence[float]] = {}
+        if (points := LENGTHS.get(section.name)) is not None:
+            texts = [float(one) for one in np.interp(np.linspace(0, 1, 1001), QUANTILES, points)]
+            held_out = [*texts, float(LONGEST_HELD_OUT.get(section.name, 0))]
+            lengths = {name: texts if name == "train" else held_out for name in splits}
+        return cls(examples, lengths, task.num_labels, (task.classes or 5, section.kind.learned_tokens or 1))
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """A recipe's model without numbers.
+
+    Args:
+        params: parameters trained outside and inside the head, and all.
+        held: bytes that are there all the time: the weights, and AdamW's moments of those that are trained.
+        multiplied: weights that an example is multiplied with; the look-up of an embedding is no work.
+        calibration: bytes that calibrating the widest layer takes; 0 where nothing is calibrated.
+        layers: of each layer, what `kept` says.
+    """
+
+    params: ParameterCounts
+    held: float
+    multiplied: int
+    calibration: float
+    layers: tuple[tuple[float, float], ...]
+
+
+def shapes(recipe: Recipe, labels: int) -> Shapes:
+    """The shapes of a recipe's model with so many outputs of its head.
+
+    Raises:
+        UserError: the model is not known, or the method does not fit it.
+    """
+    options = json.dumps(recipe.method.options, sort_keys=True)
+    base = (recipe.model, recipe.base.revision, recipe.base.quantization, recipe.task.definition.kind, labels)
+    return _shapes(*base, recipe.method.name, options, recipe.training.precision, frozen_dtype(recipe))
+
+
+@lru_cache(maxsize=256)
+def _shapes(
+    name: str, revision: str | None, quantization: str | None, kind: str, labels: int,
+    method_name: str, options: str, precision: str, dtype: torch.dtype,
+) -> Shapes:  # fmt: skip
+    import transformers
+
+    config, fields = architecture(name, revision), json.loads(options)
+    if quantization_of(config) is not None:
+        raise UserError(f"the weights of {name} are stored quantised, which a plan does not count")
+    config.num_labels = labels
+    method = get_method(method_name).bind(ordinary(fields))
+    with torch.device("meta"):
+        try:
+            model: Any = getattr(transformers, FACTS[kind].auto).from_config(config, dtype=dtype, **NO_CODE)
+        except ValueError as error:
+            raise cannot_load("model", name, error) from error
+        output = getattr(model.get_output_embeddings(), "weight", None)
+        model = apply_method(method, model, FACTS[kind].task_type)
+    params = count_parameters(model)
+    if (budget := fields.get("budget")) is not None:  # about what it comes to
+        params = replace(params, adapter=budget, total=params.total - params.adapter + budget)
+    frozen = {id(one.weight) for one in model.modules() if isinstance(one, nn.Linear) and not one.weight.requires_grad}
+    narrow = [one for one in model.parameters() if quantization and id(one) in frozen and one is not output]
+    size = sum(one.nbytes for one in model.parameters()) - sum(one.nbytes for one in narrow)
+    if quantization and narrow:  # the widest as it is computed with
+        size += QUANTISED[quantization] * sum(one.numel() for one in narrow) + max(one.nbytes for one in narrow)
+    tables = {id(one.weight): one.weight for one in model.modules() if isinstance(one, nn.Embedding)}
+    looked_up = sum(one.numel() for one in tables.values() if one is not output)
+    layers: list[tuple[float, float]] = []
+    for block in max((list(one) for one in model.modules() if isinstance(one, nn.ModuleList)), key=len, default=[]):
+        is_reached = any(map(any, layers)) or any(one.requires_grad for one in block.parameters())
+        layers.append(kept(block, config.get_text_config(), precision, method_name) if is_reached else (0.0, 0.0))
+    widest = max((_widths(one)[0] for one in model.modules() if hasattr(one, "base_layer")), default=0)
+    calibration = 24.0 * widest**2 if CALIBRATED in method.forms else 0.0  # the moment and twice its factor, in float64
+    held = size + 8.0 * (params.adapter + params.head)
+    return Shapes(params, held, params.total - looked_up, calibration, tuple(layers))
+
+
+def kept(block: nn.Module, config: Any, precision: str, method: str) -> tuple[float, float]:
+    """Bytes that autograd keeps of one layer: a constant, and so much for each token.
+
+    A layer of width h with a feed-forward of width m keeps queries, keys, values and outputs of a fused attention, 4 h;
+    the inputs of the norms, h each, in float32; what the activation needs, m, or 3 m where it is gated; the masks of
+    dropout. A method keeps the input of each trained weight, which layers of one module share in float32, with the mask
+    of its dropout; both parts of a decomposed weight; whole updates.
+    """
+    width, h = PRECISIONS[precision].itemsize, config.hidden_size
+    m, heads = getattr(config, "intermediate_size", 4 * h), getattr(config, "num_attention_heads", 1)
+    named = dict(block.named_modules())
+    norms = sum(4 * one.weight.numel() for one in named.values() if type(one).__name__.endswith("Norm"))
+    into_m = sum(one.out_features == m for one in named.values() if isinstance(one, nn.Linear) and one.in_features == h)
+    masks = 2 * h if getattr(config, "hidden_dropout_prob", 0) else 0
+    attention = 4 * heads * (getattr(config, "head_dim", None) or h // heads)
+    slope = norms + width * (attention + (3 * m if into_m == 2 else m) + masks) + 4 * heads
+    constant, shared = 0.0, set()
+    for path, one in named.items():
+        inside = [
+            part
+            for part in named
+            if part != path and path.startswith(f"{part}.") and hasattr(named[part], "base_layer")
+        ]
+        is_adapted = hasattr(one, "base_layer") and any(weight.requires_grad for weight in one.parameters())
+        if not is_adapted and (inside or not isinstance(one, nn.Linear) or not one.weight.requires_grad):
+            continue
+        d_in, d_out = _widths(one)
+        d_in = max(
+            (part.in_features for part in one.modules() if isinstance(part, nn.Linear) and part.weight.requires_grad),
+            default=d_in,
+        )
+        drops = is_adapted and any(isinstance(part, nn.Dropout) and part.p for part in one.modules())
+        place = (path.rpartition(".")[0], d_in)
+        if drops or width < 4 or place not in shared:
+            slope += d_in * (width + 4 * drops)
+        shared.add(place)
+        if is_adapted:
+            slope += 2 * d_out * width * bool(len(getattr(one, "lora_magnitude_vector", ())))
+            constant += 4.0 * d_in * d_out * WHOLE_UPDATES.get(method, 0)
+    return constant, float(slope)
+
+
+def _widths(layer: Any) -> tuple[int, int]:
+    """Input and output width of a linear layer, adapted or not; of another one, as a matrix."""
+    plain = getattr(layer, "base_layer", layer)
+    weight = plain.weight
+    return int(weight[0].numel()), len(weight)
+
+
+def longest(recipe: Recipe, sizes: Sizes, splits: Sequence[str] = ("train",)) -> int:
+    """Tokens of the longest text of some splits, after it is cut; questions that are scored are not cut. What the
+    recipe allows where no lengths are known; the patches of an image."""
+    config = architecture(recipe.model, recipe.base.revision)
+    if hasattr(config, "image_size"):
+        return int(config.image_size // config.patch_size) ** 2 + 1
+    most = positions(config.get_text_config()) or 2**31
+    limit = min(recipe.task.max_length or recipe.task.definition.max_length, most)
+    there = [max(sizes.lengths[split]) for split in splits if sizes.lengths.get(split)]
+    is_cut = not recipe.task.kind.has_choices or "train" in splits
+    return int(min(max(there), limit if is_cut else most)) if there else limit
+
+
+def padded(recipe: Recipe, sizes: Sizes, batch: int, split: str = "train") -> float:
+    """Tokens of a text with the padding of its batch, on average over batches drawn at random."""
+    most, lengths = longest(recipe, sizes, (split,)), sizes.lengths.get(split)
+    if not lengths or hasattr(architecture(recipe.model, recipe.base.revision), "image_size"):
+        return most
+    return float(np.minimum(np.quantile(lengths, ((np.arange(512) + 0.5) / 512) ** (1 / batch)), most).mean())
+
+
+def peaks(recipe: Recipe, sizes: Sizes) -> dict[str, float]:
+    """Bytes at the peak of a step of the training, of an evaluation, and of the calibration (0 where there is none).
+
+    A step takes the larger of the gradients, 4 bytes a trained weight, and of what the layers keep and the loss of a
+    causal model takes, 12 bytes a logit; with gradient checkpointing the layers keep their inputs, and one all.
+    """
+    training, task = recipe.training, recipe.task
+    config = architecture(recipe.model, recipe.base.revision).get_text_config()
+    found, width = shapes(recipe, sizes.labels), PRECISIONS[training.precision].itemsize
+    vocabulary, is_causal = getattr(config, "vocab_size", 0), task.kind.task_type == "CAUSAL_LM"
+    inner = 3 * width * getattr(config, "intermediate_size", 4 * config.hidden_size)  # three tensors at work at a time
+    batch = min(training.batch_size, sizes.examples["train"] or training.batch_size)
+    tokens = batch * longest(recipe, sizes)
+    learned = tokens if task.loss_on == "all" else min(tokens, batch * (task.kind.learned_tokens or tokens))
+    head = 12 * learned * vocabulary if is_causal else 0
+    layers = [constant + slope * tokens for constant, slope in found.layers] or [0.0]
+    if training.gradient_checkpointing:
+        passing = len(layers) * width * config.hidden_size * tokens + max(head, 1.5 * max(layers))
+    else:
+        passing = max(sum(layers), inner * tokens) + head
+    passing += 8 * config.hidden_size * tokens  # outside the layers
+    gradients = 4 * (found.params.adapter + found.params.head)
+    before = gradients if training.gradient_accumulation_steps > 1 else 0
+
+    held_out = ("validation", *recipe.test_sets)
+    length = longest(recipe, sizes, held_out)
+    rows = batch = min(
+        training.eval_batch_size, max(sizes.examples[one] or training.eval_batch_size for one in held_out)
+    )
+    logits = cached = 0
+    if task.kind.has_choices:
+        choices, each = sizes.choices
+        rows = min(batch, questions_at_once(config, choices, length, each))
+        logits = rows * choices * each * vocabulary
+        cached = rows * choices * (length + each) * cached_width(config)
+        if task.scorer == "generated":
+            rows = max(rows, BEAMS * batch)
+            cached = max(cached, BEAMS * batch * (length + NEW_TOKENS) * cached_width(config))
+    elif is_causal:
+        at_once = min(batch, max(1, LOGITS // (length * vocabulary)))
+        logits, rows = at_once * length * vocabulary, at_once if task.loss_on == "all" else batch
+    return {
+        "training": found.held + max(gradients, before + passing),
+        "evaluation": found.held + inner * rows * length + 12 * logits + width * cached,
+        "calibration": found.held + found.calibration if found.calibration else 0.0,
+    }
+
+
+def hours(recipe: Recipe, sizes: Sizes, on: Machine) -> dict[str, float] | None:
+    """Hours of the parts of a run; None where it is not known how many examples there are.
+
+    Work is 2 operations a weight and token forward, 2 more backward, 2 more where weights are trained, and 2 more where
+    activations are computed again; on a GPU each layer takes at least as long as launching its kernels.
+    """
+    if None in sizes.examples.values():
+        return None
+    training, method, counts = recipe.training, recipe.method, {one: n or 0 for one, n in sizes.examples.items()}
+    found, speed = shapes(recipe, sizes.labels), on.speed(training.precision, training.threads)
+    is_image = hasattr(architecture(recipe.model, recipe.base.revision), "image_size")
+
+    def seconds(count: int, tokens: float, batch: int, passes: float = 1, layer: float = FORWARD_LAYER_S) -> float:
+        work = 2 * passes * found.multiplied * tokens * count / speed
+        launching = 0.0 if on.cores else len(found.layers) * layer * math.ceil(count / batch)
+        return max(work, launching) + (IMAGE_S * count if is_image and on.cores else 0.0)
+
+    def scoring(split: str) -> float:
+        tokens = padded(recipe, sizes, 1, split) + recipe.task.kind.scored_tokens
+        return seconds(counts[split], tokens, training.eval_batch_size)
+
+    trains = found.params.adapter > 0
+    passes = 1 + trains * (1 + (found.params.adapter > found.params.total / 2) + training.gradient_checkpointing)
+    batch, rounds = training.batch_size, float(training.epochs)
+    if isinstance(training.eval_every, int):
+        rounds = math.ceil(steps_of_an_epoch(training, counts["train"]) * training.epochs / training.eval_every)
+    one = seconds(counts["train"], padded(recipe, sizes, batch), batch, passes, TRAINED_LAYER_S)
+    sets = [name for name in recipe.test_sets if name != "validation"]
+    evaluation = (rounds + len(method.forms)) * scoring("validation") + len(method.forms) * sum(map(scoring, sets))
+    calibrations = (rounds if method.deployed_form == CALIBRATED else 0) + (CALIBRATED in method.forms)
+    wanted, writing = recipe.calibration, 0.0
+    calibration = 2 * seconds(wanted.examples, padded(recipe, sizes, wanted.batch_size), wanted.batch_size)
+    if recipe.task.scorer == "generated":  # each token waits for the one before it
+        for name in recipe.test_sets:
+            tokens, size = padded(recipe, sizes, 1, name) + NEW_TOKENS, training.eval_batch_size
+            reading = (
+                counts[name] / size * PRECISIONS[training.precision].itemsize * found.multiplied / (1e9 * on.bandwidth)
+            )
+            each = max(reading, seconds(counts[name], 0, size))
+            writing += len(method.forms) * max(BEAMS * seconds(counts[name], tokens, size), NEW_TOKENS * each)
+    parts = {"training": training.epochs * one, "evaluation": evaluation, "calibration": calibrations * calibration}
+    parts |= {"generation": writing, "loading": 10 + found.held / 0.5e9}
+    return {name: value / 3600 for name, value in parts.items()}
