@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 
 from aurora_lora.forms import FORMS
-from aurora_lora.train.summary import print_scores
+from aurora_lora.train.score_tables import print_scores
 
 CHOICES = ["accuracy", "accuracy_norm", "nll", "nll_norm"]
 

@@ -59,7 +59,7 @@ def evaluate(
     if as_json and launched_as_main():
         print_json({"folder": str(folder), "split": split or ", ".join(run.test_sets), "by_form": scores})
     elif launched_as_main():
-        from aurora_lora.train.summary import print_scores
+        from aurora_lora.train.score_tables import print_scores
 
         title = f"{run.task.name}: {split or ', '.join(run.test_sets)}"
         print_scores(stdout(), title, run.recipe.method.name, scores, run.deployed_form)
@@ -79,7 +79,7 @@ def _evaluate_file(run: TrainedRun, data: str, form: str | None, encoding: str |
         counts = {"rows": scored.rows, "in_training": scored.in_training, "examples": scored.examples}
         print_json({"folder": str(run.folder), "data": scored.name, **counts, "by_form": scored.by_form})
         return
-    from aurora_lora.train.summary import print_scores
+    from aurora_lora.train.score_tables import print_scores
 
     title = f"{run.task.name}: {scored.name}, {scored.examples:,} examples"
     print_scores(stdout(), title, run.recipe.method.name, scored.by_form, run.deployed_form)

@@ -70,10 +70,10 @@ def train(
         return
     if not launched_as_main():
         return
-    from aurora_lora.train.summary import print_run, written
+    from aurora_lora.train.finished_run import print_run
 
     if as_json:
-        paths = [str(path) for path in written(run)]
+        paths = [str(path) for path in run.written]
         print_json({"result": run.result, "reference": run.reference, "written": paths})
         return
     _note_finished(run, output)

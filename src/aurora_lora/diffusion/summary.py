@@ -9,8 +9,7 @@ from rich.console import Console
 from ..data.metrics import METRICS
 from ..train.finished_run import FinishedRun
 from ..train.publish import ADAPTER, LORA, RECIPE, RESULT
-from ..train.score_tables import examples_scored, scores_of
-from ..train.summary import parameters, print_table, rate
+from ..train.score_tables import examples_scored, parameters, print_table, rate, scores_of
 from .grid import GRID
 from .run import FORMS, IMAGES
 

@@ -33,7 +33,7 @@ def evaluate(
     split: str | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Scores:
-    """Score a finished run again.
+    """The metrics of a finished run, scored again.
 
     Args:
         run: which, or its folder.
@@ -88,8 +88,10 @@ def evaluate_file(
     encoding: str | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> FileScores:
-    """Score a finished run of the user's own data on new examples: with its columns, classes and `max_length`, in the
-    units of its labels. Nothing is written, and its own data need not be there.
+    """The scores of a finished run of the user's own data on new examples.
+
+    They are read with the columns, classes and `max_length` of the run, and scored in the units of its labels. Nothing
+    is written, and the run's own data need not be there.
 
     Args:
         run: which, or its folder.
@@ -123,7 +125,7 @@ def evaluate_file(
     in_training, note = _in_training(run, keys)
     task = {"data": data, "validation_data": None, "test_data": None, "test_size": None}
     recipe = run.recipe.model_copy(update={"task": section.model_copy(update=task)})
-    with tempfile.TemporaryDirectory() as nowhere:  # Transformers wants a folder
+    with tempfile.TemporaryDirectory() as nowhere:
         trainer, loaded = make_trainer(recipe, Path(nowhere), callbacks, run.folder / ADAPTER, ready.whole(TEST))
         scores = score(recipe, trainer, loaded, TEST, forms)
     notes = (*cut_notes(loaded.record or {}), note)

@@ -5,22 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Console
 
 from ..data import Task
 from ..data.dreambooth import DREAMBOOTH
+from ..deploy.tables import as_html, as_text
 from ..errors import ArgumentError, FormError, UserError
+from ..files import read_json
 from ..forms import form_named
 from ..tuner.peft_names import CONFIG_NAME
 from . import recipe_files
+from .data import data_format
 from .kind_facts import TrainedWith
-from .publish import ADAPTER, RECIPE, REFERENCE, RESULT, check_adapter
+from .publish import ADAPTER, DATA, LOGS, LORA, RECIPE, REFERENCE, RESULT, SPLITS, check_adapter
 from .recipe import CHANGE_NOTHING, Precision, Recipe, RunRecipe, flatten, task_name, validate
 from .results import Result, read_result
-from .score_tables import examples_scored, run_table, shown_table
+from .score_tables import examples_scored, print_result, run_table, shown_table
 
-if TYPE_CHECKING:
-    from rich.table import Table
+MERGE_NOTE = "aurora_merge.json"
+"""The file in a merged model: what it was merged from, what it was trained on, and the sizes of its files."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +48,13 @@ class FinishedRun:
 
     def __str__(self) -> str:
         """The scores of every form, 80 characters wide."""
-        from ..deploy.tables import as_text
-
         return as_text([self._table()])
 
     def _repr_html_(self) -> str:
         """The scores of every form, for a notebook."""
-        from ..deploy.tables import as_html
-
         return as_html([self._table()])
 
-    def _table(self) -> Table:
+    def _table(self) -> Any:
         title = f"{self.result['task']}, {self.result['model']}: {examples_scored(self.result)}"
         return shown_table(title, run_table(self.result, self.reference))
 
@@ -82,9 +83,7 @@ class FinishedRun:
             ArgumentError: none are meant.
             FormError: the run has no such form.
         """
-        if forms is None:
-            return self.forms
-        chosen = tuple(dict.fromkeys([forms] if isinstance(forms, str) else forms))
+        chosen = self.forms if forms is None else tuple(dict.fromkeys([forms] if isinstance(forms, str) else forms))
         if not chosen:
             raise ArgumentError(f"`forms` is empty (allowed: {', '.join(map(repr, self.forms))}, or None for all)")
         for form in chosen:
@@ -101,6 +100,19 @@ class FinishedRun:
                 f"form={form!r} of the run in {self.folder} is no linear map, and cannot be merged or exported "
                 f"({f'allowed: {others}' if others else 'it has no other form'})"
             )
+
+    @property
+    def written(self) -> list[Path]:
+        """What the run left behind."""
+        names = (RECIPE, DATA, SPLITS, ADAPTER, LORA, LOGS, RESULT, REFERENCE)
+        return [self.folder / name for name in names if (self.folder / name).exists()]
+
+
+def print_run(console: Console, run: FinishedRun) -> None:
+    """What came out of a run, and the files that it left behind."""
+    print_result(console, run.result, run.reference)
+    for path in run.written:
+        console.print(f"  {path}", highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -135,8 +147,6 @@ class TrainedRun(FinishedRun):
         given = {name: columns for name, columns in own.items() if columns}
         if given or self.task.text_columns:
             return given or {"text": self.task.text_columns}
-        from .data import data_format
-
         form = data_format(self.folder)
         return {} if form is None else {"format": (form,)}
 
@@ -179,8 +189,7 @@ def load_run(folder: Path | str) -> TrainedRun:
         )
     recipe = validate(values, str(folder / RECIPE))
     check_own_recipe(folder, recipe, result)
-    reference = None if recipe.reference is None else read_result(folder / REFERENCE)
-    return TrainedRun(folder, recipe, result, reference)
+    return TrainedRun(folder, recipe, result, read_result(folder / REFERENCE) if recipe.reference else None)
 
 
 def as_run(run: TrainedRun | Path | str) -> TrainedRun:
@@ -208,8 +217,8 @@ PLACES = (
 
 def check_own_recipe(folder: Path, recipe: RunRecipe, result: Result) -> None:
     """Raise a UserError if the recipe is not that of the result; what it names may have moved, test sets been added."""
-    there, here = (flatten(one) for one in (result.get("recipe"), recipe.resolved()))
-    known = {field for field in here if field in there} - {"name", *PLACES, *CHANGE_NOTHING}
+    there, here = (flatten(one) for one in (result["recipe"], recipe.resolved()))
+    known = (there.keys() & here.keys()) - {"name", *PLACES, *CHANGE_NOTHING}
     if differing := sorted(field for field in known if there[field] != here[field]):
         raise UserError(f"{folder / RECIPE} is not the recipe of {folder / RESULT}: they differ in {differing[0]}")
 
@@ -236,6 +245,30 @@ def read_finished(folder: Path | str) -> tuple[Path, Any, Result]:
         raise UserError(
             f"the run in {folder} is not finished: the `aurora train` command that began it goes on with it"
         )
-    if "adapter_sha256" in result:  # not of earlier versions
-        check_adapter(folder, result["adapter_sha256"])
+    if (digests := result.get("adapter_sha256")) is not None:
+        check_adapter(folder, digests)
     return folder, recipe_files.read(folder / RECIPE), result
+
+
+# ---------------------------------------------------------------- what a merged model says of its run
+
+
+def merge_note(folder: Path) -> dict[str, Any] | None:
+    """The note that `aurora merge` left in a folder, if it did."""
+    try:
+        note = read_json(folder / MERGE_NOTE)
+    except (OSError, ValueError):
+        return None
+    is_note = isinstance(note, dict) and {"source", "files"} <= note.keys() and isinstance(note["files"], dict)
+    return note if is_note else None
+
+
+def noted(folder: Path) -> tuple[TrainedWith, dict[str, tuple[str, ...]]]:
+    """`trained_with` and `columns` of the run that was merged into a folder, as far as its note tells."""
+    note = merge_note(folder) or {}
+    try:
+        trained = TrainedWith(**note.get("trained_with", {}))
+    except TypeError:
+        trained = TrainedWith()
+    form = note.get("format")
+    return trained, {"format": (form,)} if isinstance(form, str) else {}

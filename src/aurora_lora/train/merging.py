@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from .. import folders
 from .._version import __version__
+from ..data.loading import reason
 from ..data.models import MODELS
-from ..deploy import QuantizedMerge
+from ..deploy import QuantizedMerge, merge_quantized
 from ..deploy.formats import check_quantization
 from ..errors import ArgumentError, UserError
-from ..files import expanded
+from ..files import expanded, write_json
 from ..finite import check_finite
-from .build import load_trained_model
-from .data import data_format
-from .finished_run import TrainedRun, as_run
+from ..methods.base import BY_INPUTS, NEAREST, PeftMethod, merge_and_unload
+from ..methods.linear import untie_adapted
+from .build import base_of, load_data, load_trained_model
+from .data import check_data, data_format
+from .finished_run import MERGE_NOTE, TrainedRun, as_run, merge_note
 from .kinds import kind_of
-from .merge_note import MERGE_NOTE, merge_note, write_merge_note
-from .models import Processor, stored_quantization
+from .models import Processor, make_model, quantized, stored_quantization
 from .precision import FLOAT32, check_dtype, round_weights
-from .publish import adapter_digests
-from .quantized import merge_dequantized, merge_into
+from .publish import ADAPTER, adapter_digests
 from .run import trained_on
 
 
@@ -76,8 +79,8 @@ def merge(
     run = as_run(run)
     form, output = form or run.deployed_form, Path(output)
     run.check_mergeable(form)
-    source: dict[str, Any] = {"adapter": adapter_digests(run.folder), "form": form, "version": __version__}
     check_dtype(dtype)
+    source: dict[str, Any] = {"adapter": adapter_digests(run.folder), "form": form, "version": __version__}
     if quantization is not None:
         check_quantization(quantization)
         if dtype != FLOAT32:
@@ -93,32 +96,36 @@ def merge(
         source["dtype"] = dtype
     folders.settle(output)
     note = merge_note(output)
-    if note is not None and note["source"] == source and _complete(output, note["files"]):
+    if note and note["source"] == source and _sizes(output).items() >= note["files"].items():
         return Merged(output, form, True)
     if folders.is_occupied(output) and not (overwrite and note):
         hint = "`overwrite` replaces it" if note else "choose another folder"
         what = "another merged model" if note else "something that `aurora merge` did not write"
         raise ArgumentError(f"{output} already holds {what}: {hint}")
-    if _is_base_of(run, output):
+    base = expanded(run.recipe.model)
+    if run.recipe.model not in MODELS and base.is_dir() and output.is_dir() and base.samefile(output):
         raise ArgumentError(f"{output} is the model that {run.folder} was trained on and needs: choose another folder")
     _check_only_merge(output)
     folders.check_new_folder(output)
+    was_quantized = run.recipe.base.quantization is not None or stored_quantization(run.recipe.base) is not None
     plain, processor, rounding = _merged(run, form, quantization, round_by_inputs)
     check_finite(plain.named_parameters(), "the merged model cannot be written")
     if dtype != FLOAT32:
         round_weights(plain, dtype)
     kind_of(run.task).finish_merged(plain, processor)
     with folders.new_folder(output, last=("config.json", MERGE_NOTE)) as folder:
-        plain.save_pretrained(folder)
+        # dequantised weights would be written in the format that they were read in
+        plain.save_pretrained(folder, save_original_format=quantization is not None or not was_quantized)
         processor.save_pretrained(str(folder))
-        write_merge_note(
-            folder,
-            source,
-            kind=run.task.kind,
-            trained_on=trained_on(run.recipe),
-            trained_with=run.trained_with,
-            data_format=data_format(run.folder),
-        )
+        said = {
+            "source": source,
+            "kind": run.task.kind,
+            "trained_on": trained_on(run.recipe),
+            "trained_with": asdict(run.trained_with),
+            "format": data_format(run.folder),
+            "files": _sizes(folder),
+        }
+        write_json(folder / MERGE_NOTE, said)
         _check_only_merge(output)  # again: a merge takes a while
     return Merged(output, form, False, rounding)
 
@@ -134,17 +141,60 @@ def _merged(
                 f"{run.recipe.model} is stored quantised ({stored}): merge without `quantization`, into its "
                 "dequantised weights; to choose the format, train on the unquantised model with `model.quantization`"
             )
-        return merge_into(run, form, quantization, round_by_inputs)
+        return _merged_into(run, form, quantization, round_by_inputs)
     if run.recipe.base.quantization is not None or stored is not None:
-        return *merge_dequantized(run, form), None
+        return *_merged_dequantized(run, form), None
     model, processor = load_trained_model(run.in_float32)
     return run.recipe.method.merge(model, form), processor, None
 
 
-def _is_base_of(run: TrainedRun, folder: Path) -> bool:
-    """Whether a folder holds the base model of the run."""
-    base = expanded(run.recipe.model)
-    return run.recipe.model not in MODELS and base.is_dir() and folder.is_dir() and base.samefile(folder)
+def _merged_into(
+    run: TrainedRun, form: str, quantization: str, round_by_inputs: bool
+) -> tuple[PreTrainedModel, Processor, QuantizedMerge | None]:
+    """The base of a run in a format, see `deploy.formats.QUANTIZATIONS`, with its adapter merged."""
+    recipe = run.in_float32.recipe.unquantized
+    method = recipe.method
+    if not isinstance(method, PeftMethod) or method.base_use == "start":
+        raise ArgumentError(
+            f"{run.folder} is a run of {recipe.method.name}, whose update is not one of a quantised base: merge it "
+            "without `quantization`"
+        )
+    if (BY_INPUTS if round_by_inputs else NEAREST) not in method.quantised_merges:
+        other = "without" if round_by_inputs else "with"
+        ways = f"merge it {other} `round_by_inputs`, or" if method.quantised_merges else "merge it"
+        raise ArgumentError(
+            f"{run.folder} is a run of {method.name}, which PEFT cannot merge so into a quantised base: {ways} without "
+            "`quantization`"
+        )
+    base, processor = base_of(run, recipe)
+    model = make_model(recipe, quantized(base, quantization), run.folder / ADAPTER)
+    untie_adapted(model)
+    with method.using(model, form), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the report says what is lost
+        if not round_by_inputs:
+            return method.merge(model, form), processor, None
+        data = load_data(recipe.with_kept_template, processor)
+        check_data(run.folder, data)
+        report = merge_quantized(model, data.calibration_batches(recipe.calibration))
+        return merge_and_unload(model), processor, report
+
+
+def _merged_dequantized(run: TrainedRun, form: str) -> tuple[PreTrainedModel, Processor]:
+    """The quantised base that a run was trained on, in float32, with its adapter merged: nothing is rounded."""
+    recipe = run.recipe
+    base: Any
+    base, processor = base_of(run, recipe)
+    try:  # some formats are dequantised while loading, where there is no GPU for them
+        dense = (base if getattr(base, "hf_quantizer", None) is None else base.dequantize(torch.float32)).float()
+    except (NotImplementedError, ValueError) as error:
+        raise UserError(f"{recipe.model} cannot be dequantised, and so not be merged: {reason(error)}") from error
+    model = make_model(recipe.in_float32.unquantized, dense, run.folder / ADAPTER)
+    return recipe.method.merge(model, form), processor
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """The sizes of the files in a folder, by their paths in it."""
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
 
 
 def _check_only_merge(folder: Path) -> None:
@@ -154,7 +204,3 @@ def _check_only_merge(folder: Path) -> None:
         raise UserError(
             f"{folder} holds {added[0]}, which `aurora merge` did not write: move it away, or choose another folder"
         )
-
-
-def _complete(folder: Path, files: dict[str, int]) -> bool:
-    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in files.items())

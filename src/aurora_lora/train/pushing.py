@@ -8,21 +8,17 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from huggingface_hub import HfApi, ModelCard, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
 from ..data.loading import reason
 from ..data.models import MODELS
-from ..errors import ArgumentError, UserError
+from ..errors import ArgumentError, AuroraError, UserError
 from ..files import expanded, is_path
 from ..methods.base import edit_config
-from .card import CARD, recipe_block
+from .card import CARD
 from .finished_run import TrainedRun, as_run
 from .publish import ADAPTER, LORA
-from .recipe import Recipe
 
 What = Literal["export", "adapter"]
-_FILES = ("data", "validation_data", "test_data", "teacher", "chat_template")
-"""Fields of a recipe's task that may name some."""
 
 
 class Pushed(NamedTuple):
@@ -57,25 +53,17 @@ def push(run: TrainedRun | Path | str, repo: str, *, form: str | None = None, pr
         raise UserError("nobody is logged in to the hub: `hf auth login`, or HF_TOKEN, says who pushes")
     api = HfApi(library_name="aurora-lora")
     with tempfile.TemporaryDirectory() as folder:
-        staged = Path(folder)
-        _stage(run, staged, chosen)
+        _stage(run, Path(folder), chosen)
         try:
             name = api.create_repo(repo, private=private, exist_ok=True).repo_id
             if private and not api.repo_info(name).private:  # the hub does not make one private that is there
                 raise ArgumentError(f"`private`: {name} is there already, and public: nothing was uploaded")
             message = f"{run.recipe.name}: {run.recipe.method.name}, {chosen}"
-            done = api.upload_folder(repo_id=name, folder_path=staged, commit_message=message)
-        except OfflineModeIsEnabled as error:
-            raise UserError("HF_HUB_OFFLINE is set: nothing can be pushed") from error
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
-            raise UserError(f"{repo} at {api.endpoint}: {reason(error)}") from error
-        except Exception as error:
-            if isinstance(error.__cause__, HfHubHTTPError):  # the client says of a large file only that it failed
-                raise UserError(f"{repo} at {api.endpoint}: {reason(error.__cause__)}") from error
-            # of the client's own transport, whichever that is
-            if not type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3")):
-                raise
-            raise UserError(f"{api.endpoint} does not answer: {reason(error)}") from error
+            done = api.upload_folder(repo_id=name, folder_path=folder, commit_message=message)
+        except AuroraError:
+            raise
+        except Exception as error:  # of a large file the client says only that it failed, and its cause why
+            raise UserError(f"{repo} at {api.endpoint}: {reason(error.__cause__ or error)}") from error
     return Pushed(str(done.commit_url), chosen)
 
 
@@ -86,37 +74,18 @@ def _stage(run: TrainedRun, folder: Path, what: What) -> None:
     shutil.copytree(run.folder / ADAPTER, folder, ignore=ignored, dirs_exist_ok=True)
     if what == "export":
         shutil.copytree(run.folder / LORA, folder, dirs_exist_ok=True)
-    source, is_local = MODELS.get(run.recipe.model), _is_local(run.recipe.model)
-    if source is not None or is_local:
+    section, model = run.recipe.task, run.recipe.model
+    source, card = MODELS.get(model), ModelCard.load(folder / CARD)
+    if source is not None or is_path(model):
         named = {"base_model_name_or_path": source.hub_id if source is not None else None}
         edit_config(folder, lambda config: config.update(named))
-    if source is None and is_local:
-        card = ModelCard.load(folder / CARD)
+    if source is None and is_path(model):  # a path of this machine, which the hub would refuse
         data: Any = card.data
-        data.base_model = None  # a path of this machine, which the hub would refuse
+        data.base_model = None
         data.tags = [tag for tag in data.tags or () if not tag.startswith("base_model:")]
-        card.save(folder / CARD)
-    path = folder / CARD
-    path.write_text(_without_paths(path.read_text(encoding="utf-8"), run.recipe), encoding="utf-8")
-
-
-def _without_paths(card: str, recipe: Recipe) -> str:
-    """A card that names models, data and other files of this machine without the folders that they are in."""
-    given = [recipe.model, *(getattr(recipe.task, field) for field in _FILES)]
-    names = {path: Path(path).name for path in given if path is not None and _is_local(path)}
-
-    def named(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: named(one) for key, one in value.items()}
-        return names.get(value, value) if isinstance(value, str) else value
-
-    card = card.replace(recipe_block(recipe.resolved()), recipe_block(named(recipe.resolved())))
-    shown = {str(expanded(path)): name for path, name in names.items()} | names
-    for path in sorted(shown, key=len, reverse=True):
-        if "/" in path or "\\" in path:
-            card = card.replace(path, shown[path])
-    return card
-
-
-def _is_local(path: str) -> bool:
-    return path not in MODELS and is_path(path)
+    named_there = (section.data, section.validation_data, section.test_data, section.teacher, section.chat_template)
+    paths = {path for path in (model, *named_there) if path and path not in MODELS and is_path(path)}
+    text = str(card)
+    for path in sorted({*paths, *(str(expanded(path)) for path in paths)}, key=len, reverse=True):
+        text = text.replace(path, Path(path).name)
+    (folder / CARD).write_text(text, encoding="utf-8")

@@ -29,7 +29,7 @@ from .distributed import check_shared, on_main, state
 from .finished_run import TrainedRun
 from .kinds import kind_of
 from .memory import reset_peak_memory
-from .merge_note import merge_note
+from .finished_run import merge_note
 from .models import commit_of, exact_modules, padding_of
 from .publish import (
     ADAPTER,

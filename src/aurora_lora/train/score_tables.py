@@ -1,18 +1,18 @@
-"""The scores of a run as rows and tables for people."""
+"""The scores of a run as rows and tables for people, and what is printed at the end of a run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..data.metrics import Metric, in_order
+from rich.console import Console
+from rich.table import Table
+
+from ..data.metrics import Metric, in_order, metric_named
 from ..errors import counted
 from ..forms import MERGED, form_named
 from ..text_table import TextTable, column_widths
 from .results import Result, Scores, chance_of, most_frequent_of, test_sets
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 MOST_LONG = 3
 """Metrics whose titles, written out, have room beside each other in a table."""
@@ -20,10 +20,7 @@ MOST_LONG = 3
 
 def examples_scored(result: Result) -> str:
     """How many examples the scores of a result are over, and of which split, for people."""
-    metric = result["metric"]
-    if "examples" not in metric:  # of an earlier version, with the size in the recipe only
-        return counted(result["recipe"]["task"]["test_size"], metric["split"] + " example")
-    sets = test_sets(result)
+    metric, sets = result["metric"], test_sets(result)
     if len(sets) > 1:
         return f"mean of {len(sets)} test sets"
     if metric["split"] in metric["examples"] and "by_test_set" not in metric:
@@ -37,8 +34,7 @@ def chance_row(chance: Mapping[str, float], metrics: Iterable[Metric]) -> list[s
 
 
 def rows_without_model(result: Mapping[str, Any], metrics: Sequence[Metric]) -> list[list[str]]:
-    """The rows of what takes no model in a table of these metrics: that of `chance_row`, and of the most frequent class
-    where there is a score of it."""
+    """The rows of what takes no model in a table of these metrics: guessing, and always the most frequent class."""
     chance, always = chance_of(result), most_frequent_of(result)
     rows = [chance_row(chance, metrics)] if chance else []
     return [*rows, *([_row("the most frequent class", always, metrics)] if always else [])]
@@ -60,8 +56,7 @@ def score_table(method: str, scores: Scores, deployed: str | None) -> TextTable:
     rows: list[Sequence[str]] = []
     for form, values in scores.items():
         name = method.replace("-", " ") if form == MERGED else form_named(form).title
-        shown = [metric.shown(values[metric.name]) for metric in metrics]
-        rows.append([f"{name}, deployed" if form == deployed and len(scores) > 1 else name, *shown])
+        rows.append(_row(f"{name}, deployed" if form == deployed and len(scores) > 1 else name, values, metrics))
     headings = [metric.heading if len(metrics) <= MOST_LONG else metric.column for metric in metrics]
     return TextTable("", ["form", *headings], rows)
 
@@ -70,8 +65,7 @@ def scores_of(result: Result) -> TextTable:
     """The scores of a run: of the base model before the training, where it was scored, and of every form."""
     table = score_table(result["method"], result["metric"]["by_form"], result["metric"]["selected_by"]["form"])
     if (before := result["metric"].get("before")) is not None:
-        shown = (metric.shown(before[metric.name]) for metric in in_order(before))
-        table.rows.insert(0, ["before the training", *shown])
+        table.rows.insert(0, _row("before the training", before, in_order(before)))
     return table
 
 
@@ -86,17 +80,70 @@ def run_table(result: Result, reference: Result | None) -> TextTable:
 
 def shown_table(title: str, table: TextTable, width: int = 80) -> Table:
     """A table of scores for a terminal. Where it is too wide, headings are broken at their spaces."""
-    from rich.table import Table
-
     columns = [*zip(table.headers, *table.rows, strict=True)]
-    spaces = 1
-    widths = column_widths(columns, width - 3 * len(columns) - 1)
-    if widths[0] < max(map(len, columns[0])):  # without spaces beside the borders, no name need be broken
-        spaces = 0
-        widths = column_widths(columns, width - len(columns) - 1)
+    for spaces in (1, 0):  # without spaces beside the borders, no name need be broken
+        widths = column_widths(columns, width - (1 + 2 * spaces) * len(columns) - 1)
+        if widths[0] >= max(map(len, columns[0])):
+            break
     shown = Table(title=title, title_justify="left", padding=(0, spaces))
     for number, (header, width) in enumerate(zip(table.headers, widths, strict=True)):
         shown.add_column(header, justify="right" if number else "left", width=width)
     for name, *values in table.rows:
         shown.add_row(name, *values, style="bold" if name.endswith("deployed") else None)
     return shown
+
+
+# ---------------------------------------------------------------- printed
+
+
+def print_table(console: Console, title: str, table: TextTable) -> None:
+    """A table of scores."""
+    console.print(shown_table(title, table, console.width))
+
+
+def print_scores(console: Console, title: str, method: str, scores: Scores, deployed: str) -> None:
+    """The table alone, for `aurora evaluate`."""
+    print_table(console, title, score_table(method, scores, deployed))
+
+
+def print_result(console: Console, result: Result, reference: Result | None) -> None:
+    """Scores of every form beside the reference, answers, parameter counts, and how it was trained."""
+    print_table(console, f"{result['task']}: {examples_scored(result)}", run_table(result, reference))
+    by_test_set = result["metric"].get("by_test_set", {})
+    if len(by_test_set) > 1:
+        metric = metric_named(result["metric"]["name"])
+        forms = list(next(iter(by_test_set.values())))
+        table = TextTable("", ["test set", "examples", *(form.replace(MERGED, result["method"]) for form in forms)])
+        for name, scores in by_test_set.items():
+            cells = [metric.shown(scores[form][metric.name]) for form in forms]
+            table.rows.append([name, f"{result['metric']['examples'][name]:,}", *cells])
+        print_table(console, metric.heading, table)
+    lines = [parameters(result)]
+    for number, one in enumerate(result.get("samples", ()), start=1):
+        lines.append(f"held-out conversation {number}: {_short(one['prompt'])}")
+        lines += [f"  {name:<8}  {_short(one[name])}" for name in ("expected", "before", "after")]
+    chosen, took = result["metric"]["selected_by"], result["time"]
+    lines.append(
+        f"best epoch {chosen['epoch']:g} of {result['recipe']['training']['epochs']}, by validation {chosen['name']}; "
+        f"{took['train_s']:.0f} s of training, {rate(took['samples_per_s'])} examples/s"
+    )
+    for line in lines:
+        console.print(line, highlight=False)
+
+
+def parameters(result: Result) -> str:
+    """A line about what was trained."""
+    params = result["params"]
+    share = 100 * params["adapter"] / params["total"]
+    return f"parameters: adapter {params['adapter']:,} ({share:.3g}% of {params['total']:,}), head {params['head']:,}"
+
+
+def rate(value: float) -> str:
+    """A number a second, for people: of a large model on a CPU it is below 1."""
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def _short(text: str) -> str:
+    """In one line, cut."""
+    line = " ".join(text.split())
+    return line if len(line) <= 160 else line[:159] + "…"
