@@ -27,7 +27,7 @@ import tiny
 from aurora_lora import __version__, cli
 from aurora_lora.cli import common
 from aurora_lora.errors import ArgumentError
-from aurora_lora.train import gap_and_export, recipe_files
+from aurora_lora.train import exporting, measuring, recipe_files
 from aurora_lora.train import run as run_module
 from aurora_lora.train.finished_run import load_run
 
@@ -242,9 +242,9 @@ def test_the_gap_on_some_examples_takes_short_and_long_ones(finished: Any, monke
     def tokens(model: Any, batches: Any, **_: Any) -> Any:
         return [n for batch in batches for n in batch["attention_mask"].sum(1).tolist()]
 
-    monkeypatch.setattr(gap_and_export, "merge_gap", tokens)
+    monkeypatch.setattr(measuring, "merge_gap", tokens)
     run = load_run(finished[0])
-    every, some = (gap_and_export.gap(run, examples=examples, batch_size=3) for examples in (None, 8))
+    every, some = (measuring.gap(run, examples=examples, batch_size=3) for examples in (None, 8))
     assert some == [every[at * len(every) // 8] for at in range(8)]
     assert min(every) < max(every)
 
@@ -288,9 +288,9 @@ def test_export(aurora: Invoke, finished: Any, tmp_path: Path) -> None:
 def test_a_dtype_of_an_export_is_checked_before_the_model_is_loaded(
     finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gap_and_export, "load_trained_model", lambda run: pytest.fail("it is loaded"))
+    monkeypatch.setattr(exporting, "load_trained_model", lambda run: pytest.fail("it is loaded"))
     with pytest.raises(ArgumentError, match=r"^`dtype`: 'bf16' is not allowed: it must be one of float32, bfloat16"):
-        gap_and_export.export(load_run(finished[0]), tmp_path / "lora", dtype="bf16")
+        exporting.export(load_run(finished[0]), tmp_path / "lora", dtype="bf16")
 
 
 def test_export_over_the_lora_of_the_run(aurora: Invoke, finished: Any, tmp_path: Path) -> None:

@@ -56,9 +56,9 @@ def test_a_link_in_its_place_is_refused_before_anything_is_measured(
         raise AssertionError("measured, for nothing")
 
     for module, function in (
-        ("activation", "learned_activation"),
-        ("gap_and_export", "gap"),
-        ("adapter_gap", "adapter_gap"),
+        ("measuring", "learned_activation"),
+        ("measuring", "gap"),
+        ("measuring", "adapter_gap"),
         ("ranking", "ranking"),
     ):
         monkeypatch.setattr(f"aurora_lora.train.{module}.{function}", measured)

@@ -10,8 +10,8 @@ import torch
 from aurora_lora.deploy.hidden import hidden_values
 from aurora_lora.errors import UserError
 from aurora_lora.train import load_recipe, load_run, train
-from aurora_lora.train.activation import learned_activation
 from aurora_lora.train.build import load_trained_model, make_trainer
+from aurora_lora.train.measuring import learned_activation
 
 WriteRecipe = Callable[..., Path]
 LAYER = "bert.encoder.layer.0.attention.self.query"
@@ -42,7 +42,7 @@ def test_curves_and_histogram(write_recipe: WriteRecipe, tmp_path: Path, start: 
         assert (one["z"][0], one["z"][-1]) == pytest.approx(ends, rel=1e-3)
     inputs = torch.zeros(len(channel["z"]), 3)
     inputs[:, 1] = torch.tensor(channel["z"])
-    for model, curve in ((trainer.module, channel["before"]), (trained, channel["after"])):
+    for model, curve in ((trainer.model, channel["before"]), (trained, channel["after"])):
         layer = model.get_submodule(f"base_model.model.{LAYER}")
         expected = layer.sigma("default", inputs)[:, 1].detach().numpy()
         assert curve == pytest.approx(expected, rel=1e-3, abs=1e-4)

@@ -21,8 +21,7 @@ from aurora_lora.train.chat_answers import Talk, answers_greedily
 from aurora_lora.train.chat_format import KEY
 from aurora_lora.train.kinds import KINDS
 from aurora_lora.train.models import room
-from aurora_lora.train.predict_file import predict_file
-from aurora_lora.train.predicting import Predictor, load_predictor
+from aurora_lora.train.predicting import Predictor, load_predictor, predict_file
 from aurora_lora.train.run import train
 
 pytest.importorskip("trl")
@@ -294,56 +293,6 @@ def predictor_of(answers: Callable[[list[Any], int], list[dict[str, Any]]], fold
     fields = {"columns": {}, "data": None, "folder": folder / "model", "form_name": None}
     tokenizer = SimpleNamespace(chat_template=None)
     return SimpleNamespace(kind=KINDS["chat"], answers_to=answers, processor=tokenizer, **{"dtype": None, **fields})
-
-
-def test_an_interrupted_file_is_gone_on_with(tmp_path: Path) -> None:
-    """Of the same questions alone; and it is what it would have been without the interruption."""
-    file, output = tmp_path / "asked.csv", tmp_path / "said.jsonl"
-    file.write_text("question\n" + "".join(f"What is {n}?\n" for n in range(7)))
-    asked: list[Any] = []
-    kept: list[int] = []  # lines that a kill would leave
-    broken_at = [3]
-
-    def answers(texts: list[Any], batch_size: int) -> list[dict[str, Any]]:
-        if len(asked) // 2 == broken_at[0]:
-            raise KeyboardInterrupt
-        kept.append(sum(path.read_text().count("\n") for path in tmp_path.glob(".said.jsonl*")))
-        asked.extend(texts)
-        return [{"text": text, "answer": f"So: {text}", "cut_at": 9} for text in texts]
-
-    def answer(**more: Any) -> Any:
-        asked.clear()
-        more["overwrite"] = output.exists()
-        return predict_file(predictor_of(answers, tmp_path), str(file), output, ["question"], batch_size=2, **more)
-
-    def interrupted() -> None:
-        broken_at[0] = 3
-        with pytest.raises(KeyboardInterrupt):
-            answer()
-        broken_at[0] = 99
-
-    broken_at[0] = 99
-    assert (answer().resumed, len(asked)) == (0, 7)
-    whole = output.read_bytes()
-    output.unlink()
-    interrupted()
-    assert not output.exists()
-    (partial,) = tmp_path.glob(".said.jsonl*")
-    with partial.open("a") as lines:
-        lines.write('{"question": "What is 6?", "answer": "So: Wh')  # as a kill leaves it
-    done = answer()
-    assert (done.resumed, done.rows, done.cut, asked) == (6, 7, 7, ["What is 6?"])
-    assert kept[-1] == 1 + 6  # while the next were answered
-    assert output.read_bytes() == whole
-    assert {path.name for path in tmp_path.iterdir()} == {"asked.csv", "said.jsonl"}
-    interrupted()
-    file.write_text(file.read_text().replace("What is 2", "Who is 2"))
-    assert (answer().resumed, len(asked)) == (0, 7)  # other questions
-    broken_at[0] = 0
-    file.write_text(file.read_text() + "What is it?\n")
-    with pytest.raises(KeyboardInterrupt):
-        answer()
-    assert {path.name for path in tmp_path.iterdir()} == {"asked.csv", "said.jsonl"}  # nothing was answered
 
 
 def test_a_column_of_questions(tmp_path: Path) -> None:

@@ -24,8 +24,7 @@ from aurora_lora.train.data import keep_data
 from aurora_lora.train.finished_run import TrainedRun
 from aurora_lora.train.kinds.chat import CHAT
 from aurora_lora.train.models import load_tokenizer
-from aurora_lora.train.predict_file import predict_file
-from aurora_lora.train.predicting import load_predictor
+from aurora_lora.train.predicting import load_predictor, predict_file
 
 pytest.importorskip("trl")
 TOOLS = [{"name": "actor", "parameters": {"type": "object", "default": None}}]

@@ -31,7 +31,6 @@ from aurora_lora.errors import UserError
 from aurora_lora.train import load_recipe, load_run, train
 from aurora_lora.train.build import make_trainer
 from aurora_lora.train.evaluating import evaluate
-from aurora_lora.train.gap_and_export import gap
 from aurora_lora.train.kind_facts import TrainedWith
 from aurora_lora.train.kinds.choices import (
     NEW_TOKENS,
@@ -48,6 +47,7 @@ from aurora_lora.train.kinds.choices import (
     next_token_loss,
     questions_at_once,
 )
+from aurora_lora.train.measuring import gap
 from aurora_lora.train.merging import merge
 from aurora_lora.train.models import cached_width, most_tokens
 from aurora_lora.train.predicting import predict

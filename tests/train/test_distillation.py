@@ -16,8 +16,8 @@ from aurora_lora.errors import UserError
 from aurora_lora.lab.experiments.same_study import SameInputs
 from aurora_lora.train import TrainedRun, distillation, load_recipe, load_run, recipe_files, train
 from aurora_lora.train.evaluating import evaluate
-from aurora_lora.train.gap_and_export import gap
 from aurora_lora.train.kinds.distillation import states_loss
+from aurora_lora.train.measuring import gap
 from aurora_lora.train.merging import merge
 from aurora_lora.train.predicting import load_predictor, predict
 

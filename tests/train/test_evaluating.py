@@ -53,7 +53,7 @@ def test_as_the_test_data_of_the_run(kind: str, here: Path) -> None:
     assert (found["data"], found["rows"], found["examples"], found["in_training"]) == (moved, 10, 10, None)
     assert f"'{new}' is no file" in done.stderr
     for form, scores in expected.items():
-        assert found["by_form"][form] == pytest.approx(scores, abs=1e-6)
+        assert found["by_form"][form] == pytest.approx(scores, rel=1e-6, abs=1e-6)
     shutil.move(moved, new)
     assert aurora("evaluate", "run", "--data", new, "--form", "static").stderr.splitlines()[-1] == (
         "aurora: 0 of 10 examples were in the training data"
@@ -78,7 +78,7 @@ def test_conversations(tmp_path: Path) -> None:
     examples = run.result["metric"]["examples"]["test"]
     assert scored.examples == examples == 40
     for form, scores in run.result["metric"]["by_form"].items():
-        assert scored.by_form[form] == pytest.approx(scores, abs=1e-6)
+        assert scored.by_form[form] == pytest.approx(scores, rel=1e-6, abs=1e-6)
     other = tmp_path / "other.jsonl"
     other.write_text(json.dumps(chats.row(chats.conversations(1)[0], "prompt")) + "\n")
     with pytest.raises(UserError, match=r"other\.jsonl has conversations as 'prompt', the run's data as 'messages'"):
@@ -176,8 +176,8 @@ def test_other_test_data_in_the_recipe_of_a_finished_run(run: None) -> None:
     done = aurora("evaluate", "run")
     assert (done.exit_code, done.stderr.splitlines()[-1]) == (
         2,
-        "new.csv is none of the data that this run began with, or has changed: run/data.json has reviews.csv, and no "
-        "such sha256 or commit; `aurora evaluate run --data new.csv` scores the run on it",
+        "new.csv has changed since this run began, or is none of its data: run/data.json has reviews.csv, and no such "
+        "sha256 or commit; `aurora evaluate run --data new.csv` scores it",
     )
 
 

@@ -15,7 +15,8 @@ from aurora_lora.errors import FormError, UserError
 from aurora_lora.train import load_recipe, load_run, merging, recipe_files, train
 from aurora_lora.train.build import make_trainer
 from aurora_lora.train.evaluating import evaluate
-from aurora_lora.train.gap_and_export import export, gap
+from aurora_lora.train.exporting import export
+from aurora_lora.train.measuring import gap
 from aurora_lora.train.merging import merge
 from aurora_lora.train.predicting import predict
 

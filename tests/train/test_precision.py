@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from aurora_lora import cli
 from aurora_lora.errors import ArgumentError, NotFiniteError
 from aurora_lora.methods.parameters import is_head
-from aurora_lora.train import TrainedRun, load_recipe, load_run, merging, predict_file, predicting, train
+from aurora_lora.train import TrainedRun, load_recipe, load_run, merging, predicting, train
 from aurora_lora.train.build import make_trainer
 from aurora_lora.train.evaluating import evaluate
 from aurora_lora.train.merging import merge
@@ -177,23 +177,6 @@ def test_pixels_are_given_in_the_models_dtype(model: Path, tmp_path: Path) -> No
 
     Kind().answers(Model(4, 2, dtype=torch.bfloat16), SimpleNamespace(), ["a.png"], "it", TrainedWith())
     assert taken == [torch.bfloat16]
-
-
-def test_the_rows_of_a_file_are_not_gone_on_with_in_another_dtype(run: TrainedRun, tmp_path: Path) -> None:
-    rows, output = tmp_path / "rows.csv", tmp_path / "said.jsonl"
-    rows.write_text("\n".join(["text", *TEXTS]), encoding="utf-8")
-
-    def stop(done: int, of: int) -> None:
-        raise KeyboardInterrupt
-
-    def answered(dtype: str | None, step: Any = lambda done, of: None) -> Any:
-        predictor = load_predictor(run.folder, dtype=dtype)
-        return predict_file.predict_file(predictor, str(rows), output, batch_size=1, overwrite=True, step=step)
-
-    for first, then, kept in ((None, "bfloat16", 0), ("bfloat16", "bfloat16", 1)):
-        with pytest.raises(KeyboardInterrupt):
-            answered(first, stop)
-        assert answered(then).resumed == kept
 
 
 # ---------------------------------------------------------------- merges

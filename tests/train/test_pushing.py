@@ -165,7 +165,7 @@ def test_what_cannot_be_pushed(run: Path, tmp_path: Path, push: Push, monkeypatc
         (stranger, f"someone/reviews at {url}: "),
         (odd, f"a/b/c at {url}: "),
         (form, "--form 'merged' is not one of export, adapter"),
-        (closed, "http://127.0.0.1:9 does not answer: "),
+        (closed, "someone/reviews at http://127.0.0.1:9: "),
     ):
         assert done.exit_code == 2, done.output
         assert done.stderr.startswith(message), done.stderr

@@ -29,7 +29,7 @@ from typer.testing import CliRunner
 
 from aurora_lora import cli
 from aurora_lora.methods import METHODS
-from aurora_lora.train import adapter_gap, gap_and_export, load_run, recipe_files
+from aurora_lora.train import load_run, measuring, recipe_files
 from aurora_lora.train.build import make_trainer
 from aurora_lora.train.predicting import load_predictor
 from aurora_lora.train.recipe import load_recipe
@@ -245,10 +245,8 @@ def test_the_texts_that_are_rounded_by_are_not_measured_on(
     def merge_gap(model: Any, batches: Any, **more: Any) -> None:
         seen.update(measured=batches, rounding=more["rounding_batches"])
 
-    monkeypatch.setattr(adapter_gap, "merge_gap", merge_gap)
-    adapter_gap.adapter_gap(
-        adapter, str(base), file, column="text", encoding=None, quantizations=["int8"], examples=None
-    )
+    monkeypatch.setattr(measuring, "merge_gap", merge_gap)
+    measuring.adapter_gap(adapter, str(base), file, column="text", encoding=None, quantizations=["int8"], examples=None)
     tokenizer = AutoTokenizer.from_pretrained(base)
     for name, texts in (("measured", TEXTS[::2]), ("rounding", TEXTS[1::2])):
         (batch,) = seen[name]
@@ -330,7 +328,7 @@ def test_the_texts_of_an_adapter_are_read_as_training_data(language_model: tuple
 
 
 def test_the_labels_of_the_gap_of_a_classifier(run: Path, tmp_path: Path) -> None:
-    """Numbers of the head's classes give the metric; that others give none is said, and one beyond them refused."""
+    """Numbers of the head's classes give the metric; that others give none is said."""
 
     def measured(labels: list[str], *more: str) -> Any:
         rows = "".join(f"{text},{label}\n" for text, label in zip(TEXTS, labels, strict=True))
@@ -341,15 +339,12 @@ def test_the_labels_of_the_gap_of_a_classifier(run: Path, tmp_path: Path) -> Non
     assert done.stderr == ""
     assert json.loads(done.stdout)["end_to_end"][0]["metric"].keys() == {"nll", "accuracy"}
     unused = "aurora: the column 'label' of texts.csv is not used, and there is no metric: row"
-    for label, why in (("", "it has no label"), ("pos", "the label 'pos' is no number"), ("0.5", "not the number of")):
+    for label, why in (("", "it has no label"), ("pos", "the label 'pos' is no number"), ("2", "not the number of")):
         done = measured(["0", "1", label, "1", "1", "0"])
         assert done.exit_code == 0
         assert done.stderr.startswith(f"{unused} 3: ")
         assert why in done.stderr
         assert not json.loads(done.stdout)["end_to_end"][0]["metric"]
-    done = measured(["0", "1", "0", "1", "2", "0"])
-    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
-    assert "texts.csv, row 5: the label 2 is not one of 0 to 1, the classes of the adapter's head" in done.stderr
 
 
 def test_each_text_of_an_adapter_is_measured_by_its_own_label(
@@ -357,15 +352,15 @@ def test_each_text_of_an_adapter_is_measured_by_its_own_label(
 ) -> None:
     """In the second batch, too."""
     seen: list[Any] = []
-    monkeypatch.setattr(adapter_gap, "merge_gap", lambda model, batches, **_: seen.extend(batches))
-    labels = [n % 2 for n in range(adapter_gap.BATCH)] + [1, 1, 1, 0]
+    monkeypatch.setattr(measuring, "merge_gap", lambda model, batches, **_: seen.extend(batches))
+    labels = [n % 2 for n in range(measuring.BATCH)] + [1, 1, 1, 0]
     rows = "".join(f"{TEXTS[n % 6]},{label}\n" for n, label in enumerate(labels))
     (tmp_path / "texts.csv").write_text(f"text,label\n{rows}")
-    adapter_gap.adapter_gap(
+    measuring.adapter_gap(
         run / "lora", None, tmp_path / "texts.csv", column="text", encoding=None, quantizations=[], examples=None
     )
     measured = [batch["labels"].tolist() for batch in seen]
-    assert measured == [labels[: adapter_gap.BATCH], labels[adapter_gap.BATCH :]]
+    assert measured == [labels[: measuring.BATCH], labels[measuring.BATCH :]]
 
 
 def test_mistakes_of_the_gap_of_an_adapter(run: Path, language_model: tuple[Path, Path], tmp_path: Path) -> None:
@@ -392,7 +387,7 @@ def test_mistakes_of_the_gap_of_an_adapter(run: Path, language_model: tuple[Path
     assert "none.txt' is no file" in refused(adapter, "--data", tmp_path / "none.txt")
     assert "'.xml' is not one of .csv, .tsv" in refused(adapter, "--data", tmp_path / "texts.xml")
     assert "has no column 'said' (it has text)" in refused(adapter, "--data", file, "--column", "said")
-    assert "has 0 texts in column 'text'" in refused(adapter, "--data", tmp_path / "empty.txt")
+    assert "0 texts in column 'text'" in refused(adapter, "--data", tmp_path / "empty.txt")
     assert "broken.jsonl, line 1: no JSON" in refused(adapter, "--data", tmp_path / "broken.jsonl")
     assert "examples must be at least 1" in refused(adapter, "--data", file, "--examples", "0")
     assert "'nf3' is not one of" in refused(adapter, "--data", file, "--quantization", "nf3")
@@ -403,7 +398,7 @@ def test_mistakes_of_the_gap_of_an_adapter(run: Path, language_model: tuple[Path
     tokenizer = AutoTokenizer.from_pretrained(bare)
     tokenizer.pad_token = tokenizer.eos_token = None
     tokenizer.save_pretrained(bare)
-    assert "bare has neither a pad_token nor an eos_token" in refused(adapter, "--model", bare, "--data", file)
+    assert "its tokenizer has neither a pad_token nor an eos_token" in refused(adapter, "--model", bare, "--data", file)
     assert "which changes no layer" in refused(prompt, "--data", file)
     assert "belongs to a base weight that its run has changed" in refused(milora, "--data", file, "--model", base)
     assert "is no folder" in refused(adapter, "--data", file, "--model", tmp_path / "nowhere")
@@ -474,10 +469,10 @@ def test_the_gap_of_a_run_is_in_float32_and_rounds_by_its_calibration_inputs(
     recipe = load_recipe(write_recipe(), ["training.precision=bf16", "training.epochs=1"])
     run = load_run(train(recipe, tmp_path / "run").folder)
     seen: dict[str, Any] = {}
-    monkeypatch.setattr(gap_and_export, "merge_gap", lambda model, _, **more: seen.update(more, model=model))
-    gap_and_export.gap(run)
+    monkeypatch.setattr(measuring, "merge_gap", lambda model, _, **more: seen.update(more, model=model))
+    measuring.gap(run)
     assert not seen.keys() & {"rounding_batches"}  # nothing is rounded by inputs
-    gap_and_export.gap(run, quantizations=["nf4"])
+    measuring.gap(run, quantizations=["nf4"])
     assert {weight.dtype for weight in seen["model"].parameters()} == {torch.float32}
     _, data = make_trainer(recipe, tmp_path / "nothing", (), run.folder / "adapter")
     expected = data.calibration_batches(recipe.calibration)
@@ -555,9 +550,8 @@ def test_a_full_temporary_folder_is_one_line(run: Path, tmp_path: Path, monkeypa
     done = aurora("merge", run, "-o", tmp_path / "merged", "--quantization", "nf4")
     assert (done.exit_code, done.stderr.count("\n")) == (2, 1), done.stderr
     assert "No space left on device" in done.stderr
-    assert "TMPDIR" in done.stderr
 
 
 def test_what_merges_round_by_is_not_measured_on(run: Path) -> None:
     """Of the 64 training texts, 32 are the calibration's."""
-    assert gap_and_export.gap(run, split="train", quantizations="nf4").predictions == 32
+    assert measuring.gap(run, split="train", quantizations="nf4").predictions == 32

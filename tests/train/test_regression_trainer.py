@@ -20,7 +20,7 @@ from aurora_lora import fitted_head
 from aurora_lora.data import TASKS
 from aurora_lora.data.own.kinds import OWN
 from aurora_lora.errors import UserError
-from aurora_lora.train import TrainedRun, gap_and_export, load_run, train
+from aurora_lora.train import TrainedRun, load_run, measuring, train
 from aurora_lora.train.build import make_trainer
 from aurora_lora.train.evaluating import evaluate
 from aurora_lora.train.kinds.text import LabelScale
@@ -130,7 +130,7 @@ def test_a_finished_run_is_not_scaled_again(runs: dict[tuple[int, int], TrainedR
         evaluate(run, forms=["static"], split="validation")["static"]
         == run.result["metric"]["validation_by_form"]["static"]
     )
-    for measured in gap_and_export.gap(run).end_to_end:
+    for measured in measuring.gap(run).end_to_end:
         expected = run.result["metric"]["by_form"][measured.form]["mse"]
         assert measured.metric["mse"] == pytest.approx(expected, rel=1e-4)
     assert train(run.recipe, run.folder).was_finished

@@ -89,8 +89,8 @@ def sigma(
     Writes sigma.json, sigma.png and sigma.svg.
     """
     from aurora_lora.lab.report.sigma_figure import SIGMA, sigma_figure
-    from aurora_lora.train.activation import learned_activation as measure
     from aurora_lora.train.finished_run import load_run
+    from aurora_lora.train.measuring import learned_activation as measure
 
     run = load_run(folder)
     target = output or folder
@@ -122,8 +122,8 @@ def export(
     """
     from aurora_lora.deploy.export import beyond_lora
     from aurora_lora.errors import ArgumentError
+    from aurora_lora.train.exporting import export as export_run
     from aurora_lora.train.finished_run import load_run
-    from aurora_lora.train.gap_and_export import export as export_run
 
     quiet()
     more: list[str] = []

@@ -83,7 +83,7 @@ def _run_gap(
     """Do what `gap` does for the folder of a run."""
     from aurora_lora.lab.report.gap_figure import GAP
     from aurora_lora.train.finished_run import load_run
-    from aurora_lora.train.gap_and_export import gap as measure
+    from aurora_lora.train.measuring import gap as measure
 
     run = load_run(folder)
     target = output or folder
@@ -114,7 +114,7 @@ def _adapter_gap(
     """Do what `gap` does for the folder of an adapter."""
     from aurora_lora.errors import UserError
     from aurora_lora.lab.report.gap_figure import GAP
-    from aurora_lora.train.adapter_gap import adapter_gap
+    from aurora_lora.train.measuring import adapter_gap
 
     if data is None:
         raise UserError(f"{folder} is an adapter: --data FILE says on which texts its merges are measured")

@@ -159,10 +159,8 @@ def predict(
 
     FILE is what `task.data` may be: .csv, .tsv, .json, .jsonl, .parquet or .arrow, a folder, or a data set of the
     hub; of conversations, in any format that `aurora train chat` reads.
-    Interrupted, the same command goes on after the rows that were answered.
     """
-    from aurora_lora.train.predict_file import check_answers_file, predict_file
-    from aurora_lora.train.predicting import load_predictor
+    from aurora_lora.train.predicting import check_answers_file, load_predictor, predict_file
 
     if output is not None and len(texts) != 1:
         raise UserError("--output goes with one FILE, whose rows are answered")
@@ -190,11 +188,10 @@ def predict(
         )
     _say_cut(done.cut, done.rows, done.cut_at)
     if as_json:
-        print_json({"written": str(output), "rows": done.rows, "resumed": done.resumed, "cut": done.cut})
+        print_json({"written": str(output), "rows": done.rows, "cut": done.cut})
         return
     of = "" if done.name == texts[0] else f" of {done.name}"  # of a folder's splits, one is answered
-    resumed = f", {done.resumed:,} of them answered before it was interrupted" if done.resumed else ""
-    print(f"wrote {output}: {counted(done.rows, 'row')}{of}{resumed}")
+    print(f"wrote {output}: {counted(done.rows, 'row')}{of}")
 
 
 def _label(predictor: Predictor, texts: list[str], batch_size: int, as_json: bool) -> None:

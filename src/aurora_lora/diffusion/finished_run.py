@@ -16,8 +16,8 @@ from ..data.loading import cannot_load
 from ..errors import ArgumentError, FormError, UserError, check_count
 from ..extras import extra
 from ..methods.base import load_finite
+from ..train.exporting import Exported, check_export_folder
 from ..train.finished_run import FinishedRun, check_own_recipe, read_finished
-from ..train.gap_and_export import Exported, check_export_folder
 from ..train.models import cached_commit, warn_of_another_commit
 from ..train.precision import check_dtype
 from ..train.publish import ADAPTER, RECIPE, RESULT

@@ -13,11 +13,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .activation import learned_activation
     from .callback import CalibrationCallback
     from .evaluating import FileScores, evaluate, evaluate_file
+    from .exporting import Exported, export
     from .finished_run import TrainedRun, load_run
-    from .gap_and_export import Exported, export, gap
+    from .measuring import gap, learned_activation
     from .merging import Merged, merge
     from .predicting import Predictor, load_predictor, predict
     from .pretraining import pretrain
@@ -53,7 +53,7 @@ __all__ = [
 
 _MODULE_OF = {
     "CalibrationCallback": "callback",
-    "Exported": "gap_and_export",
+    "Exported": "exporting",
     "FileScores": "evaluating",
     "Merged": "merging",
     "Predictor": "predicting",
@@ -62,9 +62,9 @@ _MODULE_OF = {
     "TrainedRun": "finished_run",
     "evaluate": "evaluating",
     "evaluate_file": "evaluating",
-    "export": "gap_and_export",
-    "gap": "gap_and_export",
-    "learned_activation": "activation",
+    "export": "exporting",
+    "gap": "measuring",
+    "learned_activation": "measuring",
     "load_predictor": "predicting",
     "load_recipe": "recipe",
     "load_run": "finished_run",

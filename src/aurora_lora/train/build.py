@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback, set_seed
+from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, set_seed
 
 from ..data import SplitSizes
 from ..data.own.split import Splits
@@ -137,7 +137,9 @@ def make_trainer(
     of_method = list(recipe.method.callbacks())
     whole = WholeCheckpoints(checkpoints, of_method)
     every = [ExtraCheckpoints(settings.checkpoint_every), whole, FiniteLoss(), *own, *of_method, *callbacks]
-    return kind.trainer(recipe, model, data, options, every), data
+    trainer = kind.trainer(recipe, model, data, options, every)
+    trainer.remove_callback(PrinterCallback)  # which prints what is logged, on standard output
+    return trainer, data
 
 
 def _callbacks(recipe: Recipe, data: Data, checkpoints: Path) -> list[TrainerCallback]:

@@ -91,7 +91,9 @@ def write_lora_card(folder: Path, facts: Facts, form: str) -> None:
     readers, holds = f"[PEFT]({PEFT}) and all that reads PEFT's LoRA", ""
     if others := beyond_lora(folder):
         readers = f"[PEFT]({PEFT})"
-        holds = f" It holds more than LoRA's factors, such as {others[0]}: most other engines load the merged model only."
+        holds = (
+            f" It holds more than LoRA's factors, such as {others[0]}: most other engines load the merged model only."
+        )
     what = (
         f"A plain LoRA adapter for {readers}; it needs no package beside {facts.needs}.{holds}\n\n"
         f'It was trained as AuroRA ("{PAPER}") and exported: it computes exactly {FORMS[form].description}.'
@@ -113,7 +115,9 @@ def _write_aurora(folder: Path, facts: Facts, no_lora: str | None) -> None:
     form = other = facts.result["metric"]["selected_by"]["form"]
     beside = f"There is no plain LoRA beside this folder: {no_lora}."
     if no_lora is None:
-        beside = f"The folder `lora` beside this one holds the same adapter as a plain LoRA: it needs {facts.needs} only."
+        beside = (
+            f"The folder `lora` beside this one holds the same adapter as a plain LoRA: it needs {facts.needs} only."
+        )
     deploy, what = [], "A merge and an export produce the same"
     if not FORMS[form].mergeable:
         other = CALIBRATED if CALIBRATED in facts.result["metric"]["by_form"] else STATIC
@@ -219,7 +223,9 @@ def _write(
 Epoch {chosen["epoch"]:g} of {recipe.training.epochs}, the best by {chosen["name"]} on the validation split.
 Trained parameters: {params["adapter"]:,} in the adapter and {params["head"]:,} in the head, of {params["total"]:,}.
 {made_by(recipe.resolved(), {_NAMES.get(name, name): found for name, found in result["versions"].items()})}"""
-    save_card(folder / CARD, data, f"{recipe.name}: {recipe.method.name} on {recipe.model} for {recipe.task_title}", text)
+    save_card(
+        folder / CARD, data, f"{recipe.name}: {recipe.method.name} on {recipe.model} for {recipe.task_title}", text
+    )
 
 
 def save_card(path: Path, data: ModelCardData, title: str, text: str) -> None:

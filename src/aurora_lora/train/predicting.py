@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,25 +13,31 @@ import transformers
 from torch import nn
 from transformers import AutoConfig
 
+from .. import files
+from ..data.list_types import item_type
 from ..data.loading import NO_CODE, reason
+from ..data.own.files import FORMATS
 from ..data.own.kinds import OWN
-from ..data.own.source import OwnData
-from ..data.own.split import BadRow
+from ..data.own.source import OwnData, open_file
+from ..data.own.split import BadRow, bad_row
+from ..data.vision import as_files
 from ..deploy.export import DTYPES
-from ..errors import AuroraError, FormError, NotFiniteError, UserError, check_count
+from ..errors import ArgumentError, AuroraError, FormError, NotFiniteError, UserError, check_count
 from ..finite import check_finite
 from .build import load_trained_model
 from .chat_format import recorded_format
 from .data import in_batches
 from .defaults import BATCH_SIZE
-from .finished_run import TrainedRun, as_run
+from .finished_run import TrainedRun, as_run, merge_note, noted
 from .kind_facts import TrainedWith
 from .kinds import KINDS, Kind, kind_of, kind_of_model
-from .merge_note import merge_note, noted_columns, noted_training
 from .models import Processor, fill_padding, from_safetensors
 from .precision import FLOAT32, check_dtype, compute_in, on_device, precision_of
 from .publish import RECIPE
 from .recipe import own_source
+
+LINES = (".jsonl", ".ndjson")
+"""What a file with a line of JSON for each row may be called, of the suffixes that tell a format."""
 
 
 @dataclass(frozen=True)
@@ -56,25 +64,18 @@ class Predictor:
         """What the model says about texts, or about images; see `predict`."""
         _check_list(texts)
         check_count("batch_size", batch_size)
-        asked = [self._checked(number, text) for number, text in enumerate(texts, start=1)]
-        return self.answers_to(asked, batch_size)
-
-    def _checked(self, number: int, text: Any) -> str:
-        if isinstance(text, Path) and self.kind.facts.inputs == "image":
-            return str(text)
-        if not isinstance(text, str):
-            raise TypeError(f"text {number} must be a str, and is a {type(text).__name__}: {text!r:.80}")
-        return text
+        for number, text in enumerate(texts, start=1):
+            if not isinstance(text, str | Path if self.kind.facts.inputs == "image" else str):
+                raise TypeError(f"text {number} must be a str, and is a {type(text).__name__}: {text!r:.80}")
+            try:
+                self.kind.check_text(str(text), f"text {number}", self.columns)
+            except BadRow as error:
+                raise UserError(str(error)) from error
+        return self.answers_to(list(map(str, texts)), batch_size)
 
     def answers_to(self, asked: Sequence[Any], batch_size: int) -> list[dict[str, Any]]:
         """What the model says about texts or images, or about what `Kind.asked` gives of the rows of a file."""
         found: list[dict[str, Any]] = []
-        for number, given in enumerate(asked, start=1):
-            if isinstance(given, str):
-                try:
-                    self.kind.check_text(given, f"text {number}", self.columns)
-                except BadRow as error:
-                    raise UserError(str(error)) from error
         for batch in in_batches(asked, batch_size):
             try:
                 found += self.kind.answers(self.model, self.processor, batch, str(self.folder), self.trained)
@@ -125,7 +126,7 @@ def predict(
 
 def _check_list(texts: Any) -> None:
     """Raise a TypeError for a single text, whose letters would be taken for texts."""
-    if isinstance(texts, (str, bytes, Path)):
+    if isinstance(texts, str | bytes | Path):
         raise TypeError(f"texts={texts!r:.80} is a {type(texts).__name__}: it must be a list, such as [{texts!r:.80}]")
 
 
@@ -146,32 +147,28 @@ def load_predictor(run: TrainedRun | Path | str, *, form: str | None = None, dty
         check_dtype(dtype)
     if isinstance(run, (str, Path)) and not (Path(run) / RECIPE).is_file():
         return _of_model(Path(run), form, dtype)
-    return _of_run(as_run(run), form, dtype)
+    return _of_run(as_run(run), form, dtype or FLOAT32)
 
 
-def _of_run(run: TrainedRun, form: str | None, dtype: str | None) -> Predictor:
+def _of_run(run: TrainedRun, form: str | None, dtype: str) -> Predictor:
     folder, kind = run.folder, kind_of(run.task)
     if kind.facts.no_answer:
         raise UserError(f"the run in {folder} {kind.facts.no_answer}")
     form = form or run.deployed_form
     run.check_form(form)
-    if dtype in (None, FLOAT32):
-        model, processor = load_trained_model(run.in_float32)
-        model = on_device(model)
-    else:
-        assert dtype is not None
-        model, processor = load_trained_model(run.in_precision(precision_of(dtype)), rounded=True)
+    is_rounded = dtype != FLOAT32
+    model, processor = load_trained_model(run.in_precision(precision_of(dtype)), rounded=is_rounded)
+    if is_rounded:
         _check_rounded(model, folder, dtype)  # what was trained is rounded only now
-        model = on_device(model)
+    model = on_device(model)
+    if is_rounded:
         compute_in(model, dtype)
         kind.keep_exact(model)
     computes = run.recipe.method.using(model, form)
     computes.__enter__()  # for as long as it answers; refuses a calibration of other weights
     section = run.recipe.task
     data = own_source(OWN[section.name], dict(section))[0] if section.name in OWN else None
-    return Predictor(
-        folder, kind, model, processor, run.columns, data, run.trained_with, computes, form, dtype or FLOAT32
-    )
+    return Predictor(folder, kind, model, processor, run.columns, data, run.trained_with, computes, form, dtype)
 
 
 def _of_model(folder: Path, form: str | None, dtype: str | None) -> Predictor:
@@ -182,32 +179,26 @@ def _of_model(folder: Path, form: str | None, dtype: str | None) -> Predictor:
         raise UserError(f"{folder} is neither the folder of a run ({RECIPE}) nor a model (config.json)")
     try:
         note = merge_note(folder)
-        noted = KINDS.get((note or {}).get("kind", ""))  # of causal language models, the note alone can tell
-        kind = noted or kind_of_model(AutoConfig.from_pretrained(folder, **NO_CODE))
+        # of causal language models, the note alone can tell
+        kind = KINDS.get((note or {}).get("kind", "")) or kind_of_model(AutoConfig.from_pretrained(folder, **NO_CODE))
         if kind.facts.no_answer:
             raise UserError(f"the model in {folder} {kind.facts.no_answer}")
-        model = on_device(_pretrained(getattr(transformers, kind.facts.auto), folder, dtype))
+        given = {} if dtype is None else {"dtype": DTYPES[dtype]}
+        model, info = from_safetensors(getattr(transformers, kind.facts.auto), str(folder), **given)
+        if missing := sorted({*info["missing_keys"], *(str(key[0]) for key in info["mismatched_keys"])}):
+            raise UserError(f"{folder} cannot be used: its files lack {', '.join(missing[:3])}, which would be random")
+        _check_rounded(model, folder, dtype)
         processor = kind.processor(str(folder.resolve()))
         talks = recorded_format(processor) or getattr(processor, "chat_template", None)
         if note is None and kind is KINDS["multiple-choice"] and talks:
             kind = KINDS["chat"]  # a model of someone else's
         fill_padding(model.config, processor)
-        columns, trained = noted_columns(folder), noted_training(folder)
-        return Predictor(folder, kind, model, processor, columns, trained=trained, dtype=dtype)
+        trained, columns = noted(folder)
+        return Predictor(folder, kind, on_device(model), processor, columns, trained=trained, dtype=dtype)
     except AuroraError:
         raise
     except Exception as error:  # Transformers and tokenizers raise of every kind on damaged files
         raise UserError(f"{folder} cannot be loaded: {reason(error)}") from error
-
-
-def _pretrained(kind: Any, folder: Path, dtype: str | None) -> nn.Module:
-    given = {} if dtype is None else {"dtype": DTYPES[dtype]}
-    model, info = from_safetensors(kind, str(folder), **given)
-    if missing := sorted({*info["missing_keys"], *(str(key[0]) for key in info["mismatched_keys"])}):
-        raise UserError(f"{folder} cannot be used: its files lack {', '.join(missing[:3])}, which would be random")
-    plain: nn.Module = model
-    _check_rounded(plain, folder, dtype)
-    return plain
 
 
 def _check_rounded(model: nn.Module, folder: Path, dtype: str | None) -> None:
@@ -218,3 +209,121 @@ def _check_rounded(model: nn.Module, folder: Path, dtype: str | None) -> None:
         if dtype == "float16":
             raise NotFiniteError(f"{error}; as float16, which ends at 65,504: bfloat16 does not") from error
         raise
+
+
+# ---------------------------------------------------------------- the rows of a file
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written: of how many rows of what, and how many of them were cut, to how many tokens."""
+
+    name: str
+    rows: int
+    cut: int
+    cut_at: int | None
+
+
+def check_answers_file(file: Path | str, output: Path, overwrite: bool = False) -> None:
+    """Raise an ArgumentError where the answers to the rows of a file cannot be written to `output`."""
+    if Path(file).exists() and Path(file).resolve() == output.resolve():
+        raise ArgumentError(f"`output`: {output} is the file that is read: choose another")
+    if output.is_dir():
+        raise ArgumentError(f"`output`: {output} is a folder: name a file, such as {output / 'answers.jsonl'}")
+    if output.suffix.lower() in FORMATS.keys() - set(LINES):
+        raise ArgumentError(
+            f"`output`: {output}: answers are written as lines of JSON: name it {output.with_suffix(LINES[0])}"
+        )
+    if output.exists() and not overwrite:
+        raise ArgumentError(f"{output} is there already: choose another file, or `overwrite` replaces it")
+
+
+def predict_file(
+    predictor: Predictor,
+    file: Path | str,
+    output: Path | str,
+    columns: Sequence[str] = (),
+    *,
+    encoding: str | None = None,
+    split: str | None = None,
+    batch_size: int = BATCH_SIZE,
+    overwrite: bool = False,
+    step: Callable[[int, int], None] = lambda done, of: None,
+) -> Written:
+    """Write a line of JSON for each row of a file: its columns, and the answer, `predicted_X` where X is one of them,
+    and `predicted_X_2` where that is one, too.
+
+    Args:
+        predictor: what answers.
+        file: what `task.data` may be: .csv, .tsv, .json, .jsonl, .parquet or .arrow, a folder, a data set of the hub.
+        output: .jsonl, which has its place when the last row is answered; see `check_answers_file`.
+        columns: the columns with the texts or images, or with the question and then the options, where they are not
+            those that the run was trained on.
+        encoding: of a text file; None is that of the data that the run was trained on.
+        split: of a folder or a data set of the hub; None is `train`, or the only one.
+        batch_size: rows of one forward pass.
+        overwrite: replace a file that is there.
+        step: called with the rows that are answered and all of them.
+
+    Raises:
+        UserError: the file cannot be read, or a row cannot be answered: none is, then; or `output` cannot be written.
+    """
+    file, output = str(file), Path(output)
+    check_answers_file(file, output, overwrite)
+    check_count("batch_size", batch_size)
+    kind = predictor.kind
+    named = {**predictor.columns, **(kind.named(columns) if columns else {})}
+    piece = open_file(file, encoding, predictor.data, split)
+    rows, cut = as_files(piece.data), []
+
+    def asked(number: int, row: Mapping[str, Any]) -> Any:
+        try:
+            found = kind.asked(kind.located(row, named, piece.folder), named)
+            kind.check_asked(found, predictor.processor)
+            return found
+        except KeyError as error:
+            there = ", ".join(map(repr, rows.column_names))
+            raise ArgumentError(f"{piece.name} has no column {error} (it has {there}): `columns` names it") from None
+        except BadRow as error:
+            raise bad_row(piece, number, error) from error
+
+    try:
+        for number, row in enumerate(rows, start=1):  # before hours of answers are in vain
+            asked(number, row)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{piece.name} has text that is no UTF-8: {error}") from error
+    with files.plain_write_errors(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with files.new_file(output) as partial, partial.open("w", encoding="utf-8", newline="") as out:
+            for places in in_batches(range(len(rows)), batch_size):
+                batch = [(place + 1, rows[place]) for place in places]
+                answers = predictor.answers_to([asked(*one) for one in batch], batch_size)
+                for (number, row), answer in zip(batch, answers, strict=True):
+                    said = {_column(name, row): value for name, value in answer.items() if name != "text"}
+                    shown = {name: _shown(value, rows.features[name], number) for name, value in row.items()}
+                    line = files.finite_or_none({**shown, **said})
+                    out.write(json.dumps(line, ensure_ascii=False, allow_nan=False, default=str) + "\n")
+                    cut += [answer["cut_at"]] if "cut_at" in answer else []
+                step(places[-1] + 1, len(rows))
+    return Written(piece.name, len(rows), len(cut), cut[0] if cut else None)
+
+
+def _column(name: str, there: Collection[str]) -> str:
+    """What a part of the answer is called beside the columns of its row."""
+    names = itertools.chain((name, f"predicted_{name}"), (f"predicted_{name}_{at}" for at in itertools.count(2)))
+    return next(free for free in names if free not in there)
+
+
+def _shown(value: Any, feature: Any, number: int) -> Any:
+    """What stands in a line for a class, also in a list or a field of an object: its name; and for an image: its path,
+    or the row's number if it has none.
+    """
+    if isinstance(value, Mapping) and value.keys() == {"bytes", "path"}:
+        return value["path"] or number
+    if isinstance(value, Mapping) and isinstance(feature, Mapping):
+        return {name: _shown(one, feature[name], number) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_shown(one, item_type(feature), number) for one in value]
+    if isinstance(value, int) and hasattr(feature, "int2str"):
+        return feature.int2str(value) if value >= 0 else None
+    return number if isinstance(value, bytes) else value

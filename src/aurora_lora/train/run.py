@@ -26,10 +26,9 @@ from .build import make_trainer, own_share, sample_of
 from .callback import is_calibrated
 from .data import Data, check_files, keep_data, notes
 from .distributed import check_shared, on_main, state
-from .finished_run import TrainedRun
+from .finished_run import TrainedRun, merge_note
 from .kinds import kind_of
 from .memory import reset_peak_memory
-from .finished_run import merge_note
 from .models import commit_of, exact_modules, padding_of
 from .publish import (
     ADAPTER,
