@@ -17,7 +17,7 @@ from aurora_lora.data.hub import COPIES, HubData
 from aurora_lora.errors import UserError
 from aurora_lora.lab.experiments.known import architecture
 from aurora_lora.lab.experiments.plan import shapes
-from aurora_lora.train.kinds.image_classification import load_image_processor
+from aurora_lora.train.kinds.images import load_image_processor
 from aurora_lora.train.models import load_base_model, load_classifier, load_tokenizer
 from aurora_lora.train.predicting import predict
 from aurora_lora.train.recipe import ModelSection, validate

@@ -160,7 +160,7 @@ def test_images_in_a_dtype(write_recipe: WriteRecipe, tmp_path: Path) -> None:
 
 def test_pixels_are_given_in_the_models_dtype(model: Path, tmp_path: Path) -> None:
     from aurora_lora.train.kind_facts import TrainedWith
-    from aurora_lora.train.kinds.image_classification import ImageClassification
+    from aurora_lora.train.kinds.images import ImageClassification
 
     taken: list[torch.dtype] = []
 

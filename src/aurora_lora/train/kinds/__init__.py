@@ -10,7 +10,7 @@ from .base import Kind
 from .chat import Chat
 from .choices import MultipleChoice
 from .distillation import Distillation
-from .image_classification import ImageClassification
+from .images import ImageClassification
 from .text import Classification, MultiLabel, Regression
 
 __all__ = ["KINDS", "Kind", "kind_of", "kind_of_model"]
