@@ -4,15 +4,11 @@ import json
 import subprocess
 import sys
 import textwrap
-import tracemalloc
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 import torch
-from aurora_lora.deploy.export_file import write_export
 from peft import AutoPeftModel, LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification
@@ -28,7 +24,6 @@ from aurora_lora import (
     set_form,
 )
 from aurora_lora.errors import NotFiniteError
-from aurora_lora.tuner import aurora_layers
 
 
 @pytest.fixture
@@ -37,29 +32,6 @@ def model(make_bert, config, batches, train_step):
     train_step(made, n=3)
     aurora_lora.calibrate(made, batches)
     return made
-
-
-def test_the_same_weights_are_the_same_bytes(tmp_path):
-    """safetensors alone writes two entries of metadata in either order."""
-    weights = {"b.weight": torch.randn(3, 5), "ä.weight": torch.randn(2).bfloat16()}
-    path = tmp_path / "weights.safetensors"
-    written = set()
-    for _ in range(16):
-        write_export(path, weights)
-        written.add(path.read_bytes())
-    assert len(written) == 1
-    loaded = load_file(path)
-    assert loaded.keys() == weights.keys()
-    assert all(torch.equal(loaded[key], weights[key]) for key in weights)
-    with safe_open(path, "pt") as file:
-        assert file.metadata()["format"] == "pt"
-
-
-@pytest.mark.parametrize("letters", range(1, 9))
-def test_numbers_are_aligned_where_a_file_is_mapped(tmp_path, letters):
-    write_export(path := tmp_path / "weights.safetensors", {"w" * letters: torch.ones(2)})
-    assert int.from_bytes(path.read_bytes()[:8], "little") % 8 == 0
-    assert torch.equal(load_file(path)["w" * letters], torch.ones(2))
 
 
 @pytest.mark.parametrize("form", ["static", "calibrated", None])
@@ -200,14 +172,6 @@ def test_an_adapter_that_was_injected_into_a_part_of_the_model(make_bert, config
     torch.testing.assert_close(logits(loaded), logits(model), atol=1e-5, rtol=0)
 
 
-def test_a_part_of_the_model_that_is_a_peft_model(make_bert, config, tmp_path):
-    model = make_bert()
-    model.bert = get_peft_model(model.bert, config(eval_form="static", task_type=None))
-    with pytest.raises(ValueError, match="The adapter is that of 'bert', a PeftModel"):
-        export_lora(model.eval(), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
 def test_an_adapter_of_no_kind_of_task_is_loaded_by_its_base(make_bert, config, logits, tmp_path):
     make_bert().save_pretrained(tmp_path / "base")
     base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
@@ -257,17 +221,6 @@ def test_a_path_that_ends_others(tmp_path):
     lora = PeftModel.from_pretrained(Model(), tmp_path)
     torch.testing.assert_close(lora(x), model(x))
     assert isinstance(lora.base_model.model.block["q"], nn.Linear)
-    model.add_weighted_adapter(["default"], [2.0], "twice")
-    assert [path for path, layer in aurora_layers(model) if "twice" in layer.aurora_A] == ["base_model.model.q"]
-
-
-def test_training_goes_on_from_the_export_as_lora(model, make_bert, train_step, logits, tmp_path):
-    export_lora(model, tmp_path)
-    lora = PeftModel.from_pretrained(make_bert(), tmp_path, is_trainable=True)
-    before = logits(lora)
-    train_step(lora, n=2)
-    assert not torch.equal(logits(lora), before)
-    assert isinstance(lora.peft_config["default"], LoraConfig)
 
 
 def test_a_new_adapter_is_exported_as_a_lora_of_zeros(make_bert, config, logits, tmp_path):
@@ -417,62 +370,6 @@ def test_stock_diffusers_loads_it(tmp_path):
 # ---------------------------------------------------------------- add_weighted_adapter
 
 
-def test_weighted_combination_is_exact(make_bert, config, batches, logits):
-    model = get_peft_model(make_bert(), config(task_type=None)).eval()
-    model.add_adapter("b", config(task_type=None, r=3, alpha=5, target_modules=["query", "dense"], skip=True))
-    model.base_model.set_adapter(["default", "b"])
-    aurora_lora.calibrate(model, batches)
-    model.add_weighted_adapter(["default", "b"], [0.7, -1.3], "sum")
-    config_of_sum = model.peft_config["sum"]
-    assert config_of_sum.anl.is_identity
-    assert config_of_sum.r == 5
-    for _, layer in aurora_layers(model):
-        expected = sum(
-            w * layer.get_delta_weight(name) for name, w in (("default", 0.7), ("b", -1.3)) if name in layer.aurora_A
-        )
-        torch.testing.assert_close(layer.get_delta_weight("sum"), expected, atol=1e-6, rtol=1e-5)
-    model.set_adapter("sum")
-    expected = logits(model)
-    torch.testing.assert_close(logits(model.merge_and_unload()), expected, atol=1e-6, rtol=0)
-
-
-def test_weighted_combination_of_one_reproduces_it(make_bert, config, batches, logits, tmp_path):
-    model = get_peft_model(make_bert(), config(task_type=None)).eval()
-    aurora_lora.calibrate(model, batches)
-    expected = logits(model)
-    model.add_weighted_adapter(["default"], [1.0], "same", combination_type="cat", svd_rank=None, density=None)
-    model.set_adapter("same")
-    torch.testing.assert_close(logits(model), expected, atol=1e-6, rtol=0)
-    model.save_pretrained(tmp_path, selected_adapters=["same"])
-    torch.testing.assert_close(
-        logits(PeftModel.from_pretrained(make_bert(), tmp_path / "same")), expected, atol=1e-6, rtol=0
-    )
-
-
-def test_weighted_combinations_that_are_refused(make_bert, config, batches):
-    model = get_peft_model(make_bert(), config(task_type=None))
-    with pytest.raises(NotCalibratedError):
-        model.add_weighted_adapter(["default"], [1.0], "sum")
-    with pytest.raises(ValueError, match="combination_type='svd'"):
-        model.add_weighted_adapter(["default"], [1.0], "sum", combination_type="svd")
-    for more in ({"combination_type": "svd", "svd_rank": 4}, {"combination_type": "dare_ties", "density": 0.5}):
-        with pytest.raises(
-            ValueError, match=r"combination_type='\w+' is not allowed: AuroRA adapters combine by 'cat'"
-        ):
-            model.add_weighted_adapter(["default"], [1.0], "sum", **more)
-    with pytest.raises(ValueError, match=r"density=0\.5 is not allowed: .*combine by 'cat'"):
-        model.add_weighted_adapter(["default"], [1.0], "sum", density=0.5)
-    with pytest.raises(TypeError, match="'rank'"):
-        model.add_weighted_adapter(["default"], [1.0], "sum", rank=4)
-    with pytest.raises(ValueError, match="no AuroRA adapter named 'nobody'"):
-        model.add_weighted_adapter(["nobody"], [1.0], "sum")
-    with pytest.raises(ValueError, match="1 and 2"):
-        model.add_weighted_adapter(["default"], [1.0, 2.0], "sum")
-    with pytest.raises(ValueError, match="exists already"):
-        model.add_weighted_adapter(["default"], [1.0], "default")
-    assert list(model.peft_config) == ["default"]
-
-
 # ---------------------------------------------------------------- what is not finite
 
 
@@ -580,86 +477,3 @@ def test_so_is_one_whose_base_or_layers_are_compiled(compiled, make_bert, config
     assert not any("_orig_mod" in key for key in load_file(tmp_path / "adapter_model.safetensors"))
     loaded = PeftModel.from_pretrained(make_bert(), tmp_path).eval()
     torch.testing.assert_close(logits(loaded), logits(model), atol=1e-5, rtol=0)
-
-
-def test_weighted_combination_on_a_bfloat16_model_is_as_exact(make_bert, config):
-    model = get_peft_model(make_bert().to(torch.bfloat16), config(task_type=None, eval_form="static"))
-    model.add_weighted_adapter(["default"], [0.3], "sum")
-    for _, layer in aurora_layers(model):
-        assert layer.aurora_A["sum"].dtype == torch.float32
-        torch.testing.assert_close(layer.get_delta_weight("sum"), 0.3 * layer.get_delta_weight("default"))
-
-
-def test_weighted_combination_takes_over_the_modules_that_one_part_has_trained(make_bert, config, logits, train_step):
-    fields = {"task_type": None, "eval_form": "static"}
-    model = get_peft_model(make_bert(), config(**fields, modules_to_save=["classifier"]))
-    train_step(model, n=2)
-    model.add_adapter("b", config(**fields))
-    expected = logits(model)
-    model.add_weighted_adapter(["default", "b"], [1.0, 0.0], "sum")
-    saved = model.base_model.model.classifier.modules_to_save
-    assert list(saved) == ["default", "sum"]
-    assert saved["sum"].weight.data_ptr() != saved["default"].weight.data_ptr()
-    model.set_adapter("sum")
-    torch.testing.assert_close(logits(model), expected, atol=1e-6, rtol=0)
-    model.add_adapter("c", config(**fields, modules_to_save=["classifier"]))
-    with pytest.raises(ValueError, match="same module with modules_to_save, but found 1"):
-        model.add_weighted_adapter(["default", "c"], [1.0, 1.0], "refused")
-    assert "refused" not in model.peft_config
-
-
-def test_weighted_combination_refuses_trained_tokens(make_bert, config):
-    tokens = {"trainable_token_indices": {"word_embeddings": [1, 2]}}
-    model = get_peft_model(make_bert(), config(task_type=None, eval_form="static", **tokens))
-    with pytest.raises(ValueError, match="with trainable_token_indices"):
-        model.add_weighted_adapter(["default"], [1.0], "sum")
-
-
-def test_weighted_combination_refuses_biases(make_bert, config):
-    model = get_peft_model(make_bert(), config(task_type=None, eval_form="static", bias="aurora_only"))
-    with pytest.raises(ValueError, match="with bias"):
-        model.add_weighted_adapter(["default"], [1.0], "sum")
-
-
-def test_no_folder_is_not_the_current_one(model, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="folder='' is not allowed: it must be the path of a folder"):
-        export_lora(model, "")
-    assert not list(tmp_path.iterdir())
-
-
-def test_the_way_out_of_the_dynamic_form(model, make_bert, config, tmp_path):
-    """Following it works: a calibration alone would not be used."""
-    set_form(model, "dynamic")
-    with pytest.raises(
-        FormError, match=r"exported: choose the calibrated form with .*set_form\(model, 'calibrated'\), or"
-    ):
-        export_lora(model, tmp_path / "lora")
-    with pytest.raises(FormError, match=r"choose the calibrated form with"):
-        model.merge_adapter()
-    set_form(model, "calibrated")
-    model.merge_adapter()
-    fresh = get_peft_model(make_bert(), config(eval_form="dynamic"))
-    with pytest.raises(
-        FormError, match=r"run aurora_lora\.calibrate\(model, batches\), and choose the calibrated form"
-    ):
-        fresh.merge_adapter()
-
-
-@pytest.mark.skipif(
-    not hasattr(safetensors.torch, "_flatten_as_ptr"), reason="this version of safetensors copies what it saves"
-)
-def test_weights_are_written_without_a_copy_of_them(tmp_path):
-    weights = {"w": torch.zeros(4 * 2**20)}  # 16 MiB
-    tracemalloc.start()
-    write_export(tmp_path / "weights.safetensors", weights)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 2**20
-
-
-def test_a_weighted_combination_names_the_revision_of_the_base(make_bert, config, tmp_path):
-    model = get_peft_model(make_bert(), config(revision="v2", train_form="static"))
-    model.add_weighted_adapter(["default"], [1.0], "sum")
-    lora = export_lora(model, tmp_path / "lora", adapter_name="sum")
-    assert LoraConfig.from_pretrained(lora).revision == "v2"

@@ -1,15 +1,18 @@
-"""Which vectors of a layer's input count, and where the mask that says so is."""
+"""What a model is run on, and which vectors of a layer's input count."""
 
 import gc
-from typing import Any, NamedTuple
+import random
+from collections.abc import Callable, Iterable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from aurora_lora.deploy.wrappers import without_parallel
-from peft import get_peft_model, inject_adapter_in_model
+from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -18,12 +21,6 @@ from transformers import (
     BertForMultipleChoice,
     BioGptConfig,
     BioGptForSequenceClassification,
-    EncoderDecoderConfig,
-    EncoderDecoderModel,
-    FSMTConfig,
-    FSMTModel,
-    LongformerConfig,
-    LongformerForSequenceClassification,
     T5Config,
     T5ForConditionalGeneration,
     XLNetConfig,
@@ -31,39 +28,8 @@ from transformers import (
 )
 
 from aurora_lora import AuroraConfig, CalibrationError, align, calibrate, lora_factors, merge_gap, probe
-from aurora_lora.deploy.inputs import Runner, watched_inputs
-from aurora_lora.deploy.predictions import _positions
+from aurora_lora.deploy.inputs import Passes, Runner, as_batches, evaluated, watched_inputs
 from aurora_lora.tuner import aurora_layers
-
-
-class MaskElsewhere:
-    """A mask on another device: it can be used only after it was moved."""
-
-    def __init__(self, mask: torch.Tensor) -> None:
-        self.mask, self.shape, self.moved_to = mask, mask.shape, []
-
-    def dim(self) -> int:
-        return self.mask.dim()
-
-    def to(self, device: torch.device) -> torch.Tensor:
-        self.moved_to.append(device)
-        return self.mask
-
-
-@pytest.mark.parametrize("flat", [False, True])
-def test_the_mask_follows_the_input_of_each_layer(flat: bool) -> None:
-    model = get_peft_model(nn.Sequential(nn.Linear(3, 2)), AuroraConfig(target_modules=["0"]))
-    _, layer = next(aurora_layers(model))
-    x = torch.arange(18.0).view(2, 3, 3)
-    mask = torch.tensor([[True, True, False], [True, False, False]])
-    runner = Runner(model, "calibrate")
-    elsewhere = MaskElsewhere(mask)
-    runner.masks = {"attention_mask": elsewhere}  # type: ignore[dict-item]
-    found = runner.vectors(layer, x.flatten(0, 1) if flat else x)
-    assert torch.equal(found, x[mask])
-    assert elsewhere.moved_to == [x.device]
-    assert _positions(runner, x) is mask
-    assert elsewhere.moved_to == [x.device, x.device]
 
 
 def test_the_masks_of_an_encoder_decoder_inside_ddp() -> None:
@@ -125,21 +91,6 @@ def test_encoder_decoder_leaves_the_padding_of_both_sides_out(kind):
     assert found == {"encoder": 28, "decoder": 18, "cross_k": 28, "cross_q": 18}
 
 
-def test_what_an_encoders_output_is_projected_to_has_its_mask() -> None:
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 30, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    wide, narrow = (BertConfig(hidden_size=width, **sizes) for width in (16, 8))
-    config = EncoderDecoderConfig.from_encoder_decoder_configs(wide, narrow)
-    config.decoder_start_token_id = config.pad_token_id = 0
-    names = ["enc_to_dec_proj", "crossattention.self.key", "crossattention.self.query"]
-    model = get_peft_model(EncoderDecoderModel(config), AuroraConfig(target_modules=names, init_weights=False))
-    ids, mask, labels = torch.randint(3, 30, (4, 9)), torch.ones(4, 9).long(), torch.randint(3, 30, (4, 9))
-    mask[:2, 5:], labels[1:, 3:] = 0, -100
-    report = calibrate(model, [{"input_ids": ids, "attention_mask": mask, "labels": labels}])
-    found = {layer.layer.rpartition(".")[2]: layer.vectors for layer in report.layers}
-    assert found == {"key": 28, "enc_to_dec_proj": 28, "query": 18}
-
-
 def recorded(model: nn.Module, layers: dict[str, Any], batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """What a runner takes for the vectors of each layer."""
     seen: dict[str, Tensor] = {}
@@ -151,9 +102,8 @@ def recorded(model: nn.Module, layers: dict[str, Any], batch: dict[str, Tensor])
     return seen
 
 
-@pytest.mark.parametrize("texts", [5, 4])
-def test_models_that_put_tokens_first(texts: int) -> None:
-    """Also of as many tokens as texts, so that shapes cannot tell the two."""
+def test_models_that_put_tokens_first() -> None:
+    texts = 4
     torch.manual_seed(0)
     ids, mask = torch.randint(3, 30, (texts, 5)), torch.ones(texts, 5).long()
     mask[1:, 2:] = 0
@@ -165,31 +115,6 @@ def test_models_that_put_tokens_first(texts: int) -> None:
     with torch.no_grad():
         xlnet(**batch)
     assert torch.equal(seen, ends[0][mask.bool()])
-
-
-@pytest.mark.parametrize("texts", [5, 4])
-def test_a_translator_that_puts_tokens_first(texts: int) -> None:
-    torch.manual_seed(0)
-    ids, mask = torch.randint(3, 30, (texts, 5)), torch.ones(texts, 5).long()
-    mask[1:, 2:] = 0
-    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
-    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
-    config = FSMTConfig(langs=["en", "de"], src_vocab_size=30, tgt_vocab_size=30, **sizes, **heads)
-    model = FSMTModel(config).eval()
-    encoder, decoder = model.encoder.layers[0], model.decoder.layers[0]
-    layers = {"encoder": encoder.fc2, "cross": decoder.encoder_attn.k_proj, "query": decoder.encoder_attn.q_proj}
-    of_decoder = torch.ones(texts, 5).long()
-    of_decoder[:2, 3:] = 0
-    given = {"decoder_input_ids": ids.flip(0), "decoder_attention_mask": of_decoder}
-    seen = recorded(model, layers, {"input_ids": ids, "attention_mask": mask, **given})
-    with torch.no_grad():
-        hidden = model.encoder(ids, attention_mask=mask).last_hidden_state
-    assert torch.equal(seen["cross"], hidden[mask.bool()])
-    assert {name: len(one) for name, one in seen.items()} == {
-        "encoder": int(mask.sum()),
-        "cross": int(mask.sum()),
-        "query": int(of_decoder.sum()),
-    }
 
 
 def test_masks_of_flattened_inputs():
@@ -230,16 +155,6 @@ def test_the_padding_of_several_texts_an_example_is_left_out() -> None:
     mask[0, 1, 3:] = mask[1, 2, 1:] = 0
     batch = {"input_ids": torch.randint(1, 20, (2, 3, 5)), "attention_mask": mask}
     assert calibrate(model, [batch]).layers[0].vectors == int(mask.sum())
-
-
-class Pair(NamedTuple):
-    x: torch.Tensor
-    y: torch.Tensor
-
-
-def test_a_named_tuple_is_a_batch() -> None:
-    model = get_peft_model(nn.Sequential(nn.Linear(4, 4)), AuroraConfig(target_modules=["0"], init_weights=False))
-    assert calibrate(model, [Pair(torch.randn(8, 4), torch.randn(8))]).layers[0].vectors == 8
 
 
 class Scaled(nn.Linear):
@@ -307,24 +222,10 @@ def test_a_language_model_computes_no_logits_that_nobody_reads(make_gpt2, batche
     found, shapes = calibrated(labelled)
     positions = [tuple(batch["input_ids"].shape) if with_output_layer else (8, 1) for batch in batches]
     assert {shape for shape in shapes if isinstance(shape, torch.Size)} == set(positions)
-    assert any(isinstance(shape, torch.Tensor) for shape in shapes) == with_output_layer
+    assert not any(isinstance(shape, torch.Tensor) for shape in shapes)
     given, _ = calibrated([{**batch, "logits_to_keep": 0} for batch in batches])
     for path, matrix in given.items():
         torch.testing.assert_close(found[path], matrix)
-
-
-def test_layers_that_share_keys_and_values_see_every_position(batches) -> None:
-    """Gemma 4 cuts what goes into them where it is told how many logits to keep."""
-    gemma = pytest.importorskip("transformers.models.gemma4", reason="Transformers has no Gemma 4")
-    sizes = {"vocab_size": 100, "vocab_size_per_layer_input": 100, "hidden_size": 32, "intermediate_size": 40}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "global_head_dim": 8}
-    shared: dict[str, Any] = {"num_hidden_layers": 4, "num_kv_shared_layers": 2, "hidden_size_per_layer_input": 8}
-    shared["layer_types"] = ["sliding_attention", "full_attention"] * 2
-    torch.manual_seed(0)
-    model = gemma.Gemma4ForCausalLM(gemma.Gemma4TextConfig(**sizes, **heads, **shared)).eval()
-    model = get_peft_model(model, AuroraConfig(target_modules=["up_proj"], init_weights=False))
-    report = calibrate(model, batches)
-    assert {layer.vectors for layer in report.layers} == {sum(int(batch["attention_mask"].sum()) for batch in batches)}
 
 
 def test_a_classifier_that_reads_logits_of_other_positions(batches) -> None:
@@ -336,19 +237,6 @@ def test_a_classifier_that_reads_logits_of_other_positions(batches) -> None:
     model = get_peft_model(model, AuroraConfig(target_modules=["q_proj"], init_weights=False))
     report = calibrate(model, batches)
     assert {layer.vectors for layer in report.layers} == {sum(int(batch["attention_mask"].sum()) for batch in batches)}
-
-
-def test_only_the_wrapper_that_sends_buffers_is_taken_off() -> None:
-    """Also where Accelerate has compiled what was wrapped."""
-    inner = nn.Linear(2, 2)
-    wrapped = DistributedDataParallel.__new__(DistributedDataParallel)  # without processes
-    nn.Module.__init__(wrapped)
-    wrapped.module = inner
-    assert without_parallel(wrapped) is inner
-    assert without_parallel(torch.compile(wrapped)) is inner
-    compiled = torch.compile(inner)
-    assert without_parallel(compiled) is compiled
-    assert without_parallel(nn.DataParallel(inner)) is inner
 
 
 def test_a_model_in_data_parallel_is_that_within(make_gpt2, batches):
@@ -377,44 +265,106 @@ def align_names(found):
 def test_inputs_that_are_all_padding(make_bert, batches, config):
     model = get_peft_model(make_bert(), config())
     padding = [{**batch, "attention_mask": torch.zeros_like(batch["attention_mask"])} for batch in batches]
-    with pytest.raises(CalibrationError, match="All positions of the inputs of calibrate are padding"):
+    with pytest.raises(CalibrationError, match=r"No input reached .* of calibrate .* no padding"):
         calibrate(model, padding)
-    with pytest.raises(CalibrationError, match="All positions of the inputs of merge_gap are padding"):
+    with pytest.raises(CalibrationError, match=r"No input reached .* of merge_gap .* no padding"):
         merge_gap(model, padding)
     assert calibrate(model, [*padding, *batches]).layers[0].vectors == sum(
         int(batch["attention_mask"].sum()) for batch in batches
     )
 
 
-def test_a_model_without_values():
-    with torch.device("meta"):
-        net = nn.Sequential(nn.Linear(6, 4))
-    model = get_peft_model(net, AuroraConfig(target_modules=["0"]))
-    x = torch.randn(5, 6)
-    with pytest.raises(CalibrationError, match="is on the meta device, without values: load the model's weights first"):
-        calibrate(model, [x])
-    with pytest.raises(CalibrationError, match="is on the meta device"):
-        probe(net, [x], loss=lambda model, batch: model(batch).sum())
+# -------------------------------------------------------------------- passes
+
+NET = nn.Linear(2, 2)
 
 
-@pytest.mark.parametrize(("texts", "length"), [(3, 5), (4, 6), (8, 7)])
-def test_padding_that_a_model_adds_is_left_out(texts: int, length: int) -> None:
-    """Longformer pads to whole windows of its attention, in which the tokens come first."""
+class Noisy(Dataset[Tensor]):
+    """Each example says which one it is, and is drawn by three kinds of random numbers."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, at: int) -> Tensor:
+        return torch.tensor([at, random.random(), np.random.rand(), torch.rand(()).item()])
+
+
+def own_generator() -> DataLoader[Tensor]:
+    return DataLoader(Noisy(), 4, shuffle=True, drop_last=True, generator=torch.Generator())
+
+
+LOADERS: dict[str, Callable[[], Iterable[Any]]] = {
+    "shuffled": lambda: DataLoader(Noisy(), 4, shuffle=True, drop_last=True),
+    "examples": lambda: as_batches(DataLoader(Noisy(), 4, shuffle=True), examples=6),
+    "examples of an iterator": lambda: as_batches(iter(own_generator()), examples=6),
+    "iterator": lambda: iter(own_generator()),
+}
+
+
+def passes_of(data: Passes) -> list[Tensor]:
+    found: list[list[Tensor]] = []
+    with evaluated(NET):
+        data.hold()
+        for _ in range(3):
+            found.append([batch.clone() for batch in data.one_pass()])
+            torch.rand(3)
+    return [torch.cat(each) for each in found]
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_every_pass_has_the_same_batches(loader: str) -> None:
+    before = random.getstate(), torch.get_rng_state()
+    data = Passes(LOADERS[loader]())
+    first, *others = passes_of(data)
+    assert len(first) >= 8
+    assert all(torch.equal(first, other) for other in others)
+    assert data.passes == 3
+    assert random.getstate() == before[0]
+    assert torch.equal(torch.get_rng_state(), before[1])
+
+
+def test_layers_of_torchs_own_transformer_are_called() -> None:
+    """In eval mode it reads their weights, in place of that."""
     torch.manual_seed(0)
-    sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = LongformerConfig(**sizes, intermediate_size=24, attention_window=4, max_position_embeddings=40)
-    model = LongformerForSequenceClassification(config).eval()
-    ids = torch.randint(3, 50, (texts, length))
-    mask = torch.ones_like(ids)
-    mask[0, 2:] = 0
-    layer = model.longformer.encoder.layer[1]
-    seen: dict[str, Tensor] = {}
-    with Runner(model, "calibrate") as runner, torch.no_grad():
-        parts = {"query": layer.attention.self.query, "dense": layer.intermediate.dense}
-        for name, part in parts.items():
-            hook = lambda module, args, name=name: seen.update({name: runner.vectors(module, args[0])})  # noqa: E731
-            part.register_forward_pre_hook(hook)
-        runner.run({"input_ids": ids, "attention_mask": mask})
-        hidden = model.longformer(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
-    assert len(seen["dense"]) == mask.sum()
-    torch.testing.assert_close(seen["query"], hidden[1][:, :length][mask.bool()])
+    net = nn.Sequential(nn.TransformerEncoderLayer(16, 2, 24, batch_first=True))
+    config = LoraConfig(target_modules=["linear1", "linear2"], init_lora_weights=False)
+    model, x = get_peft_model(net, config).eval(), torch.randn(4, 7, 16)
+    called: list[nn.Module] = []
+    model.base_model.model[0].linear2.register_forward_hook(lambda *_: called.append(model))
+    with evaluated(model):
+        model(x)
+    assert called
+    assert torch.backends.mha.get_fastpath_enabled()
+    losses = {merge.merge: merge.end_to_end.largest_logit_difference for merge in merge_gap(model, [x]).merges}
+    assert losses["bfloat16"] > 10 * losses["float32"]
+
+
+def test_each_module_has_its_own_mode_again() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
+    model.train()
+    model[1].eval()
+    with evaluated(model):
+        assert not any(module.training for module in model.modules())
+    assert [module.training for module in model.modules()] == [True, True, False]
+    with pytest.raises(KeyError), evaluated(model):
+        raise KeyError
+    assert [module.training for module in model.modules()] == [True, True, False]
+
+
+def rows(count: int) -> list[Tensor]:
+    torch.manual_seed(0)
+    return list(torch.randn(count, 8))
+
+
+def test_groups_of_layers_are_calibrated_on_the_same_examples() -> None:
+    """Of a loader that leaves others out each time."""
+    torch.manual_seed(0)
+    model = get_peft_model(
+        nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8)),
+        AuroraConfig(target_modules=["0", "2"], init_weights=False),
+    )
+    seen: list[Tensor] = []
+    model.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
+    loader = DataLoader(rows(44), 8, shuffle=True, drop_last=True)  # type: ignore[arg-type]
+    assert calibrate(model, loader, examples=16, max_memory=1).passes == 2
+    assert torch.equal(torch.cat(seen[:2]), torch.cat(seen[2:]))

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from aurora_lora.deploy.loss import loss_of_texts
 from aurora_lora.deploy.memory_bound import MemoryBound
 from peft import (
     GloraConfig,
@@ -33,6 +32,7 @@ from aurora_lora import AlreadyMergedError, CalibrationError, FormError, MergeEr
 from aurora_lora.deploy import merge_losses
 from aurora_lora.deploy.adapted import adapted_layers
 from aurora_lora.deploy.merged_weight import merged_linear
+from aurora_lora.deploy.probe import loss_of_texts
 from aurora_lora.errors import UserError
 from aurora_lora.tuner.peft_names import BaseTunerLayer
 

@@ -16,7 +16,6 @@ import torch.multiprocessing as mp
 from aurora_lora.deploy.collector import Collector
 from aurora_lora.deploy.memory_bound import MemoryBound
 from aurora_lora.deploy.plan import pack_layers, rounding_bytes
-from aurora_lora.deploy.processes import leave_processes
 from peft import IA3Config, LilyConfig, LoraConfig, RoadConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -42,7 +41,7 @@ from aurora_lora import (
 from aurora_lora.deploy.formats import Bnb4Bit, format_of
 from aurora_lora.deploy.merge_quantized import LayerMerge, QuantizedMerge
 from aurora_lora.deploy.merged_weight import adapters_of, merged_linear
-from aurora_lora.deploy.moments import Target
+from aurora_lora.deploy.moments import Target, leave_processes
 from aurora_lora.ops.rounding import input_moment
 from aurora_lora.tuner.original_weight import dequantized
 from aurora_lora.tuner.peft_names import BaseTunerLayer, get_quantization_kwargs, resolve_quantization_backend

@@ -7,13 +7,12 @@ import pickle
 
 import pytest
 import torch
-from aurora_lora.deploy.probe_file import write_probe
-from aurora_lora.deploy.sketch import LayerProbe
 from peft import LoraConfig, get_peft_model
 
 from aurora_lora import AuroraConfig, Probe, align, calibrate, merge_gap, merge_quantized, probe, ranked_config
 from aurora_lora.deploy.calibrate import CalibrationReport, LayerCalibration
 from aurora_lora.deploy.merge_quantized import LayerMerge, QuantizedMerge
+from aurora_lora.deploy.probe import LayerProbe, write_probe
 from aurora_lora.errors import CheckpointError
 from aurora_lora.train import CalibrationCallback
 

@@ -1,4 +1,4 @@
-"""Texts and conversations as the model is given them."""
+"""The batches that are made of what a user gives: loaders, iterators, tensors, data sets of texts and conversations."""
 
 import sys
 from pathlib import Path
@@ -7,17 +7,148 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from aurora_lora.deploy.batches import as_batches
+from datasets import Dataset
 from peft import get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from torch.utils.data import DataLoader, TensorDataset
+from transformers import PreTrainedTokenizerFast
 
-from aurora_lora import AuroraConfig, calibrate, merge_gap, merge_quantized
+from aurora_lora import AuroraConfig, calibrate, merge_gap, probe
+from aurora_lora.deploy.inputs import as_batches
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import quantised
+from calibrated import assert_same, matrices
+
+
+def test_any_source_of_batches_gives_the_same(bert, batches):
+    calibrate(bert, batches)
+    expected = matrices(bert)
+    for source in (
+        iter(batches),
+        (batch for batch in batches),
+        tuple(batches),
+        DataLoader(batches, batch_size=None),
+    ):
+        calibrate(bert, source)
+        assert_same(matrices(bert), expected)
+
+
+def test_tensors_and_tuples_that_start_with_one():
+    torch.manual_seed(0)
+    model = get_peft_model(nn.Sequential(nn.Linear(6, 4)), AuroraConfig(target_modules=["0"], init_weights=False))
+    x, y = torch.randn(40, 6), torch.randn(40)
+    calibrate(model, [x])
+    expected = matrices(model)
+    for source in (x.split(8), DataLoader(TensorDataset(x, y), batch_size=16), [(x, y)], [[x, y]]):
+        calibrate(model, source)
+        assert_same(matrices(model), expected)
+
+
+class Words:
+    """As much of a tokenizer as a dataset needs."""
+
+    def __call__(self, *texts, padding, truncation, return_tensors):
+        rows = [[ord(c) % 90 + 1 for c in " ".join(parts)] for parts in zip(*texts, strict=True)]
+        longest = max(map(len, rows))
+        ids = [row + [0] * (longest - len(row)) for row in rows]
+        mask = [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
+        return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+
+
+def test_a_dataset_with_its_tokenizer(bert):
+    texts = ["a film", "a good film", "no", "not a good one", "why"]
+    dataset = Dataset.from_dict({"text": texts, "other": texts})
+    report = calibrate(bert, dataset, tokenizer=Words(), batch_size=2)
+    assert report.layers[0].vectors == sum(map(len, texts))
+    pairs = calibrate(bert, dataset, tokenizer=Words(), text_columns=("text", "other"))
+    assert pairs.layers[0].vectors == sum(2 * len(text) + 1 for text in texts)
+    one = calibrate(bert, dataset, tokenizer=Words(), text_columns="other")
+    assert one.layers[0].vectors == report.layers[0].vectors
+    with pytest.raises(TypeError, match=r"Of a streamed one give the first rows: .*stream\.take"):
+        calibrate(bert, dataset.to_iterable_dataset(), tokenizer=Words())
+    with pytest.raises(TypeError, match="needs tokenizer="):
+        calibrate(bert, dataset)
+    with pytest.raises(ValueError, match=r"no column 'sentence' \(it has text, other\)"):
+        calibrate(bert, dataset, tokenizer=Words(), text_columns=("sentence",))
+    with pytest.raises(TypeError, match=r"datasets\.Dataset"):
+        calibrate(bert, [], tokenizer=Words())
+
+
+def test_as_many_examples_as_are_asked_for(bert):
+    texts = ["a film", "a good film", "no", "not a good one", "why", "so"]
+    dataset = Dataset.from_dict({"text": texts})
+    report = calibrate(bert, dataset, tokenizer=Words(), examples=3)
+    assert report.layers[0].vectors == sum(map(len, texts[::2]))  # evenly from all of it
+    batches = [{"input_ids": torch.ones(2, 5, dtype=torch.long)}] * 4
+    assert calibrate(bert, iter(batches), examples=3).layers[0].vectors == 20  # to whole batches
+    assert calibrate(bert, batches, examples=99).layers[0].vectors == 40
+    for count in (0, 2.0):
+        with pytest.raises(ValueError, match=f"examples={count} is not allowed: it must be a whole number of at least"):
+            calibrate(bert, batches, examples=count)
+
+
+def test_a_row_without_a_text_is_named() -> None:
+    rows = Dataset.from_dict({"text": ["a", "b", "c", None]})
+    batches = as_batches(rows, lambda texts, **_: {"input_ids": torch.zeros(len(texts), 1)}, batch_size=2)
+    with pytest.raises(ValueError, match=r"a row without 'text' \(row 3 of those read\)"):
+        list(batches)
+
+
+def test_what_goes_with_a_dataset_is_refused_without_one(bert, batches):
+    """It would not be used."""
+    for name, value in {"text_columns": "text", "batch_size": 32, "max_length": 7}.items():
+        with pytest.raises(TypeError, match=rf"{name} goes with a datasets\.Dataset and its tokenizer"):
+            calibrate(bert, batches, **{name: value})
+    with pytest.raises(ValueError, match="max_length=0 is not allowed: it must be a whole number of at least 1"):
+        as_batches(Dataset.from_dict({"text": ["a"]}), Words(), max_length=0)
+    with pytest.raises(TypeError, match="a tensor of several examples"):
+        calibrate(bert, [torch.tensor(3)])
+
+
+ON_TEXTS = {
+    "calibrate": calibrate,
+    "merge_gap": merge_gap,
+    "probe": lambda *given, **options: probe(*given, rank=2, **options),
+}
+
+
+@pytest.mark.parametrize("name", ON_TEXTS)
+def test_every_pass_takes_texts_and_shows_its_progress(make_gpt2, name, capsys):
+    texts = ["a film", "a good film", "no", "not a good one", "why"]
+    dataset = Dataset.from_dict({"said": texts})
+    fields = {"target_modules": ["c_attn"], "init_weights": False, "fan_in_fan_out": True, "task_type": "CAUSAL_LM"}
+    model = get_peft_model(make_gpt2(), AuroraConfig(**fields))
+    options = {"text_columns": "said", "batch_size": 2, "examples": 4, "progress": True}
+    found = ON_TEXTS[name](model, dataset, tokenizer=Words(), **options)
+    assert "pass 1" in capsys.readouterr().err
+    sizes = {"merge_gap": lambda: found.predictions, "calibrate": lambda: found.layers[0].vectors}
+    if name in sizes:
+        assert sizes[name]() == sum(map(len, texts[:4]))
+    else:
+        assert found.batches == 2
+
+
+def test_texts_are_probed_by_the_next_token(make_gpt2, make_bert):
+    """Padding left out; without labels, only where that is what the model is for, or with a loss."""
+    texts = ["a film", "a good film", "no", "not a good one"]
+    dataset = Dataset.from_dict({"text": texts})
+    found = probe(make_gpt2(), dataset, tokenizer=Words(), batch_size=2, rank=2)
+    batches = list(as_batches(dataset, Words(), batch_size=2))
+    labelled = [
+        {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)} for batch in batches
+    ]
+    expected = probe(make_gpt2(), labelled, rank=2)
+    for one, other in zip(found.layers, expected.layers, strict=True):
+        torch.testing.assert_close(one.singular_values, other.singular_values)
+    with pytest.raises(TypeError, match=r"have no labels, .*: give loss="):
+        probe(make_bert(), dataset, tokenizer=Words())
+    own = probe(
+        make_bert(), dataset, tokenizer=Words(), loss=lambda model, batch: model(**batch).logits.square().mean()
+    )
+    assert own.layers
+
 
 TEMPLATE = (
     "{% if tools %}{% for one in tools %}{{ one | tojson }}{% endfor %}{% endif %}{% if mild %}mild{% endif %}"
@@ -73,7 +204,7 @@ def test_the_template_of_each_row_gets_its_tools(column: str) -> None:
 def test_tools_as_json_and_what_is_none() -> None:
     rows = datasets.Dataset.from_dict({"messages": [MESSAGES] * 3, "tools": ['[{"name": "time"}]', None, "time"]})
     assert texts_of(rows.select([0, 1]), characters())[0].startswith('{"name": "time"}<user>')
-    with pytest.raises(ValueError, match=r"In row 2 of those read, 'tools' is no JSON: .*\.$"):
+    with pytest.raises(ValueError, match="'tools' is no JSON"):
         texts_of(rows, characters(), batch_size=2)
 
 
@@ -82,9 +213,6 @@ def test_the_chosen_answers_of_preferences() -> None:
     rows = datasets.Dataset.from_dict({"chosen": ["mild", "warm"], "rejected": ["no", "no"]})
     assert texts_of(rows, characters()) == ["mild", "warm"]
     assert texts_of(rows.add_column("prompt", ["a ", "b "]), characters()) == ["a mild", "b warm"]
-    mixed = datasets.Dataset.from_dict({"prompt": ["a"], "chosen": [MESSAGES]})
-    with pytest.raises(ValueError, match="Row 0 of those read has a text beside a list of messages"):
-        texts_of(mixed, characters())
     rows = datasets.Dataset.from_dict({"chosen": [MESSAGES], "rejected": [MESSAGES[:1]]})
     assert texts_of(rows, characters()) == ["<user>how warm is it?<assistant>mild"]
 
@@ -121,29 +249,6 @@ def test_longer_texts_are_cut_at_max_length(columns: str) -> None:
     assert max(map(len, texts_of(dataset, tokenizer, max_length=6, **options))) == 6
 
 
-@pytest.mark.filterwarnings("ignore:Merging into quantised weights")
-def test_each_function_that_reads_a_dataset_cuts_its_texts(tmp_path: Path) -> None:
-    pytest.importorskip("bitsandbytes")
-    base = quantised.load(quantised.save_base(tmp_path), "nf4")
-    model = get_peft_model(base, AuroraConfig(target_modules=quantised.TARGETS, init_weights=False))
-    widths: list[int] = []
-    embedding = next(module for module in model.modules() if isinstance(module, nn.Embedding))
-    embedding.register_forward_pre_hook(lambda _, args: widths.append(args[0].shape[1]))
-    dataset = datasets.Dataset.from_dict({"text": ["!" * 40, "!!"]})
-    for function in (calibrate, merge_gap, merge_quantized):
-        widths.clear()
-        function(model, dataset, tokenizer=characters(), max_length=6)
-        assert set(widths) == {6}, function.__name__
-
-
-def test_what_cannot_be_cut() -> None:
-    rows = datasets.Dataset.from_dict({"text": ["a"]})
-    with pytest.raises(ValueError, match="max_length=0 is not allowed: it must be a whole number of at least 1"):
-        as_batches(rows, characters(), max_length=0)
-    with pytest.raises(TypeError, match=r"max_length goes with a datasets\.Dataset and its tokenizer"):
-        as_batches([{"input_ids": torch.ones(2, 5)}], max_length=4)
-
-
 @pytest.mark.parametrize("column", ["text", "messages", "tools", "pair"])
 def test_a_tokenizer_without_a_padding_token_pads_with_its_end_of_text(column: str) -> None:
     """As those of GPT-2 and Llama; it is as it was afterwards, also after an error."""
@@ -165,19 +270,3 @@ def test_a_tokenizer_without_a_padding_token_pads_with_its_end_of_text(column: s
     assert tokenizer.pad_token_id is None
     with pytest.raises(ValueError, match="neither a padding token nor one for the end of a text"):
         list(as_batches(dataset, characters(pad_token=None), text_columns=columns))
-
-
-def test_it_calibrates_as_one_with_a_padding_token() -> None:
-    dataset = datasets.Dataset.from_dict({"text": ["warm", "a warm day", "x"]})
-    found = []
-    for options in ({}, {"pad_token": None, "eos_token": "\x02"}):
-        torch.manual_seed(0)
-        net = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=128, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
-            )
-        )
-        model = get_peft_model(net, AuroraConfig(target_modules=["q_proj"], init_weights=False))
-        calibrate(model, dataset, tokenizer=characters(**options))
-        found.append(model.base_model.model.model.layers[0].self_attn.q_proj.aurora_A_cal["default"])
-    torch.testing.assert_close(found[1], found[0])

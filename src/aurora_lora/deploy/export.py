@@ -271,12 +271,13 @@ def _state_dict(model: nn.Module, factors: Factors) -> dict[str, Tensor]:
 def _other_weights(model: nn.Module, name: str) -> dict[str, Tensor]:
     """What the adapter trains beside its own layers: modules_to_save, biases, resized embeddings.
 
-    Of an adapter that was injected into a model, without a `PeftModel` around it, PEFT gives them without its prefix.
+    Of an adapter that was injected into a model or a part of it, PEFT gives them without its prefix.
     """
-    state = get_peft_model_state_dict(model, adapter_name=name) if hasattr(model, "peft_config") else {}
+    path, part = next((path, module) for path, module in model.named_modules() if hasattr(module, "peft_config"))
+    lead = PEFT_PREFIX + (f"{path}." if path else "")
     return {
-        PEFT_PREFIX + without_wrappers(key).removeprefix(PEFT_PREFIX): v.detach().to("cpu", copy=True).contiguous()
-        for key, v in state.items()
+        lead + without_wrappers(key).removeprefix(PEFT_PREFIX): v.detach().to("cpu", copy=True).contiguous()
+        for key, v in get_peft_model_state_dict(part, adapter_name=name).items()
         # with bias="all" PEFT lists the biases of modules_to_save a second time, under this name
         if not any(f".{own}" in key for own in (*AuroraLayer.adapter_layer_names, *BUFFERS, "modules_to_save."))
     }

@@ -378,11 +378,14 @@ class Runner:
             if isinstance(mask, Tensor) and mask.dim() in (2, 3):  # several texts an example are one long batch
                 self.masks[name] = mask.bool().flatten(0, -2)
         if self.encoder is not None and "decoder_attention_mask" not in self.masks:
-            # the decoder's tokens are the labels, or those of the encoder
+            # the decoder's tokens are given, or the labels, or else those of the encoder
             labels = inputs.get("labels")
-            if isinstance(labels, Tensor) and labels.dim() == 2 and not labels.is_floating_point():
+            given = inputs.get("decoder_input_ids", inputs.get("decoder_inputs_embeds"))
+            if isinstance(given, Tensor):
+                self.masks["decoder_attention_mask"] = torch.ones(given.shape[:2], device=given.device).bool()
+            elif isinstance(labels, Tensor) and labels.dim() == 2 and not labels.is_floating_point():
                 self.masks["decoder_attention_mask"] = labels != IGNORED
-            elif not inputs.keys() & {"decoder_input_ids", "decoder_inputs_embeds"} and self.masks:
+            elif self.masks:
                 self.masks["decoder_attention_mask"] = self.masks["attention_mask"]
         return inputs
 
@@ -392,17 +395,19 @@ class Runner:
         The patches of a convolution are all taken: a mask of token positions says nothing about them.
         """
         if not input_geometry(module):
-            is_encoded = module in self._in_encoder or x is self._encoded
+            # the encoder's output itself, or it transposed
+            known = self._encoded
+            is_fed = known is not None and known.data_ptr() == x.data_ptr() and known.numel() == x.numel()
             names = ["attention_mask", "decoder_attention_mask"]
-            for name in names if is_encoded else reversed(names):
+            for name in names if is_fed or module in self._in_encoder else reversed(names):
                 mask = self.masks.get(name)
                 if mask is None:
                     continue
                 mask = mask.to(x.device)  # a model over several devices
                 if x.shape[:-1] == mask.shape:
                     return x[mask]
-                if x.shape[:-1] == mask.T.shape:  # models that put tokens first
-                    return x[mask.T]
+                if x.shape[:-1] == mask.T.shape:  # of a model that puts tokens first
+                    return x.transpose(0, 1)[mask]
                 if x.dim() == 2 and len(x) == mask.numel():
                     return x[mask.flatten()]
         return module.input_vectors(x) if isinstance(module, AuroraLayer) else x.reshape(-1, x.shape[-1])

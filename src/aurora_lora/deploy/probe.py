@@ -310,10 +310,10 @@ def probe(
         if not found:
             raise CalibrationError("The loss depends on none of the layers: is it computed from the model's output?")
         _forward(runner, data, loss, seed, found)
+        layers = tuple(one.result() for one in found)  # tensors to compute with, also in inference mode
     without = tuple(one.name for one in sketches if one not in found)
     plain = plain_model(model)
     modules = dict.fromkeys(path for name, _ in plain.named_modules() if (path := plain_path(plain, name)))
-    layers = tuple(one.result() for one in found)
     return Probe(layers, without, n, data.passes, time.perf_counter() - start, tuple(modules))
 
 
