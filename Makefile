@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TEST_JOBS ?= 2
 
-.PHONY: demo test fuzz conformance lint bench docs site versions install install-dev clean
+.PHONY: demo test fuzz conformance lint bench theory docs site versions install install-dev clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make conformance   run PEFT's own tests against AuroRA (about 5 minutes)"
 	@echo "make lint   ruff, mypy, the directions of imports, the size of each room, and what the documents say"
 	@echo "make bench  speed and memory against PEFT's LoRA, into results/bench and docs/ (about 25 minutes)"
+	@echo "make theory the paper's propositions, checked by computation, into results/theory and docs/ (a minute)"
 	@echo "make docs   put the tables and figures into docs/"
 	@echo "make site   docs/ as a site, in build/site"
 	@echo "make versions   run the unit tests with other versions of Python, torch, PEFT and Transformers (hours, 4 GB each)"
@@ -44,7 +45,7 @@ test: $(VENV)/.dev
 # Small draws of the same are part of the tests.
 fuzz: $(VENV)/.dev
 	OMP_NUM_THREADS=1 PYTHONPATH=tests:docs $(BIN)/python -W ignore -m fuzzing
-	$(BIN)/python docs/fill.py
+	PYTHONPATH=. $(BIN)/python docs/fill.py
 
 # Fetches PEFT's tests from the package index, once, into .conformance/.
 conformance: $(VENV)/.dev
@@ -52,7 +53,7 @@ conformance: $(VENV)/.dev
 
 # The tables and figures of docs/, from the results that commands have written to results/.
 docs: $(VENV)/.dev
-	$(BIN)/python docs/fill.py
+	PYTHONPATH=. $(BIN)/python docs/fill.py
 
 # Any warning is an error: a page that is not in the navigation, a link to nowhere, a docstring that names no parameter.
 site: $(VENV)/.dev
@@ -65,8 +66,12 @@ versions: $(VENV)/.dev
 
 # One thread, so that CPU time has no waiting in it. Goes on where it was interrupted.
 bench: $(VENV)/.dev
-	$(BIN)/aurora bench --threads 1 --output results/bench
-	$(BIN)/python docs/fill.py
+	$(BIN)/python -m benchmarks.speed --threads 1 --output results/bench
+	PYTHONPATH=. $(BIN)/python docs/fill.py
+
+theory: $(VENV)/.dev
+	$(BIN)/python -m theory --output results/theory
+	PYTHONPATH=. $(BIN)/python docs/fill.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -1,13 +1,11 @@
 """How many calibration inputs are enough, and what calibration costs.
 
-    python benchmarks/calibration.py curve RUN... --output results/calibration/curve.json
-    python benchmarks/calibration.py cost RUN --output results/calibration/cost-minilm.json
+    python -m benchmarks.calibration curve RUN... --output results/calibration/curve.json
+    python -m benchmarks.calibration cost RUN --output results/calibration/cost-minilm.json
 
 RUN is the folder of a finished `aurora train` (an AuroRA run). Every figure is of its test split; calibration inputs
 are drawn from its training split.
 """
-
-from __future__ import annotations
 
 import argparse
 import json
@@ -127,7 +125,7 @@ def cost(folder: Path, examples: int) -> dict[str, Any]:
 
 def peak(folder: Path, examples: int, calibrating: bool) -> float:
     """Peak memory in MB of a fresh process while it calibrates, or only runs the inputs; not while it loads the run."""
-    command = [sys.executable, __file__, "peak", str(folder), "--examples", str(examples)]
+    command = [sys.executable, "-m", "benchmarks.calibration", "peak", str(folder), "--examples", str(examples)]
     command += [] if calibrating else ["--only-run"]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 

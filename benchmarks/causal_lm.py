@@ -1,13 +1,11 @@
 """The forms on a causal language model: SmolLM2-135M, next-token loss on the film sentences, perplexity by form.
 
-    python benchmarks/causal_lm.py --output results/causal-lm
-    python benchmarks/causal_lm.py --cost --output results/calibration/cost-smollm2.json
+    python -m benchmarks.causal_lm --output results/causal-lm
+    python -m benchmarks.causal_lm --cost --output results/calibration/cost-smollm2.json
 
 Plain text: what `aurora train` has no recipe for. AuroRA r = 2 on q, k, v, up
 and down. One JSON file for each learning rate and seed, written as it is finished; what is there is not run again.
 """
-
-from __future__ import annotations
 
 import argparse
 import json

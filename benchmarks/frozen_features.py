@@ -1,6 +1,6 @@
 """Where AuroRA's nonlinearity earns something: a map on frozen features, before a linear head.
 
-    python benchmarks/frozen_features.py --output results/frozen-features [--only "digits, pixels"]
+    python -m benchmarks.frozen_features --output results/frozen-features [--only "digits, pixels"]
 
 Features x of a frozen base, standardised on the training split, go through a frozen identity that has an adapter, and
 through a linear head that is trained with it: head(x + s B sigma(A x)) for AuroRA (s = 2, evaluated dynamic), as it
@@ -13,8 +13,6 @@ the validation loss has not fallen for `PATIENCE`, both of it, or for `STEPS` in
 scored. Seeds 0 to 4 decide on the splits, the start and the order of the batches. A run is one line of
 OUTPUT/runs.jsonl, written as it is finished; what is there is not run again. Features are kept in --cache.
 """
-
-from __future__ import annotations
 
 import argparse
 import copy

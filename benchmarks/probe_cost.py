@@ -1,6 +1,6 @@
 """What a probe costs: beside the training steps that follow it on SmolLM2-135M, and at LLaMA3-8B's shapes.
 
-    python benchmarks/probe_cost.py --output results/probe/cost.json
+    python -m benchmarks.probe_cost --output results/probe/cost.json
 
 Training questions of wikihow-goal in batches of 8; LoRA of the ranks that the probe chooses, for a budget like that of
 r=8 on query and value. Seconds are those of one CPU core (process time, one thread), so that other work on the machine
@@ -8,8 +8,6 @@ does not count: probes and steps in turn, the same batches for both. Memory is t
 a process that makes a few steps, and of one that probes (Linux). LLaMA3-8B: the sketches' memory and the operations,
 by its shapes.
 """
-
-from __future__ import annotations
 
 import argparse
 import multiprocessing
@@ -24,7 +22,6 @@ from torch import Tensor
 
 import aurora_lora
 from aurora_lora.files import write_json
-from aurora_lora.lab.bench.analytic_cost import LLAMA3_8B
 from aurora_lora.methods.start import PROBED
 from aurora_lora.train.build import load_data
 from aurora_lora.train.memory import process_peak_memory, reset_peak_memory
@@ -32,6 +29,8 @@ from aurora_lora.train.models import load_causal_model, load_tokenizer
 from aurora_lora.train.probing import MOST
 from aurora_lora.train.progress import quiet_libraries
 from aurora_lora.train.recipe import validate
+
+from .paper_costs import LLAMA3_8B
 
 MODEL, BATCH, EPOCH = "smollm2-135m", 8, 3000
 EXAMPLES: int = PROBED["probe_examples"][1]

@@ -1,6 +1,6 @@
 """What a merge back into 4 or 8 bits loses: nearest values beside rounding by the inputs, for LoRA, DoRA and AuroRA.
 
-    python benchmarks/quantized_merge.py --output results/quantized [--only lora-0] [--bits 4 8]
+    python -m benchmarks.quantized_merge --output results/quantized [--only lora-0] [--bits 4 8]
 
 SmolLM2-135M in NF4 (blocks of 64) or LLM.int8(); adapters trained as `RECIPE` says, on the NF4 weights dequantised:
 on a CPU that takes a fraction of the time and gives the same adapter. Compared on questions that were not trained
@@ -10,8 +10,6 @@ loses the scales there, and the second forward pass fails. Inputs of the calibra
 the task, or as many film-review sentences. One JSON file for each adapter and base, written as it is finished; what
 is there is not run again.
 """
-
-from __future__ import annotations
 
 import argparse
 import warnings

@@ -25,6 +25,8 @@ from unittest.mock import patch
 
 import torch
 import torch._inductor.config as inductor
+from aurora_lora.train.environment import device as device_name
+from aurora_lora.train.environment import git_commit, versions
 from peft import LoraConfig, get_peft_model
 from scipy.stats import linregress
 from torch import Tensor, nn
@@ -35,8 +37,6 @@ from aurora_lora.files import read_json, write_json
 from aurora_lora.machine import usable_cores
 from aurora_lora.methods.parameters import head_modules
 from aurora_lora.ops import dispatch
-from aurora_lora.train.environment import device as device_name
-from aurora_lora.train.environment import git_commit, versions
 from aurora_lora.train.models import load_base_model, load_causal_model, load_tokenizer
 
 from . import counts, paper_costs
@@ -206,7 +206,9 @@ def model_case(base: Any, architecture: str, targets: Sequence[str], batch: int,
 def load(name: str, *, quick: bool, device: str, dtype: torch.dtype) -> Case:
     architecture, targets, batch, length = MODELS[name]
     causal = architecture == "causal"
-    base = load_causal_model(name) if causal else load_base_model(name, get_task("movie-sentiment"), load_tokenizer(name))
+    base = (
+        load_causal_model(name) if causal else load_base_model(name, get_task("movie-sentiment"), load_tokenizer(name))
+    )
     return model_case(base.to(device, dtype), architecture, targets, *((2, 8) if quick else (batch, length)))
 
 
@@ -485,7 +487,9 @@ def run(workload: str, compiled: bool, args: argparse.Namespace) -> Record:
         for make in makers:
             case = make(**on)
             measured = measure(case, variants, args.rounds, compiled)
-            found["cases"].append({"sizes": {**case.sizes, "adapted_layers": len(case.adapted())}, "variants": measured})
+            found["cases"].append(
+                {"sizes": {**case.sizes, "adapted_layers": len(case.adapted())}, "variants": measured}
+            )
         if linear:
             found["with_operator"] = with_operator(linear_case(*LAYER))
     names = ("rounds", "threads", "device", "dtype", "quick")

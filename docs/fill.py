@@ -1,13 +1,11 @@
 """Puts the tables and figures of docs/ in their places, from the results that commands have written.
 
-python docs/fill.py
+PYTHONPATH=. python docs/fill.py
 """
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-
-from aurora_lora.train.reading import name_of, task_name
 
 from aurora_lora.data import TASKS
 from aurora_lora.errors import UserError
@@ -23,9 +21,8 @@ from aurora_lora.lab.report.results import load_results
 from aurora_lora.lab.report.sections import Section, load_sections
 from aurora_lora.lab.report.sigma_figure import sigma_figure
 from aurora_lora.lab.report.tables import forms_table, insert
-from aurora_lora.lab.report.theory import theory_tables
-from aurora_lora.lab.report.theory_figures import theory_figures
 from aurora_lora.lab.report.trajectory import trajectories_figure
+from aurora_lora.train.recipe_files import name_of, task_name
 from make.calibration import calibration_curve, calibration_table, cost_table
 from make.cases import CASES
 from make.chat import chat_parts
@@ -58,6 +55,7 @@ from make.worth import (
     main_answers,
     without_seed,
 )
+from theory.report import theory_figures, theory_tables
 
 ROOT = Path(__file__).parent.parent
 DOCS, FIGURES, RESULTS = ROOT / "docs", ROOT / "docs" / "figures", ROOT / "results"

@@ -7,7 +7,7 @@ from torch import nn
 
 from aurora_lora import AuroraConfig, FormError, calibrate, set_form
 from aurora_lora.forms import FORMS, MERGED, FormName, TrainForm, form_named
-from aurora_lora.lab.report.colours import FORM_STYLES
+from aurora_lora.lab.report.figures import FORM_STYLES
 from aurora_lora.train.score_tables import score_table
 
 TRAINED = ("dynamic", "static")

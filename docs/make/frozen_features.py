@@ -9,8 +9,7 @@ from matplotlib.figure import Figure
 from aurora_lora.data.metrics import metric_named
 from aurora_lora.forms import DYNAMIC, STATIC
 from aurora_lora.lab.report.answers import MARGIN, Answer, answer
-from aurora_lora.lab.report.colours import GREY, colour
-from aurora_lora.lab.report.figures import legend, new_figure
+from aurora_lora.lab.report.figures import GREY, colour, legend, new_figure
 from aurora_lora.lab.report.groups import half_interval
 from aurora_lora.text_table import TextTable
 

@@ -1,4 +1,4 @@
-"""The parts of `docs/performance.md`, from what `aurora bench` has written."""
+"""The parts of `docs/performance.md`, from what `benchmarks/speed.py` has written."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aurora_lora.lab.bench.run import read_record, units
-from aurora_lora.lab.report.bench_figures import write_figures
-from aurora_lora.lab.report.bench_tables import Record, interval_text, on_paper, shown_case, tables
+from aurora_lora.files import read_json
 from aurora_lora.text_table import TextTable
+from benchmarks.speed_report import Record, interval_text, on_paper, shown_case, tables, write_figures
 
 FIGURES = {
     "linear": "Time of one layer by variant",
-    "linear-grid": "Training step over tokens and widths",
     "linear-compiled": "Time of one layer by variant, compiled",
     "minilm-l6": "Time of MiniLM-L6 by variant",
     "smollm2-135m": "Time of SmolLM2-135M by variant",
     "scaling": "Milliseconds against tokens, width, rank, layers and adapters",
 }
+GRID = "Training step over tokens and widths"
 SLOPES = (
     "Slope: the exponent e of the best fit of milliseconds = c value^e; 1 where twice the value takes twice as long."
 )
@@ -33,22 +32,17 @@ def parts(results: Path, figures: Path) -> dict[str, str]:
     """Markdown by the name of its place in the page; what is not measured yet says how to measure it.
 
     Args:
-        results: where `aurora bench --output` has written.
+        results: where `make bench` has written.
         figures: where the figures go, beside the page.
 
     Raises:
         UserError: a file there is of something else.
     """
-    records: dict[str, Record] = {}
-    for unit in units((), None):
-        path = results / f"{unit.name}.json"
-        if path.exists():
-            record = read_record(path)
-            if not record["settings"]["quick"]:  # the figures of a quick look mean nothing
-                records[unit.name] = record
+    found_in = {name: results / f"{name}.json" for name in FIGURES}
+    records: dict[str, Record] = {name: read_json(path) for name, path in found_in.items() if path.exists()}
     found = {"bench-targets": targets(records).markdown(), "bench-paper": _missing("scaling")}
-    for unit in units((), None):
-        found[f"bench-{unit.name}"] = _missing(unit.workload)
+    for name in FIGURES:
+        found[f"bench-{name}"] = _missing(name.removesuffix("-compiled"))
     for name, known in records.items():
         found[f"bench-{name}"] = _section(known, name, figures)
         if name == "scaling":
@@ -57,14 +51,14 @@ def parts(results: Path, figures: Path) -> dict[str, str]:
 
 
 def _missing(workload: str) -> str:
-    return f"Not measured yet: `aurora bench {workload} --threads 1 --output results/bench`, then `make docs`."
+    return "Not measured yet: `make bench`, then `make docs`."
 
 
 def _section(record: Record, name: str, figures: Path) -> str:
     pictures = []
     for path in write_figures(record, figures / f"bench-{name}"):
         if path.suffix == ".svg":
-            title = FIGURES.get(path.stem.removeprefix("bench-"), name)
+            title = GRID if path.stem.endswith("-grid") else FIGURES[name]
             pictures.append(f"![{title}]({figures.name}/{path.name})")
     if record["workload"] == "scaling":
         pictures.append(SLOPES)

@@ -6,8 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from aurora_lora.lab.report.colours import GREY, colour
-from aurora_lora.lab.report.figures import GRID, legend, new_figure
+from aurora_lora.lab.report.figures import GREY, GRID, colour, legend, new_figure
 from aurora_lora.text_table import TextTable
 
 Record = Mapping[str, Any]
@@ -76,7 +75,7 @@ def merges_by_bits(records: list[Record]) -> Figure:
 
 
 def rounding_tables(record: Record) -> str:
-    """Ways of rounding, the order of the blocks, and llmcompressor's GPTQ: `benchmarks/rounding.py`."""
+    """Ways of rounding, the order of the blocks, and llmcompressor's GPTQ."""
     ways = TextTable("", ["way of rounding", "its texts %", "other texts %", "seconds"], align="lrrr")
     for way, row in record["ways"].items():
         name = f"**{way}**" if "(used)" in way else way
@@ -108,7 +107,7 @@ def _reference_table(rows: list[Record]) -> TextTable:
 
 
 def cost_of_merges(record: Record) -> str:
-    """`benchmarks/quantized_cost.py`, as sentences."""
+    """The costs of `merge_quantized`, as sentences."""
     small, full = record["smollm2"], record["llama3_8b"]
     seconds = {name: statistics.median(values) for name, values in small.items()}
     wide = record["llama"][-1]

@@ -1,4 +1,4 @@
-"""The tables of docs/ranks.md: `benchmarks/rank_scores.py` and `benchmarks/probe_cost.py`."""
+"""The tables of docs/ranks.md: scores of ways to choose ranks, and `benchmarks/probe_cost.py`."""
 
 from __future__ import annotations
 

@@ -13,8 +13,7 @@ from scipy.stats import false_discovery_control
 
 from aurora_lora.data.metrics import metric_named
 from aurora_lora.lab.report.answers import MARGIN, Answer, answer, answers, every_answer
-from aurora_lora.lab.report.colours import GREY, colour
-from aurora_lora.lab.report.figures import GRID, new_figure
+from aurora_lora.lab.report.figures import GREY, GRID, colour, new_figure
 from aurora_lora.lab.report.groups import Group, of_student
 from aurora_lora.text_table import TextTable
 

@@ -8,14 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+from benchmarks import frozen_features
 
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import frozen_features
-
     monkeypatch.setattr(frozen_features, "BATCH", 64)
     return frozen_features
 

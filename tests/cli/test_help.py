@@ -51,7 +51,6 @@ def test_usage_has_arguments_as_they_are_typed(shown: Shown) -> None:
     assert usage(shown("train")) == "Usage: aurora train [OPTIONS] RECIPE [KEY=VALUE]..."
     assert usage(shown("generate")) == "Usage: aurora generate [OPTIONS] DIR PROMPT..."
     assert usage(shown("report")) == "Usage: aurora report [OPTIONS] RUNS..."
-    assert usage(shown("bench")) == "Usage: aurora bench [OPTIONS] [WORKLOAD]..."
     assert usage(shown("list")) == "Usage: aurora list [OPTIONS] WHAT [NAME]"
 
 

@@ -32,8 +32,8 @@ from aurora_lora.deploy.layer_gaps import LayerGap
 from aurora_lora.deploy.merge_losses import LayerLoss, MergeLoss
 from aurora_lora.deploy.predictions import EndToEndGap
 from aurora_lora.deploy.tables import as_text
-from aurora_lora.lab.bench.counts import peak_bytes
 from aurora_lora.tuner import aurora_layers
+from benchmarks.counts import peak_bytes
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from aurora_lora.import_noise import drop_import_noise
 # isort: split
 import typer
 
-from aurora_lora.cli import bench, chat, deploy, experiments, lists, ranks, report, runs, theory, train
+from aurora_lora.cli import chat, deploy, experiments, lists, ranks, report, runs, train
 
 drop_import_noise()
 app = typer.Typer(
@@ -25,7 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 OF_RUNS = (*train.COMMANDS, *runs.COMMANDS, chat.chat, ranks.rank, *deploy.COMMANDS, report.report)
-for command in (*OF_RUNS, *experiments.COMMANDS, bench.bench, theory.theory):
+for command in (*OF_RUNS, *experiments.COMMANDS):
     app.command(cls=Command)(plain_errors(command))
 app.command(cls=Command)(plain_errors(lists.init))
 app.command(name="list", cls=Command)(plain_errors(lists.list_command))

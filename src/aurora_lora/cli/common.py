@@ -125,10 +125,9 @@ def plain_errors(command: Callable[P, R]) -> Callable[P, R]:
 
 
 def _resumes(command: str, options: Mapping[str, Any]) -> bool:
-    """Whether an interrupted command has kept what it did: `bench` and `predict` where they write into a folder or a
-    file, and `bench` unless it is to begin anew."""
-    if command in ("bench", "predict"):
-        return bool(options.get("output")) and not (command == "bench" and options.get("overwrite"))
+    """Whether an interrupted command has kept what it did: `predict` where it writes into a file."""
+    if command == "predict":
+        return bool(options.get("output"))
     return command in RESUMABLE and not options.get("dry_run")
 
 

@@ -10,8 +10,7 @@ import pytest
 
 from aurora_lora.errors import UserError
 from aurora_lora.forms import STATIC
-from aurora_lora.lab.report.colours import FORM_STYLES, GREY, colour, style
-from aurora_lora.lab.report.figures import about, save
+from aurora_lora.lab.report.figures import FORM_STYLES, GREY, about, colour, save, style
 from aurora_lora.lab.report.groups import groups, half_interval
 from aurora_lora.lab.report.run_figures import curves_figure, rank_figure, score_figure
 from aurora_lora.methods import METHODS

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import UserError
 from ...forms import FORMS
-from .colours import FORM_STYLES
-from .figures import about, draw_range, legend, new_figure
+from .figures import FORM_STYLES, about, draw_range, legend, new_figure
 from .results import Result, by_learning_rate
 from .tables import finite
 

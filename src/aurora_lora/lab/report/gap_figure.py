@@ -9,8 +9,7 @@ from ...errors import UserError
 from ...forms import FORMS
 from ...methods.targets import blocks_and_kinds
 from ...tuner.peft_names import PEFT_PREFIX
-from .colours import FORM_STYLES
-from .figures import draw_range, legend, new_figure
+from .figures import FORM_STYLES, draw_range, legend, new_figure
 from .tables import finite
 
 if TYPE_CHECKING:

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...errors import UserError
-from .colours import GREY
-from .figures import GRID, new_figure
+from .figures import GREY, GRID, new_figure
 from .tables import finite
 
 if TYPE_CHECKING:

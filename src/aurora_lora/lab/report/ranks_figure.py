@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...text_table import TextTable
-from .colours import colour
-from .figures import new_figure
+from .figures import colour, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

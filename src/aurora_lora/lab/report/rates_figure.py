@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...data.metrics import Metric, metric_named
 from ...errors import UserError
-from .colours import GREY, style
-from .figures import fitted, legend, new_figure
+from .figures import GREY, fitted, legend, new_figure, style
 from .groups import Group
 
 if TYPE_CHECKING:

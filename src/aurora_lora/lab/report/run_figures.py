@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...data.metrics import metric_named
 from ...errors import UserError
-from .colours import colour, style
-from .figures import GRID, LETTER, fitted, legend, legend_columns, new_figure
+from .figures import GRID, LETTER, colour, fitted, legend, legend_columns, new_figure, style
 from .groups import Group, chosen, half_interval
 
 if TYPE_CHECKING:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import UserError
 from ...forms import CALIBRATED, DYNAMIC, STATIC
 from ...methods.targets import blocks_and_kinds
-from .colours import FORM_STYLES
-from .figures import new_figure
+from .figures import FORM_STYLES, new_figure
 from .run_figures import WIDTH
 
 if TYPE_CHECKING:

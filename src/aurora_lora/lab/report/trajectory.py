@@ -14,8 +14,7 @@ from ...errors import UserError
 from ...forms import MERGED
 from ...train.publish import UPDATES
 from ...train.updates import LEFT, RIGHT, saved_updates
-from .colours import style
-from .figures import GRID, legend
+from .figures import GRID, legend, style
 from .groups import Group
 from .run_figures import panels
 

@@ -1,7 +1,5 @@
 """Proposition 2.2: the bounds hold for every layer and input, and are not much larger than they need be."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -10,17 +8,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aurora_lora.lab.theory.bounds import (
+from aurora_lora.ops import ANL, adaptive_nonlinear, bspline_basis
+from theory.gradients import (
     GRADIENTS,
     Layer,
+    attacked_ratios,
     basis_bound,
     gradient_bounds,
     gradient_norms,
+    random_ratios,
     sigma_bound,
     slope_bound,
 )
-from aurora_lora.lab.theory.worst_gradients import attacked_ratios, random_ratios
-from aurora_lora.ops import ANL, adaptive_nonlinear, bspline_basis
 
 ROUNDING = 1 + 1e-9
 

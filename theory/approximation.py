@@ -10,14 +10,12 @@ past r. Both are the errors of the truncated singular value decomposition, which
 error is at least the sum of the eigenvalues past r of E[f(x) f(x)^T].
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...ops import ANL, adaptive_nonlinear
+from aurora_lora.ops import ANL, adaptive_nonlinear
 
 
 class Adapter(NamedTuple):

@@ -1,7 +1,5 @@
 """Appendix C's two-by-two case."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -9,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aurora_lora.lab.theory.rank_one import (
+from aurora_lora.ops import nonlinear_columns
+from theory.rank_one import (
     REACHES,
     check_cases,
     check_reach,
@@ -19,7 +18,6 @@ from aurora_lora.lab.theory.rank_one import (
     merged,
     printed,
 )
-from aurora_lora.ops import nonlinear_columns
 
 NUMBERS = st.floats(-10, 10)
 

@@ -1,6 +1,4 @@
-"""All that `aurora theory` computes, as one record for its tables, its figures and theory.json."""
-
-from __future__ import annotations
+"""All that `python -m theory` computes, as one record for its tables, its figures and theory.json."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -9,19 +7,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from ..._version import __version__
-from ...forms import CALIBRATED, DYNAMIC, STATIC
-from ...ops import ANL, adaptive_nonlinear, nonlinear_columns
-from ...ops.anl import ACTIVATIONS, SPLINES
+from aurora_lora._version import __version__
+from aurora_lora.forms import CALIBRATED, DYNAMIC, STATIC
+from aurora_lora.ops import ANL, adaptive_nonlinear, nonlinear_columns
+from aurora_lora.ops.anl import ACTIVATIONS, SPLINES
+
 from .approximation import Adapter, best_linear, isotropic_inputs, linear_floor, mean_square, output_floor, update
+from .gradients import attacked_ratios, growth, random_ratios
 from .rank_one import check_cases, check_reach, circle
 from .search import fit, fit_best, fit_supremum
-from .targets import RANK, SINGULAR_VALUES, SIZE, Target, gain_target, linear_matrix, nonlinear_targets
-from .worst_gradients import attacked_ratios, growth, random_ratios
 
 Record = dict[str, Any]
-Advance = Callable[[], None]
+Target = Callable[[Tensor], Tensor]
+
+SIZE, RANK = 6, 2
+SINGULAR_VALUES = (1.0, 0.8, 0.6, 0.4, 0.3, 0.2)
+HIDDEN = 32
 
 AURORA = ANL(skip=False)
 """The sigma of the paper."""
@@ -47,18 +50,11 @@ def every_anl() -> list[ANL]:
     return [ANL(act, spline, skip=skip) for act, spline, skip in options if act or spline or skip]
 
 
-def total_steps() -> int:
-    """How often `run` will call `advance`."""
-    fits = len(every_anl()) * len(LINEAR_SEEDS) + (len(nonlinear_targets(0)) * len(STUDENTS) + len(GAINS)) * len(SEEDS)
-    return fits + len(SIGMAS) * ATTACK_STEPS // 10
-
-
-def run(seed: int = 0, advance: Advance = lambda: None) -> Record:
+def run(seed: int = 0) -> Record:
     """Appendix C, Proposition 2.2 and Proposition 2.1, in this order; about a minute on one core.
 
     Args:
         seed: of all that is drawn.
-        advance: is called `total_steps()` times.
     """
     with _one_thread():
         return {
@@ -66,22 +62,22 @@ def run(seed: int = 0, advance: Advance = lambda: None) -> Record:
             "versions": {"aurora-lora": __version__, "torch": torch.__version__},
             "seed": seed,
             "appendix_c": {"cases": check_cases(4_000, seed), "reach": check_reach(REACH_SEEDS), "circle": circle()},
-            "gradients": gradients(seed, advance),
-            "linear": linear(seed, advance),
-            "nonlinear": {"rank": RANK, "rows": nonlinear(seed, advance), "gains": gains(seed, advance)},
+            "gradients": gradients(seed),
+            "linear": linear(seed),
+            "nonlinear": {"rank": RANK, "rows": nonlinear(seed), "gains": gains(seed)},
         }
 
 
-def gradients(seed: int, advance: Advance) -> Record:
+def gradients(seed: int) -> Record:
     """Proposition 2.2: the largest |gradient| / bound, at random and under attack."""
     rows = []
     for name, anl in SIGMAS.items():
-        attacked = attacked_ratios(anl, ATTACK_STARTS, ATTACK_STEPS, seed, _every(10, advance))
+        attacked = attacked_ratios(anl, ATTACK_STARTS, ATTACK_STEPS, seed)
         rows.append({"sigma": name, "random": random_ratios(anl, DRAWS, seed), "attacked": attacked})
     return {"draws": DRAWS, "starts": ATTACK_STARTS, "steps": ATTACK_STEPS, "rows": rows, "growth": growth(seed)}
 
 
-def linear(seed: int, advance: Advance) -> Record:
+def linear(seed: int) -> Record:
     """Proposition 2.1 on a linear target: the least errors found for each sigma, over the bounds that SVD attains."""
     M = linear_matrix(seed)
     x = isotropic_inputs(INPUTS, SIZE, torch.Generator().manual_seed(seed))
@@ -92,7 +88,6 @@ def linear(seed: int, advance: Advance) -> Record:
         found = []
         for start in LINEAR_SEEDS:
             found.append(fit(x, f, RANK, anl, start))
-            advance()
         suprema = [fit_supremum(adapter, M, anl, seed)[1] for adapter, _ in found]
         rows.append(
             {
@@ -130,7 +125,7 @@ def slip(M: Tensor, adapter: Adapter) -> Record:
     }
 
 
-def nonlinear(seed: int, advance: Advance) -> list[Record]:
+def nonlinear(seed: int) -> list[Record]:
     """Proposition 2.1 on nonlinear targets: shares of E|f|^2 on held-out inputs that stay unexplained."""
     x, held_out = _inputs(seed)
     rows = []
@@ -141,21 +136,21 @@ def nonlinear(seed: int, advance: Advance) -> list[Record]:
         for rank in (RANK, 2 * RANK):
             row[f"linear_{rank}"] = mean_square(g - held_out @ best_linear(held_out, g, rank).T) / whole
         for student, anl in STUDENTS.items():
-            adapter, _ = fit_best(x, f, RANK, anl, SEEDS, advance)
+            adapter, _ = fit_best(x, f, RANK, anl, SEEDS)
             forms = {DYNAMIC: update(adapter, held_out, anl), **_merges(adapter, x, held_out, anl)}
             row[student] = {form: mean_square(g - output) / whole for form, output in forms.items()}
         rows.append(row)
     return rows
 
 
-def gains(seed: int, advance: Advance) -> list[Record]:
+def gains(seed: int) -> list[Record]:
     """The teacher B tanh(tanh(gain A x)): the less linear it is, the more the best linear map leaves."""
     x, held_out = _inputs(seed)
     rows = []
     for gain in GAINS:
         f, g = _centred(gain_target(seed, gain), x, held_out)
         whole = mean_square(g)
-        adapter, _ = fit_best(x, f, RANK, AURORA, SEEDS, advance)
+        adapter, _ = fit_best(x, f, RANK, AURORA, SEEDS)
         line = mean_square(g - held_out @ best_linear(held_out, g, RANK).T) / whole
         rows.append({"gain": gain, "linear": line, DYNAMIC: mean_square(g - update(adapter, held_out, AURORA)) / whole})
     return rows
@@ -180,12 +175,6 @@ def _centred(target: Target, x: Tensor, held_out: Tensor) -> tuple[Tensor, Tenso
     return target(x) - g.mean(0), g - g.mean(0)
 
 
-def _every(n: int, advance: Advance) -> Advance:
-    """Passes on every n-th call."""
-    calls = itertools.count(1)
-    return lambda: advance() if next(calls) % n == 0 else None
-
-
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """The tensors are tiny: more threads than one only wait for each other."""
@@ -195,3 +184,47 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+# ---------------------------------------------------------------- what the adapters have to imitate
+
+
+def linear_matrix(seed: int) -> Tensor:
+    """A matrix M (6, 6) with the singular values above and random singular vectors."""
+    normal = _normal(seed)
+    U, V = torch.linalg.qr(normal(SIZE, SIZE))[0], torch.linalg.qr(normal(SIZE, SIZE))[0]
+    M: Tensor = U * torch.tensor(SINGULAR_VALUES, dtype=torch.float64) @ V.T
+    return M
+
+
+def nonlinear_targets(seed: int) -> dict[str, Target]:
+    """`tanh teacher` is B tanh(H tanh(2 A x)), which an adapter of rank 2 can be; `sine` is B sin(2 A x) and `absolute`
+    B |A x|, with A and B of rank 2; `32 GELUs` is W_2 gelu(2 W_1 x), whose outputs fill the space.
+    """
+    normal = _normal(seed)
+    A, B = (torch.linalg.qr(normal(SIZE, RANK))[0] for _ in range(2))
+    H = normal(RANK, RANK)
+    first, second = normal(HIDDEN, SIZE) / SIZE**0.5, normal(SIZE, HIDDEN) / HIDDEN**0.5
+    return {
+        "tanh teacher": teacher(A, B, H, 2.0),
+        "sine": lambda x: torch.sin(2 * x @ A) @ B.T,
+        "absolute": lambda x: (x @ A).abs() @ B.T,
+        "32 GELUs": lambda x: functional.gelu(2 * x @ first.T) @ second.T,
+    }
+
+
+def teacher(A: Tensor, B: Tensor, H: Tensor, gain: float) -> Target:
+    """B tanh(H tanh(gain A^T x)) for A, B (d, r): the fixed part of the ANL, linear for a small gain."""
+    return lambda x: torch.tanh(torch.tanh(gain * x @ A) @ H.T) @ B.T
+
+
+def gain_target(seed: int, gain: float) -> Target:
+    """B tanh(tanh(gain A x)): the further from linear, the larger the gain."""
+    normal = _normal(seed)
+    A, B = (torch.linalg.qr(normal(SIZE, RANK))[0] for _ in range(2))
+    return teacher(A, B, torch.eye(RANK, dtype=torch.float64), gain)
+
+
+def _normal(seed: int) -> Callable[..., Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=generator)

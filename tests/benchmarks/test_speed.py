@@ -1,20 +1,22 @@
 """The counts of the benchmark, and the guard on what the adapter path may cost in calls and bytes."""
 
+import json
+import sys
 from collections import Counter
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
-from torch import nn
-
-from aurora_lora.lab.bench import counts
-from aurora_lora.lab.bench.counts import Calls, calls_of, peak_bytes, profiled_calls
-from aurora_lora.lab.bench.measure import Inference, TrainingStep, count_run, count_step
+from aurora_lora.lab.bench.measure import Inference, TrainingStep
 from aurora_lora.lab.bench.variants import VARIANTS, build
 from aurora_lora.lab.bench.workloads import Case, linear_case
-from aurora_lora.lab.saved_tensors import count_saved
+from torch import nn
+
 from aurora_lora.ops import dispatch, sigma
 from aurora_lora.ops.anl import ANL
+from benchmarks.counts import Calls, calls_of, peak_bytes, saved_bytes
 
 CPU = torch.device("cpu")
 
@@ -22,19 +24,12 @@ CPU = torch.device("cpu")
 # ---------------------------------------------------------------- the counters
 
 
-def test_launches_of_both_vendors_runtimes_are_counted() -> None:
-    """Those of PyTorch's own kernels and those by which Triton launches."""
-    launches = ("cudaLaunchKernelExC", "cuLaunchKernelEx", "hipLaunchKernel", "hipModuleLaunchKernel")
-    assert all(name.startswith(counts._LAUNCHES) for name in (*launches, "hipDrvLaunchKernelEx"))
-    assert not any(name.startswith(counts._LAUNCHES) for name in ("cudaMemcpyAsync", "hipModuleLoadData"))
-
-
 def test_views_are_no_calls() -> None:
     x = torch.randn(4, 6)
     with Calls() as calls:
         (x.T.reshape(3, 8)[1:].unsqueeze(0) + 1).relu()
     assert calls.names == Counter({"clone": 1, "add": 1, "relu": 1})
-    assert calls.total == 3
+    assert calls.names.total() == 3
 
 
 def test_a_custom_operator_is_one_call() -> None:
@@ -56,15 +51,17 @@ def test_the_profiler_counts_eager_calls_alike() -> None:
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
     x = torch.randn(4, 8)
     with torch.no_grad():
-        assert profiled_calls(lambda: model(x)) == calls_of(lambda: model(x)) == Counter({"addmm": 2, "relu": 1})
+        assert (
+            calls_of(lambda: model(x), compiled=True) == calls_of(lambda: model(x)) == Counter({"addmm": 2, "relu": 1})
+        )
 
 
 def test_saved_bytes_count_a_storage_once() -> None:
     x = torch.randn(100, 10, requires_grad=True)
     weight = torch.randn(10, 10, requires_grad=True)
-    assert count_saved(lambda: x @ weight + x @ weight).bytes() == 4000 + 400
-    assert count_saved(lambda: x @ weight, [weight]).bytes() == 4000
-    assert count_saved(lambda: x + 1).bytes() == 0
+    assert saved_bytes(lambda: x @ weight + x @ weight) == 4000 + 400
+    assert saved_bytes(lambda: x @ weight, [weight]) == 4000
+    assert saved_bytes(lambda: x + 1) == 0
 
 
 def test_peak_bytes() -> None:
@@ -92,13 +89,13 @@ def layer() -> Case:
 def step_counts(case: Case, variant: str) -> dict[str, Any]:
     step = TrainingStep(build(VARIANTS[variant], case, training=True), case)
     step()  # the table of the spline and the optimizer's state are made once
-    return count_step(step)
+    return step.count()
 
 
 def run_counts(case: Case, variant: str) -> dict[str, Any]:
     run = Inference(build(VARIANTS[variant], case, training=False), case)
     run()
-    return count_run(run)
+    return run.count()
 
 
 def test_what_training_may_cost(layer: Case) -> None:
@@ -142,3 +139,60 @@ def test_what_inference_may_cost(layer: Case) -> None:
     assert run_counts(layer, "aurora-merged")["names"] == base["names"]
     assert run_counts(layer, "aurora-calibrated")["calls"]["forward"] <= 5
     assert run_counts(layer, "lora-r8")["calls"]["forward"] == 5
+
+
+def test_a_workload_gives_a_record_that_tables_and_figures_show(tmp_path: Path) -> None:
+    args = ["--quick", "--rounds", "2", "--threads", "1", "--output", str(tmp_path)]
+    for workload, files in (("linear", 1), ("scaling", 1)):
+        with patch.object(sys, "argv", ["speed", workload, *args]), patch.object(speed, "units", eager):
+            speed.main()
+        record = json.loads((tmp_path / f"{workload}.json").read_text())
+        shown = [table.markdown() for table in tables(record)]
+        assert len(shown) > files
+        assert (tmp_path / f"{workload}.svg").exists()
+    entries = {
+        one["variant"]: one for one in json.loads((tmp_path / "linear.json").read_text())["cases"][0]["variants"]
+    }
+    assert entries["aurora-merged"]["inference"]["same_calls_as_base"]
+    assert not entries["lora-r8"]["inference"]["same_calls_as_base"]
+    assert entries["lora-r8"]["training"]["ratio"]["median"] == 1
+
+
+def eager(workloads: list[str], compiled: bool) -> list[tuple[str, str, bool]]:
+    return [(name, name, False) for name in workloads]
+
+
+def test_an_axis_varies_what_it_is_named_for() -> None:
+    for axis in speed.AXES:
+        steps = speed.steps_at(axis, 12, device="cpu", dtype=torch.float32)
+        for series in ("lora", "aurora"):
+            A = [value for path, value in steps[series].model.named_parameters() if f"{series}_A" in path]
+            rank, width = A[0].shape
+            sizes = {"tokens": len(steps[series].case.batch(0)["x"]), "width": width, "rank": rank, "layers": len(A)}
+            assert [quantity for quantity, size in sizes.items() if size == 12] == [axis.name]
+
+
+def test_exponents_and_ratios_from_times_that_are_made_up() -> None:
+    assert speed.fit([1, 2, 4], [3, 12, 48])["exponent"] == pytest.approx(2)
+    assert speed.fit([1, 2, 3], [1.0, 0.0, 2.0]) is None
+    seconds = {("lora-r8", False): [2.0, 4.0], ("lora-r8", True): [1.0, 2.0], ("x", True): [3.0, 6.0]}
+    found = speed.ratios(("x", True), seconds, "lora-r8")
+    assert found["ratio"]["median"] == pytest.approx(3)
+    assert found["ratio_to_eager"]["median"] == pytest.approx(1.5)
+    assert "ratio_to_itself_eager" not in found
+
+
+def test_costs_on_paper() -> None:
+    found = {(one["model"]["name"], one["method"]): one for one in paper_costs.costs(14, 33)}
+    lora, ours = (found["LLaMA3-8B", name] for name in ("LoRA r=8", "AuroRA r=2"))
+    assert ours["parameters"] == 3_542_144
+    assert lora["calls"] == 14 * 5 * 32
+    assert ours["model"]["parameters"] == 8_030_261_248
+    assert ours["state_bytes"] == 4 * 4 * 3_542_144  # weights, gradients and the two moments, 4 bytes a number
+    # x in bfloat16, in 32 blocks: that of q, k and v, that of up, and that of down
+    assert lora["saved_bytes_1k_with_x"] - lora["saved_bytes_1k"] == 1000 * 32 * 2 * (4096 + 4096 + 14336)
+    # an entry of A or B takes part in three products of a step, one of the frozen base in two; no embedding, no norms
+    base = 8_030_261_248 - 128_256 * 4096 - 65 * 4096
+    assert lora["flops_of_base"] == pytest.approx(3 * lora["parameters"] / (2 * base))
+    # tanh twice, H, Horner's scheme, W_s, sum and place; tanh', H twice, both schemes, W_s and the slope, the rest
+    assert paper_costs.anl_flops(2) == 2 * ((2 + 4 + 48 + 16 + 2) + (2 * 3 + 8 + 2 * 48 + 32 + 3))

@@ -1,14 +1,13 @@
 """The best adapter B sigma(A x) that hard optimisation finds for a target."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
-from ...ops import ANL, adaptive_nonlinear
+from aurora_lora.ops import ANL, adaptive_nonlinear
+
 from .approximation import Adapter, best_linear, mean_square, supremum, update
 
 ITERATIONS = 200
@@ -42,17 +41,9 @@ def fit(x: Tensor, f: Tensor, r: int, anl: ANL, seed: int | None) -> tuple[Adapt
     return found, error if math.isfinite(error) else math.inf
 
 
-def fit_best(
-    x: Tensor, f: Tensor, r: int, anl: ANL, seeds: Iterable[int | None], advance: Callable[[], None]
-) -> tuple[Adapter, float]:
-    """The best of several `fit`s; tells `advance` of each."""
-    best = None
-    for seed in seeds:
-        found = fit(x, f, r, anl, seed)
-        best = found if best is None or found[1] < best[1] else best
-        advance()
-    assert best is not None
-    return best
+def fit_best(x: Tensor, f: Tensor, r: int, anl: ANL, seeds: Iterable[int | None]) -> tuple[Adapter, float]:
+    """The best of several `fit`s."""
+    return min((fit(x, f, r, anl, seed) for seed in seeds), key=lambda found: found[1])
 
 
 def fit_supremum(
@@ -104,10 +95,10 @@ def _minimize(free: Iterable[Tensor], objective: Callable[[], Tensor], iteration
     def closure() -> Tensor:
         optimizer.zero_grad()
         value = objective()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)
 
 
 def _random_start(d_in: int, r: int, anl: ANL, seed: int) -> tuple[Tensor, Tensor, Tensor]:

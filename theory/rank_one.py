@@ -5,15 +5,14 @@ and (sigma(a_1), sigma(a_2)). So its rank is 1 at most, as LoRA's; and since Lea
 set of all of them is LoRA's set: B A' = B sigma(A) for A' = sigma(A), and B sigma(A') = B A for A' = sigma^(-1)(A).
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ...ops import ANL, adaptive_nonlinear
+from aurora_lora.ops import ANL, adaptive_nonlinear
+
 from .search import fit_best
 
 CASES = ("+ +", "- +", "+ -", "- -")
@@ -93,7 +92,7 @@ def check_reach(seeds: int) -> list[dict[str, Any]]:
     identity = torch.eye(2, dtype=torch.float64)
     rows = []
     for name, anl in REACHES.items():
-        _, error = fit_best(identity, target.T, 1, anl, range(seeds), lambda: None)
+        _, error = fit_best(identity, target.T, 1, anl, range(seeds))
         rows.append({"sigma": name, "distance": (2 * error) ** 0.5})  # a sum over two columns, not a mean
     return rows
 

@@ -1,7 +1,5 @@
 """Proposition 2.1: what no adapter passes, what the best linear map is, and what a search finds between the two."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -11,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aurora_lora.lab.theory import search
-from aurora_lora.lab.theory.approximation import (
+from aurora_lora.ops import ANL
+from theory import search
+from theory.approximation import (
     Adapter,
     best_linear,
     isotropic_inputs,
@@ -22,10 +21,8 @@ from aurora_lora.lab.theory.approximation import (
     supremum,
     update,
 )
-from aurora_lora.lab.theory.checks import every_anl, slip
-from aurora_lora.lab.theory.search import fit, fit_supremum
-from aurora_lora.lab.theory.targets import linear_matrix, nonlinear_targets
-from aurora_lora.ops import ANL
+from theory.checks import every_anl, linear_matrix, nonlinear_targets, slip
+from theory.search import fit, fit_supremum
 
 SEEDS = st.integers(0, 2**32 - 1)
 SIGMAS = st.sampled_from(every_anl())
