@@ -22,7 +22,7 @@ from aurora_lora.lab.report.sections import Section, load_sections
 from aurora_lora.lab.report.sigma_figure import sigma_figure
 from aurora_lora.lab.report.tables import forms_table, insert
 from aurora_lora.lab.report.trajectory import trajectories_figure
-from aurora_lora.train.recipe_files import name_of, task_name
+from aurora_lora.train.recipe import name_of, task_name
 from make.calibration import calibration_curve, calibration_table, cost_table
 from make.cases import CASES
 from make.chat import chat_parts

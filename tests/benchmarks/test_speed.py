@@ -9,14 +9,14 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from aurora_lora.lab.bench.measure import Inference, TrainingStep
-from aurora_lora.lab.bench.variants import VARIANTS, build
-from aurora_lora.lab.bench.workloads import Case, linear_case
 from torch import nn
 
 from aurora_lora.ops import dispatch, sigma
 from aurora_lora.ops.anl import ANL
+from benchmarks import paper_costs, speed
 from benchmarks.counts import Calls, calls_of, peak_bytes, saved_bytes
+from benchmarks.speed import VARIANTS, Case, Inference, TrainingStep, build, linear_case
+from benchmarks.speed_report import tables
 
 CPU = torch.device("cpu")
 
