@@ -25,8 +25,6 @@ from unittest.mock import patch
 
 import torch
 import torch._inductor.config as inductor
-from aurora_lora.train.environment import device as device_name
-from aurora_lora.train.environment import git_commit, versions
 from peft import LoraConfig, get_peft_model
 from scipy.stats import linregress
 from torch import Tensor, nn
@@ -38,6 +36,8 @@ from aurora_lora.machine import usable_cores
 from aurora_lora.methods.parameters import head_modules
 from aurora_lora.ops import dispatch
 from aurora_lora.train.models import load_base_model, load_causal_model, load_tokenizer
+from aurora_lora.train.results import device as device_name
+from aurora_lora.train.results import git_commit, versions
 
 from . import counts, paper_costs
 from .speed_report import LAYER, tables, write_figures

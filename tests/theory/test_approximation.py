@@ -132,6 +132,6 @@ def test_a_search_that_goes_astray_is_never_the_best(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(search, "_minimize", astray)
     x = isotropic_inputs(20, 3, torch.Generator().manual_seed(0))
-    _, error = search.fit_best(x, x, 1, ANL(None, None, skip=True), (0, 1), lambda: None)
+    _, error = search.fit_best(x, x, 1, ANL(None, None, skip=True), (0, 1))
     assert len(calls) == 2
     assert error == pytest.approx(2.0)  # two of three equal singular values are left
