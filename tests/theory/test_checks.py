@@ -30,7 +30,7 @@ def record() -> dict[str, Any]:
         for name, value in few.items():
             patch.setattr(checks, name, value)
         found = checks.run()
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    json.dumps(found, allow_nan=False)  # every number is finite
     return found
 
 
