@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import own_files
 import pytest
 import tiny
 import torch
-from aurora_lora.train.weights_digest import sampled_digest
 from huggingface_hub import constants
 from peft import AutoPeftModelForSequenceClassification
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from aurora_lora import cli
@@ -29,15 +26,12 @@ from aurora_lora.train.evaluating import evaluate
 from aurora_lora.train.merging import merge
 from aurora_lora.train.models import (
     commit_of,
-    load_base_model,
     load_tokenizer,
     stored_quantization,
-    warn_of_another_commit,
 )
 from aurora_lora.train.predicting import predict
 from aurora_lora.train.ranking import ranking
-from aurora_lora.train.recipe import ModelSection, Recipe, validate
-from aurora_lora.train.results import read_result
+from aurora_lora.train.recipe import ModelSection, validate
 
 WriteRecipe = Callable[..., Path]
 NAME = "some/model"
@@ -139,149 +133,6 @@ def test_another_commit_of_the_hub_is_told(
     with tiny.no_warning(".*was trained on"):
         model, _ = load_trained_model(load_run(run.folder))
     assert commit_of(model) == FIRST
-
-
-def test_another_commit_of_a_pipeline_is_told(tmp_path: Path) -> None:
-    """Its recipe takes no revision: with what is said it can be loaded."""
-    result = {"model": "org/sdxl", "model_commit": FIRST, "recipe": {"task": {"name": "dreambooth"}}}
-    with pytest.warns(UserWarning, match="was trained on commit") as warned:
-        warn_of_another_commit(tmp_path, result, "c" * 40)
-    said = str(warned[0].message)
-    assert said.endswith(
-        f"`hf download org/sdxl --revision {FIRST} --local-dir FOLDER` fetches that one, and `model: FOLDER` in its "
-        "recipe.yaml loads it"
-    )
-    assert "revision:" not in said
-
-
-def test_a_folder_has_a_digest(cache: Path, model: Path, write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    """So has one of the cache itself, which is given by its path."""
-    from aurora_lora.data import get_task
-
-    task = get_task("tiny-sentiment")
-    assert commit_of(load_base_model(NAME, task, load_tokenizer(NAME))) == FIRST
-    for folder in (model, cache / "snapshots" / FIRST):
-        found = commit_of(load_base_model(str(folder), task, load_tokenizer(str(folder))))
-        assert found == sampled_digest(folder)
-    assert train(load_recipe(write_recipe()), tmp_path / "run").result["model_commit"] == sampled_digest(model)
-
-
-def test_other_weights_in_the_folder_are_told(
-    model: Path, write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A run is copied beside a model of the same name and shapes: the commands say that it is another."""
-    (tmp_path / "there").mkdir()
-    monkeypatch.chdir(tmp_path / "there")
-    shutil.copytree(model, "bert")
-    train(load_recipe(write_recipe(model="bert"), ["training.epochs=1"]), "run")
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    shutil.copytree(tmp_path / "there" / "run", "run")
-    shutil.copytree(model, "bert")
-    uses: list[Callable[[], Any]] = [
-        lambda: predict("run", ["the film was good"]),
-        lambda: merge("run", f"merged{len(list(Path().iterdir()))}", form="calibrated"),
-        lambda: evaluate("run", forms=["calibrated"]),
-    ]
-    for use in uses:
-        with tiny.no_warning(".*was trained on"):
-            use()
-
-    tensors = load_file("bert/model.safetensors")
-    tensors["encoder.layer.0.attention.self.query.weight"] += 0.01
-    save_file(tensors, "bert/model.safetensors", {"format": "pt"})
-    for use in uses:
-        with pytest.warns(UserWarning, match="^run was trained on other weights than bert has here, and does not fit"):
-            use()
-    # of a model of the hub that lies in a folder now, nothing can be said
-    result = json.loads(Path("run/result.json").read_text())
-    for commit in (FIRST, None):
-        Path("run/result.json").write_text(json.dumps({**result, "model_commit": commit}))
-        with tiny.no_warning(".*was trained on"):
-            load_trained_model(load_run("run"))
-
-
-def test_a_run_goes_on_with_the_weights_it_was_started_on(
-    model: Path, write_recipe: WriteRecipe, tmp_path: Path
-) -> None:
-    recipe, before = load_recipe(write_recipe(), ["training.epochs=2"]), load_file(model / "model.safetensors")
-    last_of_the_first_epoch = train(recipe, tmp_path / "whole").result["epochs"][0]["step"]
-    with pytest.raises(KeyboardInterrupt):
-        train(recipe, tmp_path / "run", make_callbacks=lambda: [tiny.Stop(last_of_the_first_epoch + 1)])
-    name = "encoder.layer.0.attention.self.query.weight"
-    save_file({**before, name: before[name] + 0.01}, model / "model.safetensors", {"format": "pt"})
-    try:
-        with pytest.raises(UserError) as refused:
-            train(recipe, tmp_path / "run")
-    finally:
-        save_file(before, model / "model.safetensors", {"format": "pt"})
-    assert str(refused.value) == (
-        f"{tmp_path / 'run'} was started on other weights than {model} has here: put those back, or choose another "
-        "output folder"
-    )
-    with tiny.no_warning(".*was started on"):
-        resumed = train(recipe, tmp_path / "run")
-    assert resumed.result["epochs"] == read_result(tmp_path / "whole")["epochs"]
-
-
-@pytest.mark.parametrize("relative", [False, True])
-def test_a_run_goes_on_where_its_model_and_data_have_moved(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, relative: bool
-) -> None:
-    """They are known again by their digests; a relative path of what is gone looks as a name of the hub does."""
-    monkeypatch.chdir(tmp_path)
-    for place in ("there", "here"):
-        own_files.write_texts(tmp_path / place)
-        shutil.copytree(model, tmp_path / place / "bert")
-
-    def at(place: str) -> Recipe:
-        folder = Path(place) if relative else tmp_path / place
-        task = {"name": "classification", "data": str(folder / "reviews.csv"), "text": "review", "label": "stars"}
-        return validate(tiny.recipe(folder / "bert", task=task), "recipe")
-
-    expected = train(at("there"), tmp_path / "whole").result["epochs"]
-    with pytest.raises(KeyboardInterrupt):
-        train(at("there"), tmp_path / "run", make_callbacks=lambda: [tiny.Stop(7)])
-    shutil.rmtree(tmp_path / "there")
-    resumed = train(at("here"), tmp_path / "run")
-    assert resumed.result["epochs"] == expected
-    assert recipe_files.read(tmp_path / "run" / "recipe.yaml")["model"] == at("here").model
-    with pytest.raises(UserError, match="they differ in model"):  # a finished one is what it was
-        train(at("there"), tmp_path / "run")
-
-
-def test_a_run_does_not_go_on_with_its_files_in_other_places(model: Path, tmp_path: Path) -> None:
-    """What was trained on would be scored as a test, without another sign of it."""
-    own_files.write_texts(tmp_path)
-    lines = (tmp_path / "reviews.csv").read_text().splitlines(keepends=True)
-    for name, rows in (("train", lines[1:31]), ("validation", lines[31:41]), ("test", lines[41:])):
-        (tmp_path / f"{name}.csv").write_text("".join([lines[0], *rows]))
-
-    def with_files(**named: str) -> Recipe:
-        task = {"name": "classification", "text": "review", "label": "stars"}
-        task |= {field: str(tmp_path / f"{name}.csv") for field, name in named.items()}
-        return validate(tiny.recipe(model, task=task), "recipe")
-
-    places = {"data": "train", "validation_data": "validation", "test_data": "test"}
-    with pytest.raises(KeyboardInterrupt):
-        train(with_files(**places), tmp_path / "run", make_callbacks=lambda: [tiny.Stop(6)])
-    with pytest.raises(UserError, match=r"they differ in task\.test_data"):
-        train(with_files(data="train", validation_data="validation"), tmp_path / "run")
-    with pytest.raises(UserError, match=r"was started with .* in this order, and these files are now given in another"):
-        train(with_files(**{**places, "test_data": "validation", "validation_data": "test"}), tmp_path / "run")
-
-
-def test_a_run_that_goes_on_with_a_newer_commit_says_so(cache: Path, write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    """Most often one of the README: that is no reason to give up a run."""
-    recipe = load_recipe(write_recipe(model=NAME), ["training.eval_every=1"])
-    with pytest.raises(KeyboardInterrupt):
-        train(recipe, tmp_path / "run", make_callbacks=lambda: [tiny.Stop(2)])
-    third = "c" * 40
-    shutil.copytree(cache / "snapshots" / FIRST, cache / "snapshots" / third)
-    (cache / "refs" / "main").write_text(third)
-    expected = f"{tmp_path / 'run'} was started on commit {FIRST} of {NAME}, and goes on with commit {third}"
-    with pytest.warns(UserWarning, match=f"^{re.escape(expected)}$"):
-        train(recipe, tmp_path / "run")
 
 
 def test_a_revision_that_is_not_there_is_named(cache: Path) -> None:

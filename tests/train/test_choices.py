@@ -3,7 +3,6 @@
 import json
 import math
 import sys
-import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -44,12 +43,10 @@ from aurora_lora.train.kinds.choices import (
     cut_left,
     encode_questions,
     generated_choices,
-    next_token_loss,
-    questions_at_once,
 )
 from aurora_lora.train.measuring import gap
 from aurora_lora.train.merging import merge
-from aurora_lora.train.models import cached_width, most_tokens
+from aurora_lora.train.models import most_tokens
 from aurora_lora.train.predicting import predict
 
 WriteRecipe = Callable[..., Path]
@@ -89,83 +86,6 @@ def test_scores_against_one_text_at_a_time(language_model: Any) -> None:
                 assert scores[row, column, 0] == pytest.approx(total.item(), abs=1e-4)
                 assert scores[row, column, 1] == pytest.approx(total.item() / len(choice), abs=1e-5)
             assert torch.isneginf(scores[row, len(choices) :]).all()
-
-
-@pytest.mark.parametrize(
-    ("bound", "seen"), [("LOGITS", [1, 2, 1, 3, 1, 2]), ("CACHED", [1, 2, 1, 3, 1, 2]), (None, [3, 7])]
-)
-def test_large_batches_are_scored_in_parts(
-    language_model: Any, monkeypatch: pytest.MonkeyPatch, bound: str | None, seen: list[int]
-) -> None:
-    """One question at least is scored at a time: its prompt, and its choices after it."""
-    model, tokenizer = language_model
-    batch = Questions(tokenizer, max_choices=4)(encode_questions(tokenizer, PROMPTS, CHOICES, [0, 2, 1]))
-    with torch.no_grad():
-        expected = choice_scores(model, batch, 4)
-    if bound is not None:
-        monkeypatch.setattr(f"{QUESTIONS}.{bound}", 1)
-    rows: list[int] = []
-    caches: list[weakref.ref[Any]] = []
-
-    def see(_: Any, args: Any, inputs: dict[str, Any]) -> None:
-        rows.append(len(inputs["input_ids"]))
-        if inputs.get("past_key_values") is None:  # the next questions: what was kept of those before is let go
-            assert not any(cache() for cache in caches)
-        else:
-            caches.append(weakref.ref(inputs["past_key_values"].layers[0].keys))
-
-    with torch.no_grad(), model.register_forward_pre_hook(see, with_kwargs=True):
-        torch.testing.assert_close(choice_scores(model, batch, 4), expected, rtol=0, atol=1e-5)
-    assert rows == seen
-
-
-@pytest.mark.parametrize("kind", ["gemma4", "falcon"])
-def test_the_keys_and_values_of_other_models(kind: str) -> None:
-    """Layers of Gemma 4 differ in their heads; all heads of Falcon have one pair of key and value."""
-    models = pytest.importorskip(f"transformers.models.{kind}", reason=f"Transformers has no {kind}")
-    sizes: dict[str, Any] = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
-    if kind == "falcon":
-        model = models.FalconForCausalLM(models.FalconConfig(**sizes, multi_query=True, new_decoder_architecture=False))
-    else:
-        heads = {"num_key_value_heads": 2, "head_dim": 8, "global_head_dim": 16, "vocab_size_per_layer_input": 50}
-        layers = {"intermediate_size": 40, "layer_types": ["sliding_attention", "full_attention"] * 2}
-        config = models.Gemma4TextConfig(**sizes, **heads, **layers, hidden_size_per_layer_input=8)
-        model = models.Gemma4ForCausalLM(config)
-    ids = torch.ones(1, 5, dtype=torch.long)
-    with torch.no_grad():
-        output = model.eval()(input_ids=ids, use_cache=True)
-    kept = sum(layer.keys.numel() + layer.values.numel() for layer in output.past_key_values.layers)
-    assert cached_width(model.config.get_text_config()) * ids.shape[1] == kept
-
-
-def test_what_is_scored_at_once(language_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the keys and values that the model really keeps, and by its logits."""
-    model, tokenizer = language_model
-    ids = tokenizer("the film was very good", return_tensors="pt")["input_ids"]
-    with torch.no_grad():
-        output = model(input_ids=ids, use_cache=True)
-    kept = sum(layer.keys.numel() + layer.values.numel() for layer in output.past_key_values.layers)
-    assert cached_width(model.config) * ids.shape[1] == kept
-    for_seven = {"LOGITS": 7 * 4 * 3 * output.logits.shape[-1], "CACHED": 7 * 4 * (9 + 3) * cached_width(model.config)}
-    for name, bound in for_seven.items():
-        with monkeypatch.context() as patched:
-            patched.setattr(f"{QUESTIONS}.{name}", bound)
-            assert questions_at_once(model.config, 4, 9, 3) == 7
-            patched.setattr(f"{QUESTIONS}.{name}", bound - 1)
-            assert questions_at_once(model.config, 4, 9, 3) == 6
-
-
-def test_the_output_layer_sees_contiguous_states(language_model: Any) -> None:
-    """One position of each prompt, all of the choices: on a CPU, linear layers are slow on a slice of the states."""
-    model, tokenizer = language_model
-    batch = Questions(tokenizer, max_choices=4)(encode_questions(tokenizer, PROMPTS, CHOICES, [0, 2, 1]))
-    seen: list[tuple[int, bool]] = []
-    hook = model.lm_head.register_forward_pre_hook(
-        lambda _, args: seen.append((args[0].shape[1], args[0].is_contiguous()))
-    )
-    with torch.no_grad(), hook:
-        choice_scores(model, batch, 4)
-    assert seen == [(1, True), (batch["choice_ids"].shape[1], True)]
 
 
 def test_training_text(language_model: Any) -> None:
@@ -221,43 +141,6 @@ def test_empty_choices_are_refused(language_model: Any) -> None:
         encode_questions(tokenizer, ["the film"], [["good", " "]], [0])
 
 
-@pytest.mark.parametrize("loss_on", ["answer", "all"])
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_logits_only_where_something_is_learned(
-    write_recipe: WriteRecipe, tmp_path: Path, loss_on: str, kind: str
-) -> None:
-    """Loss and gradients are those of all logits."""
-    folder = tiny.save_language_model(tmp_path / "model", kind)
-    method = {"name": "aurora", "target_modules": ["q_proj", "v_proj"] if kind == "llama" else ["c_attn"]}
-    recipe = load_recipe(write_recipe(task={**TASK, "loss_on": loss_on}, method=method, model=str(folder)))
-    trainer, _ = make_trainer(recipe, tmp_path / "checkpoints", ())
-    batch = next(iter(trainer.get_train_dataloader()))
-    positions = batch["input_ids"].shape[1]
-    computed: list[int] = []
-
-    def gradients(loss: torch.Tensor) -> dict[str, torch.Tensor]:
-        trainer.module.zero_grad()
-        loss.backward()
-        return {name: p.grad.clone() for name, p in trainer.module.named_parameters() if p.grad is not None}
-
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    whole = next_token_loss(trainer.module(**inputs), batch["labels"])
-    places = [(row, t) for row, labels in enumerate(batch["labels"]) for t in range(1, positions) if labels[t] >= 0]
-    log_probability = trainer.module(**inputs).logits.log_softmax(-1)
-    each = [log_probability[row, t - 1, batch["labels"][row, t]] for row, t in places]
-    torch.testing.assert_close(whole, -torch.stack(each).mean())
-    wanted = gradients(whole)
-    head = trainer.module.get_base_model().lm_head
-    with head.register_forward_hook(lambda module, args, out: computed.append(out.shape[1])):
-        loss = trainer.loss_of(trainer.module, batch)
-    found = gradients(loss)
-    assert computed[0] < positions if loss_on == "answer" else computed[0] == positions
-    torch.testing.assert_close(loss, whole)
-    assert wanted.keys() == found.keys()
-    for name in wanted:
-        torch.testing.assert_close(found[name], wanted[name])
-
-
 def test_run(write_recipe: WriteRecipe, lm: Path, tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(model=lm, task=TASK, method=METHOD))
     run = train(recipe, tmp_path / "run")
@@ -279,10 +162,10 @@ def test_run(write_recipe: WriteRecipe, lm: Path, tmp_path: Path) -> None:
     plain, tokenizer = AutoModelForCausalLM.from_pretrained(merged).eval(), AutoTokenizer.from_pretrained(merged)
     lora = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(lm), run.folder / "lora").eval()
     trainer, data = make_trainer(recipe, tmp_path / "none", (), run.folder / "adapter")
-    assert data.questions is not None
-    batch = data.questions(data.splits["test"].examples[:8])
-    with torch.no_grad(), recipe.method.using(trainer.module, "calibrated"):
-        expected = choice_scores(trainer.module.eval(), batch, 2)
+    assert data.scored is not None
+    batch = data.scored(data.splits["test"][:8])
+    with torch.no_grad(), recipe.method.using(trainer.model, "calibrated"):
+        expected = choice_scores(trainer.model.eval(), batch, 2)
         for model in (plain, lora):
             torch.testing.assert_close(choice_scores(model, batch, 2), expected, rtol=0, atol=1e-4)
     assert tokenizer.eos_token == "[SEP]"

@@ -1,7 +1,6 @@
 """Learning a teacher's hidden states: the score against a plain computation, and what a run of it can be asked for."""
 
 import shutil
-from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 from aurora_lora.data import get_task
 from aurora_lora.errors import UserError
 from aurora_lora.lab.experiments.same_study import SameInputs
-from aurora_lora.train import TrainedRun, distillation, load_recipe, load_run, recipe_files, train
+from aurora_lora.train import TrainedRun, load_recipe, load_run, recipe_files, train
 from aurora_lora.train.evaluating import evaluate
+from aurora_lora.train.kinds import distillation
 from aurora_lora.train.kinds.distillation import states_loss
 from aurora_lora.train.measuring import gap
 from aurora_lora.train.merging import merge
@@ -83,33 +83,6 @@ def test_the_score_is_the_share_of_the_teachers_effect(
         predict(run.folder, ["good"])
 
 
-def test_a_second_run_on_the_same_texts_asks_the_teacher_nothing(
-    write_recipe: WriteRecipe, teacher: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(distillation, "_lessons", OrderedDict())
-    asked: list[int] = []
-    ask = distillation.lessons
-    monkeypatch.setattr(distillation, "lessons", lambda *args: asked.append(1) or ask(*args))
-    options = {"name": "lora", "target_modules": ["query", "value"]}
-    task = {**TASK, "teacher": str(teacher.folder)}
-
-    def captured(name: str, attention: str | None = None, **more: Any) -> float:
-        recipe = load_recipe(write_recipe(task={**task, **more}, method=options))
-        recipe = recipe.model_copy(update={"base": recipe.base.model_copy(update={"attention": attention})})
-        return float(train(recipe, tmp_path / name).result["metric"]["selected_by"]["value"])
-
-    first = captured("first")
-    assert captured("second") == first
-    assert len(asked) == 1
-    captured("other-texts", split_seed=1)
-    assert len(asked) == 2
-    captured("other-base", attention="eager")
-    assert len(asked) == 3, "the base is asked for in another way"
-    monkeypatch.setattr(distillation, "MOST_KEPT", 0)
-    captured("more", split_seed=2)
-    assert len(distillation._lessons) == 1, "what is not used is not held for ever"
-
-
 def test_another_teacher_at_its_place_is_noticed(
     write_recipe: WriteRecipe, teacher: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,11 +144,11 @@ def test_the_loss_is_the_mean_over_what_is_no_padding() -> None:
     expected = np.concatenate(
         [(found - wanted)[0].reshape(-1).square().numpy(), (found - wanted)[1, :2].reshape(-1).square().numpy()]
     )
-    loss = states_loss({"last_hidden_state": found.requires_grad_()}, labels)
+    found.requires_grad_()
+    loss, _ = states_loss(lambda **inputs: {"last_hidden_state": found}, {"labels": labels})
     assert loss.item() == pytest.approx(expected.mean(), rel=1e-6)
     loss.backward()
     assert not found.grad[1, 2].any()
-    assert states_loss({"last_hidden_state": found}, labels, 10).item() == pytest.approx(expected.sum() / 10, rel=1e-6)
 
 
 def test_mistakes(write_recipe: WriteRecipe, teacher: TrainedRun, tmp_path: Path, model_without_dropout: Path) -> None:
@@ -189,7 +162,7 @@ def test_mistakes(write_recipe: WriteRecipe, teacher: TrainedRun, tmp_path: Path
     probe = train(recipe, tmp_path / "probe")
     with pytest.raises(UserError, match=r"task\.teacher: its body is the base model's: there is no effect to learn"):
         train(load_recipe(write_recipe(task={**TASK, "teacher": str(probe.folder)})), tmp_path / "nothing")
-    with pytest.raises(UserError, match=r"task\.teacher: only tasks of regression, classification have it"):
+    with pytest.raises(UserError, match=r"task\.teacher: only regression or classification has it"):
         load_recipe(write_recipe(task={"name": "tiny-questions", "teacher": "x"}))
 
 

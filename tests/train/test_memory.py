@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from aurora_lora.errors import UserError
 from aurora_lora.methods import METHODS
 from aurora_lora.train import load_recipe, load_run, recipe_files, train
 from aurora_lora.train.build import load_processor, make_trainer
@@ -24,7 +23,6 @@ from aurora_lora.train.merging import merge
 from aurora_lora.train.models import base_for, make_model
 from aurora_lora.train.precision import frozen_dtype
 from aurora_lora.train.predicting import predict
-from aurora_lora.train.publish import write_manifest
 
 SMALL: dict[str, dict[str, Any]] = {
     "adalora": {"init_r": 4, "target_r": 2},
@@ -159,20 +157,6 @@ def test_a_base_in_fp16_trains_under_a_gradient_scaler(write_recipe: WriteRecipe
     changed = [n for n, p in module.named_parameters() if n in trained and not torch.equal(p, trained[n])]
     assert changed
     assert all(p.dtype is torch.float32 and p.isfinite().all() for p in module.parameters() if p.requires_grad)
-
-
-def test_a_run_of_an_earlier_version_is_not_gone_on_with(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    """It kept its frozen weights in float32, which its checkpoints do not say."""
-    recipe = load_recipe(write_recipe(), ["training.precision=bf16"])
-    with pytest.raises(KeyboardInterrupt):
-        train(recipe, tmp_path / "run", make_callbacks=lambda: [tiny.Stop(12)])
-    (state,) = (tmp_path / "run/checkpoints").glob("*/run_state.json")
-    values = json.loads(state.read_text())
-    assert values.pop("frozen") == "torch.bfloat16"
-    state.write_text(json.dumps(values))
-    write_manifest(state.parent)
-    with pytest.raises(UserError, match=r"kept its frozen weights in torch\.float32, this one keeps them in torch\.bf"):
-        train(recipe, tmp_path / "run")
 
 
 # ---------------------------------------------------------------- gradient checkpointing

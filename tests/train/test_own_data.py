@@ -18,7 +18,6 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from aurora_lora.train import load_run
 from aurora_lora.train.data import notes
-from aurora_lora.train.kinds import texts as kinds_of_texts
 from aurora_lora.train.predicting import predict
 
 LABELS = {
@@ -148,51 +147,12 @@ def test_texts_that_are_cut_and_duplicates_are_said(here: Path) -> None:
     assert sum(count for count, _ in cut["texts"].values()) == 1
 
 
-def test_rows_that_are_not_used_are_said(here: Path) -> None:
-    done = train("classification", "run", "task.train_size=20")
-    assert "aurora: 20 of 50 rows are not used: task.train_size, validation_size and test_size take no more" in (
-        done.stderr.splitlines()
-    )
-
-
 def test_questions_that_are_cut_are_said(here: Path) -> None:
     done = train("choices", "run", "task.max_length=14")
     assert done.exit_code == 0, done.output
     count, of = json.loads(Path("run/data.json").read_text())["cut"]["texts"]["train"]
     assert 0 < count < of == 40
     assert f"aurora: {count} of 40 train texts are longer than 14 tokens (task.max_length) and are cut" in done.stderr
-
-
-def test_many_texts_are_tokenised_as_they_are_trained_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train("classification", "eager", "task.max_length=8")
-    monkeypatch.setattr(kinds_of_texts, "IN_MEMORY", 10)
-    monkeypatch.setattr(kinds_of_texts, "SAMPLE", 20)
-    done = train("classification", "lazy", "task.max_length=8")
-    assert done.exit_code == 0, done.output
-    eager, lazy = (load_file(f"{run}/adapter/adapter_model.safetensors") for run in ("eager", "lazy"))
-    assert all(torch.equal(value, lazy[name]) for name, value in eager.items())
-    count, of = json.loads(Path("lazy/data.json").read_text())["cut"]["texts"]["train"]
-    assert of == 20
-    assert f"aurora: {count} of 20 train texts looked at are longer than 8 tokens" in done.stderr
-
-
-@pytest.mark.parametrize("in_memory", [10, 1000], ids=["on disk", "in memory"])
-def test_numbers_are_compared_with_the_training_mean(
-    in_memory: int, here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(kinds_of_texts, "IN_MEMORY", in_memory)
-    for name, labels in (("dev", [1, 2, 3]), ("test", [4.5, 0, -1])):
-        rows = zip(("good fine", "dull", "the plot of"), labels, strict=True)
-        own_files._jsonl(Path(f"{name}.jsonl"), [{"text": f"{name} {text}", "label": label} for text, label in rows])
-    done = train("regression", "run", "task.validation_data=dev.jsonl", "task.test_data=test.jsonl")
-    assert done.exit_code == 0, done.output
-    numbers = [json.loads(line)["label"] for line in Path("ratings.jsonl").read_text().splitlines()]
-    mean = sum(numbers) / len(numbers)
-    mse = sum((label - mean) ** 2 for label in (4.5, 0, -1)) / 3
-    guessed = json.loads(Path("run/result.json").read_text())["metric"]["chance"]
-    assert guessed == {"test": {"mse": pytest.approx(mse)}}
-    (line,) = (line for line in done.stdout.splitlines() if "the training mean" in line)
-    assert [cell.strip() for cell in line.split("│")[2:-1]] == ["", "", f"{mse:.3f}"]
 
 
 def test_a_file_that_changed(here: Path) -> None:
@@ -207,31 +167,6 @@ def test_a_file_that_changed(here: Path) -> None:
     assert train("classification", "run").exit_code == 0  # is finished, and needs none
 
 
-def test_data_in_the_output_folder_that_a_run_would_write(here: Path) -> None:
-    Path("run").mkdir()
-    Path("run/data.json").write_text('[{"text": "a", "label": 1}]')
-    for _ in range(2):
-        done = train("regression", "run", "task.data=run/data.json")
-        assert done.exit_code == 2
-        assert done.stderr == "run holds data.json but no recipe.yaml: choose another output folder\n"
-    assert Path("run/data.json").read_text() == '[{"text": "a", "label": 1}]'
-
-
-def test_what_is_written_of_data_after_a_run_that_made_nothing(here: Path) -> None:
-    """The next run's own, but never over a file of the user's."""
-    assert train("classification", "run", "training.learning_rate=1e25").exit_code != 0  # before any checkpoint
-    begun = json.loads(Path("run/data.json").read_text())
-    with Path("reviews.csv").open("a") as file:
-        file.write("a new one,positive\n")
-    Path("run/data.json").write_text('{"mine": 1}')
-    done = train("classification", "run")
-    assert (done.exit_code, Path("run/data.json").read_text()) == (2, '{"mine": 1}')
-    assert "run/data.json was not written by a run: choose another output folder" in done.stderr
-    Path("run/data.json").write_text(json.dumps(begun))
-    assert train("classification", "run").exit_code == 0
-    assert json.loads(Path("run/data.json").read_text())["files"] != begun["files"]
-
-
 def test_a_folder_that_changed(here: Path) -> None:
     Path("parts").mkdir()
     for number in (1, 2):
@@ -240,31 +175,6 @@ def test_a_folder_that_changed(here: Path) -> None:
     assert train("classification", "run", "task.data=parts").exit_code == 0
     Path("parts", "2.csv").unlink()
     assert "parts has changed since this run began" in train("classification", "run", "task.data=parts").stderr
-
-
-def test_images_of_a_table_that_changed(here: Path) -> None:
-    """The table of their paths is the same."""
-    paths = sorted(Path("pictures").rglob("*.png"))
-    rows = [{"image": str(path), "label": path.parent.name} for path in paths]
-    own_files._csv(Path("tr.csv"), rows[::2])
-    own_files._csv(Path("te.csv"), rows[1::2])
-    tables = ("task.data=tr.csv", "task.test_data=te.csv")
-    assert train("images", "run", *tables).exit_code == 0
-    assert aurora("evaluate", "run").exit_code == 0
-    before, image = paths[1].read_bytes(), rows[1]["image"]
-    Path(image).write_bytes(before + b" ")
-    for command in ("evaluate", "gap"):
-        done = aurora(command, "run")
-        assert (done.exit_code, done.stderr.splitlines()[-1]) == (
-            2,
-            "the images of the test data have changed since this run began: run/data.json has another digest of them",
-        )
-    record = json.loads(Path("run/data.json").read_text())
-    assert set(record.pop("images")) == {"train", "test"}
-    Path("run/data.json").write_text(json.dumps(record))  # as in a run of an earlier version
-    assert aurora("evaluate", "run").exit_code == 0
-    Path(image).write_bytes(before)
-    assert aurora("evaluate", "run").exit_code == 0
 
 
 def test_a_file_that_changed_before_the_run_goes_on(here: Path) -> None:
@@ -284,17 +194,7 @@ def test_a_file_that_changed_before_the_run_goes_on(here: Path) -> None:
     assert train("classification", "run").exit_code == 0
 
 
-def test_the_file_may_be_moved(here: Path) -> None:
-    train("classification", "run")
-    Path("elsewhere").mkdir()
-    Path("reviews.csv").rename("elsewhere/renamed.csv")
-    assert "'reviews.csv' is no file" in aurora("evaluate", "run").stderr
-    recipe = Path("run/recipe.yaml")
-    recipe.write_text(recipe.read_text().replace("data: reviews.csv", "data: elsewhere/renamed.csv"))
-    done = aurora("evaluate", "run")
-    assert done.exit_code == 0, done.output
-
-
+@pytest.mark.slow
 def test_a_teacher_on_own_data(here: Path) -> None:
     train("classification", "teacher")
     done = train("classification", "pupil", "task.teacher=teacher")
@@ -331,16 +231,6 @@ def test_pairs_of_texts(here: Path) -> None:
         done = aurora("predict", "run", *one)
         assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
         assert "the model takes pairs of texts (first, second), from the rows of a file" in done.stderr
-
-
-def test_of_the_splits_of_a_folder_one_is_answered_and_said(here: Path) -> None:
-    """Into a folder that is made."""
-    train("classification", "run", "training.epochs=1")
-    for name in ("train", "test"):
-        own_files._csv(here / "splits" / f"{name}.csv", [{"review": f"a {name} film"}])
-    done = aurora("predict", "run", "splits", "-o", "new/folder/answers.jsonl")
-    assert (done.exit_code, done.stdout) == (0, "wrote new/folder/answers.jsonl: 1 row of splits, train\n")
-    assert json.loads(Path("new/folder/answers.jsonl").read_text())["review"] == "a train film"
 
 
 def answered(run: str, file: str, *more: str) -> list[dict[str, Any]]:
@@ -529,6 +419,7 @@ settings:
 """
 
 
+@pytest.mark.slow
 def test_a_study_of_own_data(here: Path) -> None:
     Path("study.yaml").write_text(STUDY)
     assert "'nothing.csv' is no file" in aurora("sweep", "study.yaml", "-o", "study").output
@@ -613,12 +504,6 @@ def test_a_model_that_ends_no_text_is_no_language_model(kind: str, data: str, he
     )
 
 
-def test_own_data_fields_are_for_own_data(here: Path) -> None:
-    done = aurora("train", "demo", "task.data=reviews.csv", "-o", "run")
-    assert done.exit_code == 2
-    assert done.stderr.startswith("demo: task.data: only your own data has it, and task.name is 'movie-sentiment'")
-
-
 @pytest.mark.parametrize("kind", METRICS)
 def test_init(kind: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it prints, with the data filled in, is the recipe that the bare name stands for."""
@@ -633,12 +518,7 @@ def test_init(kind: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_any("mine.yaml") == load_any(kind, ["task.data=reviews.csv"])
 
 
-def test_init_of_no_kind() -> None:
-    done = aurora("init", "clasification")
-    assert done.exit_code == 2
-    assert done.stderr == "'clasification' is an unknown kind; did you mean 'classification'?\n"
-
-
+@pytest.mark.slow
 @pytest.mark.slow
 def test_killed_and_gone_on_with(aurora: Callable[..., list[dict[str, Any]]], here: Path) -> None:
     """kill -9 at several moments: the weights are those of an uninterrupted run, to the last bit."""

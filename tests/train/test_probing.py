@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from aurora_lora import fitted_head, probe
 from aurora_lora.deploy.align import DEVIATION
 from aurora_lora.deploy.probe import read_probe
 from aurora_lora.errors import UserError
@@ -346,54 +345,6 @@ def test_what_is_probed_and_how(model: Path, tmp_path: Path, monkeypatch: pytest
     assert len(share) == len(every) // 2
     for mine, expected in zip(share, every[1::2], strict=True):
         assert torch.equal(mine["input_ids"], expected["input_ids"])
-
-
-def test_a_new_head_is_fitted_before(model: Path, tmp_path: Path) -> None:
-    """The start is what `fitted_head` and `probe` give by hand; the run's own head begins as without."""
-    task = {"name": "tiny-sentiment", "train_size": 64, "validation_size": 48, "test_size": 48, "max_length": 12}
-    training = {"epochs": 1, "batch_size": 8, "threads": 1}
-    heads, starts = [], []
-    for examples in (40, 0):
-        method = {"name": "aurora", "start": "aligned", "probe_head_examples": examples, **Q_V}
-        recipe = load(model, method=method, task=task, training=training)
-        trainer, data = make_trainer(recipe, tmp_path / str(examples) / "checkpoints")
-        wrapper: Any = trainer.module.get_base_model().classifier  # type: ignore[operator]
-        heads.append(wrapper.modules_to_save["default"].weight.detach().clone())
-        starts.append(kept_start(tmp_path / str(examples)))
-        facts = read_probe(tmp_path / str(examples) / PROBE)[1]
-        assert facts["options"]["probe_head_examples"] == facts["head_examples"] == examples
-    assert torch.equal(*heads)
-    fitted, plain = starts
-    assert fitted is not None
-    assert plain is not None
-    base = AutoModelForSequenceClassification.from_pretrained(model, num_labels=2)
-    base.classifier.load_state_dict({"weight": heads[0], "bias": torch.zeros(2)})
-    with fitted_head(base, data.training_batches(40 / 64, 8)):
-        found = probe(base, data.training_batches(48 / 64, 8), rank=2, target_modules=["query", "value"])
-    for layer in found.layers:
-        torch.testing.assert_close(fitted.spectra[layer.layer], layer.singular_values, rtol=1e-2, atol=1e-6)
-        assert not torch.allclose(plain.spectra[layer.layer], layer.singular_values, rtol=5e-2)
-
-
-def test_which_runs_fit_a_head(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that ask for it and have a new head; by default none."""
-    seen: list[tuple[list[str], int]] = []
-    original = probing.fitted_head
-
-    def watched(base: Any, batches: Any, **kwargs: Any) -> Any:
-        read = list(batches)
-        seen.append((kwargs["modules"], sum(len(batch["labels"]) for batch in read)))
-        return original(base, read, **kwargs)
-
-    monkeypatch.setattr(probing, "fitted_head", watched)
-    for i, method in enumerate(({"probe_head_examples": 1024}, {})):
-        recipe = load(model, method={"name": "lora", "r": 2, "start": "aligned", **method, **Q_V})
-        make_trainer(recipe, tmp_path / str(i) / "checkpoints")
-    assert seen == [(["classifier"], recipe.task.train_size)]
-    with pytest.raises(UserError, match=r"probe_head_examples.*-1"):
-        load(model, method={"name": "lora", "start": "aligned", "probe_head_examples": -1})
-    with pytest.raises(UserError, match="probe_head_examples does not go with start: eva"):
-        load(model, method={"name": "lora", "start": "eva", "probe_head_examples": 64, **Q_V})
 
 
 def test_a_probe_of_other_data_is_not_taken(model: Path, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import pytest
 
 from aurora_lora.errors import UserError
 from aurora_lora.train import Recipe, load_recipe, recipe_files
-from aurora_lora.train.recipe import set_field
 from aurora_lora.train.recipe_files import recipes_folder
 
 WriteRecipe = Callable[..., Path]
@@ -48,15 +47,6 @@ def test_a_recipe_in_python_reads_back_as_itself(write_recipe: WriteRecipe, by_a
     assert list(values) == list(recipe.resolved())
     assert Recipe.model_validate(values) == Recipe(**values) == recipe
     assert Recipe.model_validate_json(recipe.model_dump_json(by_alias=by_alias)) == recipe
-
-
-def test_a_copy_has_no_other_fields(write_recipe: WriteRecipe) -> None:
-    recipe = load_recipe(write_recipe())
-    assert recipe.model_copy(update={"seed": 3}).seed == 3
-    with pytest.raises(ValueError, match=r"^`update`: 'model' is a property, and the field is 'base'$"):
-        recipe.model_copy(update={"model": "minilm-l6"})
-    with pytest.raises(ValueError, match=r"^`update`: 'epoch' is an unknown field; did you mean 'epochs'"):
-        recipe.training.model_copy(update={"epoch": 3})
 
 
 def test_the_model_is_a_name_or_a_section(write_recipe: WriteRecipe) -> None:
@@ -242,60 +232,7 @@ def test_names_that_look_like_something_else(write_recipe: WriteRecipe) -> None:
     assert (recipe.task.encoding, recipe.task.max_length) == (None, 16)
 
 
-@pytest.mark.parametrize(
-    "typed",
-    [
-        "training.epochs=1 # one",
-        "method.target_modules=query #2",
-        "task.train_size=#9",
-        "method={name: lora} # and no more",
-        "training={epochs: 1, # one\n batch_size: 2}",
-        'task.text="a" #2',
-        "task.text=[a, b] #2",
-    ],
-)
-def test_what_a_comment_would_lose_is_refused(typed: str, write_recipe: WriteRecipe) -> None:
-    path = write_recipe(task={"name": "classification", "data": "rows.csv"})
-    with pytest.raises(UserError) as caught:
-        load_recipe(path, [typed])
-    assert str(caught.value).startswith(f"'{typed}': what stands behind # would be left out")
-
-
-def test_a_hash_within_a_word_is_no_comment(write_recipe: WriteRecipe) -> None:
-    assert load_recipe(write_recipe(), ["method.target_modules=[a#b, 'c #d']"]).method.options["target_modules"] == [
-        "a#b",
-        "c #d",
-    ]
-
-
 COLUMN = "is not allowed: it must be the name of a column, or a list of names"
-
-
-@pytest.mark.parametrize(
-    ("task", "message"),
-    [
-        ({"text": 0}, f'task.text: 0 {COLUMN}: put 0 in quotes, "0", where that is a name'),
-        ({"text": ["a", True]}, f"task.text: ['a', True] {COLUMN}: put true in quotes"),
-        ({"data": 7}, "task.data: 7 is not allowed: it must be a valid string (in quotes it is one)"),
-    ],
-)
-def test_names_in_a_file_that_are_none_without_quotes(
-    task: dict[str, Any], message: str, write_recipe: WriteRecipe, refused: Refused
-) -> None:
-    refused(write_recipe(task={"name": "classification", "data": "rows.csv", **task}), message)
-
-
-@pytest.mark.parametrize("typed", ['task.text="A" and B', "task.text=[a", "task.text=[Comment #2, b]"])
-def test_brackets_and_quotation_marks_that_begin_a_text(typed: str, write_recipe: WriteRecipe) -> None:
-    path = write_recipe(task={"name": "classification", "data": "rows.csv"})
-    with pytest.raises(UserError, match="a text that begins with a bracket or a quotation mark stands in quotes"):
-        load_recipe(path, [typed])
-
-
-def test_a_long_value_is_not_printed_whole() -> None:
-    with pytest.raises(UserError) as caught:
-        set_field({"name": "x" * 99}, "name.a", 1)
-    assert str(caught.value) == f"'name.a': name is '{'x' * 39}, which has no fields"
 
 
 def test_yaml_is_read_by_its_version_1_2(write_recipe: WriteRecipe) -> None:
@@ -333,12 +270,6 @@ def test_bad_files(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         load_recipe(path)
     assert str(caught.value).startswith(f"{path}{message}")
-
-
-@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="/dev/zero is Linux's")
-def test_a_device_without_an_end() -> None:
-    with pytest.raises(UserError, match="/dev/zero: more than 10,000,000 bytes are no recipe"):
-        load_recipe("/dev/zero")
 
 
 def test_unreadable_files(tmp_path: Path) -> None:

@@ -11,18 +11,16 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from aurora_lora.train.step_callbacks import Clock, EarlyStop
 from safetensors.torch import load_file
-from transformers import TrainerCallback, TrainerControl
+from transformers import TrainerCallback
 
 from aurora_lora.errors import UserError
-from aurora_lora.train import TrainedRun, build, load_recipe, load_run, step_callbacks, train
+from aurora_lora.train import TrainedRun, build, load_recipe, load_run, train
 from aurora_lora.train.build import load_trained_model, make_trainer
 from aurora_lora.train.evaluating import evaluate
 from aurora_lora.train.kinds import KINDS
 from aurora_lora.train.merging import merge
 from aurora_lora.train.predicting import predict
-from aurora_lora.train.trainer import own_runs
 
 WriteRecipe = Callable[..., Path]
 
@@ -85,17 +83,6 @@ def test_gradients_are_clipped_as_the_recipe_says(write_recipe: WriteRecipe, tmp
     assert trainer.args.max_grad_norm == 0.25
 
 
-def test_the_clock_stands_still_during_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = iter([0.0, 10.0, 100.0, 101.0])
-    monkeypatch.setattr(step_callbacks, "time", SimpleNamespace(perf_counter=lambda: next(now)))
-    clock, control = Clock(), TrainerControl(should_evaluate=True)
-    clock.on_epoch_begin(None, None, control)
-    clock.on_step_end(None, None, control)
-    clock.on_step_begin(None, None, control)
-    clock.on_epoch_end(None, None, control)
-    assert clock.seconds == 10 + 1
-
-
 PAPER_IN_HALF = ("method=aurora-paper", "method.target_modules=[query,value]", "training.precision=bf16")
 
 
@@ -105,12 +92,12 @@ class Scores:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
         self.left = list(values)
         kind = type(KINDS["classification"])
-        own = kind.compute_metrics
+        own = kind.metrics
 
         def next_score(*args: Any) -> dict[str, float]:
             return {**own(*args), "accuracy": self.left.pop(0) if self.left else 0.0}
 
-        monkeypatch.setattr(kind, "compute_metrics", next_score)
+        monkeypatch.setattr(kind, "metrics", next_score)
 
 
 @pytest.mark.parametrize(("interrupted", "more"), [(False, ()), (True, ()), (True, PAPER_IN_HALF)])
@@ -160,7 +147,7 @@ def test_select_by(
     def next_score(*args: Any) -> dict[str, float]:
         return {**own(*args), "accuracy": 0.97, "nll": left.pop(0) if left else 9.0}
 
-    monkeypatch.setattr(kind, "compute_metrics", next_score)
+    monkeypatch.setattr(kind, "metrics", next_score)
     seen, changes = Weights(), ["training.epochs=9", "training.patience=2", "training.select_by=nll"]
     recipe = load_recipe(write_recipe(), changes)
     if interrupted:
@@ -181,59 +168,6 @@ def test_select_by(
     changed = train(load_recipe(write_recipe(), changes[:2]), tmp_path / "as-ever").result
     assert [entry["epoch"] for entry in changed["epochs"]] == [1, 2, 3]
     assert (changed["metric"]["selected_by"]["name"], changed["metric"]["selected_by"]["epoch"]) == ("accuracy", 1)
-
-
-def test_a_run_of_a_version_without_select_by_is_the_same(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    done, _ = run_with(write_recipe(), tmp_path / "run", "training.epochs=1")
-    result, recipe = done.folder / "result.json", done.folder / "recipe.yaml"
-    values = json.loads(result.read_text())
-    assert values["recipe"]["training"].pop("select_by", "") is None
-    result.write_text(json.dumps(values))
-    recipe.write_text(recipe.read_text().replace("  select_by: null\n", ""))
-    assert "select_by" not in recipe.read_text()
-    assert load_run(done.folder).recipe.training.select_by is None
-    assert run_with(write_recipe(), done.folder, "training.epochs=1")[0].was_finished
-    with pytest.raises(UserError, match=r"differ in training\.select_by \(there None, here 'nll'\)"):
-        run_with(write_recipe(), done.folder, "training.epochs=1", "training.select_by=nll")
-
-
-@pytest.mark.parametrize(
-    ("task", "known"),
-    [
-        ({"name": "tiny-sentiment"}, "'accuracy', 'nll'"),
-        ({"name": "tiny-rating"}, "'pearson', 'mse'"),
-        # what the model writes is scored on test data alone
-        ({"name": "tiny-questions"}, "'accuracy', 'accuracy_norm', 'nll', 'nll_norm'"),
-        ({"name": "classification", "data": "rows.csv"}, "'accuracy', 'macro_f1', 'nll'"),
-        ({"name": "multi-label", "data": "rows.csv"}, "'micro_f1', 'macro_f1', 'nll'"),
-        ({"name": "chat", "data": "rows.jsonl"}, "'nll', 'perplexity', 'token_accuracy'"),
-        ({"name": "tiny-sentiment", "teacher": "run"}, "'captured'"),
-    ],
-)
-def test_select_by_is_a_metric_of_the_validation_scores(
-    write_recipe: WriteRecipe, task: dict[str, Any], known: str
-) -> None:
-    given = f"task={json.dumps(task)}"
-    for name in known.replace("'", "").split(", "):
-        assert load_recipe(write_recipe(), [given, f"training.select_by={name}"]).selected_by == name
-    with pytest.raises(UserError) as refused:
-        load_recipe(write_recipe(), [given, "training.select_by=accuracy_generated"])
-    assert str(refused.value).endswith(
-        "training.select_by: 'accuracy_generated' is no metric of the validation scores of "
-        f"{task['name']} (allowed: {known})"
-    )
-
-
-def test_early_stopping_counts_what_is_not_a_number(tmp_path: Path) -> None:
-    def over(*scores: float, greater: bool = True) -> bool:
-        args: Any = SimpleNamespace(metric_for_best_model="nll", greater_is_better=greater)
-        return EarlyStop(2).is_over(args, SimpleNamespace(log_history=[{"eval_nll": score} for score in scores]))  # type: ignore[arg-type]
-
-    assert not over(0.1)
-    assert over(0.1, 0.1, 0.1)
-    assert over(math.nan, math.nan)
-    assert not over(0.3, 0.2, math.nan, 0.1, greater=False)
-    assert over(0.1, math.nan, 0.2, greater=False)
 
 
 def test_a_logger_that_is_not_there(write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,49 +296,6 @@ def test_each_training_is_a_run_of_its_own(
     train(load_recipe(recipe, ["training.report_to=[wandb]", "training.epochs=1"]), tmp_path / "run")
     assert begun == ["tiny", "tiny-reference"]
     assert ended == [("tiny", 0), ("tiny-reference", 0)]
-
-
-@pytest.mark.parametrize(("module", "kind"), [("wandb.errors.errors", UserError), ("elsewhere", ValueError)])
-def test_a_logger_that_cannot_begin_is_said(
-    monkeypatch: pytest.MonkeyPatch, module: str, kind: type[Exception]
-) -> None:
-    """As where nobody has logged in."""
-    wandb: Any = ModuleType("wandb")
-    wandb.run = None
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
-    error = type("UsageError", (ValueError,), {"__module__": module})
-    with pytest.raises(kind, match="no API key"), own_runs(["wandb"]):
-        raise error("no API key configured.\nUse wandb login")
-
-
-def test_the_losses_of_a_run_that_goes_on(
-    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    own = build.training_arguments
-
-    def seldom(*given: Any) -> Any:
-        args = own(*given)
-        args.logging_steps = 3  # an epoch is 8 steps
-        return args
-
-    monkeypatch.setattr(build, "training_arguments", seldom)
-    recipe = load_recipe(write_recipe())
-    with pytest.raises(KeyboardInterrupt):
-        train(recipe, tmp_path / "run", make_callbacks=lambda: [tiny.Stop(10)])
-    epochs = train(recipe, tmp_path / "run").result["epochs"]
-    assert epochs == train(recipe, tmp_path / "whole").result["epochs"]
-
-
-def test_what_is_done_at_the_end_of_an_epoch_is_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr(step_callbacks, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-    clock, control, state = Clock(), TrainerControl(), SimpleNamespace(epoch=1.0)
-    clock.on_epoch_begin(None, state, control)
-    now[0] = 3.0
-    clock.on_step_end(None, state, control)
-    now[0] = 50.0
-    clock.on_epoch_end(None, state, control)
-    assert clock.seconds == 3.0
 
 
 STORED = {"quant_method": "mxfp4"}

@@ -9,7 +9,6 @@ import tiny
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import TrainerCallback
 
 from aurora_lora import files
 from aurora_lora.errors import UserError
@@ -66,33 +65,6 @@ def base_layers(model: torch.nn.Module) -> dict[str, Any]:
     return {path.removeprefix("base_model.model.").removesuffix(".base_layer"): m for path, m in found.items()}
 
 
-def test_only_the_end_of_an_epoch_is_kept(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    """Training may stop on its way through one."""
-    stops = {**TRAINING, "epochs": 3, "eval_every": 2, "patience": 1, "learning_rate": 1e-30}
-    result = train(load_recipe(write_recipe(training=stops)), tmp_path / "run").result
-    assert [each["step"] for each in result["epochs"]] == [2, 4]  # an epoch is 4 steps
-    assert list(saved_updates(tmp_path / "run" / "updates")) == [0, 1]
-    stops["eval_every"] = 3
-    train(load_recipe(write_recipe(training=stops)), tmp_path / "other")
-    found = saved_updates(tmp_path / "other" / "updates")
-    assert list(found) == [0, 1]
-    with safe_open(found[1], "pt") as file:
-        assert file.metadata() == {"step": "4"}
-
-
-def test_an_update_comes_before_the_checkpoint_of_its_epoch(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    """So that a run that is killed between the two has it."""
-    recipe = load_recipe(write_recipe(training={**TRAINING, "eval_every": 4}))
-    written: list[bool] = []
-
-    class Look(TrainerCallback):
-        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            written.append((tmp_path / "run" / "updates" / f"epoch-{len(written) + 1:03d}.safetensors").exists())
-
-    train(recipe, tmp_path / "run", make_callbacks=lambda: [Look()])
-    assert written == [True, True]
-
-
 @pytest.mark.parametrize("step", [2, 5])  # before the first checkpoint, and after it
 def test_a_run_that_goes_on_has_the_same_updates(write_recipe: WriteRecipe, tmp_path: Path, step: int) -> None:
     recipe = load_recipe(write_recipe(training=TRAINING))
@@ -129,18 +101,6 @@ def test_killed_on_the_way(
     assert {path.name: path.read_bytes() for path in (tmp_path / "run" / "updates").iterdir()} == expected
 
 
-def test_it_changes_nothing_of_the_training(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    training = {**TRAINING, "eval_every": 3}  # epochs that end without an evaluation are calibrated for the file
-    saving = load_recipe(write_recipe(training=training))
-    plain = load_recipe(write_recipe(training={**training, "save_updates": False}))
-    for recipe, name in ((saving, "saving"), (plain, "plain")):
-        train(recipe, tmp_path / name)
-    assert len(saved_updates(tmp_path / "saving" / "updates")) == 3
-    assert not (tmp_path / "plain" / "updates").exists()
-    weights = [tmp_path / name / "adapter" / "adapter_model.safetensors" for name in ("saving", "plain")]
-    assert weights[0].read_bytes() == weights[1].read_bytes()
-
-
 def test_an_epoch_without_an_evaluation_is_calibrated_with_the_recipes_ridge(
     write_recipe: WriteRecipe, tmp_path: Path
 ) -> None:
@@ -161,9 +121,3 @@ def test_methods_without_such_an_update_are_refused(write_recipe: WriteRecipe, t
         recipe = load_recipe(write_recipe(method=method, training=TRAINING))
         with pytest.raises(UserError, match=f"training.save_updates: not with {name}: it has no low-rank update"):
             train(recipe, tmp_path / name)
-
-
-def test_the_reference_keeps_none(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    recipe = load_recipe(write_recipe(training=TRAINING, reference={"method": "linear-probe"}))
-    train(recipe, tmp_path / "run")
-    assert not (tmp_path / "run" / "reference" / "updates").exists()

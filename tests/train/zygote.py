@@ -22,7 +22,7 @@ import torch
 
 import forks
 from aurora_lora import cli
-from aurora_lora.train import evaluating, merging, predicting, run, step_callbacks  # noqa: F401 (what the commands import)
+from aurora_lora.train import evaluating, merging, predicting, run, trainer  # noqa: F401 (what the commands import)
 from aurora_lora.train.progress import quiet_libraries
 
 WRITING = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
@@ -49,7 +49,7 @@ def count_events(order: forks.Order, answer: forks.Order) -> None:
 
 def terminate_in(step: int) -> None:
     """SIGTERM, once in a step; a second one as well, as some schedulers send it."""
-    begun = step_callbacks.Clock.on_step_begin
+    begun = trainer.WholeCheckpoints.on_step_begin
 
     def on_step_begin(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         begun(self, args, state, control, **kwargs)
@@ -57,7 +57,7 @@ def terminate_in(step: int) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
 
-    step_callbacks.Clock.on_step_begin = on_step_begin  # type: ignore[method-assign]
+    trainer.WholeCheckpoints.on_step_begin = on_step_begin  # type: ignore[method-assign]
 
 
 def command(order: forks.Order, answer: forks.Order) -> None:

@@ -111,7 +111,7 @@ def make_trainer(
     if adapter is not None and scored is None:
         check_data(adapter.parent, data)
     data = kind.targets(data, recipe)
-    options = arguments(recipe, checkpoints, len(data.splits.get("train", ())) or 1)
+    options = arguments(recipe, checkpoints, len(data.splits["train"]) if adapter is None else 0)
     set_seed(recipe.seed)  # the head and the adapter start at random
     base = base_for(recipe, processor, data.labels)
     if (longest := longest_text(recipe.task.max_length, processor)) is not None:
@@ -126,7 +126,7 @@ def make_trainer(
         if (finished := read_result(adapter.parent)) is not None:
             warn_of_another_commit(adapter.parent, finished, commit_of(base))
         model = make_model(recipe, base, adapter)
-        kind.keep_exact(model)
+    kind.keep_exact(model)
     if settings.gradient_checkpointing:
         checkpoint_activations(model)
     # Of the body's own weights, trained without a PEFT adapter, the task may use only some, no text reaches the part of

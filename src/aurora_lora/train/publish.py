@@ -18,6 +18,7 @@ from .. import files, folders
 from ..errors import RunLockedError, UserError, one_line
 from ..files import file_digest, plain_write_errors
 from ..locks import held
+from ..methods.pissa_milora import START_FILE
 from ..tuner.peft_names import CONFIG_NAME
 from .recipe import RunRecipe, check_same_recipe, validate_as
 from .recipe_files import dump, read
@@ -159,7 +160,16 @@ def finish(folder: Path, result: dict[str, Any], save: Callable[[Path], None]) -
         save(adapter)
     result["adapter_sha256"] = adapter_digests(folder)
     files.write_json(folder / RESULT, result)
-    folders.remove(folder / CHECKPOINTS)
+    remove_checkpoints(folder / CHECKPOINTS)
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove the checkpoints of a finished run, and the folder that they are in unless it holds something else."""
+    folders.clear_leftovers(folder)
+    keep_only(folder, ())
+    folders.remove(folder / START_FILE)
+    with suppress(OSError):  # not empty, or not there
+        folder.rmdir()
 
 
 def adapter_digests(folder: Path) -> dict[str, str]:
@@ -276,7 +286,7 @@ def write_recipe(folder: Path, recipe: RunRecipe) -> None:
     if (folder / RESULT).exists() or (path.exists() and path.read_text(encoding="utf-8") == text):
         return
     if not is_begun(folder):
-        for name in (PROBE, CHECKPOINTS, UPDATES):  # of the recipe before, which made nothing else
+        for name in (PROBE, Path(CHECKPOINTS, START_FILE)):  # of the recipe before, which made nothing else
             folders.remove(folder / name)
     files.write_text(path, text)
 

@@ -41,6 +41,7 @@ from .publish import (
     last_intact,
     open_run,
     prepare,
+    remove_checkpoints,
     write_lora,
 )
 from .recipe import Recipe, divide, load_recipe
@@ -119,6 +120,7 @@ def _train(recipe: Recipe, folder: Path, make_callbacks: MakeCallbacks) -> tuple
     checkpoints, bars = folder / CHECKPOINTS, make_callbacks()
     finished = on_main(lambda: read_result(folder))
     if finished is not None:
+        on_main(lambda: remove_checkpoints(checkpoints))  # which a kill after the writing of the result has left
         on_main(lambda: check_files(folder, recipe.task))
         more = lacking(finished, recipe)
         return (_score_more(recipe, folder, finished, more, bars), False) if more else (finished, True)

@@ -55,7 +55,7 @@ def arguments(recipe: Recipe, checkpoints: Path, examples: int) -> dict[str, Any
     Args:
         recipe: what to train.
         checkpoints: folder of the checkpoints.
-        examples: in the training split.
+        examples: in the training split; 0 where nothing is trained.
 
     Raises:
         UserError: a precision that this machine cannot compute in, or a step that cannot be divided among processes.
@@ -63,13 +63,13 @@ def arguments(recipe: Recipe, checkpoints: Path, examples: int) -> dict[str, Any
     wanted = recipe.training
     has_accelerator = torch.accelerator.is_available()
     check_precision(wanted.precision)
-    share = divide(wanted, state().num_processes)
+    share = divide(wanted, state().num_processes if examples else 1)
     steps = steps_of_an_epoch(wanted, examples) * wanted.epochs
     every = None if wanted.eval_every == "epoch" else wanted.eval_every
     # `accelerate launch` gives every process the precision of its own configuration, which counts where this is fp32
     os.environ["ACCELERATE_MIXED_PRECISION"] = "no" if wanted.precision == "fp32" else wanted.precision
     # not all of the steps: the rate of the first one is 0, and a run of a single step would learn nothing
-    warmup = min(math.ceil(wanted.warmup_ratio * steps), steps - 1)
+    warmup = max(0, min(math.ceil(wanted.warmup_ratio * steps), steps - 1))
     return {
         "output_dir": str(checkpoints),
         "per_device_train_batch_size": share.batch_size,
