@@ -5,7 +5,7 @@ import re
 
 from rich.console import Console
 
-from aurora_lora.text_table import LONGEST_NAME, TextTable, column_widths, printable
+from aurora_lora.text_table import LONGEST_NAME, TextTable, printable
 
 
 def shown(first: str, width: int = 60) -> str:
@@ -67,16 +67,6 @@ def test_no_cell_is_cut_while_another_can_be_broken() -> None:
 def test_a_cell_of_a_document_is_one_line_and_no_column_more() -> None:
     table = TextTable("", ["", "a | b"], [["one\n    two", "int | str"]], note="n | m", align="l")
     assert table.markdown() == "|  | a \\| b |\n|---|---|\n| one two | int \\| str |\n\nn | m"
-
-
-def test_a_cell_of_several_lines_is_as_wide_as_its_longest() -> None:
-    columns = [["question", "short\na longer line"], ["score", "1.0"]]
-    assert column_widths(columns, 40) == [len("a longer line"), len("score")]
-
-
-def test_headings_of_numbers_are_broken_before_texts() -> None:
-    columns = [["question", "one of some length"], ["accuracy %, difference", "+1.0"]]
-    assert column_widths(columns, 30) == [18, 12]
 
 
 def test_a_cell_does_not_control_the_terminal() -> None:

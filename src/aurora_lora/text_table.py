@@ -13,56 +13,7 @@ if TYPE_CHECKING:
 
 
 LONGEST_NAME = 40
-"""Letters of a first column of names, not of questions: it is the last to be broken into lines."""
-
-
-def column_widths(columns: Sequence[Sequence[str]], room: int, align: str = "lr") -> list[int]:
-    """Letters of each column: those of its longest cell, where that fits.
-
-    Where it does not, the headings of numbers and values are broken at spaces, then texts, then the names in the first
-    column; only where the room is less than `least_widths` also values, and at last numbers.
-
-    Args:
-        columns: the heading, and the cells.
-        room: letters of all columns together.
-        align: as of a `TextTable`.
-    """
-    widths = [max(map(_length, column)) for column in columns]
-    words, cells = _longest(columns)
-    least = least_widths(columns, align)
-    name = cells[0] if cells[0] <= LONGEST_NAME else words[0]
-    letters = _letters(align, len(columns))
-    values = [word if letter == "v" else one for letter, word, one in zip(letters, words, least, strict=True)]
-    headings = [whole if letter == "l" else one for letter, whole, one in zip(letters, widths, least, strict=True)]
-    for bounds in (headings, [max(name, least[0]), *least[1:]], least, values, words):
-        while sum(widths) > room and (wide := [n for n, width in enumerate(widths) if width > bounds[n]]):
-            widths[max(wide, key=widths.__getitem__)] -= 1
-    return widths
-
-
-def least_widths(columns: Sequence[Sequence[str]], align: str = "lr") -> list[int]:
-    """Letters of each column that break texts and headings at every space, and no number and no value.
-
-    Args:
-        columns: the heading, and the cells.
-        align: as of a `TextTable`.
-    """
-    letters = _letters(align, len(columns))
-    return [word if letter == "l" else cell for letter, word, cell in zip(letters, *_longest(columns), strict=True)]
-
-
-def _longest(columns: Sequence[Sequence[str]]) -> tuple[list[int], list[int]]:
-    """Letters of the longest word of each column, and of its longest cell, whose heading may be broken."""
-    words = [max((len(word) for cell in column for word in cell.split()), default=0) for column in columns]
-    return words, [max(word, *map(_length, column[1:]), 0) for word, column in zip(words, columns, strict=True)]
-
-
-def _length(cell: str) -> int:
-    return max(map(len, cell.split("\n")))
-
-
-def _letters(align: str, count: int) -> str:
-    return align.ljust(count, align[-1])[:count]
+"""Letters of a first column of names, not of questions: one that is not broken."""
 
 
 def printable(text: str) -> str:
@@ -80,7 +31,8 @@ class TextTable:
         rows: cells, as many as there are headers.
         note: below it.
         align: a letter for each column, the last one for all that follow too: `"l"`, texts, at the left; `"v"`,
-            values, at the left, broken only where numbers nearly are; `"r"`, numbers, at the right.
+            values, at the left; `"r"`, numbers, at the right. Values, numbers and names in the first column are not
+            broken into lines where there is room for that.
     """
 
     title: str
@@ -91,11 +43,18 @@ class TextTable:
 
     @property
     def _letters(self) -> str:
-        return _letters(self.align, len(self.headers))
+        return self.align.ljust(len(self.headers), self.align[-1])[: len(self.headers)]
 
-    @property
-    def _columns(self) -> list[Sequence[str]]:
-        return [*zip(self.headers, *self.rows, strict=True)]
+    def _widths(self, unbroken: str) -> list[int]:
+        """Letters that each column needs, where the cells of columns of some letters, and names, are not broken."""
+        found: list[int] = []
+        for column, letter in zip(zip(self.headers, *self.rows, strict=True), self._letters, strict=True):
+            lines = [line for text in column[1:] for line in text.split("\n")]
+            cell = max(map(len, lines), default=0)
+            word = max((len(word) for text in (column[0], *lines) for word in text.split()), default=0)
+            is_name = not found and "l" in unbroken and cell <= LONGEST_NAME
+            found.append(max(cell, word) if is_name or (letter in unbroken and letter != "l") else word)
+        return found
 
     @property
     def _between(self) -> int:
@@ -105,10 +64,10 @@ class TextTable:
     @property
     def least_width(self) -> int:
         """Letters of a line in a terminal that break no number and no value."""
-        return sum(least_widths(self._columns, self.align)) + self._between
+        return sum(self._widths("vr")) + self._between
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
-        """The table for the terminal."""
+        """The table for the terminal; where it is narrow, names are broken first, then values, numbers last."""
         from rich import box
         from rich.table import Table
 
@@ -116,9 +75,13 @@ class TextTable:
         table = Table(title=self.title, caption=caption, title_justify="left", caption_justify="left")
         table.box, table.padding = box.SIMPLE_HEAD, (0, 1, 0, 0)
         table.title_style, table.caption_style = "bold", ""
-        widths = column_widths(self._columns, options.max_width - self._between, self.align)
-        for header, letter, width in zip(self.headers, self._letters, widths, strict=True):
-            table.add_column(header, justify="right" if letter == "r" else "left", width=width)
+        room = options.max_width - self._between
+        choices = [self._widths(unbroken) for unbroken in ("lvr", "vr", "r", "")]
+        widths = next((some for some in choices if sum(some) <= room), choices[-1])
+        words = self._widths("")  # columns that need no more can be made narrower by rich
+        for header, letter, width, word in zip(self.headers, self._letters, widths, words, strict=True):
+            fixed = width if width > word or letter == "r" else None
+            table.add_column(header, justify="right" if letter == "r" else "left", width=fixed, overflow="fold")
         for row in self.rows:
             table.add_row(*map(printable, row))
         yield table

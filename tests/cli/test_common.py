@@ -1,29 +1,28 @@
-"""Errors of the commands: too little GPU memory in one line, others as they are."""
+"""Errors, warnings and tables of the commands, and their help."""
 
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
 import typer
 from accelerate import PartialState
+from typer.main import get_command
+from typer.testing import CliRunner
 
-from aurora_lora.cli import printing
-from aurora_lora.cli.common import plain_errors
+from aurora_lora import cli
+from aurora_lora.cli.common import plain_errors, plain_warnings
 from aurora_lora.errors import UserError
 from aurora_lora.machine import launched_as_main
 
 FULL = (
-    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 15.77 GiB of which 1.06 GiB is "
-    "free. Including non-PyTorch memory, this process has 14.70 GiB memory in use. Of the allocated memory 14.2 GiB is "
-    "allocated by PyTorch.\nSee documentation for Memory Management."
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 15.77 GiB.\n"
+    "See documentation for Memory Management."
 )
-SAID = (
-    "out of GPU memory: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 15.77 GiB of "
-    "which 1.06 GiB is free: "
-)
+COMMANDS = sorted(get_command(cli.app).commands)  # type: ignore[attr-defined]
 
 
 @pytest.fixture(autouse=True)
@@ -32,10 +31,9 @@ def not_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PartialState, "_shared_state", {})
 
 
-def runs_out(name: str, wrapped: bool) -> Callable[[], None]:
-    """A command that finds too little memory, and the library has made an error of its own of that, or not."""
-
-    def command() -> None:
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_too_little_gpu_memory_is_one_line(capsys: pytest.CaptureFixture[str], wrapped: bool) -> None:
+    def train() -> None:
         try:
             raise torch.OutOfMemoryError(FULL)
         except torch.OutOfMemoryError as error:
@@ -43,60 +41,21 @@ def runs_out(name: str, wrapped: bool) -> Callable[[], None]:
                 raise UserError("the model cannot be used: CUDA out of memory") from error
             raise
 
-    command.__name__ = name
-    return plain_errors(command)
-
-
-@pytest.mark.parametrize("wrapped", [False, True])
-@pytest.mark.parametrize(
-    ("command", "advice"),
-    [
-        (
-            "train",
-            r"halve training\.batch_size and double training\.gradient_accumulation_steps; .*=nf4; or lower",
-        ),
-        ("sweep", r"halve training\.batch_size .*--dry-run` says what fits"),
-        ("predict", "take less with a smaller --batch-size or --dtype bfloat16"),
-        ("chat", "take less with --dtype bfloat16 or a smaller --max-new-tokens"),
-        (
-            "evaluate",
-            r"end other programs that use the GPU, or compute without it: CUDA_VISIBLE_DEVICES= aurora \.\.\.",
-        ),
-    ],
-)
-def test_too_little_gpu_memory_is_one_line(
-    capsys: pytest.CaptureFixture[str], command: str, advice: str, wrapped: bool
-) -> None:
     with pytest.raises(typer.Exit) as left:
-        runs_out(command, wrapped)()
+        plain_errors(train)()
     assert left.value.exit_code == 2
     said = capsys.readouterr()
     assert (said.out, said.err.count("\n")) == ("", 1)
-    assert said.err.startswith(SAID)
-    assert re.match(advice, said.err.removeprefix(SAID))
-
-
-def test_any_process_says_that_it_has_too_little(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The first one, which says all else, may have enough."""
-    monkeypatch.setenv("RANK", "1")
-    with pytest.raises(typer.Exit):
-        runs_out("train", False)()
-    assert capsys.readouterr().err.startswith(SAID)
+    assert said.err.startswith("out of GPU memory: CUDA out of memory: take a smaller training.batch_size ")
 
 
 @pytest.mark.parametrize(
     ("ranks", "said"),
     [
         ({}, "no such model\n"),
-        ({"RANK": "0", "LOCAL_RANK": "0"}, "no such model\n"),
         ({"RANK": "1", "LOCAL_RANK": "1"}, ""),
         ({"RANK": "8", "LOCAL_RANK": "0"}, "process 8: no such model\n"),
-        ({"RANK": "9", "LOCAL_RANK": "1"}, ""),
-        ({"PMI_RANK": "4", "MPI_LOCALRANKID": "0"}, "process 4: no such model\n"),
         ({"OMPI_COMM_WORLD_RANK": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}, "process 4: no such model\n"),
-        ({"RANK": "1"}, ""),
     ],
 )
 def test_each_machine_says_once_why_a_command_ends(
@@ -115,29 +74,9 @@ def test_each_machine_says_once_why_a_command_ends(
     assert capsys.readouterr().err == said
 
 
-def test_torchrun_has_ended_a_process_by_then_or_it_alone_has_failed(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The first one of a machine ends at once, and with it the others there."""
-    waited: list[float] = []
-    monkeypatch.setattr(printing.time, "sleep", waited.append)
-    for name, value in {"RANK": "3", "LOCAL_RANK": "3", "TORCHELASTIC_RUN_ID": "none"}.items():
-        monkeypatch.setenv(name, value)
-    printing.fail("no space left")
-    assert waited == [printing.ALONE + 3]
-    assert capsys.readouterr().err == "process 3: no space left\n"
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    printing.fail("no space left")
-    assert len(waited) == 1
-    monkeypatch.setenv("RANK", "0")
-    printing.fail("no space left")
-    assert capsys.readouterr().err == "process 3: no space left\nno space left\n"
-
-
 def test_one_that_a_scheduler_has_started_alone_is_the_main_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU each, in trainings of their own: Accelerate then does not join them, whatever MPI's variables say."""
     monkeypatch.setenv("PMI_RANK", "1")
-    monkeypatch.setattr(PartialState, "_shared_state", {})
     assert not launched_as_main()
     monkeypatch.setattr(PartialState, "_shared_state", {"process_index": 0})
     monkeypatch.setattr(PartialState, "__init__", lambda self: None)
@@ -145,12 +84,9 @@ def test_one_that_a_scheduler_has_started_alone_is_the_main_one(monkeypatch: pyt
     assert launched_as_main()
 
 
-def test_other_errors_are_raised_as_they_are() -> None:
+def test_a_defect_is_raised_as_it_is() -> None:
     def command() -> None:
-        try:
-            raise torch.OutOfMemoryError(FULL)
-        except torch.OutOfMemoryError:
-            raise RuntimeError("a bug") from None
+        raise RuntimeError("a bug")
 
     with pytest.raises(RuntimeError, match="a bug"):
         plain_errors(command)()
@@ -163,15 +99,38 @@ from aurora_lora.cli import common
 from aurora_lora.errors import UserError
 
 def command():
-    raise {error}
+    raise UserError('no')
 
 try:
     common.plain_errors(command)()
 except BaseException as error:
     print(type(error).__name__, "torch" in sys.modules)
 """
-    for error, raised in (("UserError('no')", "Exit"), ("RuntimeError('no')", "RuntimeError")):
-        done = subprocess.run(
-            [sys.executable, "-c", code.format(error=error)], capture_output=True, text=True, check=True
-        )
-        assert done.stdout.split() == [raised, "False"]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["Exit", "False"]
+
+
+def test_the_command_prints_a_warning_of_this_package_as_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    plain_warnings()
+    ours = str(Path(cli.__file__).parents[1] / "deploy" / "gap.py")
+    assert warnings.formatwarning("one [line]", UserWarning, ours, 3) == "aurora: warning: one [line]\n"
+    assert "elsewhere.py:3" in warnings.formatwarning("one", UserWarning, "elsewhere.py", 3)
+
+
+def test_help_fits_80_columns_and_usage_has_arguments_as_they_are_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def shown(command: str) -> str:
+        return CliRunner().invoke(cli.app, [command, "--help"], prog_name="aurora").stdout
+
+    for command in COMMANDS:
+        text = shown(command)
+        assert max(map(len, text.splitlines())) <= 80
+        assert "…" not in text
+    usage = {command: re.search(r"Usage: aurora (.*?) *\n", shown(command)) for command in ("train", "report", "list")}
+    assert [found and found[1] for found in usage.values()] == [
+        "train [OPTIONS] RECIPE [KEY=VALUE]...",
+        "report [OPTIONS] RUNS...",
+        "list [OPTIONS] WHAT [NAME]",
+    ]

@@ -5,15 +5,13 @@ from __future__ import annotations
 from typing import Annotated
 
 from aurora_lora._version import __version__
-from aurora_lora.cli.common import PlainGroup, plain_errors
-from aurora_lora.cli.help import Command
-from aurora_lora.cli.printing import plain_warnings
+from aurora_lora.cli.common import Command, PlainGroup, plain_errors, plain_warnings
 from aurora_lora.import_noise import drop_import_noise
 
 # isort: split
 import typer
 
-from aurora_lora.cli import chat, deploy, experiments, lists, ranks, report, runs, train
+from aurora_lora.cli import deploy, lists, research, train, use
 
 drop_import_noise()
 app = typer.Typer(
@@ -24,10 +22,8 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-OF_RUNS = (*train.COMMANDS, *runs.COMMANDS, chat.chat, ranks.rank, *deploy.COMMANDS, report.report)
-for command in (*OF_RUNS, *experiments.COMMANDS):
+for command in (*train.COMMANDS, *use.COMMANDS, *deploy.COMMANDS, *research.COMMANDS, lists.init):
     app.command(cls=Command)(plain_errors(command))
-app.command(cls=Command)(plain_errors(lists.init))
 app.command(name="list", cls=Command)(plain_errors(lists.list_command))
 
 

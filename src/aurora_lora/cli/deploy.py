@@ -1,4 +1,4 @@
-"""Commands that lead from a trained run to a served one: merge, gap, sigma, export."""
+"""Commands that lead from a trained run to a served one: merge, gap, sigma, export, push."""
 
 from __future__ import annotations
 
@@ -7,22 +7,34 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import Json, RunFolder, quiet
-from .gap import gap
-from .measured import MeasuredInto, check_place, write_measured
-from .printing import note, print_json, stderr
+from .common import (
+    Encoding,
+    Examples,
+    FormOfRun,
+    Json,
+    MeasuredInto,
+    Overwrite,
+    RunFolder,
+    Split,
+    complain,
+    note,
+    print_json,
+    quiet,
+    stderr,
+    stdout,
+    write_measured,
+)
+
+Out = Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="A new folder.")]
+WrittenIn = Annotated[str, typer.Option("--dtype", metavar="DTYPE", help="Write it in float32, bfloat16 or float16.")]
 
 
 def merge(
     folder: RunFolder,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="A new folder for the model.")] = ...,  # type: ignore[assignment]
-    form: Annotated[
-        str | None, typer.Option("--form", metavar="FORM", help="Form to merge; by default the one that is deployed.")
-    ] = None,
-    dtype: Annotated[
-        str, typer.Option("--dtype", metavar="DTYPE", help="Write it in float32, bfloat16 or float16.")
-    ] = "float32",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another merged model in OUT.")] = False,
+    output: Out = ...,  # type: ignore[assignment]
+    form: FormOfRun = None,
+    dtype: WrittenIn = "float32",
+    overwrite: Overwrite = False,
     quantization: Annotated[
         str | None, typer.Option("--quantization", help="nf4, fp4 or int8: merge into the base in this format.")
     ] = None,
@@ -42,29 +54,18 @@ def merge(
 
     run = load_run(folder)
     quiet()
+    options: dict[str, Any] = {"dtype": dtype, "quantization": quantization, "round_by_inputs": round_by_inputs}
     with stderr().status("merging"):
-        merged = merge_run(
-            run,
-            output,
-            form=form,
-            overwrite=overwrite,
-            dtype=dtype,
-            quantization=quantization,
-            round_by_inputs=round_by_inputs,
-        )
-    written_in = quantization or (None if dtype == "float32" else dtype)
-    kind = "a plain Transformers model" + ("" if written_in is None else f" in {written_in}")
+        merged = merge_run(run, output, form=form, overwrite=overwrite, **options)
     if as_json:
-        record = {"folder": str(merged.folder), "form": merged.form, "was_there": merged.was_there}
-        if quantization is None:
-            record["dtype"] = dtype
-        else:
-            lost = None if merged.rounding is None else merged.rounding.to_dict()
-            record |= {"quantization": quantization, "round_by_inputs": round_by_inputs, "rounding": lost}
-        print_json(record)
+        lost = None if merged.rounding is None else merged.rounding.to_dict()
+        more = {"dtype": dtype} if quantization is None else {**options, "rounding": lost}
+        print_json({"folder": str(merged.folder), "form": merged.form, "was_there": merged.was_there, **more})
     elif merged.was_there:
         print(f"{merged.folder} already holds this merge ({merged.form} form)")
     else:
+        written_in = quantization or (None if dtype == "float32" else dtype)
+        kind = "a plain Transformers model" + ("" if written_in is None else f" in {written_in}")
         print(f"wrote {merged.folder}: {kind}, {merged.form} form")
         trained_on = run.recipe.base.quantization
         if trained_on is not None and quantization is None:
@@ -72,29 +73,107 @@ def merge(
         elif trained_on not in (None, quantization):
             print(f"the run was trained on a base in {trained_on}: in {quantization} the base itself is another")
         if merged.rounding is not None:
-            print(f"of what the adapter does in a layer, rounding costs {merged.rounding.summary}")
+            print(merged.rounding.summary)
 
 
-def sigma(
-    folder: RunFolder,
-    examples: Annotated[
-        int | None,
-        typer.Option("--examples", metavar="N", help="At most N inputs; by default those of the calibration."),
+def gap(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder of a finished `aurora train`, or of any adapter of PEFT.")
+    ],
+    split: Split = None,
+    examples: Examples = None,
+    merges: Annotated[
+        bool, typer.Option("--merges", help="AuroRA: also merges in the base's own dtype and in bfloat16.")
+    ] = False,
+    quantization: Annotated[
+        list[str] | None,
+        typer.Option("--quantization", metavar="FORMAT", help="Also merges in nf4, fp4 or int8; may be repeated."),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="BASE", help="For an adapter: its base model, if not the one in its config."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="FILE", help="For an adapter: texts to measure on, as in training, or .txt."),
+    ] = None,
+    column: Annotated[
+        str | None, typer.Option("--column", metavar="NAME", help="Column of FILE with the texts, by default text.")
+    ] = None,
+    encoding: Encoding = None,
     output: MeasuredInto = None,
     as_json: Json = False,
 ) -> None:
+    """Measure what a merge loses, by layer and end to end.
+
+    Writes gap.json and figures; for an adapter's folder, only with --output.
+    """
+    from aurora_lora.errors import UserError
+    from aurora_lora.files import check_writable
+    from aurora_lora.lab.report.gap_figure import GAP, gap_figure
+    from aurora_lora.lab.report.merges_figure import merges_figure
+    from aurora_lora.train.finished_run import load_run
+    from aurora_lora.train.measuring import adapter_gap
+    from aurora_lora.train.measuring import gap as measure
+    from aurora_lora.train.publish import RECIPE
+
+    is_adapter = not (folder / RECIPE).exists() and (data is not None or (folder / "adapter_config.json").is_file())
+    if is_adapter and (split is not None or merges):
+        raise UserError("--split and --merges go with a run, not with the folder of an adapter")
+    if not is_adapter and any(given is not None for given in (model, data, column, encoding)):
+        raise UserError("--model, --data, --column and --encoding go with the folder of an adapter, not with a run")
+    run = None if is_adapter else load_run(folder)
+    target = output if is_adapter else output or folder
+    if target is not None:
+        check_writable(target)
+    quiet()
+    options: dict[str, Any] = {"examples": examples, "quantizations": quantization or ()}
+    said = None
+    if run is not None:
+        split = split or run.test_sets[0]
+        with stderr().status(f"running the forms on the {split} split"):
+            report = measure(run, split=split, merges=merges or None, **options)
+        record: dict[str, Any] = {"run": str(folder), "split": split}
+        subject = run.subject
+    else:
+        if data is None:
+            raise UserError(f"{folder} is an adapter: --data FILE says on which texts its merges are measured")
+        with stderr().status(f"trying merges on {data.name}"):
+            found = adapter_gap(folder, model, data, column=column or "text", encoding=encoding, **options)
+        if found.unlabelled is not None:
+            complain(f"aurora: {found.unlabelled}")
+        report, subject = found.gap, f"{folder}, {data.name}"
+        record = {"adapter": str(folder), "model": found.model, "data": str(data)}
+        record |= {"texts": found.texts, "calibration_texts": found.calibration_texts}
+        if found.calibration_texts:
+            said = f"measured on {found.texts:,} texts; merges by inputs round by {found.calibration_texts:,} others"
+    record |= report.to_dict()
+    if not as_json:
+        for table in report.tables():
+            stdout().print(table)
+        if said:
+            print(said)
+    if target is not None:
+        drawn: dict[str, Any] = {"gap": ("layers", gap_figure), "merges": ("merges", merges_figure)}
+        figures = {name: figure for name, (part, figure) in drawn.items() if record[part]}
+        write_measured(target / GAP, record, figures, subject, as_json)
+    elif as_json:
+        print_json(record)
+
+
+def sigma(folder: RunFolder, examples: Examples = None, output: MeasuredInto = None, as_json: Json = False) -> None:
     """The learned activation of each layer, before and after training, with a histogram of its inputs.
 
     Writes sigma.json, sigma.png and sigma.svg.
     """
+    from aurora_lora.files import check_writable
     from aurora_lora.lab.report.sigma_figure import SIGMA, sigma_figure
     from aurora_lora.train.finished_run import load_run
     from aurora_lora.train.measuring import learned_activation as measure
 
     run = load_run(folder)
     target = output or folder
-    check_place(target / SIGMA, ("sigma",))
+    check_writable(target)
     quiet()
     with stderr().status("running the calibration inputs"):
         record = {"run": str(folder), **measure(run, examples=examples)}
@@ -103,16 +182,14 @@ def sigma(
 
 def export(
     folder: RunFolder,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="A new folder for the LoRA.")] = ...,  # type: ignore[assignment]
-    form: Annotated[
-        str | None, typer.Option("--form", metavar="FORM", help="Form to export; by default the one that is deployed.")
-    ] = None,
-    dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = "float32",
+    output: Out = ...,  # type: ignore[assignment]
+    form: FormOfRun = None,
+    dtype: WrittenIn = "float32",
     all_layers: Annotated[
         bool,
         typer.Option("--all-layers", help="Add zeros for layers that are not adapted, for engines that need them all."),
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in OUT.")] = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Write the adapter as a plain LoRA, exactly, for PEFT, vLLM and others, to be used without this package.
@@ -123,20 +200,22 @@ def export(
     from aurora_lora.deploy.export import beyond_lora
     from aurora_lora.errors import ArgumentError
     from aurora_lora.train.exporting import export as export_run
-    from aurora_lora.train.finished_run import load_run
+    from aurora_lora.train.finished_run import is_subject_run, load_run
 
     quiet()
     more: list[str] = []
-    if (subject := _subject_run(folder)) is not None:
-        from aurora_lora.diffusion.finished_run import export_subject
+    if is_subject_run(folder):
+        from aurora_lora.diffusion.finished_run import export_subject, load_subject_run
+        from aurora_lora.diffusion.progress import quiet as quiet_diffusers
 
+        quiet_diffusers()
         if all_layers:
             raise ArgumentError("`all_layers`: a LoRA file of diffusers is read layer by layer, and needs no others")
+        subject = load_subject_run(folder)
         written, used = export_subject(subject, output, form=form, dtype=dtype, overwrite=overwrite)
     else:
-        written, used = export_run(
-            load_run(folder), output, form=form, dtype=dtype, overwrite=overwrite, all_layers=all_layers
-        )
+        run = load_run(folder)
+        written, used = export_run(run, output, form=form, dtype=dtype, overwrite=overwrite, all_layers=all_layers)
         more = beyond_lora(written)
     if as_json:
         print_json({"folder": str(written), "form": used, "dtype": dtype})
@@ -153,11 +232,7 @@ def push(
     repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Of the repository; it is made if need be.")],
     form: Annotated[
         str | None,
-        typer.Option(
-            "--form",
-            metavar="FORM",
-            help="export: the plain LoRA, the default where there is one; adapter: as trained.",
-        ),
+        typer.Option("--form", metavar="FORM", help="export: the plain LoRA, by default; adapter: as trained."),
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="A new repository is seen by its owner alone.")] = False,
     as_json: Json = False,
@@ -177,19 +252,6 @@ def push(
         print_json({"repository": repo, "form": what, "url": address})
     else:
         print(f"pushed the {what} of {folder}: {address}")
-
-
-def _subject_run(folder: Path) -> Any:
-    """The run of subject-driven generation in a folder, or None."""
-    from aurora_lora.train.finished_run import is_subject_run
-
-    if not is_subject_run(folder):
-        return None
-    from aurora_lora.diffusion.finished_run import load_subject_run
-    from aurora_lora.diffusion.progress import quiet as quiet_diffusers
-
-    quiet_diffusers()
-    return load_subject_run(folder)
 
 
 COMMANDS = (merge, gap, sigma, export, push)

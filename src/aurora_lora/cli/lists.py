@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import textwrap
 from collections.abc import Callable, Iterator
 from itertools import groupby
@@ -10,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import Json
-from .printing import WIDTH, print_json, stdout
+from .common import WIDTH, Json, print_json, stdout
 
 if TYPE_CHECKING:
     from aurora_lora.lab.experiments.recipes import Found, RecipeKind
@@ -129,16 +129,10 @@ def _models() -> list[dict[str, Any]]:
     return [{key: getattr(model, key) for key in keys} for model in MODELS.values()]
 
 
-def _recipes() -> list[dict[str, Any]]:
+def _named(kind: RecipeKind) -> list[dict[str, Any]]:
     from aurora_lora.lab.experiments.recipes import named
 
-    return [_described(found) for found in named("recipe").values()]
-
-
-def _studies() -> list[dict[str, Any]]:
-    from aurora_lora.lab.experiments.recipes import named
-
-    return [_described(found) for found in named("study").values()]
+    return [_described(found) for found in named(kind).values()]
 
 
 def _described(found: Found) -> dict[str, Any]:
@@ -170,7 +164,7 @@ _LISTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "tasks": _tasks,
     "methods": _methods,
     "models": _models,
-    "recipes": _recipes,
+    "recipes": functools.partial(_named, "recipe"),
     "suites": _suites,
-    "studies": _studies,
+    "studies": functools.partial(_named, "study"),
 }

@@ -1,4 +1,4 @@
-"""Commands that train: train, pretrain."""
+"""Commands on a recipe: train, pretrain, rank."""
 
 from __future__ import annotations
 
@@ -6,33 +6,43 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Table
 
-from aurora_lora.errors import UserError
+from aurora_lora.errors import UserError, abridged, counted
 from aurora_lora.machine import launched_as_main
 
-from .common import Json, RecipeName, Stages, importing, make_models, progress_bars, quiet
-from .dry_run import show
-from .help import UsageError
-from .printing import note, print_json, stderr, stdout
+from .common import (
+    Json,
+    Overrides,
+    RecipeName,
+    Stages,
+    UsageError,
+    complain,
+    importing,
+    make_models,
+    note,
+    print_json,
+    print_tables,
+    progress_bars,
+    quiet,
+    stderr,
+    stdout,
+    write_measured,
+)
 
 if TYPE_CHECKING:
     from aurora_lora.train.finished_run import TrainedRun
     from aurora_lora.train.progress import ProgressBar
-    from aurora_lora.train.recipe import Recipe
+    from aurora_lora.train.recipe import Recipe, RunRecipe
 
 
 def train(
     recipe: RecipeName,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe, such as training.epochs=1."),
-    ] = None,
+    overrides: Overrides = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder of the run; must be given to train.")
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check data, but no images of a subject; print size, memory, time.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the data; print size, memory and time.")] = False,
     gpu: Annotated[
         str | None, typer.Option("--gpu", metavar="NAME", help="GPU of the dry run; by default this machine.")
     ] = None,
@@ -62,22 +72,22 @@ def train(
 
         plan = load_found(found, overrides or ())
         if output is None or dry_run:
-            show(plan, output, gpu, as_json, stage)
+            _show_plan(plan, output, gpu, as_json, stage)
             return
-        run = _train(plan, output, stage) if isinstance(plan, Recipe) else None
-    if run is None:
-        _train_subject(plan, output, as_json)
-        return
+        is_subject = not isinstance(plan, Recipe)
+        run: Any = _train(plan, output, stage) if isinstance(plan, Recipe) else _train_subject(plan, output)
     if not launched_as_main():
         return
+    from aurora_lora.diffusion.summary import print_subject_run, written
     from aurora_lora.train.finished_run import print_run
 
     if as_json:
-        paths = [str(path) for path in run.written]
-        print_json({"result": run.result, "reference": run.reference, "written": paths})
+        paths = [str(path) for path in (written(run) if is_subject else run.written)]
+        print_json({"result": run.result, "reference": getattr(run, "reference", None), "written": paths})
         return
-    _note_finished(run, output)
-    print_run(stdout(), run)
+    if run.was_finished:
+        note(f"{output} holds this run, finished: nothing to train")
+    (print_subject_run if is_subject else print_run)(stdout(), run)
 
 
 def _train(plan: Recipe, output: Path, stage: Stages) -> TrainedRun:
@@ -101,32 +111,47 @@ def _train(plan: Recipe, output: Path, stage: Stages) -> TrainedRun:
         return run_recipe(plan, output, make_callbacks=make_callbacks)
 
 
-def _train_subject(plan: Any, output: Path, as_json: bool) -> None:
+def _train_subject(plan: Any, output: Path) -> Any:
     """`aurora train` for subject-driven generation."""
     from aurora_lora.diffusion.progress import Bars
     from aurora_lora.diffusion.progress import quiet as quiet_diffusers
 
     quiet_diffusers()
     from aurora_lora.diffusion.run import train_subject
-    from aurora_lora.diffusion.summary import print_subject_run, written
 
     bars = Bars(stderr())
     try:
-        run = train_subject(plan, output, bars)
+        return train_subject(plan, output, bars)
     finally:
         bars.stop()
+
+
+def _show_plan(plan: RunRecipe, output: Path | None, gpu: str | None, as_json: bool, stage: Stages) -> None:
+    """`aurora train --dry-run`: what the run of a recipe will be."""
+    quiet()
+    stage(f"loading the data of {plan.task_title}")
+    with importing():
+        from aurora_lora.data.access import why_no_access
+        from aurora_lora.lab.experiments.dry_run import dry_run, run_lines, run_rows
+        from aurora_lora.train.recipe import Recipe
+
+    if not isinstance(plan, Recipe) and (why := why_no_access(plan.model)) is not None:
+        complain(f"note: {why}")  # of a recipe whose data are loaded, it is an error
+    record = dry_run(
+        plan, gpu, output, lambda lines: complain("\n".join(f"{plan.method.name}: {one}" for one in lines))
+    )
+    stage.done()
     if not launched_as_main():
         return
     if as_json:
-        print_json({"result": run.result, "reference": None, "written": [str(path) for path in written(run)]})
+        print_json(record)
         return
-    _note_finished(run, output)
-    print_subject_run(stdout(), run)
-
-
-def _note_finished(run: Any, output: Path) -> None:
-    if run.was_finished:
-        note(f"{output} holds this run, finished: nothing to train")
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for name, value in run_rows(record):
+        table.add_row(name, value)
+    stdout().print(table)
+    for line in run_lines(record):
+        stdout().print(line)
 
 
 def pretrain(
@@ -160,4 +185,53 @@ def pretrain(
     print(f"wrote {folder}")
 
 
-COMMANDS = (train, pretrain)
+def rank(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    budget: Annotated[
+        int | None,
+        typer.Option("--budget", metavar="N", min=1, help="Weights of A and B to share out. Default: the recipe's."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Folder for ranks.json, ranks.png and ranks.svg."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Where an adapter's weights would do most: ranks by the loss's gradient, before any training.
+
+    One probing pass over training examples, then tables of the gradient's spectrum and of what the budget buys, and the
+    method as YAML, for a recipe. `method: {budget: N}` in a recipe does the same within its run, where `target_modules`
+    limits what the budget is spent on; `--budget` looks at all linear layers, unless the recipe has a budget itself.
+    """
+    from aurora_lora.files import check_writable
+    from aurora_lora.lab.experiments.recipe_kinds import load_any
+    from aurora_lora.lab.report.ranks_figure import RANKS, ranks_figure, ranks_tables
+    from aurora_lora.train import recipe_files
+    from aurora_lora.train.recipe import Recipe
+
+    plan = load_any(recipe, overrides or ())
+    if not isinstance(plan, Recipe):
+        raise UserError("task.name: rank needs a task with labels, not subject-driven generation")
+    if output is not None:
+        check_writable(output)
+    quiet()
+    make_models([plan.model])
+    from aurora_lora.train.ranking import ranking
+
+    with stderr().status("probing"):
+        record = ranking(plan, budget)
+    if record["left_out"]:
+        note(f"method.{', method.'.join(record['left_out'])}: left out, the budget decides on modules and ranks")
+    if without := record["without_gradient"]:
+        note(f"{counted(len(without), 'layer')} got no gradient, and so no rank: {abridged(without, 3)}")
+    if output is not None:
+        write_measured(output / RANKS, record, {"ranks": ranks_figure}, f"{plan.task.name}, {plan.model}", as_json)
+    elif as_json:
+        print_json(record)
+    if not as_json:
+        print_tables(ranks_tables(record))
+        print(recipe_files.dump({"method": record["method"]}), end="")
+
+
+COMMANDS = (train, pretrain, rank)

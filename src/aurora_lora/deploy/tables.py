@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.table import Table
 
 from ..files import NOT_FINITE
-from ..text_table import column_widths
 
 WIDTH = 80
 """The width of a table, in columns of a terminal."""
@@ -56,9 +55,12 @@ def table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], no
     """A table whose numbers have the room that they need, and the names in the first column what that leaves."""
     made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     made.caption = f"{note}\n" if note else " "  # an empty line before what follows
-    room = WIDTH - len(headings) + 1  # a space between columns
-    names, *numbers = column_widths([*zip(headings, *rows, strict=True)], room)
-    names = max(8, min(names, room - sum(numbers)))
+    columns = [[row[number] for row in rows] for number in range(len(headings))]
+    numbers = [max(map(len, [*heading.split(), *column])) for heading, column in zip(headings, columns, strict=True)][
+        1:
+    ]
+    room = WIDTH - sum(numbers) - len(numbers)  # a space between columns
+    names = max(8, min(room, max(map(len, [headings[0], *columns[0]]))))
     made.add_column(headings[0], overflow="fold", width=names)
     for heading, width in zip(headings[1:], numbers, strict=True):
         made.add_column(heading, justify="right", width=width)

@@ -11,7 +11,7 @@ from rich.table import Table
 from ..data.metrics import Metric, in_order, metric_named
 from ..errors import counted
 from ..forms import MERGED, form_named
-from ..text_table import TextTable, column_widths
+from ..text_table import TextTable
 from .results import Result, Scores, chance_of, most_frequent_of, test_sets
 
 MOST_LONG = 3
@@ -80,14 +80,11 @@ def run_table(result: Result, reference: Result | None) -> TextTable:
 
 def shown_table(title: str, table: TextTable, width: int = 80) -> Table:
     """A table of scores for a terminal. Where it is too wide, headings are broken at their spaces."""
-    columns = [*zip(table.headers, *table.rows, strict=True)]
-    for spaces in (1, 0):  # without spaces beside the borders, no name need be broken
-        widths = column_widths(columns, width - (1 + 2 * spaces) * len(columns) - 1)
-        if widths[0] >= max(map(len, columns[0])):
-            break
+    least = [max(map(len, column)) for column in zip(*table.rows, strict=True)]
+    spaces = int(sum(least) + 3 * len(least) + 1 <= width)  # without spaces beside the borders, no name need be broken
     shown = Table(title=title, title_justify="left", padding=(0, spaces))
-    for number, (header, width) in enumerate(zip(table.headers, widths, strict=True)):
-        shown.add_column(header, justify="right" if number else "left", width=width)
+    for number, (header, letters) in enumerate(zip(table.headers, least, strict=True)):
+        shown.add_column(header, justify="right" if number else "left", min_width=letters)
     for name, *values in table.rows:
         shown.add_row(name, *values, style="bold" if name.endswith("deployed") else None)
     return shown

@@ -107,7 +107,7 @@ def test_a_study(write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     out = tmp_path / "runs" / "studies" / "tiny"
     made: list[list[str]] = []
-    monkeypatch.setattr("aurora_lora.cli.experiments.make_models", made.append)
+    monkeypatch.setattr("aurora_lora.cli.research.make_models", made.append)
     done = CliRunner().invoke(cli.app, ["sweep", str(path), "--json"])
     assert done.exit_code == 0, done.output
     summary = json.loads(done.stdout)
@@ -294,7 +294,7 @@ def sweep_command(
 ) -> tuple[Result, dict[str, Any]]:
     """`aurora sweep --json` whose runs are done by a function, and its answer."""
     monkeypatch.setattr("aurora_lora.lab.experiments.engines.make_engine", lambda *_: InProcess(run))
-    monkeypatch.setattr("aurora_lora.cli.experiments.make_models", lambda models: None)
+    monkeypatch.setattr("aurora_lora.cli.research.make_models", lambda models: None)
     done = CliRunner().invoke(cli.app, ["sweep", str(path), "-o", str(out), "--json"])
     return done, json.loads(done.stdout)
 

@@ -1,10 +1,12 @@
-"""Commands that use what was trained: evaluate, generate, predict."""
+"""Commands that use what was trained: evaluate, generate, predict, chat."""
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -14,19 +16,32 @@ from aurora_lora.machine import launched_as_main
 from aurora_lora.text_table import printable
 from aurora_lora.train.defaults import BATCH_SIZE
 
-from .common import Encoding, FormOfRun, Json, LoadedIn, Model, RunFolder, Split, progress_bars, quiet
-from .printing import complain, note, print_json, stderr, stdout
+from .common import (
+    Encoding,
+    FormOfRun,
+    Json,
+    LoadedIn,
+    Model,
+    Overwrite,
+    RunFolder,
+    Split,
+    complain,
+    note,
+    print_json,
+    progress_bars,
+    quiet,
+    stderr,
+    stdout,
+)
 
 if TYPE_CHECKING:
-    from aurora_lora.train.finished_run import TrainedRun
     from aurora_lora.train.predicting import Predictor
 
 
 def evaluate(
     folder: RunFolder,
     form: Annotated[
-        str | None,
-        typer.Option("--form", metavar="FORM", help="One form only: of AuroRA dynamic, static or calibrated."),
+        str | None, typer.Option("--form", metavar="FORM", help="One form only: dynamic, static or calibrated.")
     ] = None,
     split: Split = None,
     data: Annotated[
@@ -43,7 +58,9 @@ def evaluate(
     trained on. Nothing is written.
     """
     from aurora_lora.train.evaluating import evaluate as score
+    from aurora_lora.train.evaluating import evaluate_file
     from aurora_lora.train.finished_run import load_run
+    from aurora_lora.train.score_tables import print_scores
 
     if data is not None and split is not None:
         raise UserError("--split goes without --data: all examples of FILE are scored")
@@ -51,54 +68,35 @@ def evaluate(
         raise UserError("--encoding goes with --data FILE")
     run = load_run(folder)
     quiet()
-    if data is not None:
-        _evaluate_file(run, data, form, encoding, as_json)
-        return
     with progress_bars() as bar:
-        scores = score(run, forms=form, split=split, callbacks=[bar("scoring")])
+        if data is None:
+            scores = score(run, forms=form, split=split, callbacks=[bar("scoring")])
+            shown = split or ", ".join(run.test_sets)
+            record: dict[str, Any] = {"split": shown}
+            title, notes = f"{run.task.name}: {shown}", list[str]()
+        else:
+            scored = evaluate_file(run, data, forms=form, encoding=encoding, callbacks=[bar("scoring")])
+            scores, notes = scored.by_form, list(scored.notes)
+            record = {"data": scored.name, "rows": scored.rows}
+            record |= {"in_training": scored.in_training, "examples": scored.examples}
+            title = f"{run.task.name}: {scored.name}, {scored.examples:,} examples"
+    for line in notes:
+        complain(f"aurora: {line}")
     if as_json and launched_as_main():
-        print_json({"folder": str(folder), "split": split or ", ".join(run.test_sets), "by_form": scores})
+        print_json({"folder": str(folder), **record, "by_form": scores})
     elif launched_as_main():
-        from aurora_lora.train.score_tables import print_scores
-
-        title = f"{run.task.name}: {split or ', '.join(run.test_sets)}"
         print_scores(stdout(), title, run.recipe.method.name, scores, run.deployed_form)
-
-
-def _evaluate_file(run: TrainedRun, data: str, form: str | None, encoding: str | None, as_json: bool) -> None:
-    """`aurora evaluate --data`."""
-    from aurora_lora.train.evaluating import evaluate_file
-
-    with progress_bars() as bar:
-        scored = evaluate_file(run, data, forms=form, encoding=encoding, callbacks=[bar("scoring")])
-    if not launched_as_main():
-        return
-    for line in scored.notes:
-        note(f"aurora: {line}")
-    if as_json:
-        counts = {"rows": scored.rows, "in_training": scored.in_training, "examples": scored.examples}
-        print_json({"folder": str(run.folder), "data": scored.name, **counts, "by_form": scored.by_form})
-        return
-    from aurora_lora.train.score_tables import print_scores
-
-    title = f"{run.task.name}: {scored.name}, {scored.examples:,} examples"
-    print_scores(stdout(), title, run.recipe.method.name, scored.by_form, run.deployed_form)
 
 
 def generate(
     folder: RunFolder,
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="[V] in them stands for the subject.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Folder for images.")] = ...,  # type: ignore[assignment]
-    form: Annotated[
-        str | None,
-        typer.Option("--form", metavar="FORM", help="Form of the adapter; by default the one that is deployed."),
-    ] = None,
+    form: FormOfRun = None,
     images: Annotated[int, typer.Option("--images", "-n", help="Images for each prompt.")] = 1,
     seed: Annotated[int | None, typer.Option("--seed", help="Random seed; by default the recipe's.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Denoising steps; by default the recipe's.")] = None,
-    guidance: Annotated[
-        float | None, typer.Option("--guidance", help="Guidance scale; by default the recipe's.")
-    ] = None,
+    guidance: Annotated[float | None, typer.Option("--guidance", help="Scale; by default the recipe's.")] = None,
     as_json: Json = False,
 ) -> None:
     """Generate images with a run of subject-driven generation: one file each, and grid.png with all."""
@@ -108,17 +106,9 @@ def generate(
 
     run = load_subject_run(folder)
     quiet_diffusers()
+    options = {"form": form, "seed": seed, "images": images, "inference_steps": steps, "guidance_scale": guidance}
     with stderr().status("generating"):
-        written = make(
-            run,
-            prompts,
-            output,
-            form=form,
-            seed=seed,
-            images=images,
-            inference_steps=steps,
-            guidance_scale=guidance,
-        )
+        written = make(run, prompts, output, **options)  # type: ignore[arg-type]
     if as_json:
         print_json({"form": form or run.deployed_form, "written": [str(path) for path in written]})
         return
@@ -139,20 +129,14 @@ def predict(
     dtype: LoadedIn = None,
     columns: Annotated[
         list[str] | None,
-        typer.Option(
-            "--column",
-            metavar="NAME",
-            help="Column of FILE with the texts, or with the question, then its options; by default as in training.",
-        ),
+        typer.Option("--column", metavar="NAME", help="Column of FILE with the texts; by default as in training."),
     ] = None,
     encoding: Encoding = None,
     split: Annotated[
         str | None, typer.Option("--split", metavar="NAME", help="Of a folder or a data set of the hub; else `train`.")
     ] = None,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", metavar="N", min=1, help="Rows or texts at a time.")
-    ] = BATCH_SIZE,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file OUT that is there.")] = False,
+    batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Rows at a time.")] = BATCH_SIZE,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Label texts or image files, with the probability of each label, or answer them; also the rows of a file.
@@ -216,4 +200,53 @@ def _say_cut(count: int, of: int, max_length: int | None) -> None:
         complain(f"aurora: {count:,} of {of:,} texts are longer than {max_length:,} tokens and are cut")
 
 
-COMMANDS = (evaluate, generate, predict)
+def chat(
+    folder: Model,
+    form: FormOfRun = None,
+    dtype: LoadedIn = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Of each answer.")] = 256,
+    system: Annotated[str | None, typer.Option("--system", help="What comes before the conversation.")] = None,
+    temperature: Annotated[float, typer.Option("--temperature", min=0, help="0: the likeliest token each time.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of answers at a temperature.")] = 0,
+) -> None:
+    """Talk to a language model: each line is a message, and the answer is shown as it is written.
+
+    A model that was trained on plain texts goes on with each line as it stands. The conversation goes on until the end
+    of the input, or `/exit`; `/new` begins another one. A message that cannot be answered is reported, and
+    counts as not said.
+    """
+    quiet()
+    from aurora_lora.train.chat_answers import Talk
+    from aurora_lora.train.predicting import load_predictor
+
+    with stderr().status("loading the model"):
+        predictor = load_predictor(folder, form=form, dtype=dtype)
+        talk = Talk(predictor, max_new_tokens, system=system, temperature=temperature, seed=seed)
+    if talk.is_plain:
+        note("the model was trained on plain text: what is typed is continued as it stands", style="dim")
+    is_terminal, failed = sys.stdin.isatty(), False
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a message that is no text is refused, and those after it read
+    if is_terminal:
+        note("/new begins another conversation, /exit or Ctrl-D ends", style="dim")
+    while True:
+        if is_terminal:
+            print("> ", end="", flush=True)
+        line = sys.stdin.readline()
+        said = line.strip()
+        if not line or said == "/exit":
+            break
+        if said == "/new":
+            talk.begin()
+        elif said:
+            try:
+                talk.say(line.rstrip("\r\n") if talk.is_plain else said, lambda text: print(text, end="", flush=True))
+                print(flush=True)
+            except UserError as error:
+                complain(str(error))
+                failed = True
+    if failed and not is_terminal:
+        raise typer.Exit(2)
+
+
+COMMANDS = (evaluate, generate, predict, chat)
