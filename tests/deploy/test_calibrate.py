@@ -18,15 +18,17 @@ from transformers import ViTConfig, ViTForImageClassification
 
 import aurora_lora
 from aurora_lora import AlreadyMergedError, AuroraConfig, CalibrationError, calibrate, merge_gap, set_form
-from aurora_lora.deploy import inputs, moments
+from aurora_lora.deploy import inputs
+from aurora_lora.deploy.calibrate import RIDGES, Target, input_moments, leave_processes
 from aurora_lora.deploy.hidden import hidden_values
 from aurora_lora.deploy.inputs import Passes, Runner
-from aurora_lora.deploy.moments import RIDGES, Target, input_moments, leave_processes
 from aurora_lora.tuner import aurora_layers
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from calibrated import assert_same, matrices
+
+moments = sys.modules["aurora_lora.deploy.calibrate"]  # the package's own name for it is the function
 
 
 def linear_model(d_in: int = 6, d_out: int = 4, **fields):
@@ -462,7 +464,6 @@ def test_the_patches_of_a_convolution_are_laid_out_in_pieces(monkeypatch):
 def test_a_failure_half_way_gives_the_earlier_calibration_back(bert, batches, monkeypatch):
     calibrate(bert, batches[:1])
     before = matrices(bert)
-    room = sys.modules["aurora_lora.deploy.calibrate"]  # the package exports the function of this name
     calls = []
 
     def failing(*args):
@@ -471,8 +472,8 @@ def test_a_failure_half_way_gives_the_earlier_calibration_back(bert, batches, mo
             raise KeyboardInterrupt
         return solve(*args)
 
-    solve = room.solve
-    monkeypatch.setattr(room, "solve", failing)
+    solve = moments.solve
+    monkeypatch.setattr(moments, "solve", failing)
     with pytest.raises(KeyboardInterrupt):
         calibrate(bert, batches)
     assert_same(matrices(bert), before, atol=0)

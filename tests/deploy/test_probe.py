@@ -24,8 +24,8 @@ from transformers import (
 
 from aurora_lora import AlreadyMergedError, AuroraConfig, CalibrationError, calibrate, probe
 from aurora_lora.deploy.align import aligned_rows
+from aurora_lora.deploy.calibrate import leave_processes
 from aurora_lora.deploy.gradients import frozen_weights
-from aurora_lora.deploy.moments import leave_processes
 
 
 @pytest.fixture

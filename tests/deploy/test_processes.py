@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from aurora_lora import AuroraConfig, calibrate, merge_gap, probe
-from aurora_lora.deploy.moments import leave_processes
+from aurora_lora.deploy.calibrate import leave_processes
 from aurora_lora.tuner import aurora_layers
 
 VECTORS = torch.randn(1200, 6, generator=torch.Generator().manual_seed(1))

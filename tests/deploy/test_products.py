@@ -1,5 +1,7 @@
 """Moments in exact float32 products: the calibrated matrix beside one that NumPy computes in float64 throughout."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,9 @@ from peft import get_peft_model
 from torch import nn
 
 from aurora_lora import AuroraConfig, calibrate
-from aurora_lora.deploy import moments
-from aurora_lora.deploy.moments import add_gram, has_slow_float64, mirror
+from aurora_lora.deploy.calibrate import add_gram, has_slow_float64, mirror
+
+moments = sys.modules["aurora_lora.deploy.calibrate"]  # the package's own name for it is the function
 
 D, N = 160, 1500
 RIDGE = 1e-4
@@ -17,8 +20,8 @@ RIDGE = 1e-4
 @pytest.fixture
 def slow(monkeypatch):
     """A device whose float64 is slow; and the least ridge, with which rounding does most."""
-    monkeypatch.setattr("aurora_lora.deploy.moments.has_slow_float64", lambda device: True)
-    monkeypatch.setattr("aurora_lora.deploy.moments.RIDGES", ())
+    monkeypatch.setattr(moments, "has_slow_float64", lambda device: True)
+    monkeypatch.setattr(moments, "RIDGES", ())
 
 
 def one_layer(x):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from aurora_lora import calibrate
-from aurora_lora.deploy.moments import LEAST_RIDGE_OF_SLICES
+from aurora_lora.deploy.calibrate import LEAST_RIDGE_OF_SLICES
 from aurora_lora.diffusion.card import _pipeline
 from aurora_lora.diffusion.recipe import DiffusionCalibrationSection, SubjectRecipe
 from aurora_lora.diffusion.subject import SETTINGS, prepare_class_images

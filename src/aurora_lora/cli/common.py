@@ -183,7 +183,7 @@ def plain_errors(command: Callable[P, R]) -> Callable[P, R]:
             with watched():
                 done = command(*args, **kwargs)
                 if "torch.distributed" in sys.modules:  # the end of what `accelerate launch` has started
-                    from aurora_lora.deploy.moments import leave_processes
+                    from aurora_lora.deploy.calibrate import leave_processes
 
                     leave_processes()
             return done

@@ -15,7 +15,8 @@ from ..tuner import AuroraLayer
 from ..tuner.base_weight import check_takes_merge
 from ..tuner.linear import upright
 from ..tuner.peft_names import TrainableTokensLayer, get_quantization_kwargs, resolve_quantization_backend
-from . import moments
+from .calibrate import Target
+from .calibrate import input_moments as moments_of
 from .formats import Format, format_for, format_of, name_of
 from .inputs import Passes, Runner, output_embeddings, plain_model
 from .merged_weight import bias_change, layers_with_adapters, merged_linear
@@ -123,10 +124,10 @@ def input_moments(
         layers: by path.
         runner: of the model.
         data: what to run it on.
-        max_memory: see `moments.input_moments`.
+        max_memory: see `calibrate.input_moments`.
     """
-    targets = [moments.Target(path, layer.module, is_idle=layer.is_idle) for path, layer in layers.items()]
-    for together in moments.input_moments(runner, targets, data, max_memory):
+    targets = [Target(path, layer.module, is_idle=layer.is_idle) for path, layer in layers.items()]
+    for together in moments_of(runner, targets, data, max_memory):
         yield together[0].mean(), [(layers[each.target.name], each.vectors) for each in together]
 
 

@@ -18,11 +18,11 @@ from ..tuner.adapters import active_layers
 from ..tuner.fields import is_list_of, is_name
 from ..values import one_of, require, short
 from .adapted import AdaptedLayer, adapted_layers
+from .calibrate import MAX_MEMORY, alone
 from .formats import QUANTIZATIONS, check_quantization
 from .inputs import Passes, Runner, as_batches, check_unmerged, dynamic_adapters, evaluated, in_form, trained_state
 from .layer_gaps import FormSums, LayerGap
 from .merge_losses import LayerLoss, MergeLoss, MergeSums
-from .moments import MAX_MEMORY, alone
 from .predictions import EndToEndGap, Metric, compare
 from .reports import Report, worst_of
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ..errors import CalibrationError
 from ..forms import STATIC, FormName
 from ..tuner import AuroraLayer, active_layers
+from .calibrate import ROUNDING, row_pieces, to_float64
 from .inputs import Runner, input_geometry, watched_inputs
-from .moments import ROUNDING, row_pieces, to_float64
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from ..ops.rounding import Grid, input_moment, lost_share, output_error
 from ..temporary_attributes import called_as
 from ..tuner.linear import linear_shape
 from .adapted import OWN_FORMATS, AdaptedLayer, input_moments
+from .calibrate import MAX_MEMORY
 from .formats import name_of
 from .inputs import Passes, Runner
 from .merged_weight import check_change
-from .moments import MAX_MEMORY
 from .predictions import EndToEndGap, Metric, Variants, compare
 
 FLOAT32_BYTES = 4

@@ -21,9 +21,9 @@ from ..tuner.adapters import check_before_merge, note_shared_weights
 from ..tuner.original_weight import OriginalWeight, parameter_like
 from ..values import is_number, require
 from .adapted import AdaptedLayer, held_format, input_moments
+from .calibrate import MAX_MEMORY
 from .inputs import Passes, Runner, as_batches, evaluated
 from .merged_weight import adapters_of, bias_change, check_change, layers_with_adapters, trains_bias
-from .moments import MAX_MEMORY
 from .reports import Report, worst_of
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..values import short
+from .calibrate import float64_pieces
 from .inputs import IGNORED, Batch, Runner, no_batches, plain_model
-from .moments import float64_pieces
 
 Metric = Callable[[Tensor, Tensor], Mapping[str, float]]
 PredictionKind = Literal["classes", "labels", "values"]

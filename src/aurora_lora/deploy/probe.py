@@ -22,9 +22,9 @@ from ..tuner.adapters import check_not_merged
 from ..tuner.naming import ALL_LINEAR, named
 from ..tuner.stacked import plain_path
 from ..values import short
+from .calibrate import ROUNDING, float64_device, several_processes, sum_over_processes
 from .gradients import LOSS_SCALES, See, Weight, activation_gradients, frozen_weights, watched_gradients
 from .inputs import IGNORED, Passes, Runner, as_batches, gpus_of, no_batches, plain_model, watched_inputs
-from .moments import ROUNDING, float64_device, several_processes, sum_over_processes
 from .predictions import next_tokens, predicts_next_token, shifts_labels, tensor_of
 from .reports import Report
 

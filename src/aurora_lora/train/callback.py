@@ -10,9 +10,8 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..deploy import calibrate
-from ..deploy.calibrate import check_ridge
+from ..deploy.calibrate import MAX_MEMORY, check_ridge, several_processes
 from ..deploy.inputs import as_batches, no_batches
-from ..deploy.moments import MAX_MEMORY, several_processes
 from ..forms import CALIBRATED
 from ..tuner import active_layers
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from ..deploy.calibrate import to_float64
 from ..deploy.inputs import IGNORED, evaluated, plain_model
-from ..deploy.moments import to_float64
 from ..errors import UserError, one_line
 from .recipe import Recipe
 from .trainer import RecipeTrainer
