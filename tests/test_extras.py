@@ -4,7 +4,7 @@ import pytest
 
 from aurora_lora.errors import UserError
 from aurora_lora.extras import extra
-from aurora_lora.lab.experiments.cluster import Cluster
+from aurora_lora.lab.experiments.jobs import Cluster
 from aurora_lora.lab.report.figures import new_figure
 from aurora_lora.lab.report.page import write_page
 

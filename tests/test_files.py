@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from aurora_lora import files, folders
 from aurora_lora.errors import UserError
-from aurora_lora.lab.experiments.runs_file import RunsFile
+from aurora_lora.lab.experiments.runs_file import read_runs
 from aurora_lora.train import recipe_files
 from aurora_lora.train.data import check_record
 from aurora_lora.train.results import read_result
@@ -85,7 +85,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "data.json": lambda folder: check_record(folder, {"files": {"a.csv": "0"}}),
     "recipe.yaml": lambda folder: recipe_files.read(folder / "recipe.yaml"),
     "result.json": read_result,
-    "runs.jsonl": lambda folder: RunsFile(folder).read(),
+    "runs.jsonl": read_runs,
 }
 
 

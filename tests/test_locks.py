@@ -13,9 +13,7 @@ from aurora_lora.data import gguf
 from aurora_lora.data.fetch import Archive, fetch
 from aurora_lora.data.models import VIT_FASHION
 from aurora_lora.errors import UserError
-from aurora_lora.lab.experiments.engines import InProcess
-from aurora_lora.lab.experiments.jobs import run_job
-from aurora_lora.lab.experiments.runs_file import RunsFile
+from aurora_lora.lab.experiments.jobs import InProcess, run_job
 from aurora_lora.lab.experiments.study import load_study
 from aurora_lora.lab.experiments.sweep import Sweep
 from aurora_lora.locks import held
@@ -33,7 +31,6 @@ USERS: dict[str, Callable[[Path], Any]] = {
     "fetch": lambda folder: fetch(ARCHIVE),
     "gguf": lambda folder: gguf.converted(folder, "a.gguf"),
     "pretrain": lambda folder: pretraining.pretrain(VIT_FASHION.name),
-    "runs file": lambda folder: RunsFile(folder).add({}),
     "sweep": lambda folder: Sweep(load_study("layers"), folder, InProcess(run_job)),
 }
 """Who takes locks, each without the work that it does under them."""

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -135,12 +136,6 @@ LAUNCHER = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-
 """What ends at once and leaves what it has started behind, as `accelerate launch` does."""
 
 
-def test_a_command(tmp_path: Path) -> None:
-    with (tmp_path / "log.txt").open("w") as log:
-        assert termination.call([sys.executable, "-c", "print('here'); raise SystemExit(3)"], log) == 3
-    assert (tmp_path / "log.txt").read_text() == "here\n"
-
-
 @pytest.mark.parametrize("interruption", [signal.SIGTERM, signal.SIGINT])
 def test_an_interruption_ends_all_of_a_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interruption: signal.Signals
@@ -157,9 +152,12 @@ def test_an_interruption_ends_all_of_a_command(
             os.kill(os.getpid(), interruption)  # another one changes nothing
 
     def work() -> None:
-        with (tmp_path / "log.txt").open("w") as log, watched():
+        with watched(), subprocess.Popen([sys.executable, "-c", LAUNCHER, SLOW]) as process:
             threading.Thread(target=strike).start()
-            termination.call([sys.executable, "-c", LAUNCHER, SLOW], log)
+            try:
+                process.wait()
+            finally:
+                termination.terminate(process.pid)
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it runs behind it ignore it
     try:

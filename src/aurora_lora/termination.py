@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from types import FrameType
-from typing import IO
 
 
 class TerminatedError(BaseException):
@@ -88,27 +86,12 @@ def stop() -> None:
     raise TerminatedError(_State.asked or signal.SIGTERM)
 
 
-def call(command: Sequence[str], output: IO[str]) -> int:
-    """The exit code of a command.
-
-    What interrupts this process meanwhile is passed on as SIGTERM to the command and to what it has started itself, and
-    comes here when these and all that they have started have ended: a training among them writes its checkpoint first,
-    for which it needs its loading processes.
-    """
-    with subprocess.Popen(command, stdout=output, stderr=output) as process:
-        try:
-            return process.wait()
-        except BaseException:
-            with deferred():  # another one changes nothing
-                _terminate(process.pid)
-            raise
-
-
-def _terminate(pid: int) -> None:
-    """Terminate a process and its children, and wait for all its descendants."""
+def terminate(pid: int) -> None:
+    """End a process and its children by SIGTERM, and wait for all that they have started: a training among them writes
+    its checkpoint first, for which it needs its loading processes."""
     import psutil
 
-    with contextlib.suppress(psutil.NoSuchProcess):
+    with deferred(), contextlib.suppress(psutil.NoSuchProcess):  # another signal changes nothing meanwhile
         first = psutil.Process(pid)
         told, family = [first, *first.children()], [first, *first.children(recursive=True)]
         for one in told:

@@ -12,7 +12,6 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 
 from aurora_lora.data import get_task
 from aurora_lora.errors import UserError
-from aurora_lora.lab.experiments.same_study import SameInputs
 from aurora_lora.train import TrainedRun, load_recipe, load_run, recipe_files, train
 from aurora_lora.train.evaluating import evaluate
 from aurora_lora.train.kinds import distillation
@@ -93,8 +92,6 @@ def test_another_teacher_at_its_place_is_noticed(
     recipe = load_recipe(write_recipe(task={**TASK, "teacher": str(path)}, method=options))
     first = train(recipe, tmp_path / "run").result
     (digest,) = first["data"]["files"].values()
-    same = SameInputs()
-    same.check(first, tmp_path / "run")
     (tmp_path / "run" / "result.json").unlink()
     retrained = load_run(teacher.folder).recipe.model_copy(update={"seed": 1})
     shutil.rmtree(path)
@@ -107,8 +104,6 @@ def test_another_teacher_at_its_place_is_noticed(
     other = train(recipe, tmp_path / "other").result
     assert asked == [1], "what the first one taught is not what the second one teaches"
     assert list(other["data"]["files"].values()) != [digest]
-    with pytest.raises(UserError, match="the data has changed"):
-        same.check(other, tmp_path / "other")
 
 
 def test_a_teacher_teaches_in_float32(

@@ -89,7 +89,7 @@ def reproduce(
     with importing():
         from aurora_lora.data.access import check_access
         from aurora_lora.files import check_writable
-        from aurora_lora.lab.experiments.engines import make_engine
+        from aurora_lora.lab.experiments.jobs import make_engine
         from aurora_lora.lab.experiments.progress import Overall
         from aurora_lora.lab.experiments.reproduce import run
 
@@ -166,11 +166,11 @@ def sweep(
 ) -> None:
     """Tune every setting at the same budget on validation data; run what was chosen over the seeds on test data.
 
-    Several processes may be started on the same folder: they share the work. Writes DIR/runs.jsonl and DIR/study.json.
+    Finished runs are reused, interrupted ones resumed. Writes DIR/runs.jsonl and DIR/study.json.
     """
     with importing():
         from aurora_lora.data.access import check_access
-        from aurora_lora.lab.experiments.engines import Prepared, make_engine
+        from aurora_lora.lab.experiments.jobs import make_engine
         from aurora_lora.lab.experiments.progress import Overall
         from aurora_lora.lab.experiments.study import load_study
         from aurora_lora.lab.experiments.sweep import Sweep
@@ -188,7 +188,7 @@ def sweep(
                 check_access(model)
             make_models(plan.models)
 
-    engine = Prepared(make_engine(launcher, jobs, _pairs(settings), _minutes(gpu)), prepare)
+    engine = make_engine(launcher, jobs, _pairs(settings), _minutes(gpu), prepare)
     failed: list[dict[str, Any]] = []
     tuned = len(plan.settings) * plan.tuning.budget
     final = len(plan.settings) * len(plan.seeds) * plan.tuning.finalists
@@ -199,9 +199,6 @@ def sweep(
             failed.append(_failure(outcome))
 
     runs = Sweep(plan, output, engine, report)
-    if runs.taken_in:
-        line = f"finished runs in folders that were not in {runs.runs.path} yet, and now are: {runs.taken_in}"
-        note(line)
     with Overall(stderr(), plan.name, tuned + final - (told := runs.told())) as bar:
         runs.tune()
         if plan.tuning.each_form or plan.tuning.finalists > 1:  # now it is known how many values they share
@@ -218,7 +215,7 @@ def sweep(
         print_json({**summary, "failed": failed})
     else:
         print_tables(study_tables(summary))
-        print(f"wrote {output / 'study.json'}; the runs are in {runs.runs.path}")
+        print(f"wrote {output / 'study.json'}; {output / 'runs.jsonl'}")
     _stop_if_failed(failed, len(diverged))
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from aurora_lora.data import TASKS, SplitSizes
 from aurora_lora.errors import UserError
-from aurora_lora.lab.experiments.engines import make_engine
+from aurora_lora.lab.experiments.jobs import make_engine
 from aurora_lora.lab.experiments.paper import SUITES
 from aurora_lora.lab.experiments.reproduce import prepare, run
 from aurora_lora.lab.experiments.suite import Suite

@@ -10,8 +10,7 @@ from typing import Any
 from ...errors import ArgumentError, UserError
 from ...train.recipe import RunRecipe
 from ...train.results import Result
-from .engines import Engine, outcomes
-from .jobs import Job, Outcome
+from .jobs import Engine, Job, Outcome, outcomes
 from .recipe_kinds import load_found
 from .recipes import RecipeOfCell, load_suite
 from .suite import HOURS, Cell, Suite, cells

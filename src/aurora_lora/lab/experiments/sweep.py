@@ -1,36 +1,45 @@
 """`aurora sweep`: tune every setting at the same budget on validation data, then run what was chosen over the seeds.
 
-Optuna proposes values and records trials, in a journal file that processes may share. Runs are kept by what they
-are, in the folders `runs/<setting>/<values>/seed<N>` and, once finished, in `runs.jsonl`: whatever was killed goes on
-where it was, and the tuned run of a seed is also its final one.
+Optuna proposes values and keeps the trials in a journal in the study's folder. Runs are folders of `aurora train`,
+`runs/<setting>/<values>/seed<N>`: whatever was killed goes on where it was, and the tuned run of a seed is also its
+final one. What comes out is `study.json` and, of the runs over the seeds, `runs.jsonl`.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping
+import hashlib
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 
 from ... import files
-from ...errors import DIVERGED
-from ...train.publish import is_locked
-from ...train.results import Result, chance_of
-from .chosen import Choices
-from .engines import POLL_SECONDS, Engine, outcomes
-from .jobs import Job, Outcome
-from .journal import JOURNAL, open_journal
-from .runs_file import RunsFile
-from .same_study import SameInputs
-from .study import SUMMARY, Setting, Study
-from .study_scores import by_form_and_metric, validation, with_own_forms
-from .trials import Trials
-from .tuning import point
+from ...errors import DIVERGED, UserError
+from ...train.publish import hold
+from ...train.recipe import CHANGE_NOTHING, differences, flatten
+from ...train.results import Result, chance_of, validation_score
+from .jobs import Engine, Job, Outcome, outcomes
+from .runs_file import RUNS, write_runs
+from .study import SUMMARY, Range, Setting, Study, point
 
-Report = Callable[[str, Outcome], Any]
+JOURNAL = "journal.log"
+"""Optuna's journal of the trials, in a study's folder."""
+LOSS = "nll"
+"""The validation score that decides between equal ones."""
+Values = dict[str, Any]
+Scored = tuple[Values, float]
+_VALUES, _DIVERGED, _SETTING = "values", "diverged", "setting"
+"""Attributes of a trial: its values as the study file writes them; that it would diverge again. Of Optuna's study: what
+the setting is."""
 
 
 class Sweep:
@@ -38,250 +47,415 @@ class Sweep:
 
     Args:
         study: what to compare.
-        output: the folder; several processes may work in it.
+        output: the folder.
         engine: where the runs are done.
         report: called with the stage (`tuning` or `seeds`) and each outcome as it comes.
 
-    Attributes:
-        choices: what each setting is shown with.
-        runs: the finished runs.
-        taken_in: how many of them were in their folders only, as after a kill, or in a study of an earlier version.
+    Raises:
+        UserError: the folder holds another study, cannot be written, or its runs had other data or another base model.
     """
 
     def __init__(
-        self, study: Study, output: Path | str, engine: Engine, report: Report = lambda stage, outcome: None
+        self, study: Study, output: Path | str, engine: Engine, report: Callable[[str, Outcome], Any] = lambda *_: None
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.study, self.folder, self.engine, self.report = study, Path(output), engine, report
-        files.check_writable(self.folder)
-        self.runs = RunsFile(self.folder)
-        self.taken_in = self.runs.collect()
-        self.choices = Choices(
-            study,
-            self.folder,
-            lambda setting: self._trials[setting.name].drawn(),
-            lambda setting, values, seed: self.job(setting, values, seed).result(),
-        )
-        self._inputs = SameInputs()
+        self.sign, self.metric = study.metric.sign, study.tuning.metric
         self._errors: dict[Path, str] = {}
-        for folder, result in self.runs.read().items():
-            self._inputs.check(result, folder)
-        storage = open_journal(self.folder / JOURNAL)
-        self._trials = {setting.name: Trials(study, setting, self.folder, storage) for setting in study.settings}
+        self._inputs: dict[str, tuple[Any, Path]] = {}
+        files.check_writable(self.folder)
+        with self._held():
+            path = self.folder / JOURNAL
+            if path.exists() and not (whole := path.read_bytes()).endswith(b"\n"):  # a full disk, or a kill
+                path.write_bytes(whole[: whole.rfind(b"\n") + 1])
+            storage = JournalStorage(JournalFileBackend(str(path)))
+            self._trials = {setting.name: self._open(setting, storage) for setting in study.settings}
+        for setting in study.settings:
+            for job in (self.job(setting, values, study.tuning.seed) for values, _ in self._drawn(setting)):
+                if (result := job.finished()) is not None:
+                    self._take(Outcome(job, result))
+
+    def _held(self) -> AbstractContextManager[None]:
+        return hold(self.folder / ".sweep.lock", f"{self.folder}: another aurora sweep is at this study")
+
+    def _open(self, setting: Setting, storage: JournalStorage) -> optuna.Study:
+        """The trials of a setting: all of a grid is enqueued at once; what was lost or failed is proposed again."""
+        lower = self.study.metric.lower_is_better
+        found = optuna.create_study(
+            study_name=f"{self.study.name}/{setting.slug}",
+            storage=storage,
+            direction="minimize" if lower else "maximize",
+            load_if_exists=True,
+        )
+        tuning = self.study.tuning.model_copy(update={"space": self.study.space(setting)})
+        described = {
+            "method": setting.method,
+            "fields": setting.fields,
+            # what is tried does not depend on how the best is chosen
+            "tuning": tuning.model_dump(mode="json", exclude_none=True, exclude={"each_form", "finalists"}),
+            "base": {name: value for name, value in flatten(self.study.base).items() if name not in CHANGE_NOTHING},
+        }
+        there = found.user_attrs.get(_SETTING, described)
+        if differing := differences(flatten(there), flatten(described), missing=None):
+            raise UserError(
+                f"{self.folder} holds a study whose setting '{setting.name}' was another; they differ in "
+                f"{', '.join(differing)}: choose another output folder, or delete {self.folder / JOURNAL}; finished "
+                "runs are taken as they are"
+            )
+        found.set_user_attr(_SETTING, described)
+        if tuning.sampler == "grid":
+            places = [range(len(values)) for values in tuning.space.values() if isinstance(values, tuple)]
+            for chosen in product(*places):
+                found.enqueue_trial(dict(zip(tuning.space, chosen, strict=True)), skip_if_exists=True)
+        done = [trial.params for trial in found.get_trials() if _is_done(trial) or trial.state == TrialState.WAITING]
+        for trial in found.get_trials(states=(TrialState.RUNNING, TrialState.FAIL)):
+            values = trial.user_attrs.get(_VALUES)
+            if trial.state == TrialState.RUNNING:  # of a process that is gone
+                result = None if values is None else self.job(setting, values, tuning.seed).finished()
+                score = None if result is None else self._score(result, None)
+                found.tell(trial.number, score, state=TrialState.FAIL if score is None else TrialState.COMPLETE)
+                done += [trial.params] if score is not None else []
+            if trial.params not in done and not trial.user_attrs.get(_DIVERGED):
+                found.enqueue_trial(trial.params)
+                done.append(trial.params)
+        return found
+
+    def job(self, setting: Setting, values: Mapping[str, Any], seed: int) -> Job:
+        """A run of a setting."""
+        folder = self.folder / self.study.run_folder(setting, values, seed)
+        return Job(f"{setting.name}, {point(values)}, seed {seed}", self.study.recipe(setting, values, seed), folder)
 
     # ---------------------------------------------------------------- tuning
 
     def tune(self) -> None:
-        """Spend the budget of every setting. What died goes on, what failed is tried again."""
-        for trials in self._trials.values():
-            trials.try_again()
-        while True:
-            asked: dict[Path, tuple[Setting, optuna.Trial]] = {}
+        """Spend the budget of every setting."""
+        asked: dict[Path, tuple[optuna.Study, optuna.Trial]] = {}
+        with self._held():
             for outcome in outcomes(self._ask(asked), self.engine):
-                setting, trial = asked[outcome.job.folder]
-                if self._score(outcome) is None and (outcome.result is not None or DIVERGED in (outcome.error or "")):
-                    self._trials[setting.name].mark_diverged(trial)
-                self._tell(setting, trial.number, outcome)
+                trials, trial = asked[outcome.job.folder]
+                score = None if outcome.result is None else self._score(outcome.result, None)
+                if score is None and (outcome.result is not None or DIVERGED in (outcome.error or "")):
+                    trial.set_user_attr(_DIVERGED, True)
+                trials.tell(trial, score, state=TrialState.FAIL if score is None else TrialState.COMPLETE)
+                self._take(outcome)
                 self.report("tuning", outcome)
-            if not any(trials.running() for trials in self._trials.values()):
-                return
-            time.sleep(POLL_SECONDS)  # another process is at the last ones
-            for setting in self.study.settings:
-                self._reclaim(setting)
 
-    def _ask(self, asked: dict[Path, tuple[Setting, optuna.Trial]]) -> Iterator[Job]:
+    def _ask(self, asked: dict[Path, tuple[optuna.Study, optuna.Trial]]) -> Iterator[Job]:
         """The next trial of each setting in turn, until all budgets are spent."""
-        for setting in self.study.settings:
-            self._reclaim(setting)
-        open_settings = list(self.study.settings)
-        while open_settings:
-            for setting in list(open_settings):
-                drawn = self._trials[setting.name].ask()
-                if drawn is None:
-                    open_settings.remove(setting)
+        left = {setting.name: self.study.tuning.budget - self._spent(setting) for setting in self.study.settings}
+        while any(count > 0 for count in left.values()):
+            for setting in self.study.settings:
+                if left[setting.name] <= 0:
                     continue
-                trial, values = drawn
+                left[setting.name] -= 1
+                trials, space = self._trials[setting.name], self.study.space(setting)
+                trials.sampler = self._sampler(setting)
+                trial = trials.ask()
+                values = {field: _suggest(trial, field, among) for field, among in space.items()}
+                trial.set_user_attr(_VALUES, values)
                 job = self.job(setting, values, self.study.tuning.seed)
-                asked[job.folder] = setting, trial
-                self._inputs.check_before(job)
+                asked[job.folder] = trials, trial
                 yield job
 
-    def _score(self, outcome: Outcome) -> float | None:
-        """The score on validation data; None where the run failed or the score is not a number."""
-        return None if outcome.result is None else validation(outcome.result, self.study.tuning.metric)
+    def _spent(self, setting: Setting) -> int:
+        return sum(_is_done(trial) for trial in self._all(setting))
 
-    def _tell(self, setting: Setting, number: int, outcome: Outcome) -> None:
-        self._keep(outcome)
-        self._trials[setting.name].tell(number, self._score(outcome))
+    def _all(self, setting: Setting) -> list[optuna.trial.FrozenTrial]:
+        return self._trials[setting.name].get_trials(deepcopy=False)
 
-    def _keep(self, outcome: Outcome) -> None:
-        if outcome.result is not None:
-            self.runs.add({outcome.job.folder: outcome.result})
-            self._inputs.check(outcome.result, outcome.job.folder)
+    def _sampler(self, setting: Setting) -> optuna.samplers.BaseSampler:
+        """Seeded by the number of the draw: a study that goes on draws new values and not the first ones again."""
+        tuning = self.study.tuning
+        drawn = f"{tuning.seed}\n{setting.slug}\n{len(self._all(setting))}".encode()
+        seed = int.from_bytes(hashlib.sha256(drawn).digest()[:4])
+        if tuning.sampler == "tpe":
+            return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+        return optuna.samplers.RandomSampler(seed=seed)
 
-    def _reclaim(self, setting: Setting) -> None:
-        """Trials whose process died: see `Trials.reclaim`."""
-
-        def job(values: Mapping[str, Any]) -> Job:
-            return self.job(setting, values, self.study.tuning.seed)
-
-        def tell_if_run(trial: FrozenTrial, values: Mapping[str, Any]) -> bool:
-            its = job(values)
-            result = its.result()
-            if result is not None:
-                self._tell(setting, trial.number, Outcome(its, result))
-            return result is not None
-
-        self._trials[setting.name].reclaim(lambda values: is_locked(job(values).folder), tell_if_run)
+    def _take(self, outcome: Outcome) -> None:
+        """Note the error of a run; or check that it had the data and the base model of those before it: else their
+        scores are not compared."""
+        result, folder = outcome.result, outcome.job.folder
+        if result is None:
+            self._errors[folder] = outcome.error or ""
+            return
+        revision = outcome.job.recipe.model_dump().get("base", {}).get("revision")
+        had = {f"file {file}": sha for file, sha in ((result.get("data") or {}).get("files") or {}).items()}
+        had[f"base model, {result['model']}, revision {revision}"] = result.get("model_commit")
+        for what, value in had.items():
+            first, other = self._inputs.setdefault(what, (value, folder))
+            if first != value:
+                raise UserError(f"the {what} has changed: {folder} and {other} differ: choose another output folder")
 
     def told(self) -> int:
-        """Trials that have ended, in earlier calls say, and are not run again."""
-        for setting in self.study.settings:
-            self._reclaim(setting)
-        return sum(trials.told() for trials in self._trials.values())
+        """Trials that have ended in earlier calls, and are not run again."""
+        return sum(self._spent(setting) for setting in self.study.settings)
+
+    def trials(self, setting: Setting) -> list[tuple[Values, float | None]]:
+        """The tuned values of a setting with their validation scores, best first; None where the run failed."""
+        return sorted(self._drawn(setting), key=lambda one: (one[1] is None, -self.sign * (one[1] or 0.0)))
+
+    def _drawn(self, setting: Setting) -> list[tuple[Values, float | None]]:
+        """Each of the values that were tried, in the order of the first draw."""
+        found: dict[str, tuple[Values, float | None]] = {}
+        for trial in self._all(setting):
+            if trial.state.is_finished() and (values := trial.user_attrs.get(_VALUES)) is not None:
+                before = found.get(json.dumps(values), (values, None))
+                found[json.dumps(values)] = before if trial.value is None else (dict(values), trial.value)
+        return list(found.values())
+
+    def without_score(self) -> list[Setting]:
+        """The settings none of whose trials gave a score."""
+        return [setting for setting in self.study.settings if all(score is None for _, score in self._drawn(setting))]
+
+    def has_diverged(self, setting: Setting) -> bool:
+        """Whether every trial of a setting diverged, and would do so again."""
+        ended = [trial for trial in self._all(setting) if trial.state.is_finished()]
+        return bool(ended) and all(trial.user_attrs.get(_DIVERGED) for trial in ended)
 
     # ---------------------------------------------------------------- seeds
 
     def run_seeds(self) -> None:
         """Run what was chosen over the seeds; a setting none of whose trials gave a score is left out, and what has
         diverged is not run again."""
-        final = self._final_jobs()
-        self._inputs.check_before(*(job for job, _ in final))
+        final = self._final()
         settings = {job.folder: setting for job, setting in final}
-        for outcome in outcomes(self._not_diverged(final), self.engine):
-            self._keep(outcome)
-            folder, error = outcome.job.folder, outcome.error
-            if error is not None:
-                self._errors[folder] = error
-                if DIVERGED in error:
-                    of_setting = self._trials[settings[folder].name]
-                    of_setting.mark_run_diverged(folder.relative_to(self.folder), error)
-            self.report("seeds", outcome)
+        with self._held():
+            for outcome in outcomes(self._not_diverged(final), self.engine):
+                self._take(outcome)
+                if outcome.error is not None and DIVERGED in outcome.error:
+                    trials = self._trials[settings[outcome.job.folder].name]
+                    trials.set_user_attr(f"{_DIVERGED} {self._place(outcome.job)}", outcome.error)
+                self.report("seeds", outcome)
 
-    def _not_diverged(self, final: list[tuple[Job, Setting]]) -> Iterator[Job]:
+    def _place(self, job: Job) -> str:
+        return job.folder.relative_to(self.folder).as_posix()
+
+    def _diverged(self, setting: Setting, job: Job) -> str | None:
+        """The error of a run over the seeds that diverged."""
+        why: str | None = self._trials[setting.name].user_attrs.get(f"{_DIVERGED} {self._place(job)}")
+        return why
+
+    def _not_diverged(self, final: Sequence[tuple[Job, Setting]]) -> Iterator[Job]:
         for job, setting in final:
-            error = self._why_diverged(job, setting)
-            if error is None:
+            if (error := self._diverged(setting, job)) is None or job.finished() is not None:
                 yield job
             else:
                 self.report("seeds", Outcome(job, error=error, was_there=True))
 
-    def _why_diverged(self, job: Job, setting: Setting) -> str | None:
-        error = self._trials[setting.name].why_run_diverged(job.folder.relative_to(self.folder))
-        return error if error is not None and job.finished() is None else None
-
     def final_jobs(self) -> list[Job]:
         """The runs over the seeds of each choice, and of what it is chosen from; of settings that have one."""
-        return [job for job, _ in self._final_jobs()]
+        return [job for job, _ in self._final()]
 
-    def _final_jobs(self) -> list[tuple[Job, Setting]]:
+    def _final(self) -> list[tuple[Job, Setting]]:
         left_out = self.without_score()
-        wanted = [
-            (one, values)
-            for one in self.study.settings
-            if one not in left_out
-            for values in self.choices.finalists(one)
-        ]
+        settings = [setting for setting in self.study.settings if setting not in left_out]
+        wanted = [(setting, values) for setting in settings for values in self.finalists(setting)]
         return [(self.job(setting, values, seed), setting) for seed in self.study.seeds for setting, values in wanted]
 
     def diverged(self) -> list[Outcome]:
-        """The runs over the seeds that diverged, but for those of finalists in whose place another one is chosen."""
+        """The runs over the seeds of what was chosen that diverged."""
         left_out = self.without_score()
         return [
             Outcome(job, error=error)
             for setting in self.study.settings
             if setting not in left_out
-            for one in self.choices.lacking(setting)
-            if not one.is_replaced
-            for job in (self.job(setting, one.values, seed) for seed in one.seeds)
-            if (error := self._why_diverged(job, setting)) is not None
+            for values in _distinct(
+                [self.chosen(setting)[0], *(one for one, _ in self.chosen_by_form(setting).values())]
+            )
+            for job in (self.job(setting, values, seed) for seed in self.study.seeds)
+            if job.finished() is None and (error := self._diverged(setting, job)) is not None
         ]
 
-    def _excluded(self, setting: Setting) -> list[dict[str, Any]]:
-        """The finalists in whose place another one is chosen, with why."""
-        excluded = []
-        for one in self.choices.lacking(setting):
-            if one.is_replaced:
-                jobs = {seed: self.job(setting, one.values, seed) for seed in one.seeds}
-                why = "; ".join(f"seed {seed}: {self._why_no_score(job, setting)}" for seed, job in jobs.items())
-                excluded.append({"values": one.values, "why": why})
-        return excluded
+    # ---------------------------------------------------------------- choosing, on validation data
 
-    def _why_no_score(self, job: Job, setting: Setting) -> str:
-        if job.finished() is not None:
-            return "its validation score is not a number"
-        return self._why_diverged(job, setting) or self._errors.get(job.folder) or "not finished"
+    def chosen(self, setting: Setting) -> Scored:
+        """The values with the best validation score, and the score.
 
-    def job(self, setting: Setting, values: Mapping[str, Any], seed: int) -> Job:
-        """A run of a setting."""
-        recipe = self.study.recipe(setting, values, seed)
-        folder = self.folder / self.study.run_folder(setting, values, seed)
-        return Job(f"{setting.name}, {point(values)}, seed {seed}", recipe, folder, self.runs)
+        Raises:
+            UserError: no trial gave a score.
+        """
+        if (found := self._best(setting, None)) is None:
+            logs = self.folder / RUNS / setting.slug
+            raise UserError(
+                f"setting {setting.name}: none of its runs gave a validation score; their logs are in {logs}"
+            )
+        return found
 
-    def trials(self, setting: Setting) -> list[tuple[dict[str, Any], float | None]]:
-        """The tuned values of a setting with their validation scores, best first; None where the run failed."""
-        return self._trials[setting.name].ranked()
+    def chosen_by_form(self, setting: Setting) -> dict[str, Scored]:
+        """The choice for each form, by its own validation scores; empty unless the study asks for it, and for a method
+        with one form. The deployed form has the setting's choice, and so has one without any score."""
+        if not (own := self._own_forms(setting)):
+            return {}
+        chosen, forms = self.chosen(setting), self.study.recipes(setting)[0].method.forms
+        return {form: (form in own and self._best(setting, form)) or chosen for form in forms}
 
-    def without_score(self) -> list[Setting]:
-        """The settings none of whose trials gave a score."""
-        return [setting for setting in self.study.settings if all(score is None for _, score in self.trials(setting))]
+    def _shown(self, setting: Setting) -> list[Values]:
+        every = [self.chosen(setting), *self.chosen_by_form(setting).values()]
+        return _distinct([values for values, _ in every])
 
-    def has_diverged(self, setting: Setting) -> bool:
-        """Whether every trial of a setting diverged, and would do so again."""
-        return self._trials[setting.name].has_diverged
+    def finalists(self, setting: Setting) -> list[Values]:
+        """The values that are run over all seeds, each once: of the setting, and of each form with its own choice."""
+        forms = (None, *self._own_forms(setting))
+        return _distinct([values for form in forms for values, _ in self._ranked(setting, form)])
+
+    def _own_forms(self, setting: Setting) -> list[str]:
+        method = self.study.recipes(setting)[0].method
+        return [form for form in method.forms if form != method.deployed_form] if self.study.tuning.each_form else []
+
+    def _ranked(self, setting: Setting, form: str | None) -> list[Scored]:
+        """The `tuning.finalists` best values by the tuned seed's scores of a form, the deployed one if None."""
+        tried = self._drawn(setting)
+        if form is not None:
+            tried = [(values, self._scores(setting, values, form, [self.study.tuning.seed])[0]) for values, _ in tried]
+        scored = [(values, score) for values, score in tried if score is not None]
+        scored.sort(key=lambda one: -self.sign * one[1])  # equal ones stay as they were drawn
+        return scored[: self.study.tuning.finalists]
+
+    def _best(self, setting: Setting, form: str | None) -> Scored | None:
+        """The best of a form's finalists: of several, the one with the best mean over the seeds, where it has them all.
+        Of equal ones, that with the lower mean loss, where the validation scores have one."""
+        found = self._ranked(setting, form)
+        if len(found) < 2:
+            return next(iter(found), None)
+
+        def mean(values: Values, metric: str | None) -> float | None:
+            scores = self._scores(setting, values, form, self.study.seeds, metric)
+            return None if None in scores else statistics.fmean(score for score in scores if score is not None)
+
+        means = [(values, score) for values, _ in found if (score := mean(values, self.metric)) is not None]
+
+        def order(one: Scored) -> tuple[float, float]:
+            loss = mean(one[0], LOSS)
+            return round(-self.sign * one[1], 12), math.inf if loss is None else loss  # a sum's rounding decides no tie
+
+        return min(means, key=order) if means else found[0]
+
+    def _scores(
+        self, setting: Setting, values: Values, form: str | None, seeds: Sequence[int], metric: str | None = None
+    ) -> list[float | None]:
+        results = [self.job(setting, values, seed).finished() for seed in seeds]
+        return [None if result is None else self._score(result, form, metric or self.metric) for result in results]
+
+    def _score(self, result: Result, form: str | None, metric: str | None = None) -> float | None:
+        """A validation score of a run, in the epoch that was chosen by the deployed form."""
+        wanted = metric or self.metric
+        if form is None:
+            there = {name for epoch in result["epochs"] for name in epoch["validation"]}
+            there.add(result["metric"]["selected_by"]["name"])
+            if wanted not in (None, LOSS) and wanted not in there:
+                raise UserError(f"tuning.metric: the validation scores have no {wanted} (they have {', '.join(there)})")
+            return validation_score(result, wanted)
+        scores = result["metric"].get("validation_by_form", {}).get(form, {})
+        found: float | None = scores.get(wanted or result["metric"]["selected_by"]["name"])
+        return found
 
     # ---------------------------------------------------------------- what came out
 
     def summary(self) -> dict[str, Any]:
-        """The budget, what was tried and chosen, and the chosen runs' test scores: also written to `study.json`.
+        """The budget, what was tried and chosen, and the chosen runs' test scores.
+
+        It is written to `study.json`, and the runs over the seeds to `runs.jsonl`.
 
         Raises:
             UserError: there is no score at all.
         """
         left_out = self.without_score()
         described = [setting for setting in self.study.settings if setting not in left_out] or self.study.settings
-        summary = {
-            "study": self.study.model_dump(mode="json"),
-            "settings": [self._describe(setting) for setting in described],
-        }
+        settings = [self._describe(setting) for setting in described]
+        summary = {"study": self.study.model_dump(mode="json"), "settings": settings}
+        results = {job.folder: result for job in self.final_jobs() if (result := job.finished()) is not None}
+        write_runs(self.folder, results)
         files.write_json(self.folder / SUMMARY, summary)
         return summary
 
     def _describe(self, setting: Setting) -> dict[str, Any]:
-        values, score = self.choices.chosen(setting)
-        by_form = self.choices.chosen_by_form(setting)
+        values, score = self.chosen(setting)
+        by_form = self.chosen_by_form(setting)
         results = self._results(setting, values)
         own = {form: self._results(setting, chosen) for form, (chosen, _) in by_form.items()}
         params = sorted((result["params"] for result in results.values()), key=lambda counts: counts["adapter"])
         each = {
             "chosen_by_form": {form: chosen for form, (chosen, _) in by_form.items()},
             "validation_by_form": {form: found for form, (_, found) in by_form.items()},
-            "by_choice": {
-                form: by_form_and_metric(
-                    [with_own_forms(result, dict.fromkeys(own, chosen), seed) for seed, result in results.items()]
-                )
-                for form, chosen in own.items()
-            },
+            "by_choice": {form: _by_form(results, dict.fromkeys(own, chosen)) for form, chosen in own.items()},
         }
+        first: Result = next(iter(results.values()), {"metric": {"selected_by": {}}})
         return {
             "name": setting.name,
             "chosen": values,
             "validation": score,
             **(each if by_form else {}),
-            "deployed": next((result["metric"]["selected_by"]["form"] for result in results.values()), None),
-            "metric": next((result["metric"]["name"] for result in results.values()), None),
-            "split": next((result["metric"].get("split") for result in results.values()), None),
-            "chance": next((chance_of(result) for result in results.values()), {}),
+            "deployed": first["metric"]["selected_by"].get("form"),
+            "metric": first["metric"].get("name"),
+            "split": first["metric"].get("split"),
+            "chance": chance_of(first) if results else {},
             **({"excluded": excluded} if (excluded := self._excluded(setting)) else {}),
             "trials": [{"values": tried, "validation": found} for tried, found in self.trials(setting)],
             "seeds": list(results),
-            "by_form": by_form_and_metric([with_own_forms(result, own, seed) for seed, result in results.items()]),
+            "by_form": _by_form(results, own),
             "params": params[0] if params else None,
             "most_params": params[-1]["adapter"] if params else None,  # LoRA-drop's differ by seed
             "train_s": [result["time"]["train_s"] for result in results.values()],
         }
 
-    def _results(self, setting: Setting, values: Mapping[str, Any]) -> dict[int, Result]:
+    def _excluded(self, setting: Setting) -> list[dict[str, Any]]:
+        """The finalists that have no score on some seed, and in whose place others are chosen, with why."""
+        excluded = []
+        for values in self.finalists(setting):
+            jobs = {seed: self.job(setting, values, seed) for seed in self.study.seeds}
+            left = {seed: job for seed, job in jobs.items() if job.finished() is None}
+            if left and values not in self._shown(setting):
+                why = {
+                    seed: self._diverged(setting, job) or self._errors.get(job.folder) or "not finished"
+                    for seed, job in left.items()
+                }
+                reasons = "; ".join(f"seed {seed}: {reason}" for seed, reason in why.items())
+                excluded.append({"values": values, "why": reasons})
+        return excluded
+
+    def _results(self, setting: Setting, values: Values) -> dict[int, Result]:
         """The results of the finished runs with these values, by seed."""
         jobs = {seed: self.job(setting, values, seed) for seed in self.study.seeds}
-        return {seed: result for seed, job in jobs.items() if (result := job.result()) is not None}
+        return {seed: result for seed, job in jobs.items() if (result := job.finished()) is not None}
+
+
+def _is_done(trial: optuna.trial.FrozenTrial) -> bool:
+    return trial.state == TrialState.COMPLETE or bool(trial.user_attrs.get(_DIVERGED))
+
+
+def _distinct(choices: Sequence[Values]) -> list[Values]:
+    return [values for place, values in enumerate(choices) if values not in choices[:place]]
+
+
+def _suggest(trial: optuna.Trial, field: str, space: Range | tuple[Any, ...]) -> Any:
+    if isinstance(space, Range):
+        return trial.suggest_float(field, space.low, space.high, log=space.log)
+    # by place: Optuna keeps a value of a list as it is, and 1 and 1.0 would be one
+    return space[int(trial.suggest_categorical(field, list(range(len(space)))))]
+
+
+def _by_form(results: Mapping[int, Result], own: Mapping[str, Mapping[int, Result]]) -> dict[str, dict[str, Any]]:
+    """For each form and metric: the scores seed by seed (None where there is none), their mean and standard deviation.
+
+    Args:
+        results: the runs of the setting's choice by seed.
+        own: of each form with a choice of its own, the runs of that choice; a form that is not there stays.
+    """
+    table: dict[str, dict[str, Any]] = {}
+    by_form: list[dict[str, Any]] = []
+    for seed, result in results.items():
+        runs = {form: own.get(form, results).get(seed) for form in result["metric"]["by_form"]}
+        by_form.append({form: run["metric"]["by_form"][form] for form, run in runs.items() if run is not None})
+    for form in dict.fromkeys(form for one in by_form for form in one):
+        missing = [place for place, one in enumerate(by_form) if form not in one]
+        for metric in dict.fromkeys(metric for one in by_form for metric in one.get(form, {})):
+            scores = [one.get(form, {}).get(metric) for one in by_form]
+            numbers = [score for score in scores if score is not None]
+            table.setdefault(form, {})[metric] = {
+                "scores": scores,
+                "mean": statistics.fmean(numbers) if numbers else None,
+                "std": statistics.stdev(numbers) if len(numbers) > 1 else None,
+                **({"missing": missing} if missing else {}),
+            }
+    return table

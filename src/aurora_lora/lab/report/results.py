@@ -12,7 +12,7 @@ from ...train.publish import RESULT
 from ...train.recipe import CHANGE_NOTHING, differences, flatten, is_result
 from ...train.results import check_result
 from ..experiments.recipe_kinds import as_recipe
-from ..experiments.runs_file import RUNS_FILE, RunsFile
+from ..experiments.runs_file import RUNS_FILE, read_runs
 
 Result = Mapping[str, Any]
 
@@ -63,7 +63,7 @@ def find_results(
 
 def _read(path: Path, *, must_be: bool) -> list[tuple[Path, Result]]:
     if path.name == RUNS_FILE:
-        return [(folder / RESULT, result) for folder, result in RunsFile(path.parent).read().items()]
+        return [(folder / RESULT, result) for folder, result in read_runs(path.parent).items()]
     try:
         with reading(path):
             value = parse_json(path.read_text(encoding="utf-8"), finite=True)

@@ -15,7 +15,7 @@ from ...field_errors import validated
 from ...files import below, read_json, reading, slug
 from ...train.publish import RESULT
 from ...train.recipe import name_of, set_field, task_name, title_of
-from ..experiments.runs_file import RunsFile
+from ..experiments.runs_file import read_runs
 from ..experiments.study import SUMMARY, Setting, Study
 from .groups import Group, groups
 from .results import Result, find_results
@@ -125,7 +125,7 @@ def _model_of(study: Study, setting: Setting) -> Any:
 
 def _study_group(summary: Mapping[str, Any], study: Study, setting: Setting, folder: Path) -> Group:
     """The chosen runs of a setting: from the study's file or their folders, or what the summary says of them."""
-    finished = RunsFile(folder)
+    finished = read_runs(folder)
     runs, folders = [], []
     for place, seed in enumerate(summary["seeds"]):
         path = folder / study.run_folder(setting, summary["chosen"], seed)
