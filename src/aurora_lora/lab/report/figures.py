@@ -165,7 +165,7 @@ def save(figure: Figure, path: Path) -> list[Path]:
     for ending in (".png", ".svg"):
         target = path.with_name(path.name + ending)  # a name may have dots: a learning rate
         # without a salt the names within an SVG are random
-        with new_file(target) as partial, matplotlib.rc_context({"svg.hashsalt": path.name}):
+        with new_file(target) as partial, matplotlib.rc_context({"svg.hashsalt": path.name, "svg.fonttype": "none"}):
             literal(figure).savefig(partial, format=ending[1:], metadata={"Date": None} if ending == ".svg" else None)
         written.append(target)
     return written
