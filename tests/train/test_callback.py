@@ -6,10 +6,9 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import get_peft_model
-from torch import nn
 from transformers import Trainer, TrainerControl, TrainingArguments
 
-from aurora_lora import AuroraConfig, CalibrationError, calibrate
+from aurora_lora import AuroraConfig, calibrate
 from aurora_lora.train import CalibrationCallback
 from aurora_lora.tuner import aurora_layers
 
@@ -77,11 +76,9 @@ def test_inputs_are_those_of_calibrate():
     with pytest.raises(ValueError, match="examples=0 is not allowed"):
         CalibrationCallback(loader, examples=0)
     with pytest.raises(ValueError, match="ridge=-1 is not allowed: it must be a finite number of at least 0"):
-        CalibrationCallback([], ridge=-1)
+        CalibrationCallback(loader, ridge=-1)
     with pytest.raises(TypeError, match="needs tokenizer="):
         CalibrationCallback(rows)
-    with pytest.raises(ValueError, match="max_memory='x' is not allowed"):
-        CalibrationCallback(loader, max_memory="x")
 
 
 def test_its_memory_is_bounded_and_its_progress_shown(make_bert, batches, config, capsys):
@@ -89,9 +86,6 @@ def test_its_memory_is_bounded_and_its_progress_shown(make_bert, batches, config
     control = TrainerControl(should_evaluate=True)
     CalibrationCallback(batches, max_memory=2**27, progress=True).on_step_end(None, None, control, model=model)
     assert "calibrating, pass 1" in capsys.readouterr().err
-    callback = CalibrationCallback(batches, max_memory="1MiB")
-    with pytest.raises(CalibrationError, match=r"max_memory allows \(1 MiB\)"):
-        callback.on_step_end(None, None, control, model=model)
 
 
 def test_its_ridge_is_that_of_calibrate(make_bert, batches, config):
@@ -105,27 +99,6 @@ def test_its_ridge_is_that_of_calibrate(make_bert, batches, config):
         again = dict(model.named_buffers())
         assert all(torch.equal(value, again[name]) for name, value in found[-1].items())
     assert not any(torch.equal(found[0][name], found[1][name]) for name in found[0])
-
-
-def test_inputs_are_shared_only_if_asked():
-    """By layers that need not see one input in every pass."""
-
-    class Attention(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.q, self.k = nn.Linear(6, 6), nn.Linear(6, 6)
-
-        def forward(self, x, y=None):
-            return self.q(x) + self.k(x if y is None else y)
-
-    config = AuroraConfig(target_modules=["q", "k"], init_weights=False)
-    x, y = torch.randn(2, 32, 6)
-    control = TrainerControl(should_evaluate=True)
-    model = get_peft_model(Attention(), config)
-    CalibrationCallback([{"x": x}, {"x": x, "y": y}], share_inputs=False).on_step_end(None, None, control, model=model)
-    assert {layer.form("default") for _, layer in aurora_layers(model.eval())} == {"calibrated"}
-    with pytest.raises(CalibrationError, match="share_inputs=False"):
-        CalibrationCallback([{"x": x}, {"x": x, "y": y}]).on_step_end(None, None, control, model=model)
 
 
 def test_an_adapter_of_transformers_own(make_bert, batches, tmp_path):

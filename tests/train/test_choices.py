@@ -249,17 +249,17 @@ def test_methods_without_anything_to_train(write_recipe: WriteRecipe, lm: Path, 
         ({"name": "siqa", "scorer": "generated"}, "task.scorer: 'generated' needs prompt: instruction"),
         (
             {"name": "cola", "loss_on": "answer"},
-            "task.loss_on: only tasks of multiple-choice, chat have it, cola is one of ",
+            "task.loss_on: only multiple-choice or chat has it, and task.name is ",
         ),
         ({"name": "siqa", "scorer": "all"}, "task.scorer: 'all' is not allowed: it must be 'choices' or 'generated'"),
         (
             {"name": "commonsense", "test_sets": ["siqa", "x"]},
-            "task.test_sets: commonsense has no test set 'x' (it",
+            "task.test_sets: 'x' is not one of commonsense: ",
         ),
         ({"name": "siqa", "test_sets": []}, "task.test_sets: "),
         (
             {"name": "siqa", "test_sets": ["hellaswag"]},
-            "task.test_sets: siqa has no test set 'hellaswag' (it has",
+            "task.test_sets: 'hellaswag' is not one of siqa: ",
         ),
     ],
 )
@@ -361,7 +361,7 @@ def test_new_questions_are_asked_as_those_that_a_packaged_task_trained_with(monk
         asked.extend(prompts)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("aurora_lora.train.choices.encode_questions", stops)
+    monkeypatch.setattr("aurora_lora.train.kinds.choices.encode_questions", stops)
     question = ChoiceQuestion("Why?", ["a", "b", "c"], [0, 1, 2])
     for form, task in (("cloze", "winowhy"), ("cloze", "choices"), ("instruction", "strategyqa")):
         with pytest.raises(KeyboardInterrupt):

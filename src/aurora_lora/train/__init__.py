@@ -51,37 +51,29 @@ __all__ = [
     "train",
 ]
 
-_MODULE_OF = {
-    "CalibrationCallback": "callback",
-    "Exported": "exporting",
-    "FileScores": "evaluating",
-    "Merged": "merging",
-    "Predictor": "predicting",
-    "Pushed": "pushing",
-    "Recipe": "recipe",
-    "TrainedRun": "finished_run",
-    "evaluate": "evaluating",
-    "evaluate_file": "evaluating",
-    "export": "exporting",
-    "gap": "measuring",
-    "learned_activation": "measuring",
-    "load_predictor": "predicting",
-    "load_recipe": "recipe",
-    "load_run": "finished_run",
-    "merge": "merging",
-    "predict": "predicting",
-    "pretrain": "pretraining",
-    "push": "pushing",
-    "read_result": "results",
-    "train": "run",
+_NAMES_OF = {
+    "callback": "CalibrationCallback",
+    "exporting": "Exported export",
+    "evaluating": "FileScores evaluate evaluate_file",
+    "merging": "Merged merge",
+    "predicting": "Predictor load_predictor predict",
+    "pushing": "Pushed push",
+    "recipe": "Recipe load_recipe",
+    "finished_run": "TrainedRun load_run",
+    "measuring": "gap learned_activation",
+    "pretraining": "pretrain",
+    "results": "read_result",
+    "run": "train",
 }
+"""The names of each module."""
 
 if not TYPE_CHECKING:  # to a type checker, a name that is not above is a mistake
 
     def __getattr__(name):
-        if name not in _MODULE_OF:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+        for module, names in _NAMES_OF.items():
+            if name in names.split():
+                return getattr(import_module(f".{module}", __name__), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

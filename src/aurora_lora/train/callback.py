@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl
 
 from ..deploy import calibrate
 from ..deploy.calibrate import MAX_MEMORY, check_ridge, several_processes
@@ -31,13 +30,10 @@ class CalibrationCallback(TrainerCallback):
             through at each evaluation. On several processes, each may hold its own share.
         ridge: as of `calibrate`.
         max_memory: as of `calibrate`.
-        tokenizer: as of `calibrate`.
-        text_columns: as of `calibrate`.
-        batch_size: as of `calibrate`.
-        examples: as of `calibrate`: a part of a dataset, or of a loader of the whole training set.
-        max_length: as of `calibrate`.
         progress: as of `calibrate`.
         at_end: whether to calibrate at the end of training, too.
+        reading: `tokenizer`, `text_columns`, `batch_size`, `examples` (a part of a dataset, or of a loader of the whole
+            training set) and `max_length`, as of `calibrate`.
 
     Raises:
         CalibrationError: no batches.
@@ -50,61 +46,32 @@ class CalibrationCallback(TrainerCallback):
         *,
         ridge: float = 1e-4,
         max_memory: float = MAX_MEMORY,
-        tokenizer: Any = None,
-        text_columns: str | Sequence[str] | None = None,
-        batch_size: int | None = None,
-        examples: int | None = None,
-        max_length: int | None = None,
         progress: bool = False,
         at_end: bool = True,
+        **reading: Any,
     ) -> None:
         check_ridge(ridge)
-        read = as_batches(
-            batches,
-            tokenizer,
-            text_columns=text_columns,
-            batch_size=batch_size,
-            examples=examples,
-            max_length=max_length,
-        )
-        self.batches = list(read)
+        self.batches = list(as_batches(batches, **reading))
         if not self.batches and not several_processes():
             raise no_batches("CalibrationCallback")
-        self.ridge, self.at_end = ridge, at_end
-        self._options: dict[str, Any] = {
-            "ridge": ridge,
-            "max_memory": max_memory,
-            "progress": progress,
-        }
+        self.at_end = at_end
+        self._options: dict[str, Any] = {"ridge": ridge, "max_memory": max_memory, "progress": progress}
         self._checked = False
 
     # Transformers' own flow callback comes first in both events and decides whether to evaluate.
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._calibrate(control, kwargs["model"])
+    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
+        if control.should_evaluate and deploys_calibrated(kwargs["model"]):
+            calibrate(kwargs["model"], self.batches, **self._options)
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._calibrate(control, kwargs["model"])
+    on_epoch_end = on_step_end
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._checked = False
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.at_end and _awaits_calibration(kwargs["model"]):
+            calibrate(kwargs["model"], self.batches, **self._options)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        model = kwargs["model"]
-        if self.at_end and _awaits_calibration(model):
-            calibrate(model, self.batches, **self._options)
-
-    def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        model = kwargs["model"]
-        if not self._checked and _awaits_calibration(model):
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self._checked and _awaits_calibration(kwargs["model"]):
             warnings.warn(
                 "This evaluation scores the dynamic form: the adapter is not calibrated yet (CalibrationCallback comes "
                 "before the evaluations of training that are asked for before it, and calibrates at the end).",
@@ -112,17 +79,10 @@ class CalibrationCallback(TrainerCallback):
             )
         self._checked = True
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_evaluate(self, args: Any, state: Any, control: Any, *others: Any, **kwargs: Any) -> None:
         self._checked = False
 
-    def on_predict(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any, **kwargs: Any
-    ) -> None:
-        self._checked = False
-
-    def _calibrate(self, control: TrainerControl, model: nn.Module) -> None:
-        if control.should_evaluate and deploys_calibrated(model):
-            calibrate(model, self.batches, **self._options)
+    on_train_begin = on_predict = on_evaluate
 
 
 def _awaits_calibration(model: nn.Module) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,11 @@ from ..deploy.probe import Loss, Probe, probe, read_probe, write_probe
 from ..deploy.ranks import alpha_name, offered, rank_fields, share_out
 from ..errors import AuroraError, CheckpointError, UserError, one_line
 from ..methods.base import Method
-from ..methods.linear import is_linear
 from ..methods.lora import LORA
 from ..methods.options import TARGETS
 from ..methods.start import ALIGNED, EVA, PROBED, ordinary, wants_probe
 from ..methods.targets import check_modules, lora_targets, target_paths
 from ..tuner.config import scaling_divisor
-from ..tuner.linear import linear_shape
 from ..tuner.naming import ALL_LINEAR, exactly, mistakable
 from .data import Data
 from .distributed import on_main, own_part
@@ -36,8 +34,6 @@ from .recipe import Recipe
 
 MOST = 32
 """Directions that a layer can get of a budget."""
-EVA_PASSES = 50
-"""Over the probed examples, until the vectors that EVA looks for must have settled."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +110,18 @@ def start_for(recipe: Recipe, base: Any, data: Data, folder: Path, loss: Loss) -
     except (AuroraError, ValueError) as error:
         raise UserError(f"method: {one_line(error)}") from error
     rows = data.rows_of_share(_share(recipe, data))
-    on_main(lambda: _write(start, recipe, rows, batches, folder / PROBE, made_of))
+    tensors = {"start": start.rows, "singular_values": start.spectra, "deviations": start.deviations}
+    facts = {
+        "options": {name: recipe.method.options[name] for name in PROBED},
+        "seed": recipe.seed,
+        "examples": rows,  # of the training split
+        "batches": batches,
+        "made_of": made_of,
+        "ranks": start.ranks,
+        "mistakable": start.mistakable,
+        "without_gradient": start.without_gradient,
+    }
+    on_main(lambda: write_probe(folder / PROBE, tensors, facts))
     return start
 
 
@@ -172,7 +179,6 @@ def _by_eva(recipe: Recipe, base: Any, data: Data, loss: Loss) -> tuple[Start, i
     r = recipe.method.options["r"]
     paths = target_paths(base, recipe.method.options, lora_targets(base))
     wanted = round(EvaConfig().rho * r)
-    _check_for_eva(base, paths, r, wanted)
     counted = functools.partial(_counted, by_token=recipe.task.kind.task_type == "CAUSAL_LM")
     # PEFT leaves out a batch with fewer tokens than it looks for, and goes round for ever where all have
     found = _batches(recipe, data)
@@ -189,7 +195,7 @@ def _by_eva(recipe: Recipe, base: Any, data: Data, loss: Loss) -> tuple[Start, i
             base,
             batches,
             config,
-            forward_fn=_at_most(EVA_PASSES * len(batches), loss),
+            forward_fn=loss,
             prepare_model_inputs_fn=counted,
             prepare_layer_inputs_fn=_input_vectors,
             gather_distributed_inputs=False,
@@ -198,20 +204,6 @@ def _by_eva(recipe: Recipe, base: Any, data: Data, loss: Loss) -> tuple[Start, i
     rows = {path: A.float().cpu().contiguous() for path, A in by_layer.items() if len(A)}
     ranks = {path: len(A) for path, A in rows.items()}
     return Start(ranks, rows, {}, {}, mistakable(ranks, modules)), len(batches)
-
-
-def _check_for_eva(base: Any, paths: Iterable[str], r: int, wanted: int) -> None:
-    """Raise a ValueError for a module that is no linear layer, or has fewer inputs than EVA looks for directions."""
-    for path in paths:
-        layer = base.get_submodule(path)
-        if not is_linear(layer):
-            raise ValueError(f"target_modules: {path} is a {type(layer).__name__}; start: eva is for linear layers.")
-        inputs = linear_shape(layer)[1]
-        if wanted > inputs:
-            raise ValueError(
-                f"r={r} is not allowed: {path} has {inputs} inputs, and start: eva looks for {wanted} directions in "
-                "them."
-            )
 
 
 def _counted(batch: dict[str, Tensor], config: Any = None, *, by_token: bool) -> Tensor | None:
@@ -234,43 +226,6 @@ def _input_vectors(inputs: Any, counted: Tensor | None, layer: str) -> Tensor:
     if counted is not None and x.shape[:-1] == counted.shape:
         return x[counted].float()
     return x.reshape(-1, x.shape[-1]).float().contiguous()
-
-
-def _at_most(times: int, loss: Loss) -> Callable[[nn.Module, dict[str, Tensor]], None]:
-    """The forward pass of a batch, which raises a ValueError where EVA asks for more of them."""
-    passes = iter(range(times))
-
-    def forward(model: nn.Module, batch: dict[str, Tensor]) -> None:
-        if next(passes, None) is None:
-            raise ValueError(f"start: eva has not settled in {EVA_PASSES} passes over its examples: try a lower r.")
-        loss(model, batch)
-
-    return forward
-
-
-# ---------------------------------------------------------------- what is kept
-
-
-def _write(
-    start: Start,
-    recipe: Recipe,
-    examples: list[int],
-    batches: int,
-    path: Path,
-    made_of: Mapping[str, Any],
-) -> None:
-    tensors = {"start": start.rows, "singular_values": start.spectra, "deviations": start.deviations}
-    facts = {
-        "options": {name: recipe.method.options[name] for name in PROBED},
-        "seed": recipe.seed,
-        "examples": examples,  # rows of the training split
-        "batches": batches,
-        "made_of": made_of,
-        "ranks": start.ranks,
-        "mistakable": start.mistakable,
-        "without_gradient": start.without_gradient,
-    }
-    write_probe(path, tensors, facts)
 
 
 def kept_start(folder: Path, made_of: Mapping[str, Any] | None = None) -> Start | None:

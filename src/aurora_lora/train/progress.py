@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 BAR_AFTER = 2.0
 """Seconds that an evaluation may take before it gets a bar of its own."""
@@ -45,9 +45,7 @@ class ProgressBar(TrainerCallback):
         for line in lines:
             self.console.print(f"{self.title}: {line}", highlight=False, soft_wrap=True)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.before()
         if not state.is_world_process_zero:
             return
@@ -57,26 +55,17 @@ class ProgressBar(TrainerCallback):
         assert self.progress is not None
         self.training = self.progress.add_task(self.title, total=state.max_steps, completed=state.global_step, note="")
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if self.progress is not None and self.training is not None:
             epoch = min(int(state.epoch or 0) + 1, int(args.num_train_epochs))
             note = f"epoch {epoch}/{args.num_train_epochs:g} {self.loss}"
             self.progress.update(self.training, completed=state.global_step, note=note)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if logs and "loss" in logs:
             self.loss = f"loss {logs['loss']:.3f}"
 
-    def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_prediction_step(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
         self.batches += 1
@@ -89,14 +78,7 @@ class ProgressBar(TrainerCallback):
         if self.scoring is not None and self.progress is not None:
             self.progress.update(self.scoring, completed=self.batches)
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_evaluate(self, args: Any, state: TrainerState, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         self.batches = 0
         if self.progress is not None and self.scoring is not None:
             self.progress.remove_task(self.scoring)
@@ -112,9 +94,7 @@ class ProgressBar(TrainerCallback):
                 highlight=False,
             )
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.training = None
         self.stop()
 

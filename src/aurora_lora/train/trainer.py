@@ -297,21 +297,21 @@ def has_stopped_early(state: TrainerState, patience: int | None) -> bool:
 def own_runs(names: Sequence[Logger]) -> Iterator[None]:
     """Within the block a training may begin a run of Weights & Biases, which ends with it: Transformers' callback goes
     on with one that is open. One that the caller has begun stays theirs."""
-    wandb: Any = None
-    if "wandb" in names:
-        with extra("wandb"):
-            wandb = importlib.import_module("wandb")
-    is_theirs, failed = wandb is not None and wandb.run is not None, True
+    if "wandb" not in names:
+        yield
+        return
+    with extra("wandb"):
+        wandb: Any = importlib.import_module("wandb")
+    is_theirs = wandb.run is not None
     try:
         yield
-        failed = False
     except Exception as error:  # as where nobody has logged in
-        if type(error).__module__.partition(".")[0] != "wandb":
-            raise
-        raise UserError(f"training.report_to: wandb: {one_line(error)}") from error
+        if type(error).__module__.startswith("wandb"):
+            raise UserError(f"training.report_to: wandb: {one_line(error)}") from error
+        raise
     finally:
-        if wandb is not None and not is_theirs and wandb.run is not None:
-            wandb.finish(exit_code=int(failed))
+        if not is_theirs and wandb.run is not None:
+            wandb.finish()
 
 
 def logger_callbacks(names: Sequence[Logger], folder: Path) -> list[TrainerCallback]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from .. import files
 from ..deploy import calibrate
@@ -44,13 +44,11 @@ class UpdateRecorder(TrainerCallback):
         self.name, self.ridge = method.name, recipe.calibration.ridge
         self.folder, self.batches = folder, batches
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if state.global_step == 0:
             self._write(kwargs["model"], 0, state)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         epoch = float(state.epoch or 0)
         if epoch.is_integer():  # an epoch's last step; training may stop at another
             self._write(kwargs["model"], int(epoch), state)
