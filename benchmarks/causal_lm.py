@@ -26,7 +26,7 @@ from aurora_lora import AuroraConfig, calibrate, merge_gap
 from aurora_lora.data import SplitSizes, get_task
 from aurora_lora.files import write_json
 from aurora_lora.train.data import without_targets
-from aurora_lora.train.memory import process_peak_memory, reset_peak_memory
+from aurora_lora.train.distributed import process_peak_memory, reset_peak_memory
 from aurora_lora.train.models import load_base_model, load_tokenizer
 from aurora_lora.train.progress import quiet_libraries
 

@@ -660,7 +660,7 @@ def test_llama3_8b_is_planned_within_16_gib():
 
 PEAK = """
 import sys, torch, warnings
-from aurora_lora.train.memory import process_peak_memory, reset_peak_memory
+from aurora_lora.train.distributed import process_peak_memory, reset_peak_memory
 warnings.simplefilter("ignore")
 import bitsandbytes as bnb
 from peft import IA3Config, LoraConfig, RoadConfig, get_peft_model

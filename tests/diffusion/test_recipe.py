@@ -12,10 +12,10 @@ from aurora_lora.diffusion.card import _pipeline
 from aurora_lora.diffusion.recipe import DiffusionCalibrationSection, SubjectRecipe
 from aurora_lora.diffusion.subject import SETTINGS, prepare_class_images
 from aurora_lora.errors import UserError
-from aurora_lora.train.callback import CalibrationCallback
 from aurora_lora.train.publish import check_recipe
 from aurora_lora.train.recipe import CalibrationSection, load_recipe, validate_as
 from aurora_lora.train.recipe_files import dump
+from aurora_lora.train.trainer import CalibrationCallback
 
 PLAIN: dict[str, Any] = {
     "name": "dog",

@@ -20,8 +20,7 @@ from aurora_lora.train import load_recipe, load_run, recipe_files, train
 from aurora_lora.train.build import load_processor, make_trainer
 from aurora_lora.train.evaluating import evaluate
 from aurora_lora.train.merging import merge
-from aurora_lora.train.models import base_for, make_model
-from aurora_lora.train.precision import frozen_dtype
+from aurora_lora.train.models import base_for, frozen_dtype, make_model
 from aurora_lora.train.predicting import predict
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -265,7 +264,7 @@ LOADING = """
 import json, sys, threading
 import tiny
 from aurora_lora.train import load_recipe
-from aurora_lora.train.memory import base_for
+from aurora_lora.train.models import base_for
 from aurora_lora.train.models import load_processor
 from aurora_lora.train.build import make_model
 

@@ -22,7 +22,7 @@ from aurora_lora.train import TrainedRun, load_recipe, load_run, merging, predic
 from aurora_lora.train.build import make_trainer
 from aurora_lora.train.evaluating import evaluate
 from aurora_lora.train.merging import merge
-from aurora_lora.train.precision import round_weights
+from aurora_lora.train.models import round_weights
 from aurora_lora.train.predicting import load_predictor, predict
 
 WriteRecipe = Callable[..., Path]
@@ -97,7 +97,7 @@ def test_what_goes_to_the_device_is_rounded_before(
         return self
 
     monkeypatch.setattr(nn.Module, "to", to)
-    monkeypatch.setattr("aurora_lora.train.precision.state", lambda: SimpleNamespace(device=gpu))
+    monkeypatch.setattr("aurora_lora.train.models.state", lambda: SimpleNamespace(device=gpu))
     load_predictor(merged, dtype="bfloat16")
     model = load_predictor(run.folder, dtype="bfloat16").model
     assert moved == [{torch.bfloat16}, {torch.bfloat16, torch.float32}]

@@ -33,9 +33,8 @@ from aurora_lora.train import (
     train,
 )
 from aurora_lora.train.build import make_trainer
-from aurora_lora.train.distributed import state
+from aurora_lora.train.distributed import peak_memory, reset_peak_memory, state
 from aurora_lora.train.evaluating import evaluate
-from aurora_lora.train.memory import peak_memory, reset_peak_memory
 from aurora_lora.train.merging import merge
 from aurora_lora.train.predicting import load_predictor, predict
 from aurora_lora.train.publish import adapter_digests
@@ -279,7 +278,7 @@ def test_peak_memory_is_that_of_the_run() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is that of the process")
 def test_peak_memory_is_not_that_of_the_process_that_started_this_one() -> None:
-    code = "from aurora_lora.train.memory import process_peak_memory; print(process_peak_memory())"
+    code = "from aurora_lora.train.distributed import process_peak_memory; print(process_peak_memory())"
     with mmap.mmap(-1, 1536 * 2**20) as large:
         large.write(bytes([1]) * len(large))
         started = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -338,7 +337,7 @@ def test_answers_are_computed_where_training_computes(
         return module
 
     monkeypatch.setattr(torch.nn.Module, "to", to)
-    monkeypatch.setattr("aurora_lora.train.precision.state", lambda: SimpleNamespace(device=gpu))
+    monkeypatch.setattr("aurora_lora.train.models.state", lambda: SimpleNamespace(device=gpu))
     models = [load_predictor(folder).model for folder in (run.folder, merged)]
     assert list(map(id, moved)) == list(map(id, models))
     assert not any(model.training for model in models)

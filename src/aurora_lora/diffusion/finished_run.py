@@ -18,8 +18,7 @@ from ..extras import extra
 from ..methods.base import load_finite
 from ..train.exporting import Exported, check_export_folder
 from ..train.finished_run import FinishedRun, check_own_recipe, read_finished
-from ..train.models import cached_commit, warn_of_another_commit
-from ..train.precision import check_dtype
+from ..train.models import cached_commit, check_dtype, warn_of_another_commit
 from ..train.publish import ADAPTER, RECIPE, RESULT
 from ..train.recipe import task_name, validate_as
 from .card import write_lora_card

@@ -23,8 +23,7 @@ from ..finite import check_loss
 from ..methods.parameters import load_trained, save_trained
 from ..temporary_attributes import kept
 from ..train import publish
-from ..train.distributed import asked_to_stop, check_as_many, check_precision, on_main, state
-from ..train.memory import peak_memory
+from ..train.distributed import asked_to_stop, check_as_many, check_precision, on_main, peak_memory, state
 from ..train.recipe import divide, examples_of_a_step
 from .loss import snr_weights, squared_errors, total_loss
 from .random_numbers import seed_of

@@ -17,8 +17,7 @@ from ..errors import UserError
 from ..extras import extra
 from ..files import located
 from ..finite import check_finite
-from ..train.models import cached_commit
-from ..train.precision import PRECISIONS
+from ..train.models import PRECISIONS, cached_commit
 from .random_numbers import generator
 
 if TYPE_CHECKING:

@@ -21,8 +21,7 @@ from ..forms import CALIBRATED
 from ..methods import Sample, count_parameters
 from ..methods.apply import apply_method
 from ..train import publish
-from ..train.distributed import check_shared, on_main, own_part, state
-from ..train.memory import peak_memory, reset_peak_memory
+from ..train.distributed import check_shared, on_main, own_part, peak_memory, reset_peak_memory, state
 from ..train.publish import CHECKPOINTS, LORA, RECIPE
 from ..train.recipe import divide
 from ..train.results import Result, build_result, read_result

@@ -13,7 +13,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .callback import CalibrationCallback
     from .evaluating import FileScores, evaluate, evaluate_file
     from .exporting import Exported, export
     from .finished_run import TrainedRun, load_run
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from .recipe import Recipe, load_recipe
     from .results import read_result
     from .run import train
+    from .trainer import CalibrationCallback
 
 __all__ = [
     "CalibrationCallback",
@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 _NAMES_OF = {
-    "callback": "CalibrationCallback",
+    "trainer": "CalibrationCallback",
     "exporting": "Exported export",
     "evaluating": "FileScores evaluate evaluate_file",
     "merging": "Merged merge",

@@ -19,29 +19,31 @@ from ..forms import CALIBRATED
 from ..methods import Sample, count_parameters
 from ..methods.apply import plain_method_errors
 from ..methods.parameters import is_head
+from ..methods.start import wants_probe
 from ..methods.targets import check_modules
-from .callback import CalibrationCallback
 from .data import Data, check_data, with_record
 from .distributed import on_main, own_part, state
 from .finished_run import TrainedRun
 from .kinds import Kind, kind_of
 from .models import (
+    PRECISIONS,
     Processor,
     base_for,
     check_positions,
     checkpoint_activations,
     commit_of,
+    keep_frozen_in,
     longest_text,
     make_model,
+    on_device,
     quantization_of,
     warn_of_another_commit,
 )
-from .precision import PRECISIONS, keep_frozen_in, on_device
 from .probing import start_for
 from .publish import ADAPTER, LOGS, UPDATES
 from .recipe import ModelSection, Recipe
 from .results import read_result
-from .trainer import ExtraCheckpoints, FiniteLoss, WholeCheckpoints, arguments, logger_callbacks
+from .trainer import CalibrationCallback, ExtraCheckpoints, FiniteLoss, WholeCheckpoints, arguments, logger_callbacks
 from .updates import UpdateRecorder
 
 
@@ -178,7 +180,8 @@ def _check_stored(recipe: Recipe, base: Any) -> None:
 def _new_model(recipe: Recipe, base: Any, data: Data, checkpoints: Path) -> nn.Module:
     """The recipe's method on a pretrained model, with what it takes from training data before its first step."""
     loss = functools.partial(kind_of(data.task).loss, recipe)
-    start = start_for(recipe, base, data, checkpoints.parent, loss)
+    wants = wants_probe(recipe.method.options)
+    start = start_for(recipe, base, data, checkpoints.parent, loss) if wants else None
     if start is not None:
         set_seed(recipe.seed)  # the same whether it was probed for or read
     wanted = start.resolved(recipe) if start else recipe

@@ -16,8 +16,7 @@ from .build import load_trained_model
 from .card import Facts, replaceable_card, write_lora_card
 from .finished_run import TrainedRun, as_run
 from .measuring import need_aurora
-from .models import exact_modules, padding_of
-from .precision import check_dtype
+from .models import check_dtype, exact_modules, padding_of
 from .publish import ADAPTER
 from .run import name_revision
 

@@ -53,10 +53,10 @@ from .models import (
     load_tokenizer,
     make_model,
     most_tokens,
+    on_device,
     reads_last_token,
     stored_quantization,
 )
-from .precision import on_device
 from .probing import kept_start
 from .publish import ADAPTER
 

@@ -25,8 +25,7 @@ from .build import base_of, load_data, load_trained_model
 from .data import check_data, data_format
 from .finished_run import MERGE_NOTE, TrainedRun, as_run, merge_note
 from .kinds import kind_of
-from .models import Processor, make_model, quantized, stored_quantization
-from .precision import FLOAT32, check_dtype, round_weights
+from .models import FLOAT32, Processor, check_dtype, make_model, quantized, round_weights, stored_quantization
 from .publish import ADAPTER, adapter_digests
 from .run import trained_on
 

@@ -31,8 +31,7 @@ from .defaults import BATCH_SIZE
 from .finished_run import TrainedRun, as_run, merge_note, noted
 from .kind_facts import TrainedWith
 from .kinds import KINDS, Kind, kind_of, kind_of_model
-from .models import Processor, fill_padding, from_safetensors
-from .precision import FLOAT32, check_dtype, compute_in, on_device, precision_of
+from .models import FLOAT32, Processor, check_dtype, compute_in, fill_padding, from_safetensors, on_device, precision_of
 from .publish import RECIPE
 from .recipe import own_source
 

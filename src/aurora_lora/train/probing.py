@@ -21,14 +21,13 @@ from ..errors import AuroraError, CheckpointError, UserError, one_line
 from ..methods.base import Method
 from ..methods.lora import LORA
 from ..methods.options import TARGETS
-from ..methods.start import ALIGNED, EVA, PROBED, ordinary, wants_probe
+from ..methods.start import ALIGNED, EVA, PROBED, ordinary
 from ..methods.targets import check_modules, lora_targets, target_paths
 from ..tuner.config import scaling_divisor
 from ..tuner.naming import ALL_LINEAR, exactly, mistakable
 from .data import Data
 from .distributed import on_main, own_part
-from .models import checkpoint_activations, commit_of
-from .precision import on_device
+from .models import checkpoint_activations, commit_of, on_device
 from .publish import PROBE, is_begun
 from .recipe import Recipe
 
@@ -74,8 +73,8 @@ class Start:
         set_rows(layers, self.rows, "default")
 
 
-def start_for(recipe: Recipe, base: Any, data: Data, folder: Path, loss: Loss) -> Start | None:
-    """What the recipe's run begins with: from its folder, or else from a probing pass; None where it asks for nothing.
+def start_for(recipe: Recipe, base: Any, data: Data, folder: Path, loss: Loss) -> Start:
+    """What a run with a budget or such a start begins with: from its folder, or else from a probing pass.
 
     Args:
         recipe: of the run.
@@ -87,8 +86,6 @@ def start_for(recipe: Recipe, base: Any, data: Data, folder: Path, loss: Loss) -
     Raises:
         UserError: the pass cannot be made, the budget is too small, or the kept file is damaged.
     """
-    if not wants_probe(recipe.method.options):
-        return None
     record = data.record or {}
     made_of = {
         "files": sorted(record.get("files", {}).values()),

@@ -23,12 +23,10 @@ from ..methods.base import edit_config
 from ..methods.parameters import marked_random
 from . import card
 from .build import make_trainer, own_share, sample_of
-from .callback import is_calibrated
 from .data import Data, check_files, keep_data, notes
-from .distributed import check_shared, on_main, state
+from .distributed import check_shared, on_main, reset_peak_memory, state
 from .finished_run import TrainedRun, merge_note
 from .kinds import kind_of
-from .memory import reset_peak_memory
 from .models import commit_of, exact_modules, padding_of
 from .publish import (
     ADAPTER,
@@ -47,7 +45,7 @@ from .publish import (
 from .recipe import Recipe, divide, load_recipe
 from .recipe_files import dump
 from .results import Result, Scores, build_result, epochs_from_log, lacking, read_result, test_sets, with_test_sets
-from .trainer import WholeCheckpoints, has_stopped_early, own_runs
+from .trainer import WholeCheckpoints, has_stopped_early, is_calibrated, own_runs
 
 MakeCallbacks = Callable[[], Sequence[TrainerCallback]]
 """Makes Trainer callbacks, new ones for each training."""

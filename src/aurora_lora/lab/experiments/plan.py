@@ -26,8 +26,7 @@ from ...methods.apply import apply_method
 from ...methods.start import ordinary
 from ...train.kind_facts import FACTS
 from ...train.kinds.choices import BEAMS, LOGITS, NEW_TOKENS, questions_at_once
-from ...train.models import cached_width, positions, quantization_of
-from ...train.precision import PRECISIONS, frozen_dtype
+from ...train.models import PRECISIONS, cached_width, frozen_dtype, positions, quantization_of
 from ...train.recipe import Recipe, steps_of_an_epoch
 from .known import LENGTHS, LONGEST_HELD_OUT, QUANTILES, Machine, architecture
 

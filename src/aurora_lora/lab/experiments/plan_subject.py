@@ -16,7 +16,7 @@ from ...files import located
 from ...forms import CALIBRATED
 from ...methods import ParameterCounts, count_parameters
 from ...methods.apply import apply_method
-from ...train.precision import PRECISIONS
+from ...train.models import PRECISIONS
 from .known import AUTOENCODER, SDXL, SDXL_UNET, Machine
 
 

@@ -14,8 +14,7 @@ from ...data.metrics import chance_levels
 from ...data.own.columns import text as text_in
 from ..data import Data
 from ..kind_facts import Facts, TrainedWith
-from ..models import Processor, load_tokenizer
-from ..precision import computing
+from ..models import Processor, computing, load_tokenizer
 from ..recipe import ModelSection, Recipe, TaskSection
 from ..trainer import Arguments, RecipeTrainer
 

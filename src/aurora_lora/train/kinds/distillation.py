@@ -22,8 +22,7 @@ from ...files import expanded
 from ..data import Collate, Data, Example, in_batches, without_targets
 from ..finished_run import load_run
 from ..kind_facts import DISTILLATION
-from ..models import commit_of, load_base_model, make_model, warn_of_another_commit
-from ..precision import computing, on_device
+from ..models import commit_of, computing, load_base_model, make_model, on_device, warn_of_another_commit
 from ..publish import ADAPTER, adapter_digests
 from ..recipe import Recipe
 from ..trainer import RecipeTrainer
