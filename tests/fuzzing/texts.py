@@ -13,7 +13,7 @@ from torch import nn
 
 from aurora_lora import AuroraConfig
 from aurora_lora.errors import UserError
-from aurora_lora.lab.experiments.recipe_kinds import load_any
+from aurora_lora.lab.experiments.recipes import load_any
 from aurora_lora.lab.experiments.study import Study, load_study
 from aurora_lora.train import recipe_files
 from aurora_lora.train.recipe import validate

@@ -15,8 +15,8 @@ import yaml
 from typer.main import get_command
 
 from aurora_lora.cli import app
-from aurora_lora.lab.experiments.recipe_kinds import as_recipe, load_any
-from aurora_lora.lab.experiments.recipes import find, suites
+from aurora_lora.diffusion.recipe_kinds import as_recipe
+from aurora_lora.lab.experiments.recipes import find, load_any, suites
 from aurora_lora.lab.experiments.study import load_study
 
 ROOT = Path(__file__).parents[2]

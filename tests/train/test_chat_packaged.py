@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aurora_lora.data.models import resolve_model
-from aurora_lora.lab.experiments.recipe_kinds import load_any
+from aurora_lora.lab.experiments.recipes import load_any
 from aurora_lora.train.predicting import predict
 from aurora_lora.train.run import train
 

@@ -179,7 +179,7 @@ def test_a_folder_that_changed(here: Path) -> None:
 
 def test_a_file_that_changed_before_the_run_goes_on(here: Path) -> None:
     stopped = {"make_callbacks": lambda: [tiny.Stop(7)]}
-    from aurora_lora.lab.experiments.recipe_kinds import load_any
+    from aurora_lora.lab.experiments.recipes import load_any
     from aurora_lora.train import train as run_recipe
 
     changes = ["model=bert", *own_files.OVERRIDES["classification"], *SETTINGS]
@@ -507,7 +507,7 @@ def test_a_model_that_ends_no_text_is_no_language_model(kind: str, data: str, he
 @pytest.mark.parametrize("kind", METRICS)
 def test_init(kind: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it prints, with the data filled in, is the recipe that the bare name stands for."""
-    from aurora_lora.lab.experiments.recipe_kinds import load_any
+    from aurora_lora.lab.experiments.recipes import load_any
 
     printed = aurora("init", kind)
     assert printed.exit_code == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,13 +62,11 @@ def train(
     with Stages() as stage:
         stage(f"looking up {recipe}")
         with importing():
-            from aurora_lora.lab.experiments.recipes import find
-
-            found = find(recipe, "recipe")
+            found = _found(recipe)
         found.values()  # a file that is not there, or no YAML, is said before what takes long
         stage("loading PyTorch and Transformers")
         with importing():
-            from aurora_lora.lab.experiments.recipe_kinds import load_found
+            from aurora_lora.diffusion.recipe_kinds import load_found
             from aurora_lora.train.recipe import Recipe
 
         plan = load_found(found, overrides or ())
@@ -88,6 +87,18 @@ def train(
     if run.was_finished:
         note(f"{output} holds this run, finished: nothing to train")
     (print_subject_run if is_subject else print_run)(stdout(), run)
+
+
+def _found(recipe: str) -> Any:
+    """A recipe by its name or file; the paper's cells are looked up where it is neither."""
+    from aurora_lora.train.recipe_files import ENDINGS, find_recipe
+
+    if "/" not in recipe or recipe.endswith(ENDINGS):
+        with suppress(UserError):
+            return find_recipe(recipe)
+    from aurora_lora.lab.experiments.recipes import find
+
+    return find(recipe, "recipe")
 
 
 def _train(plan: Recipe, output: Path, stage: Stages) -> TrainedRun:
@@ -205,7 +216,7 @@ def rank(
     limits what the budget is spent on; `--budget` looks at all linear layers, unless the recipe has a budget itself.
     """
     from aurora_lora.files import check_writable
-    from aurora_lora.lab.experiments.recipe_kinds import load_any
+    from aurora_lora.lab.experiments.recipes import load_any
     from aurora_lora.lab.report.ranks_figure import RANKS, ranks_figure, ranks_tables
     from aurora_lora.train import recipe_files
     from aurora_lora.train.recipe import Recipe

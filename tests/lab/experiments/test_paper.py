@@ -11,7 +11,7 @@ from aurora_lora.diffusion.recipe import SubjectRecipe
 from aurora_lora.lab.experiments.jobs import run_job
 from aurora_lora.lab.experiments.paper import SUITES
 from aurora_lora.lab.experiments.plan import shapes
-from aurora_lora.lab.experiments.recipe_kinds import load_any
+from aurora_lora.lab.experiments.recipes import load_any
 from aurora_lora.lab.experiments.reproduce import Reproduction, prepare
 from aurora_lora.lab.experiments.suite import Suite
 from aurora_lora.lab.report.paper_comparison import compare

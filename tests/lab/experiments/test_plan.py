@@ -17,8 +17,7 @@ from aurora_lora.errors import UserError
 from aurora_lora.lab.experiments.dry_run import describe, needs, plan_lines, plan_tables, time_limit
 from aurora_lora.lab.experiments.known import GPUS, architecture, machine
 from aurora_lora.lab.experiments.plan import Sizes, hours, longest, padded, peaks, shapes
-from aurora_lora.lab.experiments.recipe_kinds import load_any
-from aurora_lora.lab.experiments.recipes import suites
+from aurora_lora.lab.experiments.recipes import load_any, suites
 from aurora_lora.lab.experiments.reproduce import prepare
 from aurora_lora.methods import get_method
 from aurora_lora.train.recipe import Recipe

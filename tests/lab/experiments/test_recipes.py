@@ -6,8 +6,7 @@ import pytest
 import yaml
 
 from aurora_lora.errors import UserError
-from aurora_lora.lab.experiments.recipe_kinds import load_any
-from aurora_lora.lab.experiments.recipes import RecipeOfCell, find, named
+from aurora_lora.lab.experiments.recipes import RecipeOfCell, find, load_any, named
 from aurora_lora.lab.experiments.reproduce import prepare
 from aurora_lora.lab.experiments.study import load_study
 from aurora_lora.train.recipe_files import RecipeFile, recipes_folder

@@ -234,8 +234,8 @@ class InProcess:
 
 def run_job(job: Job) -> Outcome:
     """Run a job in this process. What it prints goes to `log.txt` in its folder; it never raises but for Ctrl-C."""
+    from ...diffusion.recipe_kinds import train_any
     from ...train.progress import quiet_libraries
-    from .recipe_kinds import train_any
 
     try:
         files.check_writable(job.folder)

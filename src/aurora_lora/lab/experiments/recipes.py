@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +16,7 @@ from ...train import recipe_files
 from ...train.recipe_files import ENDINGS, RecipeFile, file_named, files_in, starting
 
 if TYPE_CHECKING:  # the cells need PyTorch; a file does not
+    from ...train.recipe import RunRecipe
     from .suite import Suite
 
 RecipeKind = Literal["recipe", "study"]
@@ -129,3 +130,14 @@ def _check_other_kinds(given: str, kind: RecipeKind) -> None:
     for other, (names, command) in others.items():
         if given in names:
             raise UserError(f"'{given}' is a {other}, not a {kind}: aurora {command} {given}")
+
+
+def load_any(given: Path | str, overrides: Sequence[str] = ()) -> RunRecipe:
+    """Find and validate a recipe of any kind; as `load_recipe`, also of a cell.
+
+    Raises:
+        UserError: there is no such recipe, the file cannot be read, or a value is wrong; one line for each mistake.
+    """
+    from ...diffusion.recipe_kinds import load_found
+
+    return load_found(find(given, "recipe"), overrides)

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...diffusion.recipe_kinds import load_found
 from ...errors import ArgumentError, UserError
 from ...train.recipe import RunRecipe
 from ...train.results import Result
 from .jobs import Engine, Job, Outcome, outcomes
-from .recipe_kinds import load_found
 from .recipes import RecipeOfCell, load_suite
 from .suite import HOURS, Cell, Suite, cells
 

@@ -6,12 +6,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...diffusion.recipe_kinds import as_recipe
 from ...errors import ArgumentError, UserError, abridged
 from ...files import below, parse_json, reading
 from ...train.publish import RESULT
 from ...train.recipe import CHANGE_NOTHING, differences, flatten, is_result
 from ...train.results import check_result
-from ..experiments.recipe_kinds import as_recipe
 from ..experiments.runs_file import RUNS_FILE, read_runs
 
 Result = Mapping[str, Any]

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from ...data.dreambooth import DREAMBOOTH
-from ...diffusion.recipe import SubjectRecipe
-from ...errors import UserError
-from ...train.recipe import Recipe, RunRecipe, is_result, override, task_name, validate, validate_as
-from .recipes import Found, find
-
-if TYPE_CHECKING:
-    from ...train.finished_run import FinishedRun
+from ..data.dreambooth import DREAMBOOTH
+from ..errors import UserError
+from ..train.finished_run import FinishedRun
+from ..train.recipe import Recipe, RunRecipe, is_result, override, task_name, validate, validate_as
+from .recipe import SubjectRecipe
 
 
-def load_any(given: Path | str, overrides: Sequence[str] = ()) -> RunRecipe:
-    """Find and validate a recipe of any kind; as `load_recipe`, also by name.
+class Found(Protocol):
+    """A recipe that was found: a file, or a cell of the paper's tables."""
 
-    Raises:
-        UserError: there is no such recipe, the file cannot be read, or a value is wrong; one line for each mistake.
-    """
-    return load_found(find(given, "recipe"), overrides)
+    @property
+    def source(self) -> str: ...
+
+    def values(self) -> Any: ...
 
 
 def load_found(found: Found, overrides: Sequence[str]) -> RunRecipe:
-    """Validate a recipe that was found already; see `load_any`."""
+    """Validate a recipe that was found already; by its name or file."""
     return as_recipe(override(found.values(), overrides, (("", Recipe), ("", SubjectRecipe))), found.source)
 
 
@@ -50,12 +47,12 @@ def as_recipe(values: Any, source: str) -> RunRecipe:
 def train_any(recipe: RunRecipe, output: Path) -> FinishedRun:
     """Run a recipe of any kind; as `train`."""
     if isinstance(recipe, SubjectRecipe):
-        from ...diffusion.progress import quiet
-        from ...diffusion.run import train_subject
+        from .progress import quiet
+        from .run import train_subject
 
         quiet()
         return train_subject(recipe, output)
-    from ...train.run import train
+    from ..train.run import train
 
     assert isinstance(recipe, Recipe)
     return train(recipe, output)
