@@ -34,7 +34,7 @@ from aurora_lora.data import get_task
 from aurora_lora.files import read_json, write_json
 from aurora_lora.machine import usable_cores
 from aurora_lora.methods.parameters import head_modules
-from aurora_lora.ops import dispatch
+from aurora_lora.ops import update
 from aurora_lora.train.models import load_base_model, load_causal_model, load_tokenizer
 from aurora_lora.train.results import device as device_name
 from aurora_lora.train.results import git_commit, versions
@@ -384,7 +384,7 @@ def per_layer(values: Mapping[Key, Record], case: Case) -> None:
 def with_operator(case: Case) -> Record:
     """The counts of a training step with sigma as a fused kernel, as on CUDA. No times: they are CUDA's."""
     found = {}
-    with patch.object(dispatch, "triton_serves", lambda *_: True):  # the operators run on a CPU, too
+    with patch.object(update, "triton_serves", lambda *_: True):  # the operators run on a CPU, too
         for name in ("lora-r8", "aurora-dynamic", "aurora-static"):
             step = TrainingStep(build(VARIANTS[name], case, training=True), case)
             step()  # what is made once

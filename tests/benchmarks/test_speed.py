@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from aurora_lora.ops import dispatch, sigma
+from aurora_lora.ops import sigma, update
 from aurora_lora.ops.anl import ANL
 from benchmarks import paper_costs, speed
 from benchmarks.counts import Calls, calls_of, peak_bytes, saved_bytes
@@ -123,7 +123,7 @@ def test_what_training_may_cost(layer: Case) -> None:
 
 
 def test_what_training_costs_with_an_operator_for_sigma(layer: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "triton_serves", lambda *_: True)  # as on CUDA; the operators have a CPU side
+    monkeypatch.setattr(update, "triton_serves", lambda *_: True)  # as on CUDA; the operators have a CPU side
     lora = step_counts(layer, "lora-r8")
     for name in ("aurora-dynamic", "aurora-static"):
         found = step_counts(layer, name)

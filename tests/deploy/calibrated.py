@@ -6,7 +6,7 @@ from aurora_lora.tuner import aurora_layers
 
 
 def matrices(model):
-    return {name: layer.aurora_A_cal["default"].clone() for name, layer in aurora_layers(model)}
+    return {name: layer.aurora_A_cal["default"].weight.clone() for name, layer in aurora_layers(model)}
 
 
 def assert_same(one, other, atol=1e-6):

@@ -98,7 +98,7 @@ def logits(model: Any, batch: dict[str, Tensor]) -> Tensor:
 
 def dense_copy(base: Any) -> Any:
     """An unquantised model with the weights that a quantised one stands for."""
-    from aurora_lora.tuner.original_weight import dequantized
+    from aurora_lora.tuner.merging import dequantized
     from aurora_lora.tuner.peft_names import get_quantization_kwargs, resolve_quantization_backend
 
     config = LlamaConfig.from_dict({**base.config.to_dict(), "quantization_config": None})

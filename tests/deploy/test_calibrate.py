@@ -60,14 +60,14 @@ def capture_inputs(model, batches, mask_out_padding=True):
 
 def sigma_and_z(layer, x, adapter="default"):
     """sigma(z) and z = A x, (n, r) each, in float64."""
-    z = x.float() @ layer.aurora_A[adapter].T
+    z = x.float() @ layer.aurora_A[adapter].weight.T
     return layer.sigma(adapter, z).detach().double(), z.detach().double()
 
 
 def linear_in_z(layer, x, adapter="default"):
     """D A (r, d_in), of the linear map of z that is nearest to sigma, by QR."""
     sigma, z = sigma_and_z(layer, x, adapter)
-    return torch.linalg.lstsq(z, sigma).solution.T @ layer.aurora_A[adapter].detach().double()
+    return torch.linalg.lstsq(z, sigma).solution.T @ layer.aurora_A[adapter].weight.detach().double()
 
 
 def least_squares(layer, x, ridge, adapter="default"):
@@ -89,10 +89,10 @@ def test_every_layer_gets_its_least_squares_solution_without_padding(make_bert, 
     n = sum(int(batch["attention_mask"].sum()) for batch in batches)
     for entry, (name, layer) in zip(report.layers, aurora_layers(model), strict=True):
         expected = least_squares(layer, inputs[name], entry.ridge)
-        torch.testing.assert_close(layer.aurora_A_cal["default"].double(), expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(layer.aurora_A_cal["default"].weight.double(), expected, atol=1e-5, rtol=1e-4)
         assert entry.vectors == n
-        sigma = layer.sigma("default", inputs[name] @ layer.aurora_A["default"].T)
-        error = (sigma - inputs[name] @ layer.aurora_A_cal["default"].T).square().sum() / sigma.square().sum()
+        sigma = layer.sigma("default", inputs[name] @ layer.aurora_A["default"].weight.T)
+        error = (sigma - inputs[name] @ layer.aurora_A_cal["default"].weight.T).square().sum() / sigma.square().sum()
         assert entry.explained == pytest.approx(1 - float(error.detach()), abs=1e-4)
         assert 0 < entry.explained <= 1
 
@@ -111,7 +111,7 @@ def test_no_perturbation_lowers_the_objective(seed, scale, ridge):
     def objective(M):
         return (sigma - x @ M.T).square().sum(-1).mean() + report.layers[0].ridge * (M - linear).square().sum()
 
-    best = layer.aurora_A_cal["default"].double()
+    best = layer.aurora_A_cal["default"].weight.double()
     lowest = objective(best)
     for size in (1e-3, 1e-1, 1.0):
         direction = torch.randn(best.shape, generator=generator, dtype=torch.float64)
@@ -135,7 +135,7 @@ def test_few_vectors_do_not_spoil_it(n, skip):
     model, layer = linear_model(d_in=64, skip=skip)
     x, others = torch.randn(n + 2000, 64, generator=torch.Generator().manual_seed(n)).split([n, 2000])
     calibrate(model, [x])
-    found = explained(layer, layer.aurora_A_cal["default"], others)
+    found = explained(layer, layer.aurora_A_cal["default"].weight, others)
     assert found > explained(layer, linear_in_z(layer, x), others) - 0.03
     assert found > explained(layer, linear_in_z(layer, others), others) - 0.3
 
@@ -173,12 +173,12 @@ def test_a_linear_sigma_is_found_exactly():
     """On positive z, sigma(z) = z + relu(H relu(z)) is the linear map I + H, and A_cal is (I + H) A."""
     fields = {"fixed_activation": "relu", "spline": None, "skip": True}
     model, layer = linear_model(**fields)
-    layer.aurora_A["default"].data.abs_()
-    layer.aurora_H["default"].data.abs_()
+    layer.aurora_A["default"].weight.data.abs_()
+    layer.aurora_H["default"].weight.data.abs_()
     x = torch.rand(200, 6)
     report = calibrate(model, [x], ridge=1e-12)
-    exact = (torch.eye(2) + layer.aurora_H["default"]) @ layer.aurora_A["default"]
-    torch.testing.assert_close(layer.aurora_A_cal["default"], exact.detach(), atol=1e-5, rtol=1e-5)
+    exact = (torch.eye(2) + layer.aurora_H["default"].weight) @ layer.aurora_A["default"].weight
+    torch.testing.assert_close(layer.aurora_A_cal["default"].weight, exact.detach(), atol=1e-5, rtol=1e-5)
     assert report.layers[0].explained == pytest.approx(1, abs=1e-8)
     dynamic = model.train()(x)
     torch.testing.assert_close(model.eval()(x), dynamic, atol=1e-5, rtol=1e-5)
@@ -216,7 +216,7 @@ def test_each_layer_is_fitted_to_all_that_it_sees(order):
         x = torch.cat([{"x": x, "other": 3 * x[:, :2].repeat(1, 2) - 1}[which] for x in batches for which in seen])
         assert entry.vectors == len(x)
         expected = least_squares(layer, x, entry.ridge)
-        torch.testing.assert_close(layer.aurora_A_cal["default"].double(), expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(layer.aurora_A_cal["default"].weight.double(), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_layers_that_see_one_tensor_share_its_product(make_bert, config, batches, monkeypatch):
@@ -269,7 +269,7 @@ def test_an_input_that_is_changed_in_place_is_not_shared(mode):
         report = calibrate(model, [x])
     for entry, (_, layer), seen in zip(report.layers, aurora_layers(model), (x, 3 * x - 1), strict=True):
         expected = least_squares(layer, seen, entry.ridge)
-        torch.testing.assert_close(layer.aurora_A_cal["default"].double(), expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(layer.aurora_A_cal["default"].weight.double(), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_everything_is_as_before_also_after_an_error(make_bert, config, batches):
@@ -289,7 +289,7 @@ def test_everything_is_as_before_also_after_an_error(make_bert, config, batches)
         calibrate(model, broken())
     calibrate(model, batches)
     assert torch.equal(torch.get_rng_state(), state)
-    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert modes.items() <= {name: module.training for name, module in model.named_modules()}.items()
     assert not any(layer._forward_pre_hooks for _, layer in aurora_layers(model))
     assert model.peft_config["default"].eval_form is None
     assert torch.is_grad_enabled()
@@ -298,13 +298,13 @@ def test_everything_is_as_before_also_after_an_error(make_bert, config, batches)
 def test_an_error_leaves_the_earlier_calibration(make_bert, config, batches):
     model = get_peft_model(make_bert(), config())
     calibrate(model, batches[:1])
-    before = {name: layer.aurora_A_cal["default"].clone() for name, layer in aurora_layers(model)}
+    before = {name: layer.aurora_A_cal["default"].weight.clone() for name, layer in aurora_layers(model)}
     with torch.no_grad():
         for _, p in model.base_model.model.bert.encoder.layer[0].output.named_parameters():
             p[...] = float("nan")
     with pytest.raises(CalibrationError, match=r"layer\.1\.attention\.self\.query are not finite"):
         calibrate(model, batches)
-    assert all(torch.equal(layer.aurora_A_cal["default"], before[name]) for name, layer in aurora_layers(model))
+    assert all(torch.equal(layer.aurora_A_cal["default"].weight, before[name]) for name, layer in aurora_layers(model))
 
 
 def test_what_is_refused(make_bert, config, batches):
@@ -342,7 +342,7 @@ def test_a_layer_that_no_input_reaches_in_training_either(max_memory, with_idle_
     """As the image tower of a model that is trained on texts: B is 0 there, and a merge changes nothing."""
     model = get_peft_model(with_idle_layer(4), AuroraConfig(target_modules=["used", "idle"], skip=False))
     used, idle = model.base_model.model.used, model.base_model.model.idle
-    nn.init.normal_(used.aurora_B["default"])
+    nn.init.normal_(used.aurora_B["default"].weight)
     before = idle.get_base_layer().weight.clone()
     x = torch.randn(20, 4)
     report = calibrate(model, [x], max_memory=max_memory)
@@ -384,11 +384,11 @@ def test_a_layer_that_no_input_reaches_in_a_sharded_model(process_group, with_id
 def test_zero_inputs_and_rank_deficient_inputs_do_not_fail():
     model, layer = linear_model(fixed_activation="tanh", spline=None)
     report = calibrate(model, [torch.zeros(4, 6)])
-    assert torch.equal(layer.aurora_A_cal["default"], torch.zeros(2, 6))
+    assert torch.equal(layer.aurora_A_cal["default"].weight, torch.zeros(2, 6))
     x = torch.randn(3, 6)  # fewer vectors than dimensions, and no ridge asked for
     report = calibrate(model, [x], ridge=0.0)
     assert report.layers[0].ridge > 0
-    assert layer.aurora_A_cal["default"].isfinite().all()
+    assert layer.aurora_A_cal["default"].weight.isfinite().all()
     assert report.layers[0].explained > 0.9
 
 

@@ -116,8 +116,8 @@ def test_layer_figures(model, batches):
     for name, layer in aurora_layers(model.get_base_model()):
         pairs = zip(seen[name], batches, strict=True)
         x = torch.cat([value[batch["attention_mask"].bool()] for value, batch in pairs])
-        B = layer.aurora_B["default"].detach().double()
-        trained = layer.sigma("default", x @ layer.aurora_A["default"].T).detach().double() @ B.T
+        B = layer.aurora_B["default"].weight.detach().double()
+        trained = layer.sigma("default", x @ layer.aurora_A["default"].weight.T).detach().double() @ B.T
         for form in ("static", "calibrated"):
             M = layer.get_factors("default", form)[0].double()
             error = trained - x.double() @ M.T @ B.T
@@ -362,14 +362,14 @@ def test_a_layer_is_measured_on_inputs_as_its_adapter_reads_them():
     torch.manual_seed(0)
     model = get_peft_model(nn.Sequential(nn.Linear(6, 4)), AuroraConfig(target_modules=["0"]))
     layer = model.base_model.model[0]
-    nn.init.normal_(layer.aurora_B["default"])
+    nn.init.normal_(layer.aurora_B["default"].weight)
     for holder in (layer.aurora_A, layer.aurora_B, layer.aurora_H, layer.aurora_spline_weight):
         holder.bfloat16()
     x = torch.randn(50, 6)
     with torch.no_grad():
         read = x.bfloat16()
         A, B = (factor.double() for factor in layer.get_factors("default", "static"))
-        sigma = layer.sigma("default", read @ layer.aurora_A["default"].T).double()
+        sigma = layer.sigma("default", read @ layer.aurora_A["default"].weight.T).double()
         expected = ((sigma - read.double() @ A.T) @ B.T).norm() / (sigma @ B.T).norm()
     (entry,) = merge_gap(model, [x]).layers
     assert entry.relative_error == pytest.approx(float(expected), rel=1e-6)
@@ -410,7 +410,7 @@ def test_merged_or_switched_off_adapters_are_refused(model, batches):
 
 def test_a_broken_form_does_not_look_perfect(model, batches, labelled):
     layer = next(layer for _, layer in aurora_layers(model))
-    layer.aurora_A_cal["default"][0, 0] = float("nan")
+    layer.aurora_A_cal["default"].weight[0, 0] = float("nan")
     gap = merge_gap(model, batches)
     end = gap.end_to_end[2]
     assert all(map(math.isnan, (end.largest_logit_difference, end.kl, end.agreement)))

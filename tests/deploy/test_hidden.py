@@ -38,13 +38,13 @@ def test_hidden_values_are_those_of_the_trained_model_without_padding(
             model(**batch)
     handle.remove()
     x = torch.cat([one[batch["attention_mask"].bool()] for one, batch in zip(seen, batches, strict=True)])
-    torch.testing.assert_close(z, x @ layer.aurora_A["default"].T)
+    torch.testing.assert_close(z, x @ layer.aurora_A["default"].weight.T)
 
 
 def test_static_training_sees_the_columns_of_a(make_bert: Callable[..., Any]) -> None:
     model = adapted(make_bert, train_form="static")
     found = hidden_values(model, [])
-    A = model.get_base_model().get_submodule(PATH).aurora_A["default"]
+    A = model.get_base_model().get_submodule(PATH).aurora_A["default"].weight
     torch.testing.assert_close(found[PATH, "default"], A.T, check_stride=False)
 
 
@@ -61,6 +61,6 @@ def test_sigma_along_a_channel(make_bert: Callable[..., Any]) -> None:
     layer = adapted(make_bert).get_base_model().get_submodule(PATH)
     z = torch.tensor([-1.5, 0.0, 0.3])
     inputs = torch.stack([torch.zeros(3), z], dim=1)
-    H, W = layer.aurora_H["default"], layer.aurora_spline_weight["default"]
+    H, W = layer.aurora_H["default"].weight, layer.aurora_spline_weight["default"].weight
     expected = adaptive_nonlinear(inputs, H, W, layer.aurora_config["default"].anl)[:, 1]
     torch.testing.assert_close(sigma_along(layer, "default", 1, z), expected.detach())

@@ -43,7 +43,7 @@ from aurora_lora.deploy.formats import Bnb4Bit, format_of
 from aurora_lora.deploy.merge_quantized import LayerMerge, QuantizedMerge
 from aurora_lora.deploy.merged_weight import adapters_of, merged_linear
 from aurora_lora.ops.rounding import input_moment
-from aurora_lora.tuner.original_weight import dequantized
+from aurora_lora.tuner.merging import dequantized
 from aurora_lora.tuner.peft_names import BaseTunerLayer, get_quantization_kwargs, resolve_quantization_backend
 
 pytest.importorskip("bitsandbytes")

@@ -70,7 +70,7 @@ def calibrated_in_groups(rank):
     model = get_peft_model(sharded(), AuroraConfig(target_modules=["one", "other"], init_weights=False))
     batches = [[REACHES[:9], -REACHES[:9]], [-REACHES[9:18], REACHES[9:18]]][rank]
     report = calibrate(model, batches, max_memory=1)
-    return report.passes, [layer.aurora_A_cal["default"] for _, layer in aurora_layers(model)]
+    return report.passes, [layer.aurora_A_cal["default"].weight for _, layer in aurora_layers(model)]
 
 
 CASES = {one.__name__: one for one in (gap_of_one, probed_inside_ddp, probed, calibrated_in_groups)}

@@ -30,16 +30,16 @@ def one_layer(x):
     model = get_peft_model(nn.Sequential(nn.Linear(x.shape[1], 3)), AuroraConfig(target_modules=["0"]))
     layer = model.base_model.model[0]
     with torch.no_grad():
-        A = torch.randn_like(layer.aurora_A["default"])
-        layer.aurora_A["default"].copy_(A / (2 * x.double().square().sum(1).mean().sqrt().float()))
+        A = torch.randn_like(layer.aurora_A["default"].weight)
+        layer.aurora_A["default"].weight.copy_(A / (2 * x.double().square().sum(1).mean().sqrt().float()))
     return model, layer
 
 
 def in_float64(layer, x, ridge, moment=None):
     """D A + (C - D A S) (S + lambda I)^-1 from the layer's own sigma(Ax), by NumPy; `moment` stands in for x^T x."""
     with torch.no_grad():
-        A = layer.aurora_A["default"].double().numpy()
-        sigma = layer.sigma("default", x @ layer.aurora_A["default"].T).double().numpy()
+        A = layer.aurora_A["default"].weight.double().numpy()
+        sigma = layer.sigma("default", x @ layer.aurora_A["default"].weight.T).double().numpy()
     wide = x.double().numpy()
     S = (wide.T @ wide if moment is None else moment) / len(wide)
     C = sigma.T @ wide / len(wide)
@@ -57,7 +57,7 @@ def check(x):
     (report,) = calibrate(model, x.split(400), ridge=RIDGE).layers
     exact = in_float64(layer, x, report.ridge)
     plain = sum((piece.T @ piece).double().numpy() for piece in x.split(1024))
-    found = distance(layer.aurora_A_cal["default"].double().numpy(), exact)
+    found = distance(layer.aurora_A_cal["default"].weight.double().numpy(), exact)
     return found, distance(in_float64(layer, x, report.ridge, plain), exact)
 
 
@@ -182,7 +182,7 @@ def test_products_within_autocast_are_as_exact(slow, dtype):
     assert torch.equal(within, total)
     model, layer = one_layer(x)
     calibrate(model, x.split(400), ridge=RIDGE)
-    expected = layer.aurora_A_cal["default"].clone()
+    expected = layer.aurora_A_cal["default"].weight.clone()
     with torch.autocast("cpu", dtype):
         calibrate(model, x.split(400), ridge=RIDGE)
-    assert distance(layer.aurora_A_cal["default"].double().numpy(), expected.double().numpy()) < 0.05
+    assert distance(layer.aurora_A_cal["default"].weight.double().numpy(), expected.double().numpy()) < 0.05

@@ -16,7 +16,7 @@ from transformers import (
 from aurora_lora import AuroraConfig, CalibrationError, align, probe, ranked_config
 from aurora_lora.deploy.probe import LayerProbe, Probe
 from aurora_lora.deploy.ranks import rank_fields, share_out
-from aurora_lora.tuner.naming import mistakable
+from aurora_lora.tuner.targets import mistakable
 
 
 def layer(name, d_out, d_in, values, groups=1):
@@ -278,7 +278,7 @@ def test_an_aligned_start_changes_nothing_yet_and_has_the_deviation(make_bert, l
             model(**batch)
     for path in chosen:
         module = inner.get_submodule(path)
-        A = module.aurora_A["default"] if hasattr(module, "aurora_A") else module.lora_A["default"].weight
+        A = module.aurora_A["default"].weight if hasattr(module, "aurora_A") else module.lora_A["default"].weight
         torch.testing.assert_close(nn.functional.normalize(A), directions[path][: len(A)])
         masks = [batch["attention_mask"].bool() for batch in labelled]
         x = torch.cat([x[m] if x.dim() == 3 else x for x, m in zip(seen[path], masks, strict=True)])
@@ -324,7 +324,7 @@ def test_the_start_of_a_convolution(config, layout):
     model = get_peft_model(base, config(r=2, target_modules=["0"])).to(memory_format=layout)
     assert align(model, measured, deviation=2.0) == ("0",)
     module = model.get_base_model()[0]
-    A = module.aurora_A["default"] if config is AuroraConfig else module.lora_A["default"].weight
+    A = module.aurora_A["default"].weight if config is AuroraConfig else module.lora_A["default"].weight
     z = nn.functional.unfold(x, 3).transpose(1, 2).reshape(-1, 27) @ A.flatten(1).T
     torch.testing.assert_close(z.std(0, correction=0), torch.full((2,), 2.0), atol=1e-3, rtol=1e-3)
 
@@ -336,7 +336,7 @@ def test_more_rows_than_a_layer_has_directions_keep_their_start(config):
     measured = probe(base, [torch.randn(8, 6)], loss=lambda model, batch: model(batch).square().mean())
     model = get_peft_model(base, config(r=3, target_modules=["0"]))
     module = model.get_base_model()[0]
-    A = module.aurora_A["default"] if config is AuroraConfig else module.lora_A["default"].weight
+    A = module.aurora_A["default"].weight if config is AuroraConfig else module.lora_A["default"].weight
     before = A.detach().clone()
     assert align(model, measured) == ("0",)
     torch.testing.assert_close(nn.functional.normalize(A[:2]), measured.layers[0].directions)

@@ -2,7 +2,7 @@
 
 import torch
 
-from aurora_lora.ops.autocast import without_autocast
+from aurora_lora.ops.update import without_autocast
 
 
 def test_products_keep_their_precision_and_autocast_comes_back() -> None:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from aurora_lora.ops import ANL, IDENTITY, dispatch
-from aurora_lora.ops.dispatch import ATEN, FORMULA, IMPLEMENTATIONS, KERNEL, OPERATOR, choose
+from aurora_lora.ops import ANL, IDENTITY, update
+from aurora_lora.ops.update import ATEN, FORMULA, IMPLEMENTATIONS, KERNEL, OPERATOR, choose
 
 X = torch.ones(1, 2)
 
@@ -14,9 +14,9 @@ X = torch.ones(1, 2)
     [("eager mode", KERNEL, ATEN), ("torch.compile", OPERATOR, FORMULA), ("anything else", FORMULA, FORMULA)],
 )
 def test_each_place_of_the_table(monkeypatch, mode, on_a_gpu, elsewhere):
-    monkeypatch.setattr(dispatch, "_mode", lambda *_: mode)
+    monkeypatch.setattr(update, "_mode", lambda *_: mode)
     assert choose(2, ANL(skip=False), X) is elsewhere
-    monkeypatch.setattr(dispatch, "triton_serves", lambda *_: True)
+    monkeypatch.setattr(update, "triton_serves", lambda *_: True)
     assert choose(2, ANL(skip=False), X) is on_a_gpu
     assert choose(65, ANL(skip=False), X) is elsewhere  # more than a kernel's registers hold
     assert choose(2, IDENTITY, X) is elsewhere  # nothing to launch
@@ -26,7 +26,7 @@ def test_each_place_of_the_table(monkeypatch, mode, on_a_gpu, elsewhere):
 
 def test_bfloat16_is_asked_for_where_a_call_may_have_it(monkeypatch):
     asked = []
-    monkeypatch.setattr(dispatch, "triton_serves", lambda *given: bool(asked.append(given)))
+    monkeypatch.setattr(update, "triton_serves", lambda *given: bool(asked.append(given)))
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: True)
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: torch.float16)
     for x in (X, X.bfloat16()):
@@ -35,7 +35,7 @@ def test_bfloat16_is_asked_for_where_a_call_may_have_it(monkeypatch):
     asked.clear()
     for dtype in (torch.float16, torch.bfloat16):
         monkeypatch.setattr(torch, "get_autocast_dtype", lambda device, dtype=dtype: dtype)
-        dispatch._triton_serves("cuda", 0, False)
+        update._triton_serves("cuda", 0, False)
     assert asked == [("cuda", 0, False), ("cuda", 0, True)]
 
 
@@ -44,16 +44,16 @@ def test_the_modes(monkeypatch):
         pass
 
     weight = torch.nn.Parameter(X)
-    assert dispatch._mode(X, None, weight) == "eager mode"
-    assert dispatch._mode(X, X.to("meta")) == dispatch._mode(X, X.as_subclass(Own)) == "anything else"
+    assert update._mode(X, None, weight) == "eager mode"
+    assert update._mode(X, X.to("meta")) == update._mode(X, X.as_subclass(Own)) == "anything else"
     seen = []
-    torch.func.vmap(lambda x: seen.append(dispatch._mode(x)) or x)(X)
+    torch.func.vmap(lambda x: seen.append(update._mode(x)) or x)(X)
     assert seen == ["anything else"]
     with monkeypatch.context() as patched:
         patched.setattr(torch.compiler, "is_compiling", lambda: True)
-        patched.setattr(dispatch, "_is_exporting", lambda: False)
-        assert dispatch._mode(X) == "torch.compile"
-        patched.setattr(dispatch, "_is_exporting", lambda: True)
-        assert dispatch._mode(X) == "anything else"
+        patched.setattr(update, "_is_exporting", lambda: False)
+        assert update._mode(X) == "torch.compile"
+        patched.setattr(update, "_is_exporting", lambda: True)
+        assert update._mode(X) == "anything else"
     monkeypatch.setenv("AURORA_LORA_EAGER", "1")
-    assert dispatch._mode(X) == "anything else"
+    assert update._mode(X) == "anything else"

@@ -22,8 +22,8 @@ from aurora_lora.ops import (
     sigma,
     update,
 )
-from aurora_lora.ops.dispatch import ATEN, FORMULA, KERNEL, choose
 from aurora_lora.ops.spline import bspline_basis, piecewise_polynomials
+from aurora_lora.ops.update import ATEN, FORMULA, KERNEL, choose
 
 ACTIVATIONS = ("tanh", "leaky_relu", "sigmoid", "relu", None)
 SPLINES = ("channelwise", "summed", None)

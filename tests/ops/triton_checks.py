@@ -14,11 +14,10 @@ from aurora_lora.ops import (
     ANL,
     adaptive_nonlinear,
     add_update,
-    anl_operator,
     anl_triton,
-    dispatch,
     linear_with_update,
     sigma,
+    update,
 )
 from aurora_lora.ops.anl_triton import triton_backward, triton_forward
 
@@ -183,17 +182,17 @@ def test_tanh_to_the_last_digits(dtype):
 @pytest.fixture
 def through_the_kernels(monkeypatch):
     """The fast path takes the operators, and these the kernels, on any device."""
-    monkeypatch.setattr(dispatch, "triton_serves", lambda *_: True)
+    monkeypatch.setattr(update, "triton_serves", lambda *_: True)
     if DEVICE == "cpu":
 
         def forward(z, H, W, *flat):
-            return triton_forward(z, H, W, anl_operator._anl(*flat))
+            return triton_forward(z, H, W, anl_triton._anl(*flat))
 
         def backward(du, z, H, W, *flat):
-            return triton_backward(du, z, H, W, anl_operator._anl(*flat))
+            return triton_backward(du, z, H, W, anl_triton._anl(*flat))
 
-        monkeypatch.setitem(anl_operator.anl_forward._backend_fns, "cpu", forward)
-        monkeypatch.setitem(anl_operator.anl_backward._backend_fns, "cpu", backward)
+        monkeypatch.setitem(anl_triton.anl_forward._backend_fns, "cpu", forward)
+        monkeypatch.setitem(anl_triton.anl_backward._backend_fns, "cpu", backward)
 
 
 @pytest.mark.usefixtures("through_the_kernels")
@@ -223,6 +222,6 @@ def test_opcheck():
     anl = ANL(spline_grid_size=2, skip=False)
     du, z, H, W = make(anl, 2, 5, torch.float32)
     leaves = [t.requires_grad_() for t in (z, H, W)]
-    flat = anl_operator._flat(anl)
-    torch.library.opcheck(anl_operator.anl_forward, (*leaves, *flat))
-    torch.library.opcheck(anl_operator.anl_backward, (du, *(t.detach() for t in leaves), *flat))
+    flat = anl_triton._flat(anl)
+    torch.library.opcheck(anl_triton.anl_forward, (*leaves, *flat))
+    torch.library.opcheck(anl_triton.anl_backward, (du, *(t.detach() for t in leaves), *flat))

@@ -109,7 +109,7 @@ def test_an_aligned_start(model: Path, tmp_path: Path) -> None:
         # each row is the leading direction, of norm 1, times DEVIATION / its deviation
         torch.testing.assert_close(rows.norm(dim=1), DEVIATION / start.deviations[layer][: len(rows)])
         module: Any = trainer.module.get_base_model().get_submodule(layer)  # type: ignore[operator]
-        A = module.aurora_A["default"]
+        A = module.aurora_A["default"].weight
         assert len(A) == (4 if "query" in layer else 2)
         assert torch.equal(A, rows[: len(A)])  # all of them
 

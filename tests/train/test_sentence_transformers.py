@@ -86,12 +86,12 @@ def test_train_calibrate_save_export_and_merge(base: str, tmp_path: Path) -> Non
     deployed = model.encode(TEXTS)
     assert np.abs(deployed - before).max() > 1e-2
 
-    by_callback = [layer.aurora_A_cal["default"].clone() for _, layer in aurora_layers(model)]
+    by_callback = [layer.aurora_A_cal["default"].weight.clone() for _, layer in aurora_layers(model)]
     report = calibrate(model, PAIRS, **inputs)
     tokens = sum(len(row["anchor"].split()) for row in PAIRS)  # padding left out
     assert {each.vectors for each in report.layers} == {tokens}
     for one, (_, layer) in zip(by_callback, aurora_layers(model), strict=True):
-        torch.testing.assert_close(layer.aurora_A_cal["default"], one)
+        torch.testing.assert_close(layer.aurora_A_cal["default"].weight, one)
 
     gap = merge_gap(model, PAIRS, **inputs)
     assert gap.predictions == len(PAIRS)  # the embeddings of texts
@@ -125,7 +125,7 @@ def test_ranks_and_start_by_the_loss_of_the_trainer(base: str, tmp_path: Path) -
     directions = {each.layer: each.directions for each in found.layers}
     for path, layer in aurora_layers(inner):
         assert path in aligned
-        A = torch.nn.functional.normalize(layer.aurora_A["default"].detach())
+        A = torch.nn.functional.normalize(layer.aurora_A["default"].weight.detach())
         torch.testing.assert_close((A * directions[path][: len(A)]).sum(1).abs(), torch.ones(len(A)))
 
 

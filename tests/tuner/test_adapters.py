@@ -38,7 +38,7 @@ def test_a_merged_adapter_is_one_error_wherever_it_is_in_the_way(action):
     config = AuroraConfig(target_modules=["0"], eval_form="static", init_weights=False)
     model = get_peft_model(nn.Sequential(nn.Linear(4, 4)), config)
     model.merge_adapter()
-    with pytest.raises(AlreadyMergedError, match=rf"^0 is merged: call unmerge_adapter\(\) before {action}\.$"):
+    with pytest.raises(AlreadyMergedError, match=rf"0 is merged: call unmerge_adapter\(\) before {action}\.$"):
         REFUSED[action](model)
     model.unmerge_adapter()
     if action != "merge_quantized":  # nothing is quantised

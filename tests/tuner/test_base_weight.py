@@ -45,21 +45,6 @@ def test_a_weight_that_is_computed_from_others_is_not_merged_into(normalise, kin
     plain.merge()  # by itself it does
 
 
-def test_a_weight_in_float8_with_scales_is_not_merged_into():
-    """As of Transformers' FP8 layers, of which PEFT knows no more than that they are linear."""
-
-    class FP8Linear(nn.Linear):
-        def __init__(self):
-            super().__init__(6, 6, bias=False)
-            self.weight = nn.Parameter(self.weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
-            self.weight_scale_inv = nn.Parameter(torch.ones(1, 1))
-
-    config = AuroraConfig(target_modules=["lin"], train_form="static", init_weights=False)
-    model = get_peft_model(nn.ModuleDict({"lin": FP8Linear()}), config).eval()
-    with pytest.raises(MergeError, match="A FP8Linear has its weight in float8 with a scale for each block"):
-        model.merge_adapter()
-
-
 @pytest.mark.parametrize("stored", ["int8", "scaled"])
 def test_a_weight_that_is_no_plain_number_is_not_merged_into(stored):
     class Quantised(nn.Linear):

@@ -12,7 +12,7 @@ from torch._inductor.utils import run_and_get_code
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from aurora_lora import AuroraConfig
-from aurora_lora.ops import dispatch
+from aurora_lora.ops import update
 
 pytestmark = [
     pytest.mark.slow,
@@ -65,7 +65,7 @@ def train(model, compiled):
 def test_a_training_step_is_one_graph_and_the_same(monkeypatch, operators, fields):
     """Forward, loss and backward compiled as a whole, against eager mode."""
     if operators:
-        monkeypatch.setattr(dispatch, "triton_serves", lambda *_: True)  # as on CUDA; here on their CPU side
+        monkeypatch.setattr(update, "triton_serves", lambda *_: True)  # as on CUDA; here on their CPU side
     losses, weights = train(llama(**fields), compiled=False)
     compiled_losses, compiled_weights = train(llama(**fields), compiled=True)
     assert not counters["graph_break"]

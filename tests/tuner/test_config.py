@@ -1,15 +1,8 @@
 """AuroraConfig: defaults, presets, what is refused, and its way through a file."""
 
-import dataclasses
-import json
 import pickle
-from collections import UserDict, UserList
-from collections.abc import Sequence
-from fractions import Fraction
-from types import MappingProxyType
 from typing import Literal, get_args, get_origin, get_type_hints
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -17,7 +10,6 @@ from hypothesis import strategies as st
 from peft import PeftConfig, get_peft_model
 from torch import nn
 from torch.testing import assert_close
-from transformers import HfArgumentParser
 
 from aurora_lora import AuroraConfig
 from aurora_lora.ops.anl import ACTIVATIONS
@@ -38,14 +30,9 @@ def test_the_default_starts_as_plain_lora():
     model = get_peft_model(base, AuroraConfig(target_modules=["0"])).train()
     layer = model.base_model.model[0]
     with torch.no_grad():
-        layer.aurora_B["default"].copy_(B)
-    expected = layer.get_base_layer()(x) + 2 * (x @ layer.aurora_A["default"].T) @ B.T
+        layer.aurora_B["default"].weight.copy_(B)
+    expected = layer.get_base_layer()(x) + 2 * (x @ layer.aurora_A["default"].weight.T) @ B.T
     assert_close(model(x), expected)
-
-
-def test_an_adapter_without_the_skip_is_saved_and_loaded_without_it(tmp_path):
-    AuroraConfig(skip=False).save_pretrained(tmp_path)
-    assert AuroraConfig.from_pretrained(tmp_path).skip is False
 
 
 @pytest.mark.parametrize(
@@ -63,7 +50,7 @@ def test_presets_are_table_7(preset, train_form, eval_form):
 
 
 BAD = [
-    ({"r": 0}, r"r=0 .*at least 1"),
+    ({"r": 0}, r"r=0 .*1 to 16384"),
     ({"r": 2.0}, r"r=2\.0"),
     ({"r": True}, r"r=True"),
     ({"alpha": "4"}, r"alpha='4'"),
@@ -89,7 +76,7 @@ BAD = [
     ({"layers_pattern": "layer"}, r"layers_to_transform"),
     ({"layers_to_transform": [0], "target_modules": "query"}, r"layers_to_transform"),
     ({"task_type": "NOPE"}, r"NOPE"),
-    ({"r": 10**9}, r"r=1000000000 .*at most 16384"),
+    ({"r": 10**9}, r"r=1000000000 .*1 to 16384"),
     ({"alpha": 10**400}, r"alpha=.* is not allowed"),
     ({"alpha": 1e300}, r"alpha=1e\+300 .*at most 1e\+09"),
     ({"spline_grid_size": 10**6}, r"spline_grid_size=1000000 .*at most 1024"),
@@ -126,31 +113,6 @@ def test_bad_values_name_the_field_the_value_and_what_is_allowed(fields, message
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("r", 0), ("eval_form", "static_"), ("train_form", "static_"), ("spline_range", None), ("rank_pattern", {"0": 0})],
-)
-def test_fields_that_were_set_since_are_checked_when_an_adapter_is_made(field, value):
-    config = AuroraConfig(target_modules=["0"])
-    setattr(config, field, value)
-    base = nn.Sequential(nn.Linear(8, 6))
-    with pytest.raises(ValueError, match=f"{field}.* is not allowed"):
-        get_peft_model(base, config)
-    model = get_peft_model(base, AuroraConfig(target_modules=["0"]))  # nothing is left of the refused one
-    with pytest.raises(ValueError, match=f"{field}.* is not allowed"):
-        model.add_adapter("other", config)
-    assert list(model.peft_config) == ["default"]
-    assert list(model.base_model.model[0].aurora_A) == ["default"]
-
-
-def test_fields_that_were_set_since_become_what_a_file_holds(tmp_path):
-    config = AuroraConfig()
-    config.target_modules, config.r, config.init_weights = ["0"], np.int64(3), True
-    get_peft_model(nn.Sequential(nn.Linear(8, 6)), config).save_pretrained(tmp_path)
-    assert (config.target_modules, type(config.r), config.init_weights) == ({"0"}, int, "identity")
-    assert AuroraConfig.from_pretrained(tmp_path).r == 3
-
-
 CHOICES = {
     "train_form": ("dynamic", "static"),
     "eval_form": ("dynamic", "static", "calibrated", None),
@@ -175,99 +137,6 @@ def test_the_types_of_choices_are_what_is_allowed(name):
     assert all(repr(value) in str(caught.value) for value in CHOICES[name])
 
 
-def test_a_script_takes_the_choices_as_its_options():
-    """Transformers' parser takes no whole config, of LoRA neither: it cannot read some unions of PEFT's fields."""
-    hints, fields = get_type_hints(AuroraConfig), {one.name: one for one in dataclasses.fields(AuroraConfig)}
-    script = dataclasses.make_dataclass(
-        "Script", [(name, hints[name], dataclasses.field(default=fields[name].default)) for name in CHOICES]
-    )
-    assert HfArgumentParser(script).parse_args_into_dataclasses([])[0] == script()
-    options = ["--train_form", "static", "--eval_form", "static", "--spline", "summed", "--init_weights", "False"]
-    (given,) = HfArgumentParser(script).parse_args_into_dataclasses([*options, "--bias", "all"])
-    config = AuroraConfig(**dataclasses.asdict(given))
-    assert (config.resolved_eval_form, config.spline, config.init_weights, config.bias) == (
-        "static",
-        "summed",
-        False,
-        "all",
-    )
-    with pytest.raises(SystemExit):
-        HfArgumentParser(script).parse_args_into_dataclasses(["--spline", "cubic"])
-
-
-def test_numbers_and_names_become_what_a_file_holds():
-    config = AuroraConfig(
-        alpha=Fraction(1, 2),
-        alpha_pattern={"query": np.float32(2)},
-        target_modules=("query",),
-        modules_to_save=("head",),
-        layers_to_transform=range(2),
-        r=np.int64(4),
-        rank_pattern={"query": np.int32(3)},
-        trainable_token_indices=(1, np.int64(2)),
-    )
-    assert (type(config.r), config.r, type(config.rank_pattern["query"])) == (int, 4, int)
-    assert config.trainable_token_indices == [1, 2]
-    json.dumps(config.to_dict(), default=None)
-    with pytest.raises(ValueError, match=r"trainable_token_indices=array.* is not allowed"):
-        AuroraConfig(trainable_token_indices=np.array([1, 2]))
-    assert (type(config.alpha), config.alpha, type(config.alpha_pattern["query"])) == (float, 0.5, float)
-    assert (config.target_modules, config.modules_to_save, config.layers_to_transform) == ({"query"}, ["head"], [0, 1])
-
-
-class ListConfig(Sequence):
-    """Like OmegaConf's, which is no list."""
-
-    def __init__(self, *values):
-        self._values = values
-
-    def __len__(self):
-        return len(self._values)
-
-    def __getitem__(self, at):
-        return self._values[at]
-
-
-@pytest.mark.parametrize("names", [ListConfig("query"), {"query": 1}.keys(), UserList(["query"])])
-def test_what_is_like_a_list_or_a_dictionary_is_taken(names, tmp_path):
-    """As LoraConfig does, and read back from a file."""
-    config = AuroraConfig(
-        target_modules=names,
-        exclude_modules=names,
-        modules_to_save=names,
-        layers_pattern=names,
-        layers_to_transform=ListConfig(0, 1),
-        rank_pattern=MappingProxyType({"query": 3}),
-        alpha_pattern=UserDict({"query": 2.0}),
-        trainable_token_indices=MappingProxyType({"embed": ListConfig(1, 2)}),
-        spline_range=ListConfig(-2, 2),
-    )
-    assert (config.target_modules, config.exclude_modules) == ({"query"}, {"query"})
-    assert (config.modules_to_save, config.layers_pattern, config.layers_to_transform) == (["query"], ["query"], [0, 1])
-    assert (config.rank_pattern, config.alpha_pattern) == ({"query": 3}, {"query": 2.0})
-    assert (config.trainable_token_indices, config.spline_range) == ({"embed": [1, 2]}, (-2.0, 2.0))
-    assert type(config.rank_pattern) is dict
-    config.save_pretrained(tmp_path)
-    assert PeftConfig.from_pretrained(tmp_path) == config
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("target_modules", ListConfig(3)),
-        ("modules_to_save", {"head": 1}),
-        ("layers_to_transform", b"\x01"),
-        ("layers_to_transform", ListConfig("0")),
-        ("rank_pattern", UserDict({"query": "3"})),
-        ("trainable_token_indices", UserDict({"embed": UserDict({"a": [1]})})),
-        ("spline_range", "01"),
-    ],
-)
-def test_its_elements_are_checked_as_those_of_a_list(field, value):
-    with pytest.raises(ValueError, match=rf"{field}.* is not allowed"):
-        AuroraConfig(**{field: value})
-
-
 @pytest.mark.parametrize("alpha", [0, -1])
 def test_an_alpha_of_any_sign_is_as_in_lora(alpha):
     """An alpha of 0 switches an adapter off, a negative one takes an update away."""
@@ -276,13 +145,8 @@ def test_an_alpha_of_any_sign_is_as_in_lora(alpha):
         names = {"target_modules": ["0"], "init_weights": False, "fixed_activation": None, "spline": None}
         model = get_peft_model(base, AuroraConfig(**names, **fields))
         layer = model.base_model.model[0]
-        expected = alpha / 2 * layer.aurora_B["default"] @ layer.aurora_A["default"]
+        expected = alpha / 2 * layer.aurora_B["default"].weight @ layer.aurora_A["default"].weight
         assert_close(layer.get_delta_weight("default"), expected)
-
-
-def test_an_unknown_field_is_named():
-    with pytest.raises(TypeError, match="rnak"):
-        AuroraConfig(rnak=3)
 
 
 def test_plain_lora_has_one_form():
@@ -292,14 +156,6 @@ def test_plain_lora_has_one_form():
     for form in ("dynamic", "calibrated"):  # whatever it is called, it is the same
         named = AuroraConfig(fixed_activation=None, spline=None, skip=True, eval_form=form)
         assert named.resolved_eval_form == "static"
-
-
-def test_true_is_the_default_initialisation():
-    assert AuroraConfig(init_weights=True).init_weights == "identity"
-
-
-def test_rslora():
-    assert AuroraConfig(use_rslora=True).scaling(4, 8) == 4.0
 
 
 @given(

@@ -32,12 +32,6 @@ def calibrate_merge_unmerge(model, _):
     model.unmerge_adapter()
 
 
-def combine(model, _):
-    set_form(model, "static")
-    model.base_model.add_weighted_adapter(["default"], [1.0], "sum")
-    model.set_adapter("default")
-
-
 def export(model, folder):
     calibrate(model, [X])
     export_lora(model, folder / "lora")
@@ -57,7 +51,6 @@ ACTIONS = {
     "merge_gap": lambda model, _: merge_gap(model, [X]),
     "set_form": lambda model, _: set_form(model, "dynamic"),
     "export": export,
-    "add_weighted_adapter": combine,
     "load": load_calibrated,
 }
 

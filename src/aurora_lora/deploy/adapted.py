@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ..errors import MergeError, NotFiniteError
 from ..finite import is_finite
 from ..tuner import AuroraLayer
-from ..tuner.base_weight import check_takes_merge
 from ..tuner.linear import upright
+from ..tuner.merging import check_takes_merge
 from ..tuner.peft_names import TrainableTokensLayer, get_quantization_kwargs, resolve_quantization_backend
 from .calibrate import Target
 from .calibrate import input_moments as moments_of

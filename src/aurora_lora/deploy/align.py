@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import CalibrationError
 from ..tuner import AuroraEmbedding, AuroraLayer
-from ..tuner.adapters import no_adapter
-from ..tuner.stacked import by_plain_path
+from ..tuner.adapters import by_plain_path, no_adapter
 from ..values import is_number, require
 from .inputs import plain_model
 from .probe import LayerProbe, Probe, check_probe

@@ -20,12 +20,11 @@ from torch import Tensor, nn
 
 from ..errors import CalibrationError, FormError, NotFiniteInputsError
 from ..forms import DYNAMIC
-from ..ops.autocast import full_float32, without_autocast
+from ..ops.update import full_float32, without_autocast
 from ..tuner import active_adapters
 from ..tuner.adapters import plain_layers
-from ..tuner.calibration import Calibration
+from ..tuner.calibration import Calibration, computing_device, gathered
 from ..tuner.linear import linear_shape
-from ..tuner.tensors import computing_device, gathered
 from .inputs import (
     Passes,
     Runner,
@@ -482,7 +481,7 @@ class _Fit:
     def __init__(self, layer: Moments, adapter: str, S: Tensor) -> None:
         self.layer, self.adapter, n = layer, adapter, layer.vectors
         C, self.power = layer.cross[adapter] / n, float(layer.power[adapter] / n)
-        A: Any = layer.target.module.aurora_A[adapter]
+        A: Any = layer.target.module.aurora_A[adapter]()
         A = gathered(getattr(A, "weight", A).detach()).to(C)
         z = A @ S @ A.T  # E[z z^T]
         D = (C @ A.T) @ torch.linalg.pinv(z, rtol=_TOLERANCE, hermitian=True)

@@ -19,12 +19,11 @@ from ..errors import NotFiniteError
 from ..folders import new_folder, settle
 from ..forms import FormName
 from ..tuner import AuroraConfig, AuroraLayer, AuroraLinear, active_adapters, aurora_layers
-from ..tuner.adapters import adapter_names, check_not_merged, no_adapter, plain_layers
-from ..tuner.calibration import BUFFERS
+from ..tuner.adapters import adapter_names, check_not_merged, no_adapter, plain_layers, plain_path, without_wrappers
+from ..tuner.calibration import MATRIX
 from ..tuner.linear import linear_shape
-from ..tuner.naming import exactly
 from ..tuner.peft_names import CONFIG_NAME, PEFT_PREFIX, SAFETENSORS_WEIGHTS_NAME, BaseTunerLayer
-from ..tuner.stacked import plain_path, without_wrappers
+from ..tuner.targets import exactly
 from .inputs import plain_model, unwrapped
 
 PEFT, DIFFUSERS = FORMATS = ("peft", "diffusers")
@@ -279,7 +278,7 @@ def _other_weights(model: nn.Module, name: str) -> dict[str, Tensor]:
         lead + without_wrappers(key).removeprefix(PEFT_PREFIX): v.detach().to("cpu", copy=True).contiguous()
         for key, v in get_peft_model_state_dict(part, adapter_name=name).items()
         # with bias="all" PEFT lists the biases of modules_to_save a second time, under this name
-        if not any(f".{own}" in key for own in (*AuroraLayer.adapter_layer_names, *BUFFERS, "modules_to_save."))
+        if not any(f".{own}" in key for own in (*AuroraLayer.adapter_layer_names, MATRIX, "modules_to_save."))
     }
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..extras import extra
 from ..ops.rounding import Grid, InputMoment, better_grid, round_to_moment
-from ..tuner.original_weight import dequantized, unpacked
+from ..tuner.merging import dequantized, unpacked
 from ..tuner.peft_names import QuantizationBackend
 
 

@@ -15,7 +15,7 @@ from ..errors import NotCalibratedError
 from ..forms import CALIBRATED, DYNAMIC, STATIC, FormName
 from ..tuner import AuroraLayer, aurora_layers, check_calibrated, set_form
 from ..tuner.adapters import active_layers
-from ..tuner.fields import is_list_of, is_name
+from ..tuner.config import is_list_of, is_name
 from ..values import one_of, require, short
 from .adapted import AdaptedLayer, adapted_layers
 from .calibrate import MAX_MEMORY, alone

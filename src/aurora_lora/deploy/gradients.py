@@ -20,11 +20,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..temporary_attributes import called_as, temporary_attributes
 from ..tuner import aurora_layers
-from ..tuner.base_weight import is_recomputed
+from ..tuner.adapters import plain_path
 from ..tuner.conv import padded_by_group, project_patches
 from ..tuner.linear import has_linear_shape, linear_shape
+from ..tuner.merging import is_recomputed
 from ..tuner.peft_names import AuxiliaryTrainingWrapper, BaseTunerLayer
-from ..tuner.stacked import plain_path
 from .inputs import evaluated, output_embeddings, plain_model, trained_state
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

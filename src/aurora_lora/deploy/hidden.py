@@ -46,7 +46,7 @@ def hidden_values(model: nn.Module, batches: Any) -> Layers:
             if layer.forms_coincide(name):
                 continue
             if layer.aurora_config[name].train_form == STATIC:
-                static[path, name] = layer.aurora_A[name].detach().float().cpu().T
+                static[path, name] = layer.aurora_A[name].weight.detach().float().cpu().T
                 continue
             pieces = found.setdefault((path, name), [])
             watchers.append((layer, partial(_keep, runner, layer, name, pieces)))
@@ -70,7 +70,7 @@ def _keep(runner: Runner, layer: AuroraLayer, name: str, pieces: list[Tensor], x
 
 def sigma_along(layer: AuroraLayer, adapter: str, channel: int, z: Tensor) -> Tensor:
     """sigma_i(z e_i), (n,): a channel's output along its own input z (n,), the others at 0."""
-    inputs = torch.zeros(len(z), layer.r[adapter], device=layer.aurora_A[adapter].device)
+    inputs = torch.zeros(len(z), layer.r[adapter], device=layer.aurora_A[adapter].weight.device)
     inputs[:, channel] = z.to(inputs)
     with torch.no_grad():
         return layer.sigma(adapter, inputs)[:, channel].float().cpu()

@@ -19,7 +19,7 @@ from ..errors import CalibrationError, abridged
 from ..forms import DYNAMIC, FormName
 from ..tuner import AuroraLayer, active_configs, set_form
 from ..tuner.adapters import check_not_merged, plain_layers
-from ..tuner.tensors import computing_device, ordinary_tensors
+from ..tuner.calibration import computing_device, ordinary_tensors
 
 IGNORED = -100
 """The label that no loss counts, and Transformers does not count as an item of the batch."""

@@ -95,7 +95,7 @@ class _LayerSums:
 
     def add(self, x: Tensor, groups: Tensor | None) -> None:
         """Take in vectors x (n, d_in), of a convolution with the group (n,) of each."""
-        x = x.to(self.layer.aurora_A[self.name].dtype)  # what the layer computes with
+        x = x.to(self.layer.aurora_A[self.name].weight.dtype)  # what the layer computes with
         sigma = to_float64(self.layer.sigma(self.name, self.layer.hidden_values(self.name, x)))  # (n, r)
         self.n += len(sigma)
         of = torch.zeros_like(sigma[:, 0], dtype=torch.int64) if groups is None else groups.to(sigma.device)

@@ -17,8 +17,8 @@ from ..errors import MergeError
 from ..files import NOT_FINITE
 from ..ops.rounding import InputMoment, input_moment, lost_share, output_error
 from ..tuner import AuroraLayer
-from ..tuner.adapters import check_before_merge, note_shared_weights
-from ..tuner.original_weight import OriginalWeight, parameter_like
+from ..tuner.merging import OriginalWeight, parameter_like
+from ..tuner.model import check_before_merge
 from ..values import is_number, require
 from .adapted import AdaptedLayer, held_format, input_moments
 from .calibrate import MAX_MEMORY
@@ -149,9 +149,8 @@ def merge_quantized(
     )
     data = Passes(source, "reading inputs" if progress else "")
     layers, others = quantized_layers(model)
-    note_shared_weights(model)
     every = {path: layer.module for path, layer in layers.items()} | others
-    check_before_merge((path, module) for path, module in every.items() if isinstance(module, AuroraLayer))
+    check_before_merge(model, [(path, module) for path, module in every.items() if isinstance(module, AuroraLayer)])
     for path, module in others.items():
         for name in adapters_of(module):
             trains_bias(path, module, name)  # PEFT's own merge refuses only when it has changed the weight

@@ -11,11 +11,11 @@ from peft.tuners.lora import ParamWrapper
 from torch import Tensor, nn
 
 from ..errors import MergeError, one_line
-from ..ops.autocast import without_autocast
+from ..ops.update import without_autocast
 from ..temporary_attributes import temporary_attributes
 from ..tuner import AuroraLayer
+from ..tuner.adapters import by_plain_path, plain_path
 from ..tuner.peft_names import BaseTunerLayer
-from ..tuner.stacked import by_plain_path, plain_path
 from .inputs import check_in_use
 
 QUANTISING = ("bnb", "hqq", "torchao")

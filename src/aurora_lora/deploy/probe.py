@@ -18,9 +18,8 @@ from ..errors import CalibrationError, CheckpointError, counted
 from ..files import new_file
 from ..forms import DYNAMIC
 from ..tuner import active_layers
-from ..tuner.adapters import check_not_merged
-from ..tuner.naming import ALL_LINEAR, named
-from ..tuner.stacked import plain_path
+from ..tuner.adapters import check_not_merged, plain_path
+from ..tuner.targets import ALL_LINEAR, named
 from ..values import short
 from .calibrate import ROUNDING, float64_device, several_processes, sum_over_processes
 from .gradients import LOSS_SCALES, See, Weight, activation_gradients, frozen_weights, watched_gradients

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..tuner import AuroraConfig
 from ..tuner.config import scaling_divisor
-from ..tuner.naming import ALL_LINEAR, exactly, named, trained_whole
 from ..tuner.peft_names import SEQ_CLS_HEAD_NAMES, get_pattern_key
+from ..tuner.targets import ALL_LINEAR, exactly, named, trained_whole
 from ..values import is_number, require, short
 from .probe import LayerProbe, Probe, check_probe
 

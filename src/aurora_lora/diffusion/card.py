@@ -11,7 +11,7 @@ from ..methods.aurora import AuroraMethod
 from ..train.card import CARD, PAPER, PEFT, made_by, save_card
 from ..train.results import Result
 from ..train.score_tables import examples_scored, scores_of
-from ..tuner.tags import TAG
+from ..tuner.registration import TAG
 from .recipe import SubjectRecipe
 
 DIFFUSERS = "https://github.com/huggingface/diffusers"

@@ -13,7 +13,7 @@ from ..deploy import export_lora
 from ..deploy.export import check_replaceable, in_dtype, of_one_rank, write_component
 from ..forms import FormName, form_named
 from ..methods.aurora import AuroraMethod
-from ..tuner.stacked import plain_path
+from ..tuner.adapters import plain_path
 
 if TYPE_CHECKING:
     from ..methods import Method

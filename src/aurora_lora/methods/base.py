@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from .. import files
 from ..errors import CheckpointError, FormError, UserError, one_line, unknown
 from ..forms import MERGED
-from ..tuner.naming import trained_whole
+from ..tuner.targets import trained_whole
 from .parameters import (
     keep_in_float32,
     keep_trained_in_float32,
@@ -279,16 +279,14 @@ class PeftMethod(Method):
 
 
 def merge_and_unload(model: Any) -> PreTrainedModel:
-    """PEFT's, with LoRA's biases at their scale, and no weight stays tied to one that it is no longer equal to."""
+    """PEFT's, with LoRA's biases at their scale."""
     from ..deploy.merged_weight import prepare_biases
-    from ..tuner.ties import untie_all
 
     prepare_biases(model)
     try:
         merged: PreTrainedModel = model.merge_and_unload()
     except NotImplementedError as error:  # a variant of LoRA
         raise FormError(f"This adapter cannot be merged: {one_line(error)}") from error
-    untie_all(merged)  # a module that was trained whole has replaced the tied one only now
     return merged
 
 

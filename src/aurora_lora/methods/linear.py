@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..tuner.linear import upright
-from ..tuner.ties import untie_all
 
 Linear = nn.Linear | Conv1D
 
@@ -32,7 +31,7 @@ def matrix(layer: Linear) -> Tensor:
 def untie_adapted(model: nn.Module) -> None:
     """Give each adapted module whose weight another module has too (tied embeddings) one of its own.
 
-    A merge then changes the adapted module alone. What else was tied comes apart with it; see `untie_all`.
+    A merge then changes the adapted module alone.
     """
     uses = Counter(id(weight) for module in model.modules() for weight in module._parameters.values())
     for module in model.modules():
@@ -41,4 +40,3 @@ def untie_adapted(model: nn.Module) -> None:
         if isinstance(base, nn.Module) and isinstance(weight, nn.Parameter) and uses[id(weight)] > 1:
             uses[id(weight)] -= 1
             base.weight = nn.Parameter(weight.detach().clone(), weight.requires_grad)
-    untie_all(model)

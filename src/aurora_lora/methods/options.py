@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import PydanticCustomError
 
 from ..field_errors import allowed
-from ..tuner.fields import MAX_RANK, MODULE_FIELDS, PATTERN_FIELDS, is_index, is_pattern
+from ..tuner.config import MAX_RANK, MODULE_FIELDS, PATTERN_FIELDS, is_index, is_pattern
 from ..values import is_number, short
 from .base import BY_INPUTS, NEAREST, Options, PeftMethod, check_names
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
-from ..tuner.naming import trained_whole
+from ..tuner.targets import trained_whole
 
 if TYPE_CHECKING:
     from torch import nn

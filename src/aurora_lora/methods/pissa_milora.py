@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from .. import kept_tensors
 from ..machine import launched_as_main
-from ..tuner.stacked import plain_path
+from ..tuner.adapters import plain_path
 from .base import BaseUse, PeftMethod, TaskType
 from .linear import is_plain_linear, matrix, untie_adapted
 from .lora import LORA_DEFAULTS, LORA_TABLE, lora_config, lora_names

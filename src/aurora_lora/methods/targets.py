@@ -10,9 +10,8 @@ from torch import nn
 
 from ..deploy.inputs import output_embeddings
 from ..errors import FormError, NotFiniteError, unknown
-from ..tuner.naming import ALL_LINEAR, named
 from ..tuner.peft_names import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-from ..tuner.targets import is_uncalled, model_type
+from ..tuner.targets import ALL_LINEAR, is_uncalled, model_type, named
 from .adapted_module import AdaptedModule
 from .linear import is_linear
 from .parameters import head_modules, is_in

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from ..errors import FormError
 from ..forms import MERGED, FormName
 from ..tuner import AuroraLayer
-from ..tuner.stacked import by_plain_path
-from ..tuner.tensors import gathered
+from ..tuner.adapters import by_plain_path
+from ..tuner.calibration import gathered
 from .adapted_module import AdaptedLinear
 
 Factors = tuple[Tensor, Tensor]

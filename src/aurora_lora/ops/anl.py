@@ -54,12 +54,17 @@ class ANL:
     spline_order: int = 3
     spline_range: tuple[float, float] = (-1.0, 1.0)
     skip: bool = field(kw_only=True)
+    n_basis: int = field(init=False, repr=False, compare=False)
+    """K, the number of B-spline basis functions."""
+    is_identity: bool = field(init=False, repr=False, compare=False)
+    """Whether sigma(z) = z, so that the adapter is plain LoRA."""
 
     def __post_init__(self) -> None:
         one_of("fixed_activation", self.fixed_activation, (*ACTIVATIONS, None))
         one_of("spline", self.spline, (*SPLINES, None))
         one_of("skip", self.skip, (True, False))
         check_grid(self.spline_grid_size, self.spline_order, self.spline_range, "spline_")
+        self.derive()
         if self.is_identity and not self.skip:
             raise ValueError(
                 "fixed_activation=None with spline=None leaves sigma = 0: keep one of the two, "
@@ -68,15 +73,10 @@ class ANL:
         low, high = self.spline_range
         object.__setattr__(self, "spline_range", (float(low), float(high)))  # a list has no hash
 
-    @property
-    def n_basis(self) -> int:
-        """K, the number of B-spline basis functions."""
-        return self.spline_grid_size + self.spline_order
-
-    @property
-    def is_identity(self) -> bool:
-        """Whether sigma(z) = z, so that the adapter is plain LoRA."""
-        return self.fixed_activation is None and self.spline is None
+    def derive(self) -> None:
+        """Set what follows from the other fields."""
+        object.__setattr__(self, "n_basis", self.spline_grid_size + self.spline_order)
+        object.__setattr__(self, "is_identity", self.fixed_activation is None and self.spline is None)
 
     def check_weights(self, H: Tensor | None, spline_weight: Tensor | None) -> None:
         """Raise a ValueError where sigma has a part whose weight is None."""

@@ -1,7 +1,10 @@
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, valid-type, index"
-"""The ANL in one kernel launch forward and one backward, in Triton: the same sums as `anl.adaptive_nonlinear`.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, valid-type, index, unused-ignore"
+"""sigma on (r, n) as one operator each way, `torch.ops.aurora_lora.anl` and `anl_backward`, and its Triton kernels.
 
-Importing this file needs Triton; nothing else in the package does, and `anl_operator` imports it at the first launch.
+On CUDA each operator is one launch of a kernel, the same sums as `anl.adaptive_nonlinear`. On the CPU they are the same
+in plain torch (`anl_aten`), for tests, and for what was traced for CUDA and runs elsewhere; the package itself does not
+call them there. torch.compile sees one opaque call, from which z alone is kept for the backward pass. Without Triton
+the operators are there, and the kernels are not.
 
 A program has a tile (R, BLOCK) of the rank space (r, n) in registers, R being r padded to a power of two: whole
 columns, so that H mixes them on the spot. The basis functions are taken one after the other in closed form (`spline`),
@@ -17,22 +20,32 @@ from __future__ import annotations
 import math
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
-from .anl import ANL, LEAKY_RELU_SLOPE
+from .anl import ANL, LEAKY_RELU_SLOPE, Activation, Derivatives, Kept, Spline
+from .anl_aten import aten_backward, aten_forward
 
-_SLOPE = tl.constexpr(LEAKY_RELU_SLOPE)
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # there is none for this platform
+    _SLOPE: Any = LEAKY_RELU_SLOPE
+
+    def jit(function: Any) -> Any:
+        """The function as it is, which nothing calls."""
+        return function
+else:
+    _SLOPE = tl.constexpr(LEAKY_RELU_SLOPE)
+    jit = triton.jit
 
 
 # ---------------------------------------------------------------- pieces of the kernels
 
 
-@triton.jit
+@jit
 def _tanh(x):
     # 1 - 2 / (exp(2 x) + 1) loses its digits near 0; there Lambert's continued fraction, cut after the 13, is exact.
     y = x * x
@@ -41,7 +54,7 @@ def _tanh(x):
     return tl.where(tl.abs(x) < 0.4, near, far)
 
 
-@triton.jit
+@jit
 def _act(x, NAME: tl.constexpr):
     """Eq. 6's activation. Each comparison is such that a NaN stays one."""
     if NAME == "tanh":
@@ -54,7 +67,7 @@ def _act(x, NAME: tl.constexpr):
         return tl.where(x <= 0.0, x * _SLOPE, x)
 
 
-@triton.jit
+@jit
 def _act_backward(grad, value, NAME: tl.constexpr):
     """grad * act'(.), from act's value."""
     if NAME == "tanh":
@@ -67,7 +80,7 @@ def _act_backward(grad, value, NAME: tl.constexpr):
         return tl.where(value <= 0.0, grad * _SLOPE, grad)
 
 
-@triton.jit
+@jit
 def _matmul(a, b, DTYPE: tl.constexpr):
     """a (R, R) @ b (R, BLOCK). Tensor cores want 16 rows; fewer are summed in registers."""
     if a.shape[0] >= 16:
@@ -76,7 +89,7 @@ def _matmul(a, b, DTYPE: tl.constexpr):
         return tl.sum(a[:, :, None] * b[None, :, :], 1)
 
 
-@triton.jit
+@jit
 def _outer(a, b, DTYPE: tl.constexpr):
     """a (R, BLOCK) @ b^T (BLOCK, R)."""
     if a.shape[0] >= 16:
@@ -85,7 +98,7 @@ def _outer(a, b, DTYPE: tl.constexpr):
         return tl.sum(a[:, None, :] * b[None, :, :], 2)
 
 
-@triton.jit
+@jit
 def _truncated_powers(distance, ORDER: tl.constexpr, POWER: tl.constexpr, FACTORIAL: tl.constexpr):
     """1/POWER! sum_j (-1)^j C(ORDER + 1, j) ((ORDER + 1)/2 - j - distance)_+^POWER, as `spline._truncated_powers`."""
     total = tl.zeros_like(distance)
@@ -100,7 +113,7 @@ def _truncated_powers(distance, ORDER: tl.constexpr, POWER: tl.constexpr, FACTOR
     return total / FACTORIAL
 
 
-@triton.jit
+@jit
 def _basis(u, ORDER: tl.constexpr, FACTORIAL: tl.constexpr):
     """beta_ORDER(u)."""
     if ORDER == 0:
@@ -109,7 +122,7 @@ def _basis(u, ORDER: tl.constexpr, FACTORIAL: tl.constexpr):
         return _truncated_powers(tl.abs(u), ORDER, ORDER, FACTORIAL)
 
 
-@triton.jit
+@jit
 def _basis_derivative(u, ORDER: tl.constexpr, FACTORIAL: tl.constexpr):
     """d beta_ORDER / du."""
     if ORDER == 0:
@@ -119,7 +132,7 @@ def _basis_derivative(u, ORDER: tl.constexpr, FACTORIAL: tl.constexpr):
         return tl.where(u > 0.0, -falling, tl.where(u < 0.0, falling, u * 0.0))
 
 
-@triton.jit
+@jit
 def _at(rows, columns, stride_row, stride_column):
     """Offsets of a tile; in 64 bits, since r n may pass 2^31."""
     return rows.to(tl.int64)[:, None] * stride_row + columns.to(tl.int64)[None, :] * stride_column
@@ -128,7 +141,7 @@ def _at(rows, columns, stride_row, stride_column):
 # ---------------------------------------------------------------- the kernels
 
 
-@triton.jit
+@jit
 def _forward_kernel(
     z_at,
     H_at,
@@ -170,7 +183,7 @@ def _forward_kernel(
     tl.store(u_at + _at(rows, columns, n, 1), u.to(u_at.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@jit
 def _backward_kernel(
     du_at,
     z_at,
@@ -296,6 +309,7 @@ def triton_forward(z: Tensor, H: Tensor | None, W: Tensor | None, anl: ANL) -> T
     Returns:
         u (r, n), contiguous, in z's dtype.
     """
+    anl.check_weights(H, W)
     r, n = z.shape
     constants = _constants(r, z.dtype, anl)
     u = z.new_empty(r, n)
@@ -338,3 +352,129 @@ def triton_backward(
 def _rows(weight: Tensor | None, instead: Tensor) -> Tensor:
     """A weight without gaps; for one that there is not, any tensor: the kernel never looks."""
     return instead if weight is None else weight.contiguous()
+
+
+# ---------------------------------------------------------------- as functions of an ANL
+
+
+def operator_sigma(z: Tensor, H: Tensor | None, spline_weight: Tensor | None, anl: ANL) -> Tensor:
+    """sigma of z (..., r), as `adaptive_nonlinear`; autograd knows the operator's derivatives."""
+    u: Tensor = anl_forward(z.reshape(-1, z.shape[-1]).T, H, spline_weight, *_flat(anl))
+    return u.T.reshape(z.shape)
+
+
+def operator_forward(z: Tensor, H: Tensor | None, spline_weight: Tensor | None, anl: ANL) -> tuple[Tensor, Kept]:
+    """sigma of each column.
+
+    Args:
+        z: (r, n), of any strides.
+        H, spline_weight, anl: as in `adaptive_nonlinear`.
+
+    Returns:
+        u (r, n) in z's dtype, and z, which is all that is kept; bfloat16 and float16 are computed in float32.
+    """
+    return anl_forward(z, H, spline_weight, *_flat(anl)), (z,)
+
+
+def operator_backward(du: Tensor, H: Tensor | None, spline_weight: Tensor | None, kept: Kept, anl: ANL) -> Derivatives:
+    """u (r, n) again and dz (r, n), in z's dtype; dH (r, r) and dW_s (r, K), in at least float32."""
+    (z,) = kept
+    assert z is not None
+    u, dz, weights = anl_backward(du, z, H, spline_weight, *_flat(anl))
+    # contiguous views, which autograd takes as they are for the gradients of the parameters
+    dH, dW = weights.split(anl.weight_sizes(len(z)))
+    return u, dz, _as_weight(dH, H), _as_weight(dW, spline_weight)
+
+
+def _as_weight(entries: Tensor, weight: Tensor | None) -> Tensor | None:
+    return None if weight is None else entries.view(weight.shape)
+
+
+def _flat(anl: ANL) -> tuple[str | None, str | None, int, int, float, float, bool]:
+    low, high = anl.spline_range
+    return anl.fixed_activation, anl.spline, anl.spline_grid_size, anl.spline_order, low, high, anl.skip
+
+
+_ANL = "str? fixed_activation, str? spline, SymInt grid_size, SymInt order, float low, float high, bool skip"
+_WEIGHTS = "Tensor? H, Tensor? spline_weight"
+
+
+class _Checked(ANL):
+    """An ANL of what `_flat` has taken from one: it is not checked in each call, nor where sizes are symbols."""
+
+    def __post_init__(self) -> None:
+        self.derive()
+
+
+def _anl(fixed_activation: str, spline: str, grid_size: int, order: int, low: float, high: float, skip: bool) -> ANL:
+    activation = cast("Activation", fixed_activation)
+    return _Checked(activation, cast("Spline", spline), grid_size, order, (low, high), skip=skip)
+
+
+# ---------------------------------------------------------------- the operators
+
+
+@torch.library.custom_op(
+    "aurora_lora::anl", mutates_args=(), device_types="cuda", schema=f"(Tensor z, {_WEIGHTS}, {_ANL}) -> Tensor"
+)
+def anl_forward(z: Tensor, H: Tensor | None, spline_weight: Tensor | None, *flat: Any) -> Tensor:
+    """u (r, n), contiguous."""
+    return triton_forward(z, H, spline_weight, _anl(*flat))
+
+
+@torch.library.custom_op(
+    "aurora_lora::anl_backward",
+    mutates_args=(),
+    device_types="cuda",
+    schema=f"(Tensor du, Tensor z, {_WEIGHTS}, {_ANL}) -> (Tensor, Tensor, Tensor)",
+)
+def anl_backward(
+    du: Tensor, z: Tensor, H: Tensor | None, spline_weight: Tensor | None, *flat: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """u and dz (r, n), contiguous, and the entries of dH and dW_s, one after the other, (r r + r K,)."""
+    return triton_backward(du, z, H, spline_weight, _anl(*flat))
+
+
+@anl_forward.register_kernel("cpu")
+def _(z: Tensor, H: Tensor | None, spline_weight: Tensor | None, *flat: Any) -> Tensor:
+    return aten_forward(z, H, spline_weight, _anl(*flat))[0].contiguous()
+
+
+@anl_backward.register_kernel("cpu")
+def _(
+    du: Tensor, z: Tensor, H: Tensor | None, spline_weight: Tensor | None, *flat: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    anl = _anl(*flat)
+    _, kept = aten_forward(z, H, spline_weight, anl)
+    u, dz, *weights = aten_backward(du, H, spline_weight, kept, anl)
+    return u.contiguous(), dz.contiguous(), torch.cat([dw.flatten() for dw in weights if dw is not None])
+
+
+@anl_forward.register_fake
+def _(z: Tensor, H: Tensor | None, spline_weight: Tensor | None, *flat: Any) -> Tensor:
+    return z.new_empty(z.shape)
+
+
+@anl_backward.register_fake
+def _(
+    du: Tensor, z: Tensor, H: Tensor | None, spline_weight: Tensor | None, *flat: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    entries = sum(_anl(*flat).weight_sizes(len(z)))
+    weights = z.new_empty(entries, dtype=torch.promote_types(z.dtype, torch.float32))
+    return z.new_empty(z.shape), z.new_empty(z.shape), weights
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    z, H, spline_weight, *flat = inputs
+    ctx.flat = flat
+    ctx.save_for_backward(z, H, spline_weight)
+
+
+def _differentiate(ctx: Any, du: Tensor) -> Any:
+    z, H, spline_weight = ctx.saved_tensors
+    _, dz, dH, dW = operator_backward(du, H, spline_weight, (z,), _anl(*ctx.flat))
+    gradients = [None if g is None else g.to(w.dtype) for g, w in ((dH, H), (dW, spline_weight))]
+    return dz, *gradients, *[None] * len(ctx.flat)
+
+
+anl_forward.register_autograd(_differentiate, setup_context=_keep)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..finite import check_finite
-from .autocast import full_float32, without_autocast
+from .update import full_float32, without_autocast
 
 LAZY = 128
 """Columns whose changes are applied to those behind them in one product."""

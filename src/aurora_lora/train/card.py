@@ -18,7 +18,7 @@ from ..forms import CALIBRATED, FORMS, STATIC
 from ..methods.aurora import AuroraMethod
 from ..methods.base import NEAREST, PeftMethod
 from ..methods.injection import InjectionMethod
-from ..tuner.tags import TAG
+from ..tuner.registration import TAG
 from . import recipe_files
 from .kind_facts import facts_of
 from .recipe import Recipe

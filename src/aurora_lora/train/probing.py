@@ -24,7 +24,7 @@ from ..methods.options import TARGETS
 from ..methods.start import ALIGNED, EVA, PROBED, ordinary
 from ..methods.targets import check_modules, lora_targets, target_paths
 from ..tuner.config import scaling_divisor
-from ..tuner.naming import ALL_LINEAR, exactly, mistakable
+from ..tuner.targets import ALL_LINEAR, exactly, mistakable
 from .data import Data
 from .distributed import on_main, own_part
 from .models import checkpoint_activations, commit_of, on_device

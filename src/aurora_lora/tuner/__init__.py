@@ -1,13 +1,18 @@
 """The PEFT plug-in."""
 
-from .adapters import active_adapters, active_configs, active_layers, aurora_layers
+from .adapters import (
+    active_adapters,
+    active_configs,
+    active_layers,
+    aurora_layers,
+    check_calibrated,
+    set_form,
+)
 from .calibration import Calibration
 from .config import AuroraConfig
 from .conv import AuroraConv1d, AuroraConv2d, AuroraConv3d
 from .embedding import AuroraEmbedding
-from .forms import check_calibrated, set_form
-from .layer import AuroraLayer
-from .linear import AuroraLinear
+from .layer import AuroraLayer, AuroraLinear
 from .model import AuroraModel
 from .registration import register
 

@@ -1,20 +1,67 @@
-"""The AuroRA layers of a model, and the adapters that are active in them."""
+"""The AuroRA layers of a model and their paths, which adapters are active in them, and in which form (`set_form`)."""
 
 from __future__ import annotations
 
-import warnings
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator
+from types import TracebackType
+from typing import Any, TypeVar, get_args
 
+from peft import PeftMixedModel, PeftModel
 from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from ..errors import AlreadyMergedError, MergeError
+from ..errors import AlreadyMergedError, FormError
+from ..forms import CALIBRATED, STATIC, FormName
+from ..values import one_of, short
 from .config import AuroraConfig
 from .layer import AuroraLayer
-from .offloaded import AdapterBuffers, AdapterParameters
-from .peft_names import AuxiliaryTrainingWrapper, BaseTunerLayer
-from .stacked import by_plain_path
+from .peft_names import AuxiliaryTrainingWrapper, BaseTuner, BaseTunerLayer
+
+_INNER = "base_layer"
+_WRAPPERS: tuple[tuple[str, tuple[type[Any], ...]], ...] = (
+    ("module", (DataParallel, DistributedDataParallel)),
+    ("base_model", (PeftModel, PeftMixedModel)),
+    ("model", (BaseTuner,)),
+    (_INNER, (BaseTunerLayer,)),
+    ("token_adapter", (AuxiliaryTrainingWrapper,)),
+)
+"""What wrappers call the module that they are around."""
+_NAMES_OF_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""The wrappers that are told by the name: of torch.compile, of FSDP and of its checkpointing."""
+
+M = TypeVar("M")
+
+
+def plain_path(model: nn.Module, path: str) -> str:
+    """The path of a module in the plain model, as `target_modules` and `rank_pattern` have it: without what PEFT, DDP,
+    FSDP and torch.compile put around modules."""
+    parts: list[str] = []
+    module: nn.Module | None = model
+    for part in path.split("."):
+        is_wrapped = any(part == name and isinstance(module, kinds) for name, kinds in _WRAPPERS)
+        if not is_wrapped and part not in _NAMES_OF_WRAPPERS:
+            parts.append(part)
+        module = None if module is None else module._modules.get(part)
+    return ".".join(parts)
+
+
+def by_plain_path(model: nn.Module, modules: Iterable[tuple[str, M]]) -> Iterator[tuple[str, M]]:
+    """The modules, given by their paths in a model, by those in the plain one.
+
+    Of several layers around one module the outermost has its path, and those within `base_layer` after it.
+    """
+    taken: set[str] = set()
+    for path, module in modules:
+        plain = plain_path(model, path)
+        while plain in taken:
+            plain += f".{_INNER}"
+        taken.add(plain)
+        yield plain, module
+
+
+def without_wrappers(path: str) -> str:
+    """A path as states have it: without what FSDP, its checkpointing and torch.compile put around modules."""
+    return ".".join(part for part in path.split(".") if part not in _NAMES_OF_WRAPPERS)
 
 
 def aurora_layers(model: nn.Module) -> Iterator[tuple[str, AuroraLayer]]:
@@ -27,14 +74,9 @@ def plain_layers(model: nn.Module) -> Iterator[tuple[str, AuroraLayer]]:
     return by_plain_path(model, aurora_layers(model))
 
 
-def active_configs(model: nn.Module) -> dict[str, AuroraConfig]:
-    """The configs of the active AuroRA adapters of a model, by name.
-
-    Raises:
-        ValueError: the model has no AuroRA layer.
-    """
-    check_adapted(model)
-    return {name: layer.aurora_config[name] for _, layer, name in active_layers(model)}
+def adapter_names(model: nn.Module) -> list[str]:
+    """The names of the AuroRA adapters that a model has, active or not."""
+    return list(dict.fromkeys(name for _, layer in aurora_layers(model) for name in layer.aurora_A))
 
 
 def active_layers(model: nn.Module) -> Iterator[tuple[str, AuroraLayer, str]]:
@@ -45,51 +87,24 @@ def active_layers(model: nn.Module) -> Iterator[tuple[str, AuroraLayer, str]]:
     return ((path, layer, name) for path, layer in layers for name in names if name in layer.aurora_A)
 
 
+def active_configs(model: nn.Module) -> dict[str, AuroraConfig]:
+    """The configs of the active AuroRA adapters of a model, by name.
+
+    Raises:
+        ValueError: the model has no AuroRA layer.
+    """
+    if not any(aurora_layers(model)):
+        raise ValueError("The model has no AuroRA adapter: make one with get_peft_model(model, AuroraConfig(...)).")
+    return {name: layer.aurora_config[name] for _, layer, name in active_layers(model)}
+
+
 def active_adapters(model: nn.Module) -> list[str]:
     """The names of the AuroRA adapters that are active in a model.
 
     Raises:
         ValueError: the model has no AuroRA layer.
     """
-    check_adapted(model)
-    return list(dict.fromkeys(name for _, _, name in active_layers(model)))
-
-
-def check_adapted(model: nn.Module) -> None:
-    """Raise a ValueError for a model without AuroRA layers."""
-    if not any(aurora_layers(model)):
-        raise ValueError("The model has no AuroRA adapter: make one with get_peft_model(model, AuroraConfig(...)).")
-
-
-def check_before_merge(
-    layers: Iterable[tuple[str, AuroraLayer]], adapter_names: list[str] | None = None, safe_merge: bool = False
-) -> list[AuroraLayer]:
-    """Raise what `merge` would raise in any of these layers; an error about one layer names its path.
-
-    Args:
-        layers: with their paths.
-        adapter_names: which adapters; the active ones if None.
-        safe_merge: see `AuroraModel.merge_adapter`.
-
-    Returns:
-        The layers that it would change.
-    """
-    found = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # merge itself will warn
-        for path, layer in layers:
-            names = layer.adapters_to_merge(adapter_names)
-            if names or layer.holds_rounded_merge:
-                together = [*layer.merged_adapters, *names]
-                try:
-                    if safe_merge:
-                        layer.merged_weight(together, safe_merge=True)
-                    else:
-                        layer.check_mergeable(together)
-                except (MergeError, NotImplementedError) as error:  # of this layer; others are of the adapter
-                    raise type(error)(f"{path}: {error}") from error
-                found.append(layer)
-    return found
+    return list(active_configs(model))
 
 
 def no_adapter(name: str, there: Iterable[str], of: str = "AuroRA") -> ValueError:
@@ -104,59 +119,6 @@ def no_adapter(name: str, there: Iterable[str], of: str = "AuroRA") -> ValueErro
     return ValueError(f"The model has no {of} adapter named {name!r} (there are: {known}).")
 
 
-def check_adapter_name(name: str) -> None:
-    """Raise a ValueError for a name that layers cannot hold a weight by: their dictionaries are modules, whose own
-    attributes are taken, and which take no dots."""
-    holders = (AdapterParameters(), AdapterBuffers(persistent=True))
-    if not name or "." in name or any(hasattr(holder, name) for holder in holders):
-        raise ValueError(
-            f"An AuroRA adapter cannot have the name {name!r}: it is empty, has a dot, or is an attribute of PyTorch's "
-            "dictionaries of weights. Choose another."
-        )
-
-
-def warn_of_names_in_paths(model: nn.Module, names: Collection[str]) -> None:
-    """Warn where one of several adapters has a name that paths of adapted modules have: PEFT saves none of the weights
-    of which another adapter's name is a part.
-
-    Args:
-        model: with the adapters.
-        names: of all of them.
-    """
-    if len(names) < 2:
-        return
-    kinds = (AuroraLayer, AuxiliaryTrainingWrapper)
-    paths = (path for path, module in model.named_modules() if isinstance(module, kinds))
-    taken = {
-        *AuroraLayer.adapter_layer_names,
-        "base_model",
-        "model",
-        *(part for path in paths for part in path.split(".")),
-    }
-    if found := sorted(taken & set(names)):
-        warnings.warn(
-            f"{found[0]!r} is a part of the names of this model's weights: what save_pretrained writes of the other "
-            "adapters lacks those. Choose another adapter name.",
-            stacklevel=4,
-        )
-
-
-def check_names(model: nn.Module, names: Sequence[str] | str | None) -> None:
-    """Raise a ValueError if one of these names is that of no adapter of the model, of any method."""
-    if names is None or isinstance(names, str):
-        return
-    holders = (one for one in model.modules() if isinstance(one, (BaseTunerLayer, AuxiliaryTrainingWrapper)))
-    there = {name for holder in holders for name in holder._get_available_adapters()}
-    for name in names:
-        if name not in there:
-            raise no_adapter(name, sorted(there))
-
-
-def adapter_names(model: nn.Module) -> list[str]:
-    """The names of the AuroRA adapters that a model has, active or not."""
-    return list(dict.fromkeys(name for _, layer in aurora_layers(model) for name in layer.aurora_A))
-
-
 def check_not_merged(path: str, layer: Any, action: str) -> None:
     """Raise an AlreadyMergedError if adapters are merged into the weight of a layer, of any method.
 
@@ -169,19 +131,84 @@ def check_not_merged(path: str, layer: Any, action: str) -> None:
         raise AlreadyMergedError(f"{path} is merged: call unmerge_adapter() before {action}.")
 
 
-def note_shared_weights(model: nn.Module) -> None:
-    """Let each AuroRA layer know whether its base weight is another module's as well, as that of tied embeddings is,
-    and whether its base layer has another place in the model.
+def check_calibrated(model: nn.Module, names: Collection[str] | None = None) -> None:
+    """See that each active adapter has a calibrated matrix that belongs to its present weights, or B = 0.
 
-    A merged layer has the weight still that it had before: `unmerge` gives it back.
+    Args:
+        model: a model with AuroRA adapters.
+        names: of the adapters that are asked for; all active ones if None.
+
+    Raises:
+        NotCalibratedError, StaleCalibrationError: one has none, or an outdated one.
+        FormError: one was trained in the static form.
+        ValueError: no AuroRA adapter.
     """
-    layers = [layer for _, layer in aurora_layers(model)]
-    held = [layer._original_weight.parameter for layer in layers if layer._original_weight is not None]
-    parameters = [parameter for _, parameter in model.named_parameters(remove_duplicate=False)]
-    uses = Counter(id(parameter) for parameter in (*parameters, *held))
-    places = Counter(id(child) for module in model.modules() for child in module._modules.values())
-    for layer in layers:
-        base = layer.get_base_layer()
-        weight = getattr(base, "weight", None)
-        layer.weight_is_shared = weight is not None and uses[id(weight)] > 1
-        layer.base_is_elsewhere = places[id(base)] > 1
+    active_configs(model)
+    for _, layer, name in active_layers(model):
+        if names is None or name in names:
+            layer.get_factors(name, CALIBRATED)
+
+
+class set_form:  # noqa: N801 - used as a function and as a context manager, like torch.no_grad
+    """Set the form that `model.eval()` computes and that merge and export produce.
+
+    The form is kept in the adapter's config; as in PEFT, a config object given to two models is shared by them.
+
+    Takes effect at once; used in a `with` statement, the earlier form comes back at its end.
+
+        set_form(model, "static")
+        with set_form(model, "dynamic"):
+            ...
+
+    Args:
+        model: a model with AuroRA adapters.
+        form: `"calibrated"`, `"static"` or `"dynamic"`. The calibrated form computes the dynamic one until `calibrate`
+            has run, and refuses to merge.
+        adapter_name: which adapter; all active ones if None.
+
+    Raises:
+        ValueError: no such form or adapter, or no AuroRA adapter in the model.
+        TypeError: `adapter_name` is no string, as a list of names is.
+        FormError: the adapter was trained in the static form, which is its only one.
+        AlreadyMergedError: it is merged at present.
+    """
+
+    def __init__(self, model: nn.Module, form: FormName, *, adapter_name: str | None = None) -> None:
+        if form not in get_args(FormName):
+            one_of("form", form, get_args(FormName))
+        if not isinstance(adapter_name, str | None):
+            raise TypeError(f"adapter_name={short(adapter_name)} is not allowed: it must be one name, or None.")
+        names = active_adapters(model) if adapter_name is None else [adapter_name]
+        configs: dict[int, AuroraConfig] = {}
+        for path, layer in aurora_layers(model):
+            for name in names:
+                if name in layer.aurora_config:
+                    if name in layer.merged_adapters:
+                        check_not_merged(path, layer, "another form is set")
+                    if form == CALIBRATED and name in layer.calibration:
+                        layer.calibration[name].check()
+                    config = layer.aurora_config[name]
+                    configs[id(config)] = config
+                    if config.train_form == STATIC and form != STATIC:
+                        raise FormError(
+                            f"Adapter {name!r} was trained in the static form, which is its only one: "
+                            f"form={form!r} is not allowed."
+                        )
+        if adapter_name is not None and not configs:
+            raise no_adapter(adapter_name, adapter_names(model))
+        self._form, self._names = form, names
+        self._earlier = [(config, config.eval_form) for config in configs.values()]
+        for config in configs.values():
+            config.eval_form = form
+
+    def __repr__(self) -> str:
+        return f"set_form(form={self._form!r}, adapters={self._names!r})"
+
+    def __enter__(self) -> set_form:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for config, eval_form in self._earlier:
+            config.eval_form = eval_form

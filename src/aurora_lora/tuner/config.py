@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -12,12 +13,9 @@ from peft.utils import PeftType
 
 from ..forms import CALIBRATED, DYNAMIC, STATIC, FormName, TrainForm
 from ..ops.anl import ANL, Activation, Spline
-from ..values import is_int, is_number, one_of, require
-from .fields import ALPHA, MAX_RANK, MODULE_FIELDS, PATTERN_FIELDS, is_alpha, is_list_of, is_name, is_pattern
+from ..values import MOST, is_int, is_number, one_of, require
 from .registration import METHOD
 
-AS_GIVEN = "_calibrated_as_given"
-"""The attribute in which a config remembers the `calibrated` that it was given: PEFT shares the object among models."""
 InitWeights = Literal["identity", "paper", True, False]
 Bias = Literal["none", "all", "aurora_only"]
 _FORMS: tuple[FormName, ...] = get_args(FormName)
@@ -31,6 +29,88 @@ PAPER: dict[str, Any] = {
 PAPER_DYNAMIC = {**PAPER, "eval_form": DYNAMIC}
 PAPER_STATIC = {**PAPER, "train_form": STATIC}
 """The paper's settings of AuroRA, AuroRA-D and AuroRA-S (Table 7)."""
+
+
+MAX_RANK = 2**14
+"""More is no low rank, and the r x r mixer of one layer alone has a gigabyte."""
+
+
+def is_pattern(value: Any) -> bool:
+    """Whether a value is a regular expression."""
+    if not isinstance(value, str):
+        return False
+    try:
+        re.compile(value)
+    except (re.error, OverflowError, RecursionError):
+        return False
+    return True
+
+
+def is_list_of(accepts: Callable[[Any], bool], value: Any) -> bool:
+    """Whether a value is a list, tuple, set or the like of what `accepts` accepts; an empty one is."""
+    if not isinstance(value, Sequence | Set) or isinstance(value, str | bytes | bytearray | memoryview):
+        return False
+    return all(map(accepts, value))
+
+
+def is_name(value: Any) -> bool:
+    """Whether a value is a string."""
+    return isinstance(value, str)
+
+
+def is_index(value: Any) -> bool:
+    """Whether a value is a whole number of at least 0."""
+    return is_int(value, 0)
+
+
+def is_names_or_pattern(value: Any) -> bool:
+    """Whether a value says which modules: a list of names, or a regular expression."""
+    return is_pattern(value) or is_list_of(is_name, value)
+
+
+def are_tokens(value: Any) -> bool:
+    """Whether a value is a list of numbers of tokens, or such lists by the name of the embedding."""
+    if isinstance(value, Mapping):
+        return all(is_name(name) and not isinstance(ids, Mapping) and are_tokens(ids) for name, ids in value.items())
+    return is_list_of(is_index, value) and bool(value)  # asked first, an array has no truth
+
+
+def are_indices(value: Any) -> bool:
+    """Whether a value is a layer's number or a list of them."""
+    return is_index(value) or is_list_of(is_index, value)
+
+
+def are_patterns(value: Any) -> bool:
+    """Whether a value is a list of regular expressions."""
+    return is_list_of(is_pattern, value)
+
+
+def is_alpha(value: Any) -> bool:
+    """Whether a value is an alpha whose scaling float32 holds."""
+    return is_number(value) and abs(value) <= MOST
+
+
+ALPHA = f"a finite number of at most {MOST:g}"
+
+_MODULES = (is_names_or_pattern, "a list of names of modules, or a regular expression")
+MODULE_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "target_modules": _MODULES,
+    "exclude_modules": _MODULES,
+    "layers_to_transform": (are_indices, "a layer's number or a list of them"),
+    "layers_pattern": (
+        lambda value: is_pattern(value) or are_patterns(value),
+        "the name of the list of layers, or a list of such names",
+    ),
+    "modules_to_save": (are_patterns, "a list of names of modules"),
+    "trainable_token_indices": (are_tokens, "a list of numbers of tokens, or such lists by the embedding"),
+}
+"""PEFT's fields of modules, layers and tokens, where they are not None: what each may be, in code and in words."""
+
+PATTERN_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "rank_pattern": (lambda value: is_int(value, 1, MAX_RANK), f"a whole number of 1 to {MAX_RANK}"),
+    "alpha_pattern": (is_alpha, ALPHA),
+}
+"""PEFT's dictionaries by names of modules or regular expressions: what each of their values may be."""
 
 
 def scaling_divisor(r: int, rslora: bool) -> float:
@@ -130,71 +210,30 @@ class AuroraConfig(PeftConfig):
         self.check()
 
     def check(self) -> None:
-        """See that each field is what is allowed, as it may have been set since the config was made.
+        """See that each field is what is allowed, and make it what it reads back as from a file.
 
         Raises:
             ValueError: for one that is not; the message names the field, the value and what is allowed.
         """
-        self._check_choices()
-        self._check_numbers()
-        self._check_names()
-        self._check_patterns()
-        self._check_together()
-        self._as_in_a_file()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy is as it is given anew: it does not remember what the model of this one had set."""
-        return {name: value for name, value in vars(self).items() if name != AS_GIVEN}
-
-    def _as_in_a_file(self) -> None:
-        """Plain types, so that what is saved reads back as itself; names of modules are sets, as in PEFT."""
-        if self.init_weights is True:
-            self.init_weights = "identity"
-        for name in ("target_modules", "exclude_modules"):
-            if is_list_of(is_name, given := getattr(self, name)):
-                setattr(self, name, set(given))
-        for name in ("modules_to_save", "layers_pattern"):
-            if is_list_of(lambda _: True, given := getattr(self, name)):
-                setattr(self, name, list(given))
-        for name in ("r", "spline_grid_size", "spline_order", "layers_to_transform", "trainable_token_indices"):
-            setattr(self, name, _whole(getattr(self, name)))
-        self.rank_pattern = _whole(self.rank_pattern)
-        self.alpha, self.dropout = _plain(self.alpha), _plain(self.dropout)
-        self.alpha_pattern = {name: _plain(alpha) for name, alpha in self.alpha_pattern.items()}
-        self.spline_range = (float(self.spline_range[0]), float(self.spline_range[1]))
-
-    def _check_choices(self) -> None:
         one_of("train_form", self.train_form, get_args(TrainForm))
         one_of("eval_form", self.eval_form, (None, *_FORMS))
         one_of("init_weights", self.init_weights, get_args(InitWeights))
         one_of("bias", self.bias, get_args(Bias))
         for name in ("use_rslora", "calibrated", "fan_in_fan_out", "inference_mode"):
             one_of(name, getattr(self, name), (True, False))
-
-    def _check_numbers(self) -> None:
-        require(is_int(self.r, 1), "r", self.r, "a whole number of at least 1")
-        require(is_int(self.r, 1, MAX_RANK), "r", self.r, f"a whole number of at most {MAX_RANK}")
+        require(is_int(self.r, 1, MAX_RANK), "r", self.r, f"a whole number of 1 to {MAX_RANK}")
         require(is_alpha(self.alpha), "alpha", self.alpha, ALPHA)
         require(is_number(self.dropout) and 0 <= self.dropout < 1, "dropout", self.dropout, "a number in [0, 1)")
         _ = self.anl  # which checks the fields of sigma
-
-    def _check_names(self) -> None:
-        """The fields that say which modules, layers and tokens."""
         for name, (accepts, allowed) in MODULE_FIELDS.items():
             given = getattr(self, name)
             require(given is None or accepts(given), name, given, f"{allowed}, or None")
-
-    def _check_patterns(self) -> None:
         for name, (accepts, allowed) in PATTERN_FIELDS.items():
             given = getattr(self, name)
-            require(isinstance(given, Mapping), name, given, "a dictionary by names of modules or regular expressions")
+            by_pattern = isinstance(given, Mapping) and all(map(is_pattern, given))
+            require(by_pattern, name, given, "a dictionary by names of modules or regular expressions")
             for pattern, value in given.items():
-                require(
-                    is_pattern(pattern), name, given, f"by names or regular expressions, and {pattern!r} is neither"
-                )
                 require(accepts(value), f"{name}['{pattern}']", value, allowed)
-
-    def _check_together(self) -> None:
         if self.target_parameters:
             raise ValueError(
                 f"target_parameters={self.target_parameters!r} is not supported: AuroRA adapts modules "
@@ -209,6 +248,13 @@ class AuroraConfig(PeftConfig):
             raise ValueError("When `layers_pattern` is specified, `layers_to_transform` must also be specified.")
         if self.layers_to_transform is not None and isinstance(self.target_modules, str):
             raise ValueError("`layers_to_transform` cannot be used when `target_modules` is a str.")
+        if self.init_weights is True:
+            self.init_weights = "identity"
+        for name in ("target_modules", "exclude_modules"):  # sets, as in PEFT
+            if is_list_of(is_name, given := getattr(self, name)):
+                setattr(self, name, set(given))
+        self.r, self.rank_pattern = int(self.r), {name: int(r) for name, r in self.rank_pattern.items()}
+        self.spline_range = (float(self.spline_range[0]), float(self.spline_range[1]))
 
     def to_dict(self) -> dict[str, Any]:
         """The config as a dictionary, with sets as sorted lists: two processes write the same bytes."""
@@ -234,13 +280,7 @@ class AuroraConfig(PeftConfig):
 
     @property
     def resolved_eval_form(self) -> FormName:
-        """What `eval()` computes and merge produces: the only form, or `eval_form`, or what `None` stands for.
-
-        Raises:
-            ValueError: `eval_form` was set to what is none.
-        """
-        if self.eval_form is not None and self.eval_form not in _FORMS:
-            one_of("eval_form", self.eval_form, (None, *_FORMS))
+        """What `eval()` computes and merge produces: the only form, or `eval_form`, or what `None` stands for."""
         return STATIC if len(self.forms) == 1 else self.eval_form or CALIBRATED
 
     def scaling(self, r: int, alpha: float) -> float:
@@ -261,17 +301,3 @@ class AuroraConfig(PeftConfig):
     def paper_static(cls, **kwargs: Any) -> AuroraConfig:
         """The paper's AuroRA-S: trained and evaluated static (Table 7)."""
         return cls(**{**PAPER_STATIC, **kwargs})
-
-
-def _plain(value: Any) -> Any:
-    """An int or a float as it is, another kind of number as a float: JSON knows no fractions."""
-    return value if type(value) in (int, float) else float(value)
-
-
-def _whole(value: Any) -> Any:
-    """A whole number of any kind, or a collection of such, with ints and lists."""
-    if isinstance(value, Mapping):
-        return {name: _whole(one) for name, one in value.items()}
-    if is_list_of(lambda _: True, value):
-        return [_whole(one) for one in value]
-    return value if value is None else int(value)

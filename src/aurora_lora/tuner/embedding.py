@@ -41,8 +41,8 @@ class AuroraEmbedding(AuroraLayer):
 
     def adapter_output(self, adapter_name: str, x: Tensor) -> Tensor:
         """s B sigma(A[:, x]) for token ids x (...): (..., d_out). Only the columns that are looked up are computed."""
-        B = self.aurora_B[adapter_name]
-        z = self.sigma(adapter_name, self.project(x, self.aurora_A[adapter_name]))
+        B = self.aurora_B[adapter_name]()
+        z = self.sigma(adapter_name, self.project(x, self.aurora_A[adapter_name]()))
         padding = self.padding_idx
         if padding is not None:
             z = z * (x != padding).to(z.dtype).unsqueeze(-1)

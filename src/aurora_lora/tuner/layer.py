@@ -1,35 +1,39 @@
-"""`AuroraLayer`: the forward pass of a module with AuroRA adapters, and their merge."""
+"""`AuroraLayer`: the adapters of a module, its forward pass, and their merge; `AuroraLinear`: on a linear layer."""
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from itertools import chain
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..errors import MergeError
+from ..errors import FormError
 from ..finite import is_finite
-from ..forms import FormName
-from ..ops import sigma
-from ..ops.autocast import full_float32, without_autocast
-from .base_weight import check_takes_merge
-from .changed_weight import changed_by_others, keep_change, take_out
-from .config import AuroraConfig
-from .offloaded import in_memory, present
-from .original_weight import OriginalWeight, dequantized, is_dequantized, parameter_like, rounding
-from .peft_names import check_adapters_to_merge
-from .refused_merge import tells_what_is_left
-from .state import AdapterState
-from .tensors import ordinary_tensors
+from ..forms import CALIBRATED, DYNAMIC, STATIC, FormName
+from ..ops import ANL, IDENTITY, add_update, identity_weights, linear_with_update, sigma
+from ..ops.update import can_fuse, full_float32, without_autocast
+from ..values import one_of
+from .calibration import MATRIX, Calibration, Weight, gathered, ordinary_tensors
+from .config import AuroraConfig, InitWeights
+from .linear import is_transposed
+from .merging import OriginalWeight, check_takes_merge, dequantized, in_memory, is_float8, parameter_like, rounding
+from .peft_names import (
+    BaseTunerLayer,
+    QuantizationBackend,
+    _get_in_out_features,
+    check_adapters_to_merge,
+    quantization_extra_repr,
+    resolve_quantization_backend,
+)
 
-BASE = "__base__"
-"""PEFT's name in a mixed batch for the model without adapter."""
+Update = tuple[Tensor, Tensor, Tensor | None, Tensor | None, float, ANL]
+"""Matrix (r, d_in), B (d_out, r), H, W_s, s and sigma, as `ops.add_update` takes them."""
 
 
 def of_base(name: str) -> property:
@@ -37,35 +41,275 @@ def of_base(name: str) -> property:
     return property(lambda self: getattr(self.get_base_layer(), name))
 
 
-class AuroraLayer(AdapterState):
+class AuroraLayer(nn.Module, BaseTunerLayer):
     """A module with AuroRA adapters: `h = W0 x + s B sigma(A x)` (Eq. 4), for what A x means there.
 
-    A subclass says how a matrix acts on the module's input (`project`), how B leads back (`lift`), and what layout the
-    weight has (`as_weight`).
+    Each adapter has A (r, d_in), B (d_out, r), H (r, r), W_s (r, K), and A_cal (r, d_in) if it is calibrated. d_in is
+    the length of the vectors that the module's weight acts on: the input width of a linear layer, a patch of a
+    convolution, the vocabulary of an embedding.
+
+    An adapter's `AuroraConfig` is the one place where its forms are kept: layers refer to it. What sigma is made of
+    (`anl`) is settled when the adapter is made, as its weights are. A subclass says how a matrix acts on the module's
+    input (`project`), how B leads back (`lift`), and what layout the weight has (`as_weight`).
     """
 
+    adapter_layer_names: tuple[str, ...] = ("aurora_A", "aurora_B", "aurora_H", "aurora_spline_weight")
+    other_param_names: tuple[str, ...] = (
+        *(MATRIX, "aurora_dropout", "aurora_config", "calibration", "anl"),
+        *("r", "alpha", "scaling"),
+    )
+
+    has_forms = True
+    """Whether the forms differ; not where the input is one-hot, and sigma(A x) = sigma(A) x (Embedding)."""
     fan_in_fan_out = False
     """Whether the weight is stored as (d_in, d_out)."""
-
     keeps_original = True
     """Whether `merge` keeps the base weight for `unmerge`; off while a model is merged and unloaded."""
-
-    cast_input_dtype_enabled = True
-    """PEFT's helper and diffusers' layerwise casting set it; it changes nothing: see `_cast_input_dtype`."""
     weight_is_shared = False
     """Whether another module has the base weight too (tied embeddings): merging then gives the layer its own."""
-    base_is_elsewhere = False
-    """Whether the base layer itself has another place in the model, where no adapter is: it cannot be merged into."""
+    cast_input_dtype_enabled = True
+    """PEFT's helper and diffusers' layerwise casting set it; it changes nothing: see `_cast_input_dtype`."""
 
     def __init__(
         self, base_layer: nn.Module, adapter_name: str, config: AuroraConfig, r: int, alpha: float, **kwargs: Any
     ) -> None:
-        super().__init__(base_layer, **kwargs)
-        self._original_weight: OriginalWeight | None = None
-        self.merge_rounding: float | None = None
-        self._merged_factors: dict[str, tuple[Tensor, Tensor]] = {}
+        super().__init__()
+        self.base_layer = base_layer
+        self._of_torchao = kwargs.get("get_apply_tensor_subclass")
+        _ = self.quantization_backend  # raises where PEFT would lack something for a merge
+        self.r: dict[str, int] = {}
+        self.alpha: dict[str, float] = {}
+        self.scaling: dict[str, float] = {}
+        self.aurora_config: dict[str, AuroraConfig] = {}
+        self.anl: dict[str, ANL] = {}
+        self.calibration: dict[str, Calibration] = {}  # of each adapter, where the forms differ
+        self.aurora_dropout: Any = nn.ModuleDict()
+        self.aurora_A: Any = nn.ModuleDict()
+        self.aurora_B: Any = nn.ModuleDict()
+        self.aurora_H: Any = nn.ModuleDict()
+        self.aurora_spline_weight: Any = nn.ModuleDict()
+        self.aurora_A_cal: Any = nn.ModuleDict()
+
+        self._disable_adapters = False
         self._active_adapter = adapter_name
+        self.merged_adapters: list[str] = []
+        self.merge_rounding: float | None = None
+        self._original: OriginalWeight | None = None
+        self.in_features: int
+        self.out_features: int
+        self.in_features, self.out_features = _get_in_out_features(self.get_base_layer())  # type: ignore[assignment]
+        self.d_in = self.weight_columns()
+        self.register_load_state_dict_post_hook(_check_calibrations)
+        # from_pretrained hands over models in eval mode: a layer that started in train mode would compute another form
+        self.train(base_layer.training)
         self.update_layer(adapter_name, r, alpha, config)
+
+    @property
+    def quantization_backend(self) -> QuantizationBackend | None:  # type: ignore[override]
+        """PEFT's access to a quantised base weight; None of another, also after `model.dequantize()`."""
+        return resolve_quantization_backend(self.get_base_layer(), get_apply_tensor_subclass=self._of_torchao)
+
+    def weight_columns(self) -> int:
+        """d_in, the length of the vectors that the base weight acts on."""
+        return self.in_features
+
+    # ---------------------------------------------------------------- making an adapter
+
+    def update_layer(self, adapter_name: str, r: int, alpha: float, config: AuroraConfig) -> None:
+        """Add the adapter `adapter_name` with rank `r` to this layer, initialised as `config` says.
+
+        One of that name that is there, as where `get_peft_model` is called twice, is replaced.
+        """
+        for holder in (self.aurora_H, self.aurora_spline_weight, self.aurora_A_cal, self.calibration):
+            if adapter_name in holder:  # that not every adapter has
+                del holder[adapter_name]
+        anl = self.anl[adapter_name] = config.anl
+        self.r[adapter_name] = r
+        self.alpha[adapter_name] = alpha
+        self.scaling[adapter_name] = config.scaling(r, alpha)
+        self.aurora_config[adapter_name] = config
+        self.aurora_dropout[adapter_name] = nn.Dropout(config.dropout) if config.dropout > 0 else nn.Identity()
+        self.aurora_dropout[adapter_name].train(self.training)
+        self.aurora_A[adapter_name] = Weight(r, self.d_in)
+        self.aurora_B[adapter_name] = Weight(self.out_features, r)
+        if anl.fixed_activation is not None:
+            self.aurora_H[adapter_name] = Weight(r, r)
+        if anl.spline is not None:
+            self.aurora_spline_weight[adapter_name] = Weight(r, anl.n_basis)
+        self.reset_aurora_parameters(adapter_name, config.init_weights)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        if self.has_forms:
+            weights = (self.aurora_A, self.aurora_H, self.aurora_spline_weight)
+            calibration = Calibration(adapter_name, config, weights, self.aurora_B, self.aurora_A_cal)
+            self.calibration[adapter_name] = calibration
+            if config.calibrated:
+                calibration.make_room()
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device | None, torch.dtype | None]:
+        """The device and dtype that PEFT moves an adapter to; no dtype over float8, where it stays in float32."""
+        device, dtype = super()._get_base_layer_device_and_dtype(base_layer)
+        return device, None if dtype is not None and is_float8(dtype) else dtype
+
+    def reset_aurora_parameters(self, adapter_name: str, init_weights: InitWeights) -> None:
+        """Initialise, see docs/deviations.md: A Kaiming-uniform and B = 0 as in LoRA; H and W_s by `init_weights`."""
+        self.reset_A(self.aurora_A[adapter_name].weight)
+        if init_weights is False:
+            nn.init.kaiming_uniform_(self.aurora_B[adapter_name].weight, a=math.sqrt(5))
+        else:
+            nn.init.zeros_(self.aurora_B[adapter_name].weight)
+        random_anl = init_weights in (False, "paper")
+        anl = self.anl[adapter_name]
+        if adapter_name in self.aurora_H:
+            H = self.aurora_H[adapter_name].weight
+            if random_anl:
+                nn.init.xavier_normal_(H)
+            elif anl.skip and anl.fixed_activation != "relu":  # whose slope at 0 is 0: H = 0 would never learn
+                nn.init.zeros_(H)
+            else:
+                nn.init.eye_(H)
+        if adapter_name in self.aurora_spline_weight:
+            spline_weight = self.aurora_spline_weight[adapter_name].weight
+            # W_s = 0 with neither F nor skip would be sigma = 0, where no weight ever gets a gradient
+            spline_alone = anl.fixed_activation is None and not anl.skip
+            if random_anl or (spline_alone and anl.spline == "summed"):  # sums over channels are never the identity
+                nn.init.uniform_(spline_weight, -0.1, 0.1)
+            elif spline_alone:
+                with torch.no_grad():
+                    spline_weight.copy_(identity_weights(anl.spline_grid_size, anl.spline_order, anl.spline_range))
+            else:
+                nn.init.zeros_(spline_weight)
+
+    @staticmethod
+    def reset_A(A: Tensor) -> None:  # noqa: N802 - A is the paper's name
+        """Kaiming-uniform, as in LoRA: for x of unit mean square, each z of z = A x has the variance 1/3."""
+        nn.init.kaiming_uniform_(A, a=math.sqrt(5))
+
+    # ---------------------------------------------------------------- when the calibration is compared with the weights
+
+    def train(self, mode: bool = True) -> AuroraLayer:
+        """Set the mode, as `nn.Module.train`; on the way to eval, the calibration is checked against the weights."""
+        super().train(mode)
+        for calibration in self.calibration.values() if not mode else ():
+            if calibration.exists and not calibration.check():
+                warnings.warn(
+                    f"{calibration.outdated()}: eval() computes the dynamic form until aurora_lora.calibrate runs "
+                    "again.",
+                    stacklevel=2,
+                )
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        """Load the layer's own state as `nn.Module` does, with room for the calibrated matrices in it."""
+        for name, calibration in self.calibration.items():
+            if f"{prefix}{MATRIX}.{name}.weight" in state_dict:
+                calibration.make_room()
+                calibration.config.calibrated = True
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    @contextmanager
+    def _same_weights(self) -> Iterator[None]:
+        """Whatever the block does to the weights (a cast rounds them), a matrix that was theirs is theirs after it."""
+        fresh = [calibration for calibration in self.calibration.values() if calibration.check()]
+        yield
+        for calibration in fresh:
+            calibration.store(calibration.matrix)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AuroraLayer:
+        """Apply a function to all tensors, as where a model is moved or cast."""
+        with self._same_weights():
+            super()._apply(fn, recurse)
+        return self
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        """Move an adapter to where the base layer is, in its precision: PEFT does so after loading, too."""
+        with self._same_weights():
+            super()._move_adapter_to_device_of_base_layer(adapter_name, device)
+
+    # ---------------------------------------------------------------- forms
+
+    def forms_coincide(self, adapter_name: str) -> bool:
+        """Whether every form computes the same linear map: plain LoRA (sigma(z) = z), or one-hot inputs."""
+        return not self.has_forms or self.anl[adapter_name].is_identity
+
+    def form(self, adapter_name: str) -> FormName:
+        """The form that the next forward computes for this adapter."""
+        config = self.aurora_config[adapter_name]
+        if self.forms_coincide(adapter_name) or config.train_form == STATIC:
+            return STATIC  # eval must be what merge takes
+        if self.training:
+            return DYNAMIC
+        form = config.eval_form or CALIBRATED
+        return DYNAMIC if form == CALIBRATED and not self.calibration[adapter_name].is_fresh else form
+
+    def _anl_weights(self, adapter_name: str) -> tuple[Tensor | None, Tensor | None]:
+        H, spline_weight = self.aurora_H, self.aurora_spline_weight
+        return (
+            H[adapter_name]() if adapter_name in H else None,
+            spline_weight[adapter_name]() if adapter_name in spline_weight else None,
+        )
+
+    def sigma(self, adapter_name: str, z: Tensor) -> Tensor:
+        """sigma(z) of Eq. 5 with this adapter's weights, z (..., r)."""
+        return sigma(z, *self._anl_weights(adapter_name), self.anl[adapter_name])
+
+    def hidden_values(self, adapter_name: str, vectors: Tensor) -> Tensor:
+        """z = A x, (n, r), of input vectors (n, d_in): what reaches sigma in the dynamic form."""
+        A = self.aurora_A[adapter_name]()
+        return functional.linear(self._cast_input_dtype(vectors, A.dtype), A)
+
+    def static_matrix(self, adapter_name: str) -> Tensor:
+        """sigma(A) of Eq. 9, (r, d_in)."""
+        weights = (self.aurora_A[adapter_name](), *self._anl_weights(adapter_name))
+        A, H, spline_weight = (None if weight is None else gathered(weight) for weight in weights)
+        assert A is not None
+        return sigma(A.T, H, spline_weight, self.anl[adapter_name]).T
+
+    def update_of(self, adapter_name: str) -> Update:
+        """The update in the adapter's present form: with A and sigma, or with a matrix that needs none (Eq. 9)."""
+        form, B, scaling = self.form(adapter_name), self.aurora_B[adapter_name](), self.scaling[adapter_name]
+        if form == DYNAMIC:
+            weights = self._anl_weights(adapter_name)
+            return self.aurora_A[adapter_name](), B, *weights, scaling, self.anl[adapter_name]
+        if form == STATIC:
+            return self.static_matrix(adapter_name), B, None, None, scaling, IDENTITY
+        # FSDP's mixed precision casts parameters, and no buffers
+        return self.calibration[adapter_name].matrix.to(B.dtype), B, None, None, scaling, IDENTITY
+
+    def get_factors(self, adapter_name: str, form: FormName | None = None) -> tuple[Tensor, Tensor]:
+        """The linear update of a form as exact LoRA factors: `dW = lora_B @ lora_A` (Eq. 9).
+
+        Args:
+            adapter_name: the adapter.
+            form: `"static"`, `"calibrated"`, or None for what the adapter's `eval_form` names.
+
+        Returns:
+            lora_A (r, d_in) = sigma(A) or A_cal, and lora_B (d_out, r) = s B, in at least float32. Where there is no
+            A_cal and B is 0, as at the start, lora_A is A.
+
+        Raises:
+            FormError: the form is dynamic, which is no linear map.
+            NotCalibratedError, StaleCalibrationError: the form is calibrated and there is no matrix though B is not 0,
+                or an old one.
+        """
+        config = self.aurora_config[adapter_name]
+        if form is None:
+            form = STATIC if config.train_form == STATIC else config.eval_form or CALIBRATED
+        elif form not in (STATIC, CALIBRATED, DYNAMIC):
+            one_of("form", form, (STATIC, CALIBRATED))
+        A, B = (gathered(weight[adapter_name]().detach()) for weight in (self.aurora_A, self.aurora_B))
+        dtype = torch.promote_types(A.dtype, torch.float32)
+        if form == STATIC or self.forms_coincide(adapter_name):
+            with full_float32():
+                matrix = self.static_matrix(adapter_name).detach()
+        elif form == DYNAMIC:
+            raise FormError(
+                f"Adapter {adapter_name!r} has the form 'dynamic', B sigma(A x), which is no linear map and cannot be "
+                f"merged or exported: {self.calibration[adapter_name].ways_out_of_dynamic()}."
+            )
+        else:
+            matrix = self.calibration[adapter_name].fresh_matrix()
+        return matrix.to(dtype), B.to(dtype) * self.scaling[adapter_name]
 
     # ---------------------------------------------------------------- forward
 
@@ -95,14 +339,7 @@ class AuroraLayer(AdapterState):
         return ()
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The base layer's output plus the update of each active adapter.
-
-        Raises:
-            ValueError: `adapter_names` is not as long as the batch, or was given while adapters are merged.
-        """
-        adapter_names: Sequence[str] | None = kwargs.pop("adapter_names", None)
-        if adapter_names is not None and not self.disable_adapters:
-            return self._mixed_batch(x, adapter_names, *args, **kwargs)
+        """The base layer's output plus the update of each active adapter."""
         if self.disable_adapters and self.merged:
             self.unmerge()
         if self.disable_adapters or self.merged:
@@ -125,33 +362,6 @@ class AuroraLayer(AdapterState):
         """The output `result` so far, plus that of an adapter."""
         return result + self.adapter_output(adapter_name, x).to(result.dtype)
 
-    def _mixed_batch(self, x: Tensor, adapter_names: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
-        """Each example with the adapter that is named for it."""
-        if len(x) != len(adapter_names):
-            raise ValueError(
-                "Length of `adapter_names` should be the same as the number of inputs, but got "
-                f"{len(adapter_names)} and {len(x)} respectively."
-            )
-        if self.merged:
-            raise ValueError(
-                "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
-            )
-        result: Tensor = self.base_layer(x, *args, **kwargs)
-        examples: dict[str, list[int]] = {}
-        for example, adapter_name in enumerate(adapter_names):
-            if adapter_name != BASE and adapter_name in self.aurora_A:
-                examples.setdefault(adapter_name, []).append(example)
-        if not examples:
-            return result
-        grouped = torch.tensor(list(chain.from_iterable(examples.values())), device=x.device)
-        parts = grouped.split([len(chosen) for chosen in examples.values()])
-        is_own = False  # what the base layer returned is not: it is copied once, however many adapters there are
-        for adapter_name, rows in zip(examples, parts, strict=True):
-            update = self.adapter_output(adapter_name, x[rows]).to(result.dtype)
-            result = result.index_add_(0, rows, update) if is_own else result.index_add(0, rows, update)
-            is_own = not torch._C._are_functorch_transforms_active()  # vmap adds no batch of updates to one result
-        return result
-
     def adapter_output(self, adapter_name: str, x: Tensor) -> Tensor:
         """s B sigma(A x), s B sigma(A) x or s B A_cal x, by the adapter's present form, shaped as the output."""
         matrix, B, H, spline_weight, scaling, anl = self.update_of(adapter_name)
@@ -159,143 +369,100 @@ class AuroraLayer(AdapterState):
         z = sigma(self.project(x, matrix), H, spline_weight, anl)
         return self.lift(z * scaling, B, x)
 
-    def hidden_values(self, adapter_name: str, vectors: Tensor) -> Tensor:
-        """z = A x, (n, r), of input vectors (n, d_in): what reaches sigma in the dynamic form."""
-        A = self.aurora_A[adapter_name]
-        return functional.linear(self._cast_input_dtype(vectors, A.dtype), A)
+    def _cast_input_dtype(self, x: Any, dtype: torch.dtype) -> Any:
+        """Cast to the adapter's dtype, always: nothing else could, for weights that are not called with an input."""
+        return x if x is None else x.to(dtype)
 
     # ---------------------------------------------------------------- merging
 
     def get_delta_weight(self, adapter_name: str, form: FormName | None = None) -> Tensor:
         """dW of Eq. 9 in the layout of the base weight, in at least float32. Errors as `get_factors`."""
-        return self._product(*self.get_factors(adapter_name, form))
-
-    def _product(self, lora_A: Tensor, lora_B: Tensor) -> Tensor:
-        """dW in the layout of the base weight and the precision of the factors, also within autocast."""
+        lora_A, lora_B = self.get_factors(adapter_name, form)
         with full_float32(), without_autocast(lora_B):
             return self.as_weight(lora_B @ lora_A)
-
-    def _factors_to_merge(self, adapter_name: str) -> tuple[Tensor, Tensor]:
-        """`get_factors`; of an adapter that is merged, those that it was merged with, whatever its scale is now."""
-        if adapter_name in self.merged_adapters and adapter_name in self._merged_factors:
-            return self._merged_factors[adapter_name]
-        return self.get_factors(adapter_name)
-
-    def _cast_input_dtype(self, x: Any, dtype: torch.dtype) -> Any:
-        """Cast to the adapter's dtype, always: nothing else could, for parameters that are no modules of their own."""
-        return x if x is None else x.to(dtype)
-
-    def check_mergeable(self, adapter_names: list[str]) -> None:
-        """Raise what keeps these adapters from being merged: see `get_factors`, `check_takes_merge`, and that the base
-        layer has another place.
-        """
-        check_takes_merge(self.get_base_layer(), self.quantization_backend)
-        if self.base_is_elsewhere:
-            raise MergeError(
-                "The adapted layer has another place in the model, where there is no adapter, and a merge would change "
-                "it there, too: give each place a module of its own before the adapter is put on, or serve the adapter "
-                "beside the base with aurora_lora.export_lora(model, folder)."
-            )
-        for adapter_name in adapter_names:
-            self._factors_to_merge(adapter_name)
-
-    def merged_weight(self, adapter_names: list[str], safe_merge: bool = False) -> Tensor:
-        """W0 + dW for these adapters, (dequantised) in the base weight's dtype, rounded once. Changes nothing.
-
-        Raises:
-            ValueError: `safe_merge` is set and the result is not finite.
-        """
-        self.check_mergeable(adapter_names)
-        original = self._original()
-        # the model may have been cast since an earlier merge kept the original
-        base: Any = self.get_base_layer()
-        dtype = original.dtype if self.quantization_backend is not None else base.weight.dtype
-        total = self._sum(original, adapter_names).to(dtype)
-        if safe_merge and not is_finite(total):
-            new = [name for name in adapter_names if name not in self.merged_adapters] or adapter_names
-            raise ValueError(f"NaNs detected in the merged weights. The adapter {', '.join(new)} seems to be broken")
-        return total
 
     def get_base_weight(self) -> Tensor:
         """The base weight, dequantised if it is quantised."""
         base: Any = self.get_base_layer()
-        if self.quantization_backend is not None:
-            return dequantized(base, self.quantization_backend)
-        return present(base, "weight", base.weight.data)
+        backend = self.quantization_backend
+        weight: Tensor = base.weight.data if backend is None else dequantized(base, backend)
+        return weight
 
-    def _original(self) -> Tensor:
-        if self._original_weight is None:
-            return self.get_base_weight()
-        base: Any = self.get_base_layer()
-        device = next((p.device for p in base.parameters() if not p.is_meta), None)
-        original = self._original_weight.weight().to(device)
-        return original.to(base.weight.dtype) if self.holds_rounded_merge else original
+    def check_mergeable(self, adapter_names: list[str]) -> None:
+        """Raise what keeps these adapters from being merged: see `get_factors` and `check_takes_merge`."""
+        check_takes_merge(self.get_base_layer(), self.quantization_backend)
+        for adapter_name in adapter_names:
+            self.get_factors(adapter_name)
+
+    def adapters_to_merge(self, adapter_names: list[str] | None) -> list[str]:
+        """The adapters of this layer that are to be merged and are not yet."""
+        names: list[str] = check_adapters_to_merge(self, adapter_names)
+        return [name for name in dict.fromkeys(names) if name in self.aurora_A]
+
+    def merged_weight(self, adapter_names: list[str], safe_merge: bool = False) -> Tensor:
+        """W0 + dW for these adapters and those that are merged, dequantised, in the base weight's dtype, rounded once.
+
+        Changes nothing.
+
+        Raises:
+            FormError, NotCalibratedError, StaleCalibrationError, MergeError, NotImplementedError: see
+                `check_mergeable`.
+            ValueError: `safe_merge` is set and the result is not finite.
+        """
+        self.check_mergeable(adapter_names)
+        current = self.get_base_weight()
+        original = self._original_weight(current)
+        merged = self._sum(original, [*self.merged_adapters, *adapter_names]).to(current.dtype)
+        if safe_merge and not is_finite(merged):
+            names = ", ".join(adapter_names)
+            raise ValueError(f"NaNs detected in the merged weights. The adapter {names} seems to be broken")
+        return merged
+
+    def _original_weight(self, current: Tensor) -> Tensor:
+        """The weight without merged adapters: two merges do not round twice."""
+        return current if self._original is None else self._original.weight().to(current.device)
 
     def _sum(self, original: Tensor, adapter_names: list[str]) -> Tensor:
         """The weight with these adapters' updates, in at least float32."""
         total = original.to(torch.promote_types(original.dtype, torch.float32))
         for adapter_name in adapter_names:
-            total = total + self._product(*self._factors_to_merge(adapter_name)).to(total)
+            total = total + self.get_delta_weight(adapter_name).to(total)
         return total
-
-    def adapters_to_merge(self, adapter_names: list[str] | None) -> list[str]:
-        """The adapters of this layer that are to be merged and are not yet."""
-        # such layers are merged once more, and of what is merged already `merge_and_unload` has the unloading left
-        silent = self.holds_rounded_merge or not self.keeps_original
-        with _no_word_of_merged() if silent else nullcontext():
-            names: list[str] = check_adapters_to_merge(self, adapter_names)
-        return [name for name in dict.fromkeys(names) if name in self.aurora_A]
-
-    @property
-    def holds_rounded_merge(self) -> bool:
-        """Whether the base layer was dequantised while merged: its weight is still what the merge had rounded."""
-        original = self._original_weight
-        return original is not None and is_dequantized(self.get_base_layer(), original.backend)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Merge adapters into the base weight, in the form that `eval_form` names.
 
         The original weight, with its quantisation state, is kept in main memory at the first merge, so that `unmerge`
         gives it back bit for bit. A quantised weight is dequantised, updated and quantised again: `merge_rounding` is
-        then the share of the update that this rounding has cost. Into a base layer that was dequantised while merged,
-        the adapters that are merged already are merged once more, and nothing is lost.
+        then the share of the update that this rounding has cost.
 
         Raises:
-            FormError, NotCalibratedError, StaleCalibrationError: as `get_factors`; this layer is left as it was.
-            MergeError, NotImplementedError: as `check_mergeable`; this layer is left as it was.
-            ValueError: `safe_merge` is set and the result is not finite; this layer is left as it was.
+            FormError, NotCalibratedError, StaleCalibrationError, MergeError, NotImplementedError, ValueError: as
+                `merged_weight`; this layer is left as it was.
         """
         names = self.adapters_to_merge(adapter_names)
-        if names or self.holds_rounded_merge:
-            with ordinary_tensors(), in_memory(self), tells_what_is_left(self, names):
-                self._merge(names, safe_merge)
+        if not names:
+            return
+        with ordinary_tensors(), in_memory(self):
+            merged = self.merged_weight(names, safe_merge)
+            base: Any = self.get_base_layer()
+            backend = self.quantization_backend
+            original = None if backend is None else self._original_weight(self.get_base_weight())
+            if self.keeps_original and self._original is None:
+                self._original = OriginalWeight(base, backend, self.weight_is_shared)
+            if self.weight_is_shared and backend is None:
+                base.weight = parameter_like(base.weight, merged)
+            else:
+                self.set_base_weight(merged)
+            self.merged_adapters.extend(names)
+            if original is not None:
+                exact = self._sum(original, self.merged_adapters)
+                self.merge_rounding = rounding(exact, original, self.get_base_weight())
 
-    def _merge(self, names: list[str], safe_merge: bool) -> None:
-        if changed_by_others(self):
-            keep_change(self)
-        # from the original weight and all merged adapters at once, so that two merges do not round twice
-        together = [*self.merged_adapters, *names]
-        merged = self.merged_weight(together, safe_merge)
-        base: Any = self.get_base_layer()
-        if self._original_weight is not None and self.holds_rounded_merge:
-            self._original_weight.restore(self)
-            self._original_weight, self.merge_rounding = OriginalWeight(base, None, self.weight_is_shared), None
-        original = self._original() if self.quantization_backend is not None else None
-        if self.keeps_original and self._original_weight is None:
-            self._original_weight = OriginalWeight(base, self.quantization_backend, self.weight_is_shared)
-        if self.keeps_original:
-            for name in names:
-                lora_A, lora_B = self.get_factors(name)
-                self._merged_factors[name] = lora_A.clone(), lora_B.clone()
-        if self.weight_is_shared and self.quantization_backend is None:
-            base.weight = parameter_like(base.weight, merged)
-        else:
-            self.set_base_weight(merged)
-        if self._original_weight is not None:
-            self._original_weight.note_merged()
-        if original is not None:
-            self.merge_rounding = rounding(self._sum(original, together), original, self.get_base_weight())
-        self.merged_adapters.extend(names)
+    @property
+    def shared_original(self) -> nn.Parameter | None:
+        """The tied parameter that a merge has replaced; `unmerge` gives it back."""
+        return None if self._original is None else self._original.parameter
 
     def keep(self, original: OriginalWeight, lost: float) -> None:
         """The base weight has been replaced by one that was merged elsewhere: `unmerge` gives the original back.
@@ -304,31 +471,105 @@ class AuroraLayer(AdapterState):
             original: what the base layer held.
             lost: the share of the update that was lost, for `merge_rounding`.
         """
-        self._original_weight, self.merge_rounding = original, lost
+        self._original, self.merge_rounding = original, lost
 
     def unmerge(self) -> None:
-        """Give the base layer its original weight back, bit for bit.
-
-        Where another method's adapter was merged into the weight since, or taken out of it, the update is subtracted,
-        as PEFT does.
-        """
-        if not self.merged or self._original_weight is None:
+        """Give the base layer its original weight back, bit for bit."""
+        if not self.merged or self._original is None:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
         with ordinary_tensors(), in_memory(self):
-            take_out(self, changed_by_others(self))
-        self._original_weight = None
-        self.merge_rounding = None
-        self._merged_factors.clear()
+            self._original.restore(self)
+        self._original = self.merge_rounding = None
         self.merged_adapters.clear()
+
+    # ---------------------------------------------------------------- what PEFT and diffusers ask of a layer
+
+    def set_scale(self, adapter_name: str, scale: float) -> None:
+        """Set the scaling of an adapter to `scale` times its configured one."""
+        if adapter_name in self.scaling:
+            config = self.aurora_config[adapter_name]
+            self.scaling[adapter_name] = scale * config.scaling(self.r[adapter_name], self.alpha[adapter_name])
+
+    def scale_layer(self, scale: float) -> None:
+        """Multiply the scaling of the active adapters; diffusers calls it."""
+        for adapter_name in self.active_adapters:
+            if adapter_name in self.scaling:
+                self.scaling[adapter_name] *= scale
+
+    def unscale_layer(self, scale: float | None = None) -> None:
+        """Divide the scaling of the active adapters, or set it back to the configured one."""
+        for adapter_name in self.active_adapters:
+            if scale is None:
+                self.set_scale(adapter_name, 1.0)
+            elif adapter_name in self.scaling:
+                self.scaling[adapter_name] /= scale
+
+    def extra_repr(self) -> str:
+        """Names the quantisation of the base layer, as PEFT's layers do."""
+        return quantization_extra_repr(self)
 
     def __repr__(self) -> str:
         return "aurora." + super().__repr__()
 
 
-@contextmanager
-def _no_word_of_merged() -> Iterator[None]:
-    """Without PEFT's warning that there is nothing to merge."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "All adapters are already merged")
-        yield
+def _check_calibrations(module: AuroraLayer, incompatible_keys: Any) -> None:
+    for calibration in module.calibration.values():
+        calibration.check()
+
+
+class AuroraLinear(AuroraLayer):
+    """AuroRA on `nn.Linear`, transformers' `Conv1D` or a quantised linear layer (Eq. 4): x (..., d_in), A (r, d_in),
+    B (d_out, r), output (..., d_out).
+    """
+
+    def __init__(self, base_layer: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(base_layer, *args, **kwargs)
+        self.fan_in_fan_out = is_transposed(self.get_base_layer())
+
+    def base_and_adapter_output(self, adapter_name: str, x: Tensor) -> Tensor | None:
+        """Both outputs in one, where the base is a plain frozen nn.Linear without hooks, and there is no dropout."""
+        base: Any = self.base_layer
+        dropout = self.aurora_dropout[adapter_name]  # which may be trained alone, as for Monte Carlo dropout
+        if torch.compiler.is_compiling() or (dropout.training and getattr(dropout, "p", 0.0) > 0):
+            return None
+        if type(base) is not nn.Linear or _is_hooked(base):
+            return None
+        if not can_fuse(x, base.weight, base.bias, self.aurora_B[adapter_name].weight):
+            return None  # before sigma(A) is computed in vain
+        return linear_with_update(x, base.weight, base.bias, *self.update_of(adapter_name))
+
+    def add_adapter_output(self, adapter_name: str, x: Tensor, result: Tensor) -> Tensor:
+        """result + s B sigma(A x), in one call."""
+        update = self.update_of(adapter_name)
+        x = self.aurora_dropout[adapter_name](self._cast_input_dtype(x, update[0].dtype))
+        return add_update(result, x, *update)
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Every mergeable form is a LoRA; `get_delta_weight` refuses the one that is not."""
+        return True
+
+    def project(self, x: Tensor, matrix: Tensor) -> Tensor:
+        """x (..., d_in) -> (..., r)."""
+        return functional.linear(x, matrix)
+
+    def as_weight(self, matrix: Tensor) -> Tensor:
+        """(d_out, d_in), or its transpose for Conv1D."""
+        return matrix.T if self.fan_in_fan_out else matrix  # also while another base layer stands in
+
+    def input_vectors(self, x: Tensor) -> Tensor:
+        """x (..., d_in) -> (n, d_in)."""
+        return x.reshape(-1, x.shape[-1])
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether something wants to see that this module is called."""
+    own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    every = torch.nn.modules.module  # the hooks on all modules
+    common = (
+        every._global_forward_hooks,
+        every._global_forward_pre_hooks,
+        every._global_backward_hooks,
+        every._global_backward_pre_hooks,
+    )
+    return any(own) or any(common) or "forward" in vars(module)

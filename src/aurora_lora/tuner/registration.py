@@ -17,6 +17,8 @@ from .peft_names import register_peft_method, warn_of_newer_peft
 
 METHOD = "aurora"
 PREFIX = "aurora_"
+TAG = "aurora-lora"
+"""The tag on every card of an adapter: the package to install."""
 
 E = TypeVar("E", bound=enum.Enum)
 

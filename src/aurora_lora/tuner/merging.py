@@ -1,4 +1,4 @@
-"""The base weight as it was before the first merge."""
+"""Base weights: which an update can be merged into, their originals, and bitsandbytes' packed ones unpacked."""
 
 from __future__ import annotations
 
@@ -6,19 +6,88 @@ import copy
 import importlib
 import warnings
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from .peft_names import QuantizationBackend, resolve_quantization_backend
-from .tensors import changes
+from ..errors import MergeError
+from .peft_names import AuxiliaryTrainingWrapper, QuantizationBackend, onload_layer
 
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_BESIDE = "or serve the adapter beside the base with aurora_lora.export_lora(model, folder)"
 
-Checksum = tuple[torch.dtype, list[int]]
-"""A checksum of a weight's bits, in order, however it is laid out."""
+
+def is_float8(dtype: torch.dtype) -> bool:
+    """Whether it is a precision to store weights in, as diffusers' layerwise casting does, and not to compute in."""
+    return dtype.is_floating_point and dtype.itemsize == 1
+
+
+def is_recomputed(layer: nn.Module) -> bool:
+    """Whether a layer computes its weight from other parameters, as weight normalisation does: what is written to the
+    weight is lost then.
+
+    By a parametrisation, or by a hook (`torch.nn.utils.weight_norm`, `spectral_norm`, `prune`).
+    """
+    if parametrize.is_parametrized(layer, "weight"):
+        return True
+    by_a_hook = isinstance(vars(layer).get("weight"), Tensor)  # an attribute, and no parameter or buffer
+    return by_a_hook and any(name.startswith("weight_") for name in layer._parameters)
+
+
+def check_takes_merge(base: nn.Module, backend: QuantizationBackend | None) -> None:
+    """Raise what keeps an update from being merged into the weight of a base layer.
+
+    Args:
+        base: the layer.
+        backend: PEFT's access to its weight if that is quantised.
+
+    Raises:
+        MergeError: the base layer computes its weight from others, as weight normalisation does, and as PEFT does
+            for an output layer that is tied to embeddings of which single tokens are trained; or its weight is in
+            float8 or another format that PEFT has no access to.
+        NotImplementedError: the base layer's quantisation cannot be undone and done again, or its weight is sharded.
+    """
+    weight = getattr(base, "weight", None)
+    if isinstance(base, AuxiliaryTrainingWrapper):
+        raise MergeError(
+            "The adapted layer is tied to embeddings of which single tokens are trained (trainable_token_indices), "
+            f"and what is merged into it would be lost: train without one of the two, {_BESIDE}."
+        )
+    if is_recomputed(base):
+        raise MergeError(
+            f"The base weight of a {type(base).__name__} is computed from other parameters (weight normalisation, for "
+            "example), and what is merged into it would be lost: take that off the base layer first, or leave such "
+            "layers out by exclude_modules."
+        )
+    if backend is not None and not backend.supports_merge:
+        raise NotImplementedError(
+            f"A base layer quantised by {backend.backend_name} cannot be merged into: load the base model "
+            f"unquantised to merge, {_BESIDE}."
+        )
+    unknown = isinstance(weight, Tensor) and (not weight.is_floating_point() or is_float8(weight.dtype))
+    scaled = any(hasattr(base, name) for name in ("weight_scale", "weight_scale_inv", "online_quant"))
+    if backend is None and (unknown or scaled):
+        raise MergeError(
+            f"The weight of a {type(base).__name__} is stored in float8 or in a quantised format that PEFT has no "
+            f"access to: load the base model dequantised to merge, {_BESIDE}."
+        )
+    if hasattr(weight, "full_tensor"):
+        raise NotImplementedError(
+            "The base weight is sharded (a DTensor): save the adapter, load it over an unsharded base model, and "
+            "merge there (docs/trainers.md)."
+        )
+
+
+def in_memory(layer: Any) -> AbstractContextManager[None]:
+    """While the block runs, the weight of the layer's base layer is there, also where Accelerate offloads it."""
+    weight = getattr(layer.get_base_layer(), "weight", None)
+    if isinstance(weight, Tensor) and weight.is_meta:
+        loaded: AbstractContextManager[None] = onload_layer(layer)
+        return loaded
+    return nullcontext()
 
 
 class OriginalWeight:
@@ -35,10 +104,8 @@ class OriginalWeight:
         self.base_layer = base_layer
         self.backend = backend
         weight: Any = getattr(base_layer, "weight", None)  # HQQ has none
-        self._merged: tuple[int, int] | None = None
-        self._checksum: Checksum | None = None
-        self._stored: Any
         self.parameter = weight if shared and backend is None else None
+        self._stored: Any
         if backend is None:
             self._stored = SimpleNamespace(weight=weight.detach() if shared else _to_cpu(weight.detach(), copied=True))
         elif backend.backend_name == "hqq":
@@ -54,66 +121,6 @@ class OriginalWeight:
         else:
             self._stored = SimpleNamespace(weight=_to_cpu(weight))
 
-    def __getstate__(self) -> dict[str, Any]:
-        """The state for a copy or a file: the merged weight is another tensor there, noted where this one is the
-        merged."""
-        return {**self.__dict__, "_merged": None, "_noted": self.is_same_tensor}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        noted = state.pop("_noted")
-        self.__dict__.update(state)
-        if noted and self.backend is None:
-            self._merged = self._tensor_now()
-
-    def note_merged(self) -> None:
-        """Remember the merged weight, which the base layer has now, so that `is_as_merged` tells."""
-        # no weak reference, which would keep torch from exchanging the weight; of another tensor, its values tell
-        self._merged = None if self.backend else self._tensor_now()
-        self._checksum = self._checksum_now()
-
-    @property
-    def is_as_merged(self) -> bool:
-        """Whether the base layer has the merged weight still, bit for bit; also where nothing tells."""
-        return self._checksum is None or self._checksum == self._checksum_now()
-
-    @property
-    def is_written_to(self) -> bool:
-        """Whether the merged weight has been written to since, as an optimizer and `load_state_dict` do.
-
-        Not so: writing through `.data`, and another tensor in its place, as where a model is moved.
-        """
-        if self._merged is None:
-            return False
-        parameter, written = self._tensor_now()
-        return parameter == self._merged[0] and written != self._merged[1]
-
-    @property
-    def is_same_tensor(self) -> bool:
-        """Whether the base layer has the parameter that was merged, and nobody wrote to it but through `.data`; of a
-        quantised one nothing tells."""
-        return self.backend is not None or (self._merged is not None and self._merged == self._tensor_now())
-
-    @property
-    def merged_dtype(self) -> torch.dtype | None:
-        """The dtype of the merged weight; None where nothing tells."""
-        return self._checksum[0] if self._checksum else None
-
-    def _tensor_now(self) -> tuple[int, int]:
-        weight: Any = self.base_layer.weight
-        return id(weight), changes(weight)
-
-    def _checksum_now(self) -> Checksum | None:
-        base: Any = self.base_layer
-        if self.backend is None:
-            return checksum(base.weight)
-        if self.backend.backend_name == "hqq":
-            return None  # merging makes another layer of it
-        if self.backend.backend_name == "bnb 4bit":  # whose scales change a little at the first call on some CPUs
-            return checksum(unpacked(base.weight)[0])
-        if self.backend.backend_name == "bnb 8bit":
-            return checksum(base.weight.data)
-        return checksum(dequantized(base, self.backend))
-
     def weight(self) -> Tensor:
         """The weight, dequantised, where it was kept."""
         if self.backend is None:
@@ -123,20 +130,15 @@ class OriginalWeight:
 
     def restore(self, layer: Any) -> None:
         """Give it back to the base layer of `layer`; dequantised where that has been dequantised since."""
-        if is_dequantized(layer.get_base_layer(), self.backend):
-            weight = layer.get_base_layer().weight
-            weight.data = self.weight().to(weight)
-            return
+        base: Any = layer.get_base_layer()
         if self._stored is self.base_layer:
             layer.base_layer = self.base_layer
-            return
-        base: Any = self.base_layer
-        if self.parameter is not None:
+        elif self.parameter is not None:
             # while every module that shares it was merged, no module had it, to be moved and cast with the model
             self.parameter.data = self.parameter.data.to(base.weight)
             base.weight = self.parameter
-        elif self.backend is None:
-            base.weight.data = self._stored.weight.to(device=base.weight.device, dtype=base.weight.dtype)
+        elif self.backend is None or (base is not self.base_layer and layer.quantization_backend is None):
+            base.weight.data = self.weight().to(base.weight)
         elif self.backend.backend_name == "bnb 8bit":
             device = base.weight.device
             data, scale = self._stored.weight.to(device), self._stored.state.SCB.to(device)
@@ -147,14 +149,6 @@ class OriginalWeight:
             base.weight = kept if kept.device == base.weight.device else kept.to(base.weight.device)
             if self.backend.backend_name == "bnb 4bit":
                 base.quant_state = base.weight.quant_state
-
-
-def is_dequantized(base_layer: nn.Module, backend: QuantizationBackend | None) -> bool:
-    """Whether a base layer that was quantised, and that `backend` gave access to, has been dequantised since."""
-    if backend is None:
-        return False
-    of_torchao = getattr(backend, "get_apply_tensor_subclass", None)
-    return resolve_quantization_backend(base_layer, get_apply_tensor_subclass=of_torchao) is None
 
 
 def dequantized(base_layer: Any, backend: QuantizationBackend) -> Tensor:
@@ -194,14 +188,6 @@ def _as_loaded(state: Any) -> bool:
     return not getattr(state, "packing_format_for_cpu", False) and getattr(state.absmax, "ndim", 1) == 1
 
 
-def checksum(weight: Tensor) -> Checksum | None:
-    """The `Checksum` of a weight; None on the meta device, where it has no values."""
-    if weight.is_meta:
-        return None
-    bits = weight.detach().view(_BITS[weight.element_size()]).flatten()
-    return weight.dtype, torch.stack([part.sum(dtype=torch.int64) for part in bits.chunk(64)]).tolist()
-
-
 def _to_cpu(value: Any, copied: bool = False) -> Any:
     if value.device.type == "cpu":
         return value.clone() if copied else value
@@ -227,7 +213,7 @@ def warn_of_rounding(found: Iterable[float | None]) -> None:
         warnings.warn(
             f"Merging into quantised weights quantises them again: that rounding is {min(lost):.0%} to "
             f"{max(lost):.0%} of the size of the update, over {len(lost)} layers. To keep all of it, merge "
-            "into the dequantised base (with bitsandbytes: model.dequantize(), and then the merge), or serve the "
-            "exported LoRA beside the quantised base.",
+            "into the dequantised base (with bitsandbytes: model.unmerge_adapter(), model.dequantize(), and then the "
+            "merge), or serve the exported LoRA beside the quantised base.",
             stacklevel=3,
         )
