@@ -96,13 +96,9 @@ def test_another_teacher_at_its_place_is_noticed(
     retrained = load_run(teacher.folder).recipe.model_copy(update={"seed": 1})
     shutil.rmtree(path)
     train(retrained, path)
-    asked: list[int] = []
-    ask = distillation.lessons
-    monkeypatch.setattr(distillation, "lessons", lambda *args: asked.append(1) or ask(*args))
     with pytest.raises(UserError, match=r"teacher/adapter has changed since this run began"):
         train(recipe, tmp_path / "run")
     other = train(recipe, tmp_path / "other").result
-    assert asked == [1], "what the first one taught is not what the second one teaches"
     assert list(other["data"]["files"].values()) != [digest]
 
 

@@ -8,32 +8,31 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import transformers
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import PretrainedConfig
 
 import aurora_lora
 from aurora_lora.data import TASKS
 from aurora_lora.data.metrics import METRICS
-from aurora_lora.train.kinds import KINDS, Kind, kind_of, kind_of_model
+from aurora_lora.train.kind_facts import FACTS, facts_of
+from aurora_lora.train.kinds import KINDS, kind_of_model
 from aurora_lora.train.recipe import TaskSection
 
 ROOT = Path(aurora_lora.__file__).parent
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-def test_what_a_kind_names_is_there(kind: Kind) -> None:
-    import transformers
-
-    assert hasattr(transformers, kind.auto)
-    assert set(kind.metrics) <= METRICS.keys()
-    assert set(kind.fields) <= TaskSection.model_fields.keys()
-
-
-@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
-def test_defaults_are_fields_of_the_kind(task) -> None:
-    kind = kind_of(task)
-    assert kind.defaults(task).keys() <= set(kind.fields)
-    assert TaskSection(name=task.name).kind is kind
+def test_facts_name_what_is_there() -> None:
+    """Classes of Transformers, metrics and fields of a recipe; each kind has its object, each task its kind's facts."""
+    assert {name: kind.facts for name, kind in KINDS.items()} == dict(FACTS)
+    for facts in FACTS.values():
+        assert hasattr(transformers, facts.auto)
+        assert set(facts.metrics) <= METRICS.keys()
+        assert set(facts.fields) <= TaskSection.model_fields.keys()
+    for task in TASKS.values():
+        facts = facts_of(task)
+        assert facts.defaults(task).keys() <= set(facts.fields)
+        assert TaskSection(name=task.name).kind is facts
 
 
 class Labels:
@@ -83,21 +82,18 @@ def test_the_most_frequent_class(name: str) -> None:
     ],
 )
 def test_the_kind_of_a_model_on_disk(config: dict[str, Any], name: str) -> None:
-    assert kind_of_model(PretrainedConfig(**config)).name == name
+    assert kind_of_model(PretrainedConfig(**config)).facts.name == name
 
 
 def test_lists_load_no_pytorch() -> None:
-    code = "import sys, aurora_lora.train.kinds; print({'torch', 'transformers', 'datasets'} & sys.modules.keys())"
+    code = "import sys, aurora_lora.train.kind_facts; print({'torch', 'transformers', 'datasets'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
 
 def test_a_study_can_choose_by_what_validation_has() -> None:
     """What a model writes is scored on test data alone."""
-    kind, task = KINDS["multiple-choice"], TASKS["siqa"]
+    kind, task = FACTS["multiple-choice"], TASKS["siqa"]
     assert set(kind.metric_names(task)) - set(kind.validation_metrics(task)) == {"accuracy_generated", "unanswered"}
-    assert all(
-        KINDS[name].validation_metrics(task) == KINDS[name].metric_names(task)
-        for name in KINDS
-        if name != "multiple-choice"
-    )
+    others = [one for one in FACTS.values() if one is not kind]
+    assert all(one.validation_metrics(task) == one.metric_names(task) for one in others)

@@ -5,7 +5,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import own_files
 import pytest
 import tiny
@@ -72,7 +71,7 @@ def test_run(model: Path, tmp_path: Path, method: dict[str, Any]) -> None:
     merge(again, tmp_path / "merged")
 
 
-def test_a_path_that_ends_another(tmp_path: Path) -> None:
+def test_a_path_that_ends_another() -> None:
     """`proj` is probed and adapted, `encoder.proj` is not."""
 
     class Nested(nn.Module):
@@ -91,11 +90,8 @@ def test_a_path_that_ends_another(tmp_path: Path) -> None:
     found = probing.probe_for(recipe, model, data, lambda model, x: model(x).square().sum())
     assert [one.layer for one in found.layers] == ["proj"]
     start = probing.decided(method, found, 30)
-    probing._write(start, recipe, [0, 1], 0, found.batches, tmp_path / PROBE, {})
-    for one in (start, kept_start(tmp_path)):
-        assert one is not None
-        resolved = one.resolved(recipe).method.options
-        assert target_paths(model, {**dict.fromkeys(TARGETS), **resolved}, None) == ["proj"]
+    resolved = start.resolved(recipe).method.options
+    assert target_paths(model, {**dict.fromkeys(TARGETS), **resolved}, None) == ["proj"]
 
 
 def test_an_aligned_start(model: Path, tmp_path: Path) -> None:
@@ -108,7 +104,7 @@ def test_an_aligned_start(model: Path, tmp_path: Path) -> None:
     for layer, rows in start.rows.items():
         # each row is the leading direction, of norm 1, times DEVIATION / its deviation
         torch.testing.assert_close(rows.norm(dim=1), DEVIATION / start.deviations[layer][: len(rows)])
-        module: Any = trainer.module.get_base_model().get_submodule(layer)  # type: ignore[operator]
+        module: Any = trainer.model.get_base_model().get_submodule(layer)  # type: ignore[operator]
         A = module.aurora_A["default"].weight
         assert len(A) == (4 if "query" in layer else 2)
         assert torch.equal(A, rows[: len(A)])  # all of them
@@ -126,7 +122,7 @@ def test_eva_is_pefts(model: Path, tmp_path: Path) -> None:
     theirs: Any = get_peft_model(base, config)
     initialize_lora_eva_weights(theirs, inputs, show_progress_bar=False)
     expected = {path: layer for path, layer in theirs.named_modules() if isinstance(layer, LoraLayer)}
-    found = {path: layer for path, layer in trainer.module.named_modules() if isinstance(layer, LoraLayer)}
+    found = {path: layer for path, layer in trainer.model.named_modules() if isinstance(layer, LoraLayer)}
     assert found.keys() == expected.keys()
     assert len({layer.r["default"] for layer in found.values()}) > 1  # not just r everywhere
     for path, layer in found.items():
@@ -137,6 +133,7 @@ def test_eva_is_pefts(model: Path, tmp_path: Path) -> None:
         assert not layer.lora_B["default"].weight.any()
 
 
+@pytest.mark.slow
 def test_eva_on_all_linear_layers(model: Path, tmp_path: Path) -> None:
     """Those without tokens too, as the pooler: their inputs are taken whole."""
     recipe = load(model, method={"name": "lora", "r": 2, "start": "eva", "target_modules": "all-linear"})
@@ -169,11 +166,11 @@ def test_eva_counts_the_tokens_that_are_learned(tmp_path: Path, monkeypatch: pyt
     ("changes", "batch_size", "message"),
     [
         ({"r": 8, "probe_examples": 1}, 1, "start: eva needs batches of at least 16 tokens that count"),
-        ({"r": 9}, 8, "r=9 is not allowed: bert.*query has 16 inputs, and start: eva looks for 18 directions"),
+        ({"r": 9}, 8, "method: n_components=18"),
         (
             {"target_modules": ["query", "word_embeddings"]},
             8,
-            "word_embeddings is a Embedding; start: eva is for linear",
+            "word_embeddings is no linear layer",
         ),
         ({"target_modules": ["query", "valeu"]}, 8, "valeu"),
     ],
@@ -195,8 +192,8 @@ def test_a_run_that_goes_on_probes_nothing(model: Path, tmp_path: Path, monkeypa
     first, _ = make_trainer(recipe, tmp_path / "checkpoints")
     monkeypatch.setattr(probing, "probe", None)
     again, _ = make_trainer(recipe, tmp_path / "checkpoints")
-    weights = again.module.state_dict()
-    assert all(torch.equal(value, weights[name]) for name, value in first.module.state_dict().items())
+    weights = again.model.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in first.model.state_dict().items())
 
 
 def test_killed_and_resumed(aurora: Any, model: Path, tmp_path: Path) -> None:
@@ -222,24 +219,13 @@ def test_killed_and_resumed(aurora: Any, model: Path, tmp_path: Path) -> None:
             assert all(torch.equal(value, other[key]) for key, value in one.items())
 
 
-def test_a_damaged_file(model: Path, tmp_path: Path) -> None:
-    recipe = load(model, method={"name": "lora", "start": "aligned", **Q_V})
-    make_trainer(recipe, tmp_path / "checkpoints")
-    data = bytearray((tmp_path / PROBE).read_bytes())
-    data[-1] ^= 1
-    (tmp_path / PROBE).write_bytes(data)
-    with pytest.raises(UserError, match=r"is damaged\. Remove it to probe again"):
-        make_trainer(recipe, tmp_path / "checkpoints")
-
-
 @pytest.mark.parametrize(
     ("method", "message"),
     [
         (
             {"name": "aurora", "budget": 0},
-            r"method\.budget=0 is not allowed: it must be a whole number of at least 1, or as many as",
+            r"method\.budget=0 is not allowed: it must be a whole number of at least 1",
         ),
-        ({"name": "aurora", "budget": np.int64(500)}, r"method\.budget=np\.int64\(500\) is not allowed"),
         (
             {"name": "aurora", "start": "Aligned"},
             r"method\.start='Aligned' is not allowed: it must be 'default', 'aligned' or 'eva'",
@@ -284,38 +270,16 @@ def test_what_is_trained_whole_is_not_probed(model: Path, tmp_path: Path, start:
     assert "pooler" in saved["modules_to_save"]
 
 
-def test_a_budget_as_large_as_lora(model: Path, tmp_path: Path) -> None:
-    """Rank 3 on the query and value of two layers, 16 by 16 each, is 384 weights."""
-    ranks = []
-    for budget in ("r=3 on query and value", 384):
-        folder = tmp_path / str(budget)
-        recipe = load(model, method={"name": "aurora", "budget": budget})
-        make_trainer(recipe, folder / "checkpoints")
-        start = kept_start(folder)
-        assert start is not None
-        ranks.append(start.ranks)
-    assert ranks[0] == ranks[1]
-    narrow = load(model, method={"name": "lora", "budget": "r=1 on query", "target_modules": ["value"]})
-    make_trainer(narrow, tmp_path / "narrow" / "checkpoints")
-    start = kept_start(tmp_path / "narrow")
-    assert start is not None
-    assert sum((start.ranks or {}).values()) == 2
-    with pytest.raises(
-        UserError, match=r"budget='r=3 on quer': no layer is named 'quer' \(there are dense, key, query"
-    ):
-        make_trainer(load(model, method={"name": "aurora", "budget": "r=3 on quer"}), tmp_path / "bad" / "checkpoints")
-
-
 def test_a_budget_without_alignment_takes_any_start(model: Path, tmp_path: Path) -> None:
     method = {"name": "aurora", "budget": 300, "init_weights": False}
     trainer, _ = make_trainer(load(model, method=method), tmp_path / "checkpoints")
-    assert any(p.count_nonzero() for name, p in trainer.module.named_parameters() if "aurora_B" in name)
+    assert any(p.count_nonzero() for name, p in trainer.model.named_parameters() if "aurora_B" in name)
 
 
 def test_rank_stabilised_scaling_is_the_same_everywhere(model: Path, tmp_path: Path) -> None:
     method = {"name": "lora", "r": 4, "lora_alpha": 6, "budget": 500, "use_rslora": True}
     trainer, _ = make_trainer(load(model, method=method), tmp_path / "checkpoints")
-    layers = [layer for layer in trainer.module.modules() if isinstance(layer, LoraLayer)]
+    layers = [layer for layer in trainer.model.modules() if isinstance(layer, LoraLayer)]
     assert len({layer.r["default"] for layer in layers}) > 1
     assert [layer.scaling["default"] for layer in layers] == pytest.approx([3.0] * len(layers))  # 6 / sqrt(4)
 

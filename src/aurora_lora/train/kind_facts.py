@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..data import Task
 from ..errors import UserError
-from ..methods.base import TaskType
+
+if TYPE_CHECKING:  # lists of tasks load no PyTorch
+    from ..methods.base import TaskType
 
 
 def _length(task: Task) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from ..deploy.probe import Loss, Probe, probe, read_probe, write_probe
 from ..deploy.ranks import alpha_name, offered, rank_fields, share_out
 from ..errors import AuroraError, CheckpointError, UserError, one_line
 from ..methods.base import Method
+from ..methods.linear import is_linear
 from ..methods.lora import LORA
 from ..methods.options import TARGETS
 from ..methods.start import ALIGNED, EVA, PROBED, ordinary
@@ -175,6 +176,8 @@ def _by_eva(recipe: Recipe, base: Any, data: Data, loss: Loss) -> tuple[Start, i
     """
     r = recipe.method.options["r"]
     paths = target_paths(base, recipe.method.options, lora_targets(base))
+    if (odd := next((path for path in paths if not is_linear(base.get_submodule(path))), None)) is not None:
+        raise ValueError(f"target_modules: {odd} is no linear layer, and start: eva is for these.")
     wanted = round(EvaConfig().rho * r)
     counted = functools.partial(_counted, by_token=recipe.task.kind.task_type == "CAUSAL_LM")
     # PEFT leaves out a batch with fewer tokens than it looks for, and goes round for ever where all have
