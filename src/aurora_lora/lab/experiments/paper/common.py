@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ....forms import CALIBRATED, DYNAMIC, MERGED, STATIC
@@ -13,6 +14,16 @@ Values = dict[str, Any]
 PAPER = "The paper's settings"
 OURS = "Ours, not in the paper: the method as this package recommends it, with the paper's schedule."
 SMALL_NOTE = "The method and the code of the paper's cell, on other models and data: the numbers are not comparable."
+
+
+def by_task(tasks: Sequence[str], table: str) -> dict[str, dict[str, tuple[Any, ...]]]:
+    """The numbers of a table by row and task: in each row its name, then for each task its numbers with commas."""
+    rows = (line.split() for line in table.strip().splitlines())
+    return {name: {task: _numbers(cell) for task, cell in zip(tasks, cells, strict=True)} for name, *cells in rows}
+
+
+def _numbers(cell: str) -> tuple[Any, ...]:
+    return tuple(int(part) if part.isdigit() else float(part) for part in cell.split(","))
 
 
 def printed(table: str) -> list[tuple[str, list[float], str]]:

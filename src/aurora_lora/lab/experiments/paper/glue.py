@@ -6,70 +6,37 @@ from functools import cache
 
 from ....data.glue import SEEDS
 from ..suite import CellRecipe, Column, Group, Row, Suite
-from .common import OURS, PAPER, Values, form_of, our_rows, printed
+from .common import OURS, PAPER, Values, by_task, form_of, our_rows, printed
 
 GLUE = ("sst2", "mrpc", "cola", "qnli", "rte", "stsb")
 GLUE_LABELS = ("SST-2", "MRPC", "CoLA", "QNLI", "RTE", "STS-B")
 GLUE_METRICS = {"cola": "matthews", "stsb": "pearson"}
 
 # epochs, learning rate, batch size, longest text: the paper's Table 11
-TABLE_11 = {
-    "base": {
-        "stsb": (30, 6e-4, 64, 512),
-        "rte": (80, 5e-4, 16, 512),
-        "mrpc": (30, 8e-4, 64, 512),
-        "cola": (90, 5e-3, 32, 512),
-        "sst2": (30, 8e-4, 32, 512),
-        "qnli": (80, 5e-3, 32, 512),
-    },
-    "large": {
-        "stsb": (20, 3e-4, 16, 512),
-        "rte": (10, 4e-4, 32, 512),
-        "mrpc": (30, 1e-3, 16, 512),
-        "cola": (50, 5e-4, 16, 256),
-        "sst2": (40, 8e-4, 16, 128),
-        "qnli": (20, 4e-4, 16, 512),
-    },
-}
+TABLE_11 = by_task(
+    GLUE,
+    """
+    base   30,8e-4,32,512  30,8e-4,64,512  90,5e-3,32,512  80,5e-3,32,512  80,5e-4,16,512  30,6e-4,64,512
+    large  40,8e-4,16,128  30,1e-3,16,512  50,5e-4,16,256  20,4e-4,16,512  10,4e-4,32,512  20,3e-4,16,512
+    """,
+)
 # epochs, learning rate, batch of a GPU, GPUs, longest text. Base: the scripts of microsoft/LoRA, examples/NLU. Large:
 # the restricted setup of LoRA's paper (Hu et al. 2022, Table 9), whose scores the table quotes, on as many GPUs
-LORA_GLUE = {
-    "base": {
-        "sst2": (60, 5e-4, 16, 8, 512),
-        "mrpc": (30, 4e-4, 16, 8, 512),
-        "cola": (80, 4e-4, 32, 2, 512),
-        "qnli": (25, 4e-4, 32, 8, 512),
-        "rte": (80, 5e-4, 32, 8, 512),
-        "stsb": (40, 4e-4, 16, 8, 512),
-    },
-    "large": {
-        "sst2": (10, 4e-4, 4, 8, 128),
-        "mrpc": (20, 3e-4, 4, 8, 128),
-        "cola": (20, 2e-4, 4, 8, 128),
-        "qnli": (10, 2e-4, 4, 8, 128),
-        "rte": (20, 4e-4, 4, 8, 128),
-        "stsb": (10, 2e-4, 4, 8, 128),
-    },
-}
+LORA_GLUE = by_task(
+    GLUE,
+    """
+    base   60,5e-4,16,8,512  30,4e-4,16,8,512  80,4e-4,32,2,512  25,4e-4,32,8,512  80,5e-4,32,8,512  40,4e-4,16,8,512
+    large  10,4e-4,4,8,128   20,3e-4,4,8,128   20,2e-4,4,8,128   10,2e-4,4,8,128   20,4e-4,4,8,128   10,2e-4,4,8,128
+    """,
+)
 # epochs, learning rate: the same table; batch 32, 128 tokens
-ADAPTER_GLUE = {
-    "adapter-p": {
-        "sst2": (20, 3e-5),
-        "mrpc": (20, 3e-4),
-        "cola": (20, 3e-4),
-        "qnli": (10, 3e-4),
-        "rte": (20, 3e-4),
-        "stsb": (20, 3e-4),
-    },
-    "adapter-h": {
-        "sst2": (5, 3e-4),
-        "mrpc": (10, 3e-4),
-        "cola": (10, 3e-4),
-        "qnli": (5, 3e-4),
-        "rte": (20, 3e-4),
-        "stsb": (10, 3e-4),
-    },
-}
+ADAPTER_GLUE = by_task(
+    GLUE,
+    """
+    adapter-p  20,3e-5  20,3e-4  20,3e-4  10,3e-4  20,3e-4  20,3e-4
+    adapter-h  5,3e-4   10,3e-4  10,3e-4  5,3e-4   20,3e-4  10,3e-4
+    """,
+)
 LORA_WEIGHT_DECAY = 0.1
 # the scale there, for each method whose schedule it is, by the method's own word
 LORA_ALPHA = {name: {"lora_alpha": 16} for name in ("lora", "dora")}

@@ -6,7 +6,7 @@ from functools import cache
 
 from ....forms import CALIBRATED, STATIC
 from ..suite import CellRecipe, Column, Group, Row, Suite
-from .common import OURS, PAPER, Values, form_of, our_rows, printed
+from .common import OURS, PAPER, Values, by_task, form_of, our_rows, printed
 
 TASKS = ("oxford-pets", "stanford-cars", "cifar10", "dtd", "eurosat", "fgvc", "resisc45", "cifar100")
 LABELS = ("OxfordPets", "StanfordCars", "CIFAR10", "DTD", "EuroSAT", "FGVC", "RESISC45", "CIFAR100")
@@ -15,50 +15,19 @@ MODELS = {"base": "google/vit-base-patch16-224-in21k", "large": "google/vit-larg
 TARGETS = {"target_modules": r".*\.(query|value|q_proj|v_proj)"}
 
 # the paper's Table 13: learning rate of AuroRA and of the head
-TABLE_13 = {
-    "base": {
-        "oxford-pets": (5e-3, 5e-3),
-        "stanford-cars": (1e-2, 1e-2),
-        "cifar10": (1e-2, 3e-2),
-        "dtd": (1e-2, 8e-3),
-        "eurosat": (5e-3, 8e-3),
-        "fgvc": (1e-2, 1e-2),
-        "resisc45": (8e-3, 1e-2),
-        "cifar100": (8e-3, 5e-3),
-    },
-    "large": {
-        "oxford-pets": (5e-3, 4e-3),
-        "stanford-cars": (9e-3, 8e-3),
-        "cifar10": (8e-3, 4e-2),
-        "dtd": (8e-3, 9e-3),
-        "eurosat": (4e-3, 8e-3),
-        "fgvc": (1.5e-2, 1e-2),
-        "resisc45": (7.5e-3, 1.5e-2),
-        "cifar100": (1.5e-2, 5e-3),
-    },
-}
+TABLE_13 = by_task(
+    TASKS,
+    """
+    base   5e-3,5e-3  1e-2,1e-2  1e-2,3e-2  1e-2,8e-3  5e-3,8e-3  1e-2,1e-2    8e-3,1e-2      8e-3,5e-3
+    large  5e-3,4e-3  9e-3,8e-3  8e-3,4e-2  8e-3,9e-3  4e-3,8e-3  1.5e-2,1e-2  7.5e-3,1.5e-2  1.5e-2,5e-3
+    """,
+)
 # FourierFT (Gao et al. 2024), Table 12: learning rate of the coefficients and of the head, for both models
-FOURIERFT = {
-    "oxford-pets": (3e-1, 1e-3),
-    "stanford-cars": (3e-1, 1e-3),
-    "cifar10": (3e-1, 1e-3),
-    "dtd": (3e-1, 1e-3),
-    "eurosat": (2e-1, 8e-4),
-    "fgvc": (3e-1, 1e-3),
-    "resisc45": (3e-1, 1e-3),
-    "cifar100": (2e-1, 7e-4),
-}
+FOURIERFT = by_task(
+    TASKS, "both 3e-1,1e-3  3e-1,1e-3  3e-1,1e-3  3e-1,1e-3  2e-1,8e-4  3e-1,1e-3  3e-1,1e-3  2e-1,7e-4"
+)["both"]
 # the same in both papers and for both models
-WEIGHT_DECAY = {
-    "oxford-pets": 8e-4,
-    "stanford-cars": 4e-5,
-    "cifar10": 9e-5,
-    "dtd": 7e-5,
-    "eurosat": 3e-4,
-    "fgvc": 7e-5,
-    "resisc45": 3e-4,
-    "cifar100": 1e-4,
-}
+WEIGHT_DECAY = by_task(TASKS, "both 8e-4  4e-5  9e-5  7e-5  3e-4  7e-5  3e-4  1e-4")["both"]
 SEEDS = (7, 77, 777, 7777, 77777)  # of FourierFT's code for images
 BATCH = "No batch size is given: 200 as in FourierFT's code, here {times} times {at_once}."
 UNKNOWN = (
@@ -145,7 +114,7 @@ def image_recipe(size: str, task: str, short: str, method: Values, *words: str) 
         **batch,
         "learning_rate": rate,
         "head_learning_rate": head_rate,
-        "weight_decay": WEIGHT_DECAY[task],
+        "weight_decay": WEIGHT_DECAY[task][0],
         "warmup_ratio": 0.0,
         "workers": 4,
     }

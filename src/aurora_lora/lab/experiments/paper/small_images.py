@@ -7,7 +7,7 @@ from functools import cache
 
 from ....forms import CALIBRATED, DYNAMIC, STATIC
 from ..suite import CellRecipe, Column, Group, Row, Suite
-from .common import OURS, SMALL_NOTE, form_of, our_rows
+from .common import OURS, SMALL_NOTE, by_task, form_of, our_rows
 from .images import METHODS, TABLE_4_SCORES, TABLE_5_SCORES, TARGETS, Scores
 
 SMALL = "vit-fashion-mnist"
@@ -21,44 +21,27 @@ SMALL_TRAINING = {"batch_size": 32, "eval_batch_size": 500, "warmup_ratio": 0.06
 # (results/studies/digits, results/studies/cifar10), for the form of the recipe's row. A linear probe has the head's
 # alone, twice here.
 SMALL_STUDIES = {"digits": "digits", "cifar10-10k": "cifar10"}
-SMALL_RATES = {
-    "digits": {
-        "full": (1e-3, 1e-2),
-        "linear-probe": (1e-1, 1e-1),
-        "lora": (1e-2, 1e-1),
-        "fourierft": (3e-2, 1e-2),
-        "aurora-paper": (3e-4, 1e-1),
-        "aurora-paper-dynamic": (1e-3, 1e-1),
-        "aurora-paper-calibrated": (1e-3, 1e-1),
-        "aurora": (1e-2, 1e-1),
-        "aurora-paper-no-f": (3e-4, 1e-1),
-        "aurora-paper-no-f-calibrated": (1e-3, 1e-1),
-        "aurora-paper-no-l": (3e-4, 1e-1),
-        "aurora-paper-no-l-calibrated": (3e-4, 1e-1),
-        "aurora-paper-leaky-relu": (3e-4, 1e-1),
-        "aurora-paper-leaky-relu-calibrated": (1e-3, 1e-1),
-        "aurora-paper-sigmoid": (3e-4, 1e-1),
-        "aurora-paper-sigmoid-calibrated": (3e-4, 1e-1),
-    },
-    "cifar10-10k": {
-        "full": (3e-4, 1e-3),
-        "linear-probe": (3e-1, 3e-1),
-        "lora": (3e-3, 1e-2),
-        "fourierft": (3e-2, 1e-1),
-        "aurora-paper": (3e-3, 1e-2),
-        "aurora-paper-dynamic": (3e-2, 1e-2),
-        "aurora-paper-calibrated": (1e-3, 1e-1),
-        "aurora": (1e-2, 1e-2),
-        "aurora-paper-no-f": (1e-3, 1e-2),
-        "aurora-paper-no-f-calibrated": (1e-3, 1e-1),
-        "aurora-paper-no-l": (1e-3, 1e-2),
-        "aurora-paper-no-l-calibrated": (3e-2, 1e-3),
-        "aurora-paper-leaky-relu": (3e-4, 1e-2),
-        "aurora-paper-leaky-relu-calibrated": (1e-3, 1e-1),
-        "aurora-paper-sigmoid": (3e-4, 1e-1),
-        "aurora-paper-sigmoid-calibrated": (3e-4, 1e-1),
-    },
-}
+SMALL_RATES = by_task(
+    tuple(SMALL_TASKS),
+    """
+    full                                1e-3,1e-2  3e-4,1e-3
+    linear-probe                        1e-1,1e-1  3e-1,3e-1
+    lora                                1e-2,1e-1  3e-3,1e-2
+    fourierft                           3e-2,1e-2  3e-2,1e-1
+    aurora-paper                        3e-4,1e-1  3e-3,1e-2
+    aurora-paper-dynamic                1e-3,1e-1  3e-2,1e-2
+    aurora-paper-calibrated             1e-3,1e-1  1e-3,1e-1
+    aurora                              1e-2,1e-1  1e-2,1e-2
+    aurora-paper-no-f                   3e-4,1e-1  1e-3,1e-2
+    aurora-paper-no-f-calibrated        1e-3,1e-1  1e-3,1e-1
+    aurora-paper-no-l                   3e-4,1e-1  1e-3,1e-2
+    aurora-paper-no-l-calibrated        3e-4,1e-1  3e-2,1e-3
+    aurora-paper-leaky-relu             3e-4,1e-1  3e-4,1e-2
+    aurora-paper-leaky-relu-calibrated  1e-3,1e-1  1e-3,1e-1
+    aurora-paper-sigmoid                3e-4,1e-1  3e-4,1e-1
+    aurora-paper-sigmoid-calibrated     3e-4,1e-1  3e-4,1e-1
+    """,
+)
 
 
 def small_recipe(name: str, short: str, task: str, *words: str) -> CellRecipe:
@@ -68,7 +51,7 @@ def small_recipe(name: str, short: str, task: str, *words: str) -> CellRecipe:
         method = {"name": "lora", "r": 8, "lora_alpha": 16, **TARGETS}
     elif short == "fourierft":
         method = {**method, "n_frequency": 1000}
-    rate, head_rate = SMALL_RATES[task][name]
+    rate, head_rate = SMALL_RATES[name][task]
     training = {
         "epochs": SMALL_EPOCHS[task],
         **SMALL_TRAINING,
