@@ -1,4 +1,4 @@
-"""What a person sees of many runs: one bar over all of them with the time left, and a line for each that ends."""
+"""What a person sees of many runs: one bar over all of them, and a line for each that ends."""
 
 from __future__ import annotations
 
@@ -6,37 +6,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ...files import NOT_FINITE
 from .jobs import Outcome
 
 
 class Overall:
-    """The bar. Time left is reckoned from the runs that were run now: those that were finished before took no time.
+    """The bar.
 
     Args:
         console: where to draw; stderr, so that stdout stays free for results.
         title: what is run.
         runs: how many runs there are.
-        finished: how many of them are known to be finished already.
+        finished: how many of them are known to be finished already, and are not counted again.
     """
 
     def __init__(self, console: Console, title: str, runs: int, finished: int = 0) -> None:
-        self.console, self.runs, self.counted = console, runs, finished
-        self.progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[ended]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-            speed_estimate_period=24 * 3600,
-        )
-        self.bar = self.progress.add_task(title, total=runs, completed=finished, ended=f"{finished}/{runs} runs")
+        self.console, self.known = console, finished
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), MofNCompleteColumn())
+        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        self.progress = Progress(*columns, *times, console=console, transient=True, disable=not console.is_terminal)
+        self.bar = self.progress.add_task(title, total=runs, completed=finished)
 
     def __enter__(self) -> Overall:
         self.progress.start()
@@ -56,19 +47,13 @@ class Overall:
 
     def expect(self, runs: int) -> None:
         """Another number of runs, where that shows on the way only."""
-        self.runs = runs
         self.progress.update(self.bar, total=runs)
 
     def __call__(self, outcome: Outcome) -> None:
         """Count an outcome, and print its line."""
-        (task,) = self.progress.tasks
-        if not outcome.was_there:
-            self.progress.update(self.bar, advance=1)
-        elif self.counted:
-            self.counted -= 1
-        else:
-            task.completed += 1  # not by `update`, which would count it as speed
-        self.progress.update(self.bar, ended=f"{task.completed:g}/{self.runs} runs")
+        is_known = outcome.was_there and self.known > 0
+        self.known -= is_known
+        self.progress.update(self.bar, advance=0 if is_known else 1)
         where = self.progress.console if not self.progress.disable else self.console
         where.print(f"{outcome.job.name}: {_line(outcome)}", highlight=False, markup=False, soft_wrap=True)
 
@@ -76,7 +61,6 @@ class Overall:
 def _line(outcome: Outcome) -> str:
     if outcome.result is None:
         return f"failed: {outcome.error}"
-    metric, took = outcome.result["metric"], outcome.result["time"]["train_s"]
-    chosen = metric["selected_by"]
+    chosen, took = outcome.result["metric"]["selected_by"], outcome.result["time"]["train_s"]
     value = NOT_FINITE if chosen["value"] is None else f"{chosen['value']:.4f}"
     return f"validation {chosen['name']} {value}, {took:.0f} s of training"
