@@ -22,7 +22,7 @@ from aurora_lora.errors import UserError
 from aurora_lora.train.build import load_data
 from aurora_lora.train.data import keep_data
 from aurora_lora.train.finished_run import TrainedRun
-from aurora_lora.train.kinds.chat import CHAT
+from aurora_lora.train.kinds import KINDS
 from aurora_lora.train.models import load_tokenizer
 from aurora_lora.train.predicting import load_predictor, predict_file
 
@@ -219,10 +219,7 @@ def test_a_run_knows_which_columns_it_was_trained_on(given: dict[str, str], aske
     keep_data(tmp_path, data(tmp_path, base, rows))
     run = TrainedRun(tmp_path, chats.read(tmp_path, base), {})
     assert run.columns == {"format": ("prompt",)}
-    assert CHAT.asked(given, run.columns) == asked
-    for damaged in ("{", "[]", '{"format": 1}'):
-        (tmp_path / "data.json").write_text(damaged)
-        assert run.columns == {}
+    assert KINDS["chat"].asked(given, run.columns) == asked
 
 
 @pytest.mark.parametrize("system", [None, "", "  "])
@@ -287,12 +284,9 @@ def test_an_answer_that_only_calls_a_tool() -> None:
     assert json.loads(answer_of({"messages": [asked, call]})) == [CALLS]
 
 
-@pytest.mark.parametrize("template", [chats.GENERATION, chats.PLAIN])
 @pytest.mark.parametrize("tools", [TOOLS, json.dumps(TOOLS)])
-def test_tools_in_training_and_in_answers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, tools: Any
-) -> None:
-    base = chats.save_model(tmp_path / "base", chats.WITH_TOOLS + template)
+def test_tools_in_training_and_in_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tools: Any) -> None:
+    base = chats.save_model(tmp_path / "base", chats.WITH_TOOLS + chats.GENERATION)
     tokenizer: Any = AutoTokenizer.from_pretrained(base)
     turns = chats.conversations(40)
     rows = [{"messages": one, "tools": tools, "chat_template_kwargs": ASIDE} for one in turns]

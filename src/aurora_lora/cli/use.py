@@ -216,8 +216,8 @@ def chat(
     counts as not said.
     """
     quiet()
-    from aurora_lora.train.chat_answers import Talk
     from aurora_lora.train.predicting import load_predictor
+    from aurora_lora.train.talk import Talk
 
     with stderr().status("loading the model"):
         predictor = load_predictor(folder, form=form, dtype=dtype)

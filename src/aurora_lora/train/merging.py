@@ -111,11 +111,11 @@ def merge(
     check_finite(plain.named_parameters(), "the merged model cannot be written")
     if dtype != FLOAT32:
         round_weights(plain, dtype)
-    kind_of(run.task).finish_merged(plain, processor)
     with folders.new_folder(output, last=("config.json", MERGE_NOTE)) as folder:
         # dequantised weights would be written in the format that they were read in
         plain.save_pretrained(folder, save_original_format=quantization is not None or not was_quantized)
         processor.save_pretrained(str(folder))
+        kind_of(run.task).finish_merged(folder, plain, processor)
         said = {
             "source": source,
             "kind": run.task.kind,

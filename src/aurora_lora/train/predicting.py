@@ -25,12 +25,12 @@ from ..deploy.export import DTYPES
 from ..errors import ArgumentError, AuroraError, FormError, NotFiniteError, UserError, check_count
 from ..finite import check_finite
 from .build import load_trained_model
-from .chat_format import recorded_format
 from .data import in_batches
 from .defaults import BATCH_SIZE
 from .finished_run import TrainedRun, as_run, merge_note, noted
 from .kind_facts import TrainedWith
 from .kinds import KINDS, Kind, kind_of, kind_of_model
+from .kinds.chat import recorded_format
 from .models import FLOAT32, Processor, check_dtype, compute_in, fill_padding, from_safetensors, on_device, precision_of
 from .publish import RECIPE
 from .recipe import own_source

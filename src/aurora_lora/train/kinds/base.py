@@ -153,8 +153,8 @@ class Kind:
     def keep_exact(self, model: Any) -> None:
         """Let a model that computes in a lower precision give in float32 what needs more digits than it has."""
 
-    def finish_merged(self, model: Any, processor: Processor) -> None:
-        """Tell a model that will stand alone what the command knows of it beside its weights."""
+    def finish_merged(self, folder: Path, model: Any, processor: Processor) -> None:
+        """Write what the command knows of a model, beside its weights, into the folder that it was merged into."""
 
     def answers(
         self, model: Any, processor: Processor, texts: Sequence[Any], source: str, trained: TrainedWith

@@ -1,112 +1,24 @@
-"""What a model answers in a conversation, or goes on with after a text: in batches, and token by token."""
+"""A conversation with a language model, token by token: `aurora chat`."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase, TextStreamer
+from transformers import TextStreamer
 
 from ..data.loading import reason
-from ..data.own.chat import Question
-from ..data.own.columns import text
+from ..data.own.columns import text as text_in
 from ..data.own.split import BadRow
 from ..errors import ArgumentError, UserError
-from .chat_format import is_plain, recorded_format, template_ids
+from .kinds.chat import NEW_TOKENS, generation, is_plain, prompt_ids, recorded_format
 from .models import room
-from .tokens import PLAIN, answers_after, ends_of, open_ended, until_end
+from .predicting import Predictor
+from .tokens import ends_of, until_end
 
-if TYPE_CHECKING:
-    from .predicting import Predictor
-
-Prompt = Question | Sequence[Any] | str
-"""The messages so far, with what else the chat template gets or without, or a text to go on with."""
-NEW_TOKENS = 256
 _COLDEST = 1e-3
 """Below it, logits that are divided by the temperature leave float32."""
-
-
-def answers_greedily(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Prompt],
-    max_new_tokens: int = NEW_TOKENS,
-    longest: int | None = None,
-) -> tuple[list[str], list[int | None]]:
-    """The most likely next token each time, until the turn ends; the prompts are padded left.
-
-    Args:
-        model: a causal language model, in eval mode.
-        tokenizer: with its chat template, where prompts are messages.
-        prompts: a batch; of one that is too long for the model, its end is read.
-        max_new_tokens: of each answer.
-        longest: tokens of a prompt that are read at most, where that is fewer.
-
-    Returns:
-        As `answers_after`.
-    """
-    most, max_new_tokens = room(model, max_new_tokens)
-    most = most if longest is None else min(most, longest)
-    rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
-    settings = generation(model, tokenizer, max_new_tokens)
-    is_plain = all(isinstance(prompt, str) for prompt in prompts)  # an answer goes on where the prompt ends
-    return answers_after(model, tokenizer, rows, most, settings, as_it_begins=is_plain)
-
-
-def generation(
-    model: Any, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, temperature: float = 0.0
-) -> GenerationConfig:
-    """Greedy, or sampled at a temperature; ends where a turn does. What is not said, the model says."""
-    sampled = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
-    return GenerationConfig(  # type: ignore[no-untyped-call]
-        max_new_tokens=max_new_tokens,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=sorted(ends(model, tokenizer)),
-        num_beams=1,
-        **PLAIN,
-        **(sampled if temperature else {"do_sample": False}),
-    )
-
-
-def ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The tokens that end an answer: the tokenizer's, the model's, and what the chat template ends a turn with."""
-    found = getattr(model.generation_config, "eos_token_id", None)
-    known = {tokenizer.eos_token_id, *(found if isinstance(found, list) else [found])}
-    if tokenizer.chat_template is not None:
-        turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        with contextlib.suppress(Exception):  # a template that wants more of a conversation
-            ids = template_ids(tokenizer, turn)
-            special = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
-            last = [token for token in ids if str(tokenizer.decode([token])).strip()][-1]
-            known |= {last} & special
-    return {token for token in known if token is not None}
-
-
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
-    """The tokens after which an answer begins."""
-    if isinstance(prompt, str):
-        return open_ended(tokenizer, [prompt])[0]
-    messages, options = _parts(prompt)
-    return template_ids(tokenizer, messages, **options)
-
-
-def check_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> None:
-    """Raise a BadRow where the chat template refuses a prompt."""
-    if isinstance(prompt, str) or tokenizer.chat_template is None:
-        return
-    messages, options = _parts(prompt)
-    try:
-        tokenizer.apply_chat_template(list(messages), **{**options, "tokenize": False})
-    except Exception as error:  # Jinja's, and whatever templates raise
-        raise BadRow(f"the chat template refuses it: {reason(error)}") from error
-
-
-def _parts(prompt: Question | Sequence[Any]) -> tuple[Sequence[Any], dict[str, Any]]:
-    """The messages, and what else the chat template gets."""
-    messages, options = (prompt.messages, prompt.options) if isinstance(prompt, Question) else (prompt, {})
-    return messages, {**options, "add_generation_prompt": True}
 
 
 class Talk:
@@ -206,7 +118,7 @@ class Talk:
 
 def _check_text(said: str, name: str) -> None:
     try:
-        text(said, name)
+        text_in(said, name)
     except BadRow as error:
         raise UserError(str(error)) from error
 
