@@ -11,17 +11,20 @@ from aurora_lora.data import TASKS
 from aurora_lora.errors import UserError
 from aurora_lora.lab.experiments.recipes import find
 from aurora_lora.lab.experiments.study import load_study
-from aurora_lora.lab.report.catalogue import figures_of
-from aurora_lora.lab.report.convergence import convergence_note
 from aurora_lora.lab.report.figures import about, save
-from aurora_lora.lab.report.forms_figure import forms_figure
-from aurora_lora.lab.report.gap_figure import gap_figure
-from aurora_lora.lab.report.ranks_figure import ranks_figure
-from aurora_lora.lab.report.results import load_results
+from aurora_lora.lab.report.groups import load_results
+from aurora_lora.lab.report.measured import (
+    forms_figure,
+    forms_table,
+    gap_figure,
+    ranks_figure,
+    sigma_figure,
+    trajectories_figure,
+)
+from aurora_lora.lab.report.page import figures_of
 from aurora_lora.lab.report.sections import Section, load_sections
-from aurora_lora.lab.report.sigma_figure import sigma_figure
-from aurora_lora.lab.report.tables import forms_table, insert
-from aurora_lora.lab.report.trajectory import trajectories_figure
+from aurora_lora.lab.report.study import convergence_note
+from aurora_lora.lab.report.tables import insert
 from aurora_lora.train.recipe import name_of, task_name
 from make.calibration import calibration_curve, calibration_table, cost_table
 from make.cases import CASES

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 
 from aurora_lora.forms import CALIBRATED, FORMS, REFERENCE_FORM, form_named
 from aurora_lora.lab.report.figures import FORM_STYLES, draw_range, legend, new_figure
-from aurora_lora.lab.report.tables import SHOWN, finite, spread
+from aurora_lora.lab.report.measured import SHOWN
+from aurora_lora.lab.report.tables import finite, spread
 from aurora_lora.text_table import TextTable
 
 

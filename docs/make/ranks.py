@@ -8,7 +8,7 @@ from typing import Any
 
 from aurora_lora.data.metrics import metric_named
 from aurora_lora.lab.report.groups import interval
-from aurora_lora.lab.report.ranks_figure import ranks_tables
+from aurora_lora.lab.report.measured import ranks_tables
 from aurora_lora.text_table import TextTable
 
 USED = "S^2 by weight"

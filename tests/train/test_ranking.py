@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from aurora_lora import cli
 from aurora_lora.errors import UserError
-from aurora_lora.lab.report.ranks_figure import ranks_tables
+from aurora_lora.lab.report.measured import ranks_tables
 from aurora_lora.train import load_recipe, probing, recipe_files, train
 from aurora_lora.train.build import make_trainer
 from aurora_lora.train.probing import kept_start

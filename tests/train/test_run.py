@@ -20,7 +20,7 @@ from transformers import AutoModelForSequenceClassification, Trainer, TrainingAr
 
 from aurora_lora import calibrate, files
 from aurora_lora.errors import FormError, RunLockedError, UserError
-from aurora_lora.lab.report.results import load_results
+from aurora_lora.lab.report.groups import load_results
 from aurora_lora.train import (
     CalibrationCallback,
     TrainedRun,

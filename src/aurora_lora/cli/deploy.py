@@ -110,8 +110,7 @@ def gap(
     """
     from aurora_lora.errors import UserError
     from aurora_lora.files import check_writable
-    from aurora_lora.lab.report.gap_figure import GAP, gap_figure
-    from aurora_lora.lab.report.merges_figure import merges_figure
+    from aurora_lora.lab.report.measured import GAP, gap_figure, merges_figure
     from aurora_lora.train.finished_run import load_run
     from aurora_lora.train.measuring import adapter_gap
     from aurora_lora.train.measuring import gap as measure
@@ -167,7 +166,7 @@ def sigma(folder: RunFolder, examples: Examples = None, output: MeasuredInto = N
     Writes sigma.json, sigma.png and sigma.svg.
     """
     from aurora_lora.files import check_writable
-    from aurora_lora.lab.report.sigma_figure import SIGMA, sigma_figure
+    from aurora_lora.lab.report.measured import SIGMA, sigma_figure
     from aurora_lora.train.finished_run import load_run
     from aurora_lora.train.measuring import learned_activation as measure
 

@@ -331,12 +331,11 @@ def report(
         _page_and_figures(runs, html, title or "Fine-tuning runs", figures, only or [])
         if into is None and output is None:
             return
-    from aurora_lora.lab.report.convergence import convergence_note
     from aurora_lora.lab.report.figures import save
-    from aurora_lora.lab.report.forms_figure import forms_figure
+    from aurora_lora.lab.report.measured import forms_figure, forms_table
     from aurora_lora.lab.report.sections import load_sections
-    from aurora_lora.lab.report.study import study_tables
-    from aurora_lora.lab.report.tables import forms_table, insert
+    from aurora_lora.lab.report.study import convergence_note, study_tables
+    from aurora_lora.lab.report.tables import insert
 
     sections = load_sections(runs)
     for section in (section for section in sections if section.study is not None):
@@ -358,8 +357,7 @@ def report(
 
 
 def _page_and_figures(runs: list[Path], html: Path | None, title: str, figures: Path | None, only: list[str]) -> None:
-    from aurora_lora.lab.report.catalogue import write_figures
-    from aurora_lora.lab.report.page import write_page
+    from aurora_lora.lab.report.page import write_figures, write_page
     from aurora_lora.lab.report.sections import load_sections
 
     sections = load_sections(runs)

@@ -217,7 +217,7 @@ def rank(
     """
     from aurora_lora.files import check_writable
     from aurora_lora.lab.experiments.recipes import load_any
-    from aurora_lora.lab.report.ranks_figure import RANKS, ranks_figure, ranks_tables
+    from aurora_lora.lab.report.measured import RANKS, ranks_figure, ranks_tables
     from aurora_lora.train import recipe_files
     from aurora_lora.train.recipe import Recipe
 

@@ -1,17 +1,15 @@
 """The figures that are written, and what is said of those that are not."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from aurora_lora.errors import UserError
-from aurora_lora.lab.report.catalogue import write_figures
 from aurora_lora.lab.report.groups import groups
+from aurora_lora.lab.report.page import write_figures
 from aurora_lora.lab.report.sections import Section, load_sections
-from aurora_lora.lab.report.training_cost import time_table
 
 
 def test_those_that_apply_are_written(runs: Path, tmp_path: Path) -> None:
@@ -46,21 +44,6 @@ def test_what_commands_left_in_the_folders_is_drawn(runs: Path, tmp_path: Path) 
         write_figures(sections, tmp_path / "figures", ["gap"])
 
 
-def test_figures_of_settings_that_differ_in_a_rate_have_files_of_their_own(
-    make_result: Callable[..., dict[str, Any]], tmp_path: Path
-) -> None:
-    """The names have dots."""
-    for rate in (0.001, 0.005):
-        folder = tmp_path / "runs" / str(rate)
-        folder.mkdir(parents=True)
-        (folder / "result.json").write_text(json.dumps(make_result("aurora", rate, 0, 40, {"static": 0.7}, r=2)))
-        gap = {"layers": [{"layer": "l.0.q", "form": "static", "relative_error": rate}]}
-        (folder / "gap.json").write_text(json.dumps(gap))
-    written, _ = write_figures(load_sections([tmp_path / "runs"]), tmp_path / "figures", ["gap"])
-    assert len({path.name for path in written}) == len(written) == 4, written
-    assert all(path.is_file() for path in written)
-
-
 def test_what_was_asked_for_must_apply(runs: Path, tmp_path: Path) -> None:
     sections = load_sections([runs])
     written, left_out = write_figures(sections, tmp_path / "figures", ["curves"])
@@ -76,12 +59,3 @@ def test_each_section_has_a_folder(results: list[dict[str, Any]], tmp_path: Path
     found = next(iter(groups(results).values()))
     written, _ = write_figures([Section("A b", "m", found), Section("c", "m", found)], tmp_path, ["scores"])
     assert [path.relative_to(tmp_path).as_posix() for path in written][::2] == ["a-b/scores.png", "c/scores.png"]
-
-
-def test_times(results: list[dict[str, Any]]) -> None:
-    del results[-1]["memory"], results[-1]["time"]["samples_per_s"]  # as in a study.json
-    found = next(iter(groups([results[0], results[-1], results[3]]).values()))
-    lines = time_table(found).splitlines()
-    assert lines[0] == "| setting | training, s | examples / s | peak memory, MiB |"
-    assert lines[2] == "| lora | 12 ± 1 | 5.0 ± 0.0 | 102 |"
-    assert lines[3] == "| aurora | 10 |  |  |"

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from aurora_lora.lab.report.convergence import convergence_note
 from aurora_lora.lab.report.groups import Group
+from aurora_lora.lab.report.study import convergence_note
 
 Curves = Callable[..., Group]
 

@@ -10,9 +10,7 @@ import pytest
 from scipy.stats import t
 
 from aurora_lora.errors import UserError
-from aurora_lora.lab.report.groups import Group, chosen, groups, half_interval, interval, labels
-from aurora_lora.lab.report.results import by_learning_rate
-from aurora_lora.train.recipe import validate
+from aurora_lora.lab.report.groups import Group, by_learning_rate, chosen, groups, half_interval, interval, labels
 
 
 def test_groups(results: list[dict[str, Any]]) -> None:
@@ -60,31 +58,6 @@ def test_what_has_no_say_makes_no_other_setting(make_result: Callable[..., Any],
     (found,) = groups([one, other]).values()
     assert [group.label for group in found] == ["aurora"]
     assert list(by_learning_rate([one, other])) == [1e-3]
-
-
-def test_runs_that_another_metric_selects_are_another_line(make_result: Callable[..., Any]) -> None:
-    """Neither is better: an accuracy is not compared with a likelihood."""
-    made = []
-    for select_by in (None, "nll"):
-        for rate in (1e-3, 2e-3):
-            one = make_result("lora", rate, 0, 100, {"merged": 0.9}, r=2)
-            one["recipe"]["training"]["select_by"] = select_by
-            for entry in one["epochs"]:
-                entry["validation"]["nll"] = 2.0 + rate
-            if select_by:
-                one["metric"]["selected_by"] |= {"name": "nll", "value": 2.0 + rate}
-            made.append(one)
-    (found,) = groups(made).values()
-    best = chosen(found)
-    assert list(best) == ["lora: select_by None", "lora: select_by nll"]
-    assert [group.runs[0]["recipe"]["training"]["learning_rate"] for (group,) in best.values()] == [1e-3, 1e-3]
-    by_accuracy, by_nll = found[0], found[2]
-    assert (by_accuracy.selected_by, by_nll.selected_by) == ("accuracy", "nll")
-    assert by_nll.validation == pytest.approx(-2.001)
-    # the second epoch was chosen: 0.6 + 0.05 * 2
-    assert by_nll.validation_by("accuracy") == pytest.approx(0.7)
-    assert by_accuracy.validation_by("nll") == pytest.approx(-2.001)
-    assert by_accuracy.validation_by("macro_f1") == -math.inf
 
 
 @pytest.mark.parametrize("field", ["train_size", "validation_size", "split_seed"])
@@ -136,23 +109,6 @@ def test_runs_that_differ_in_their_base_or_calibration_are_told_apart(
         one["recipe"][section] = value
     (found,) = groups(made).values()
     assert len({group.label for group in found}) == len(chosen(found)) == 2
-
-
-def test_settings_that_differ_in_their_scale_are_all_shown(make_result: Callable[..., Any]) -> None:
-    made = [make_result("lora", 1e-3, 0, 100, {"merged": 0.9}, r=2, lora_alpha=alpha) for alpha in (2, 16)]
-    (found,) = groups(made).values()
-    assert [len(several) for several in chosen(found).values()] == [2]
-
-
-def test_a_field_that_an_earlier_version_lacks_has_its_default(make_result: Callable[..., Any]) -> None:
-    now = {"name": "n", "model": "minilm-l6", "task": "movie-sentiment", "method": {"name": "lora", "r": 2}, "seed": 1}
-    later = make_result("lora", 1e-3, 1, 100, {"merged": 0.9})
-    later["recipe"] = validate(now, "now").resolved()
-    earlier = make_result("lora", 1e-3, 0, 100, {"merged": 0.9})
-    earlier["recipe"] = {**later["recipe"], "seed": 0, "training": {**later["recipe"]["training"]}}
-    del earlier["recipe"]["training"]["warmup_steps"]
-    (found,) = groups([earlier, later]).values()
-    assert [len(group.runs) for group in found] == [2]
 
 
 def test_the_least_error_is_the_best(make_result: Callable[..., Any]) -> None:

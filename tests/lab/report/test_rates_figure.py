@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 
 from aurora_lora.errors import UserError
-from aurora_lora.lab.report.figures import about
 from aurora_lora.lab.report.groups import Group
-from aurora_lora.lab.report.rates_figure import rates_figure
+from aurora_lora.lab.report.run_figures import rates_figure
 
 RATE, HEAD = "training.learning_rate", "training.head_learning_rate"
 Overlaps = Callable[[list[Any]], list[Any]]
@@ -81,17 +80,6 @@ def test_a_rank_looks_alike_in_every_panel(settings: Settings) -> None:
     assert not figure.legends  # there is one rank
 
 
-def test_its_texts_are_on_the_canvas(settings: Settings, overlaps: Overlaps) -> None:
-    trials = [({RATE: 1e-2}, 1.3), ({RATE: 1e-3}, 1.2)]
-    figure = about(rates_figure(*settings(lora_r2=trials, lora_r8=trials), "nll_norm"), "a task, a model")
-    figure.draw_without_rendering()
-    texts = [*figure.texts, figure.legends[0]]
-    assert len(texts) == 4  # what it is about, both axes, ranks
-    boxes = [text.get_window_extent() for text in texts]
-    assert all(box.x0 >= 0 and box.y0 >= 0 and box.y1 <= figure.bbox.y1 for box in boxes)
-    assert not overlaps(boxes)
-
-
 def test_another_kind_of_rate_has_no_place_on_the_axis(settings: Settings) -> None:
     """It would stretch it far beyond the others', as a head's score does the other one."""
     summary, found = settings(
@@ -129,13 +117,6 @@ def test_of_two_tuned_fields_the_best_at_each_rate(settings: Settings) -> None:
     )
     (lora,) = rates_figure(summary, found, "accuracy").axes
     assert points(lora) == [[pytest.approx((1e-3, 80)), pytest.approx((1e-2, 60))]]
-
-
-def test_trials_that_all_score_the_same(settings: Settings) -> None:
-    summary, found = settings(lora=[({RATE: 1e-3}, 0.5), ({RATE: 1e-2}, 0.5)])
-    (ax,) = rates_figure(summary, found, "accuracy").axes
-    assert len(points(ax)[0]) == 2
-    assert crosses(ax) == []
 
 
 def test_a_study_of_one_rate_has_no_such_figure(settings: Settings) -> None:

@@ -9,10 +9,9 @@ import pytest
 
 from aurora_lora.errors import UserError
 from aurora_lora.lab.report.figures import save
-from aurora_lora.lab.report.forms_figure import forms_figure
-from aurora_lora.lab.report.merges_figure import merges_figure
-from aurora_lora.lab.report.results import load_results
-from aurora_lora.lab.report.tables import forms_table, insert, spread
+from aurora_lora.lab.report.groups import load_results
+from aurora_lora.lab.report.measured import forms_figure, forms_table
+from aurora_lora.lab.report.tables import insert, spread
 
 
 def result(rate: float, seed: int, static: float, method: str = "aurora") -> dict[str, Any]:
@@ -110,15 +109,6 @@ def test_forms_figure_shows_the_means_of_the_forms(folder: Path, tmp_path: Path)
     assert [path.name for path in written] == ["forms.png", "forms.svg"]
     assert written[0].read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in written[1].read_bytes()
-
-
-def test_labels_of_merges_that_lose_about_the_same_do_not_hide_each_other() -> None:
-    merges = [{"merge": "bfloat16", "end_to_end": {"kl": kl}, "layers": [{"lost": 1.0}]} for kl in (1.84e-6, 1.87e-6)]
-    figure = merges_figure({"merges": merges})
-    figure.draw_without_rendering()
-    for ax, ends in zip(figure.axes, ((1e-6, 1e-5), (1, 10)), strict=True):
-        assert ax.get_xlim() == pytest.approx(ends)
-        assert not any(label.get_text() for label in ax.get_xticklabels(minor=True))
 
 
 def test_results_that_do_not_go_together_are_refused(folder: Path) -> None:

@@ -1,16 +1,13 @@
 """Figures of a set of runs: the series that are drawn, their labels and units."""
 
-import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from aurora_lora.errors import UserError
 from aurora_lora.forms import STATIC
-from aurora_lora.lab.report.figures import FORM_STYLES, GREY, about, colour, save, style
+from aurora_lora.lab.report.figures import FORM_STYLES, GREY, about, colour, style
 from aurora_lora.lab.report.groups import groups, half_interval
 from aurora_lora.lab.report.run_figures import curves_figure, rank_figure, score_figure
 from aurora_lora.methods import METHODS
@@ -78,56 +75,6 @@ def test_of_several_alphas_one_of_fewer_seeds_is_not_shown(make_result: Callable
     assert [y for _, y in series(ax)["lora"]] == pytest.approx([52.5, 52.5])
 
 
-def test_one_seed_has_no_bar(make_result: Callable[..., Result], tmp_path: Path) -> None:
-    def bars(container: Any) -> list[Any]:
-        return [segment for lines in container.lines[2] for segment in lines.get_segments() if len(segment)]
-
-    made = [make_result("lora", 1e-3, seed, 100 * r, {"merged": 0.5}, r=r) for r, seed in ((2, 0), (2, 1), (4, 0))]
-    (found,) = groups(made).values()
-    (ax,) = score_figure(found, "accuracy").axes
-    assert sorted(len(bars(container)) for container in ax.containers) == [0, 1]
-    assert sorted(len(container.lines[1]) for container in ax.containers) == [0, 2]  # caps
-    figure = rank_figure(found, "accuracy")
-    (container,) = figure.axes[0].containers
-    assert len([one for one in bars(container) if not np.isnan(one).any()]) == 1
-    save(figure, tmp_path / "ranks")
-    (found,) = groups(made[1:]).values()
-    (container,) = rank_figure(found, "accuracy").axes[0].containers
-    assert (bars(container), len(container.lines[1])) == ([], 0)
-
-
-def test_a_name_with_dollars_is_no_mathematics(make_result: Callable[..., Result], tmp_path: Path) -> None:
-    made = [make_result("lora", rate, 0, 100, {"merged": 0.9}, r=2, note="$x_$") for rate in (1e-3, 2e-3)]
-    (found,) = groups([*made, make_result("aurora", 1e-3, 0, 10_000, {"merged": 0.9}, r=2, note="a$b")]).values()
-    found[0].label = "LoRA $x_$"
-    figure = about(score_figure(found, "accuracy"), "a task, models/$x_$")
-    save(figure, tmp_path / "scores")
-    assert "\\mathdefault" not in (tmp_path / "scores.svg").read_text()
-
-
-def test_one_run_has_room_for_its_labels(make_result: Callable[..., Result], overlaps: Overlaps) -> None:
-    (found,) = groups([make_result("aurora", 1e-3, 0, 85_220, {"merged": 0.9})]).values()
-    figure = about(score_figure(found, "accuracy"), "classification of good.csv, minilm-l6")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        figure.draw_without_rendering()
-    (ax,) = figure.axes
-    (below,), above = [ax.xaxis.label.get_window_extent()], [text.get_window_extent() for text in ax.texts]
-    assert ax.bbox.height > 0.3 * figure.dpi
-    assert below.y0 >= 0
-    assert all(box.y1 <= figure.bbox.y1 and box.x1 <= figure.bbox.x1 for box in above)
-    assert not overlaps([*above, below, *(label.get_window_extent() for label in ax.get_yticklabels())])
-
-
-def test_many_settings_are_a_row_each(make_result: Callable[..., Result], overlaps: Overlaps) -> None:
-    made = [make_result(name, 1e-3, 0, 1000, {"merged": 0.5 + n / 50}) for n, name in enumerate([*METHODS][:18])]
-    figure = score_figure(next(iter(groups(made).values())), "accuracy")
-    (ax,) = figure.axes
-    assert len({label.get_text() for label in ax.get_yticklabels()}) == 18
-    figure.draw_without_rendering()
-    assert not overlaps([label.get_window_extent() for label in ax.get_yticklabels()])
-
-
 def test_score_against_rank(make_result: Callable[..., Result]) -> None:
     made = [
         make_result("lora", 1e-3, seed, 100 * r, {"merged": 0.7 + r / 100}, r=r, lora_alpha=2 * r)
@@ -191,11 +138,6 @@ def test_learning_curves(results: list[Result]) -> None:
         one["epochs"] = []
     with pytest.raises(UserError, match="results with epochs"):
         curves_figure(next(iter(groups(results).values())))
-
-
-def test_no_two_series_look_alike() -> None:
-    looks = [{key: value for key, value in style(place, "lora").items() if key != "color"} for place in range(30)]
-    assert all(looks.count(look) == 1 for look in looks)  # in grey, too
 
 
 def test_a_method_has_one_colour() -> None:

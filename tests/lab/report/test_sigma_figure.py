@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from aurora_lora.errors import UserError
-from aurora_lora.lab.report.sigma_figure import sigma_figure
+from aurora_lora.lab.report.measured import sigma_figure
 
 
 def record(layers: int | list[str], r: int, train_form: str = "dynamic") -> dict[str, Any]:

@@ -163,12 +163,6 @@ def test_the_page_and_the_tables(summary: dict[str, Any]) -> None:
     assert (len(scores.rows), len(differences.rows)) == (3, 2)
 
 
-def test_a_metric_that_one_setting_alone_has(summary: dict[str, Any]) -> None:
-    lora, _ = summary["settings"]
-    lora["by_form"]["merged"]["written"] = {"scores": [0.5] * 3, "mean": 0.5, "std": 0.0}
-    assert "not finite" not in study_page(summary)
-
-
 def test_scores_that_are_not_finite(summary: dict[str, Any]) -> None:
     lora, aurora = summary["settings"]
     lora["by_form"]["merged"]["accuracy"] = {"scores": [None] * 3, "mean": None, "std": None}
@@ -233,13 +227,6 @@ def test_edges_and_grids_of_their_own_are_told(summary: dict[str, Any]) -> None:
     assert told in study_page(summary)
 
 
-def test_a_value_without_alternatives_is_at_no_edge(summary: dict[str, Any]) -> None:
-    summary["study"]["tuning"]["space"] = {"training.learning_rate": [2e-2]}
-    for one in summary["settings"]:
-        one["chosen"] = {"training.learning_rate": 2e-2}
-    assert tuning_note(summary) == ""
-
-
 def test_the_level_of_uniform_guessing(summary: dict[str, Any]) -> None:
     for one in summary["settings"]:
         for form in one["by_form"].values():
@@ -249,19 +236,6 @@ def test_the_level_of_uniform_guessing(summary: dict[str, Any]) -> None:
     assert "| uniform guessing |  |  |  | 33.3 | 1.099 |  |  |" in study_page(summary)
     summary["settings"][0]["chance"] = {"accuracy": 0.25, "nll": 1.4}
     assert "| uniform guessing |  |  |  | 25.0 | 1.400 |  |  |" in study_page(summary)
-
-
-def test_questions_are_answered_per_character_where_that_is_there(summary: dict[str, Any]) -> None:
-    for one in summary["settings"]:
-        for form in one["by_form"].values():
-            for name in ("accuracy_norm", "nll"):
-                form[name] = {"scores": [0.5, 0.6, 0.5], "mean": 0.5, "std": 0.1}
-    headings = ["accuracy %", "accuracy per character %", "neg. log-likelihood"]
-    assert [heading for heading, _ in every_answer(summary)] == headings
-    for one in summary["settings"]:
-        for form in one["by_form"].values():
-            form["nll_norm"] = form["nll"]
-    assert [heading for heading, _ in every_answer(summary)][-1] == "neg. log-likelihood per character"
 
 
 def test_what_has_no_result_is_told(summary: dict[str, Any]) -> None:
@@ -287,8 +261,3 @@ def test_what_has_no_result_is_told(summary: dict[str, Any]) -> None:
     assert missing_note(summary) == told
     assert study_tables(summary)[-1].note.startswith(told)
     assert told in study_page(summary)
-
-
-def test_one_run_and_one_seed_are_no_plurals(summary: dict[str, Any]) -> None:
-    summary["study"] |= {"tuning": {**summary["study"]["tuning"], "budget": 1}, "seeds": [0]}
-    assert study_tables(summary)[-1].title == f"{summary['study']['name']}: 1 run to tune each, 1 seed"

@@ -10,10 +10,10 @@ from safetensors.numpy import save_file
 from sklearn.decomposition import PCA
 
 from aurora_lora.errors import UserError
-from aurora_lora.lab.report.catalogue import write_figures
 from aurora_lora.lab.report.groups import Group, groups
+from aurora_lora.lab.report.measured import trajectories, trajectories_figure
+from aurora_lora.lab.report.page import write_figures
 from aurora_lora.lab.report.sections import Section
-from aurora_lora.lab.report.trajectory import trajectories, trajectories_figure
 
 LAYERS = ("bert.q", "bert.v")
 SIZES = {"bert.q": (6, 5), "bert.v": (4, 5)}

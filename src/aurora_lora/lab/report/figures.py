@@ -106,6 +106,8 @@ def new_figure(columns: int, width: float, height: float, rows: int = 1) -> tupl
     return figure, axes
 
 
+WIDTH = 4.6
+"""Inches: a page on a phone shrinks it little."""
 LETTER = 0.058
 """Inches: of a letter of the names in a figure."""
 
@@ -113,6 +115,11 @@ LETTER = 0.058
 def legend_columns(names: Sequence[str], width: float) -> int:
     """How many names fit beside each other, in inches: of a letter, and of what stands before the names."""
     return max(1, min(len(names), int(width / (LETTER * max(map(len, names), default=0) + 0.5))))
+
+
+def panels(names: Sequence[str], height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """Panels of a height in inches all together, and room for a legend of these names."""
+    return new_figure(columns, WIDTH, height + 0.17 * -(-len(names) // legend_columns(names, WIDTH)), rows=rows)
 
 
 def fitted(label: str, inches: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from typing import Any
 
 from ...data.metrics import unsigned_zero
@@ -106,36 +107,29 @@ def compare(suite: Suite, chosen: Sequence[Cell], seeds: Sequence[int], results:
 
 def _with_averages(suite: Suite, chosen: Sequence[Cell], found: Sequence[Compared]) -> list[Compared]:
     """After the cells of each row, their average: over the columns, of the medians or means over the seeds."""
-    assert suite.average is not None
     percent = sum(column.is_percent for column in suite.columns)
-    rows: dict[tuple[str, str], list[tuple[Cell, Compared]]] = {}
-    for cell, one in zip(chosen, found, strict=True):
-        rows.setdefault((one.group, one.row), []).append((cell, one))
-    result = []
-    for pairs in rows.values():
+    result: list[Compared] = []
+    for _, several in groupby(zip(chosen, found, strict=True), lambda pair: (pair[1].group, pair[1].row)):
+        pairs = list(several)
         result += [one for _, one in pairs]
-        counted = [one for cell, one in pairs if cell.column.is_percent]
-        if len(counted) < percent:  # not all columns were asked for
+        averaged = [one for cell, one in pairs if cell.column.is_percent]
+        if len(averaged) < percent:  # not all columns were asked for
             continue
-        values = [one.ours for one in counted if one.ours is not None]
-        ours = statistics.fmean(values) if len(values) == percent else None
-        least = [one.params for one in counted if one.params is not None]
-        most = [one.most_params for one in counted if one.most_params is not None]
-        result.append(
-            replace(
-                counted[-1],
-                column=suite.average,
-                paper=pairs[0][0].row.average,
-                scores=(),
-                ours=ours,
-                mean=None,
-                median=None,
-                spread=None,
-                params=min(least, default=None),
-                most_params=max(most, default=None),
-                missing=0,
-            )
+        values = [one.ours for one in averaged if one.ours is not None]
+        average = replace(
+            averaged[-1],
+            column=str(suite.average),
+            paper=pairs[0][0].row.average,
+            scores=(),
+            ours=statistics.fmean(values) if len(values) == percent else None,
+            mean=None,
+            median=None,
+            spread=None,
+            params=min((one.params for one in averaged if one.params is not None), default=None),
+            most_params=max((one.most_params for one in averaged if one.most_params is not None), default=None),
+            missing=0,
         )
+        result.append(average)
     return result
 
 

@@ -17,8 +17,7 @@ from ...train.publish import RESULT
 from ...train.recipe import name_of, set_field, task_name, title_of
 from ..experiments.runs_file import read_runs
 from ..experiments.study import SUMMARY, Setting, Study
-from .groups import Group, groups
-from .results import Result, find_results
+from .groups import Group, Result, find_results, groups
 from .study import chosen_values
 
 

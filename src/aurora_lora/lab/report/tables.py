@@ -1,4 +1,4 @@
-"""Markdown tables from results, and their place in a document."""
+"""Cells of tables, and a table's place in a document."""
 
 from __future__ import annotations
 
@@ -8,15 +8,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ...data.metrics import METRICS, in_order
 from ...errors import UserError
 from ...files import NOT_FINITE, reading, write_text
-from ...forms import REFERENCE_FORM, form_named
-from ...text_table import TextTable
-from .results import Result, by_learning_rate
-
-SHOWN = METRICS["accuracy"], METRICS["nll"]
-"""Metrics of the tables of forms."""
 
 
 def spread(values: Sequence[float | None], digits: int, scale: float = 1.0) -> str:
@@ -52,30 +45,6 @@ def finite(values: Iterable[float | None]) -> list[float]:
 def count(least: int, most: int) -> str:
     """A number of parameters; both ends where runs differ, as those of LoRA-drop do."""
     return f"{least:,}" if least == most else f"{least:,} to {most:,}"
-
-
-def forms_table(results: Sequence[Result]) -> str:
-    """The metrics of each form by learning rate, over the seeds of a task; of classes, accuracy and likelihood."""
-    groups = by_learning_rate(results)
-    there = [scores for runs in groups.values() for run in runs for scores in run["metric"]["by_form"].values()]
-    of_classes = all(metric.name in scores for scores in there for metric in SHOWN)
-    metrics = SHOWN if of_classes else in_order([name for name in there[0] if all(name in one for one in there)])
-    against = [f"{metric.name} - {REFERENCE_FORM}" for metric in metrics]
-    table = TextTable("", ["learning rate", "form", *(metric.column for metric in metrics), *against], align="l")
-    for rate, runs in groups.items():
-        forms = [run["metric"]["by_form"] for run in runs]
-        for form in forms[0]:
-            cells = [f"{rate:g}", form_named(form).label]
-            cells += [spread([scores[form][m.name] for scores in forms], m.decimals, m.scale) for m in metrics]
-            if REFERENCE_FORM in forms[0] and form != REFERENCE_FORM:
-                for m in metrics:
-                    pairs = [(scores[form][m.name], scores[REFERENCE_FORM][m.name]) for scores in forms]
-                    gaps = [None if None in pair else pair[0] - pair[1] for pair in pairs]
-                    cells.append(spread(gaps, m.decimals + 1, m.scale))
-            else:
-                cells += [""] * len(metrics)
-            table.rows.append(cells)
-    return table.markdown()
 
 
 def insert(path: Path, name: str, text: str) -> None:

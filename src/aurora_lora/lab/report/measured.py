@@ -1,0 +1,550 @@
+"""Figures of what commands measure: the forms, the merge gap, merges, sigma, ranks, and trajectories of updates."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...data.metrics import METRICS, in_order
+from ...errors import UserError
+from ...forms import CALIBRATED, DYNAMIC, FORMS, MERGED, REFERENCE_FORM, STATIC, form_named
+from ...methods.targets import blocks_and_kinds
+from ...text_table import TextTable
+from ...train.publish import UPDATES
+from ...train.updates import LEFT, RIGHT, saved_updates
+from .figures import FORM_STYLES, GREY, GRID, WIDTH, about, colour, draw_range, legend, new_figure, panels, style
+from .groups import Group, Result, by_learning_rate
+from .tables import finite, spread
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    Array = np.ndarray[Any, np.dtype[np.float64]]
+
+SHOWN = METRICS["accuracy"], METRICS["nll"]
+"""Metrics of the tables of forms."""
+
+
+def forms_table(results: Sequence[Result]) -> str:
+    """The metrics of each form by learning rate, over the seeds of a task; of classes, accuracy and likelihood."""
+    groups = by_learning_rate(results)
+    there = [scores for runs in groups.values() for run in runs for scores in run["metric"]["by_form"].values()]
+    of_classes = all(metric.name in scores for scores in there for metric in SHOWN)
+    metrics = SHOWN if of_classes else in_order([name for name in there[0] if all(name in one for one in there)])
+    against = [f"{metric.name} - {REFERENCE_FORM}" for metric in metrics]
+    table = TextTable("", ["learning rate", "form", *(metric.column for metric in metrics), *against], align="l")
+    for rate, runs in groups.items():
+        forms = [run["metric"]["by_form"] for run in runs]
+        for form in forms[0]:
+            cells = [f"{rate:g}", form_named(form).label]
+            cells += [spread([scores[form][m.name] for scores in forms], m.decimals, m.scale) for m in metrics]
+            if REFERENCE_FORM in forms[0] and form != REFERENCE_FORM:
+                for m in metrics:
+                    pairs = [(scores[form][m.name], scores[REFERENCE_FORM][m.name]) for scores in forms]
+                    gaps = [None if None in pair else pair[0] - pair[1] for pair in pairs]
+                    cells.append(spread(gaps, m.decimals + 1, m.scale))
+            else:
+                cells += [""] * len(metrics)
+            table.rows.append(cells)
+    return table.markdown()
+
+
+def forms_figure(results: Sequence[Result]) -> Figure:
+    """Accuracy and negative log-likelihood of each form against the learning rate; bars are the range over seeds."""
+    groups = by_learning_rate(results)
+    runs = [run for several in groups.values() for run in several]
+    if not all(FORMS.keys() == run["metric"]["by_form"].keys() for run in runs):
+        raise UserError(f"the forms figure needs runs with the forms {', '.join(FORMS)}")
+    if not all({"accuracy", "nll"} <= scores.keys() for run in runs for scores in run["metric"]["by_form"].values()):
+        raise UserError("the forms figure is for classification tasks, whose results have accuracy and nll")
+    figure, axes = new_figure(2, 7.2, 2.9)
+    rates = list(groups)
+    places = range(len(rates))
+    seeds = max(map(len, groups.values()))
+    panels = (("accuracy", "accuracy, %", 100.0), ("nll", "negative log-likelihood", 1.0))
+    for ax, (name, label, factor) in zip(axes, panels, strict=True):
+        for offset, form in zip((-0.06, 0.0, 0.06), FORMS.values(), strict=True):
+            scores = [[run["metric"]["by_form"][form.name][name] for run in groups[rate]] for rate in rates]
+            values = [[factor * value for value in finite(found)] for found in scores]
+            draw_range(ax, [place + offset for place in places], values, label=form.label, **FORM_STYLES[form.name])
+        ax.set_xticks(list(places), [f"{rate:g}" for rate in rates])
+        ax.set_xlabel("learning rate of the adapter")
+        ax.set_ylabel(label)
+    legend(figure, axes[0])
+    axes[0].set_title(f"test accuracy, {seeds} seed{'s' if seeds > 1 else ''}", fontsize=9, loc="left")
+    axes[1].set_title("lower is better", fontsize=9, loc="left")
+    first = next(iter(groups.values()))[0]
+    return about(figure, f"{first['task']}, {first['model']}")
+
+
+# ---------------------------------------------------------------- the merge gap, and merges
+
+
+GAP = "gap.json"
+"""The file in the folder of a run with what `aurora gap` measured."""
+MOST_COLUMNS = 3
+"""Panels beside each other."""
+
+
+def gap_figure(*gaps: Mapping[str, Any]) -> Figure:
+    """The relative error of each form, a panel for each kind of module, along the depth of the model.
+
+    Args:
+        gaps: `MergeGap.to_dict()` of runs that differ in their seed: the mean is drawn, bars are the range. What is not
+            finite is a gap in the line.
+    """
+    entries = [(entry["layer"], entry) for gap in gaps for entry in gap["layers"]]
+    places = blocks_and_kinds(layer for layer, _ in entries)
+    kinds: dict[str, dict[str, dict[int | None, list[float]]]] = {}
+    for layer, entry in entries:
+        block, kind = places[layer]
+        blocks = kinds.setdefault(kind, {}).setdefault(entry["form"], {})
+        blocks.setdefault(block, []).extend(100 * value for value in finite([entry["relative_error"]]))
+    if not kinds:
+        raise UserError("the gap figure needs the gap of at least one layer")
+    columns = min(len(kinds), MOST_COLUMNS)
+    rows = -(-len(kinds) // columns)
+    figure, axes = new_figure(columns, max(3.6, 2.4 * columns), 0.5 + 2.4 * rows, rows)
+    every = [values for forms in kinds.values() for blocks in forms.values() for values in blocks.values()]
+    top = max((value for values in every for value in values), default=0.0)
+    for ax, (kind, forms) in zip(axes, kinds.items(), strict=False):
+        for form, blocks in forms.items():
+            along = sorted((block or 0, values) for block, values in blocks.items())
+            x, drawn = [block for block, _ in along], [values for _, values in along]
+            draw_range(ax, x, drawn, label=FORMS[form].label, **FORM_STYLES[form])
+        ax.set_title(kind, fontsize=9, loc="left")
+        if any(None in blocks for blocks in forms.values()):
+            ax.set_xticks([])  # it is in no list of layers
+        else:
+            ax.set_xlabel("layer")
+            ax.locator_params(axis="x", integer=True)
+        ax.set_ylim(0, 1.05 * top if top > 0 else 1)
+    for ax in axes[::columns]:
+        ax.set_ylabel("error of the adapter's output, %", fontsize=9 if rows == 1 else 8)
+    for ax in axes[len(kinds) :]:
+        ax.set_axis_off()
+    legend(figure, axes[0])
+    return figure
+
+
+def merges_figure(*gaps: Mapping[str, Any]) -> Figure:
+    """KL divergence of each merge from the unmerged model, and the loss of each layer with the median over them.
+
+    Args:
+        gaps: `MergeGap.to_dict()`, with merges, of runs that differ in their seed. What is not above 0 cannot be drawn
+            on the logarithmic scale, and is left out.
+    """
+    names = list(dict.fromkeys(merge["merge"] for gap in gaps for merge in gap["merges"]))
+    if not names:
+        raise UserError("the figure of merges needs a merge")
+    ends = _by_merge(gaps, lambda merge: [merge["end_to_end"]["kl"]])
+    layers = _by_merge(gaps, lambda merge: [entry["relative_error"] for entry in merge["layers"]])
+    figure, axes = new_figure(2, 7.2, 2.0 + 0.25 * len(names))
+    panels = (
+        (ends, "KL from the unmerged model, nats"),
+        (layers, "error, as a share of the adapter's effect"),
+    )
+    for ax, (values, label) in zip(axes, panels, strict=True):
+        for place, name in enumerate(names):
+            if found := values.get(name):
+                ax.plot(found, [place] * len(found), "o", color=GREY, alpha=0.5, markersize=4)
+                ax.plot([statistics.median(found)], [place], "|", color="#000000", markersize=12)
+        if drawn := [value for found in values.values() for value in found]:
+            ax.set_xscale("log")
+            low, high = math.floor(math.log10(min(drawn))), math.ceil(math.log10(max(drawn)))
+            ax.set_xlim(10.0**low, 10.0 ** max(high, low + 1))  # decades: labels between them would hide each other
+            ax.xaxis.set_minor_formatter("")
+        ax.set_yticks(range(len(names)), names)
+        ax.set_ylim(len(names) - 0.5, -0.5)
+        ax.set_xlabel(label, fontsize=9)
+        ax.grid(axis="x", **GRID)
+    axes[0].set_title("end to end", fontsize=9, loc="left")
+    axes[1].set_title("each layer; the line is the median", fontsize=9, loc="left")
+    return figure
+
+
+def _by_merge(gaps: tuple[Mapping[str, Any], ...], values: Any) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for merge in (merge for gap in gaps for merge in gap["merges"]):
+        found.setdefault(merge["merge"], []).extend(value for value in finite(values(merge)) if value > 0)
+    return found
+
+
+# ---------------------------------------------------------------- sigma
+
+
+SIGMA = "sigma.json"
+"""The file in the folder of a run with what `aurora sigma` measured."""
+MOST_ROWS, MOST_CHANNELS = 8, 2
+BEFORE: dict[str, Any] = {"color": "#777777", "linestyle": ":", "linewidth": 1.2}
+AFTER: tuple[dict[str, Any], ...] = (
+    {"color": FORM_STYLES[CALIBRATED]["color"], "linestyle": "-", "linewidth": 1.4},
+    {"color": FORM_STYLES[DYNAMIC]["color"], "linestyle": "--", "linewidth": 1.4},
+)
+BARS: tuple[dict[str, Any], ...] = (
+    {"color": FORM_STYLES[CALIBRATED]["color"], "linestyle": "-", "alpha": 0.25, "fill": True},
+    {"color": FORM_STYLES[DYNAMIC]["color"], "linestyle": "--", "alpha": 0.6, "fill": False},
+)
+
+
+def sigma_figure(record: Mapping[str, Any]) -> Figure:
+    """A panel for each adapted layer: sigma_i(z_i), the other channels at 0, before and after the training.
+
+    A column for each kind of module, along the depth of the model; of deep models, layers at even distances. Layers in
+    no list of blocks come last, side by side. The first two channels of the rank space are shown.
+
+    Args:
+        record: of `aurora sigma`.
+
+    Raises:
+        UserError: it has no layers.
+    """
+    layers = record["layers"]
+    if not layers:
+        raise UserError("the figure of sigma needs at least one layer")
+    grid = _panels_of(layers)
+    columns = max(map(len, grid))
+    width = max(1.7, 0.4 + 0.055 * max(len(title) for row in grid for title, _ in filter(None, row)))
+    figure, axes = new_figure(columns, max(WIDTH, width * columns), 1.2 + 1.1 * len(grid), rows=len(grid))
+    for number, row in enumerate(grid):
+        for column in range(columns):
+            ax, found = axes[number * columns + column], row[column] if column < len(row) else None
+            if found is None:
+                ax.set_axis_off()
+                continue
+            title, channels = found
+            _draw_sigma(ax, channels)
+            ax.set_title(title, fontsize=7.5, loc="left", pad=2)
+            if not any(column < len(later) and later[column] for later in grid[number + 1 :]):
+                ax.set_xlabel("z", fontsize=8.5)
+            if not any(row[:column]):
+                ax.set_ylabel("sigma(z)", fontsize=8.5)
+    r = len(layers[0]["channels"])
+    handles = [*_entries(min(r, MOST_CHANNELS))]
+    figure.legend(handles=handles, frameon=False, fontsize=8, loc="outside lower left", ncols=2, handlelength=2.4)
+    what = "the columns of A" if record["train_form"] == STATIC else f"{record['examples']:,} inputs"
+    along = {1: "sigma", 2: "sigma along each channel, the other at 0"}
+    others = f"sigma along channels 1 and 2 of {r}, the others at 0"
+    figure.suptitle(f"{along.get(r, others)}; z of {what}", fontsize=8)
+    return figure
+
+
+_Panel = tuple[str, Sequence[Mapping[str, Any]]]
+"""Title and channels."""
+
+
+def _panels_of(layers: Sequence[Mapping[str, Any]]) -> list[list[_Panel | None]]:
+    """The rows of panels, with None where a block lacks a layer."""
+    channels = {layer["layer"]: layer["channels"] for layer in layers}
+    places = blocks_and_kinds(channels)
+    at = {place: channels[path] for path, place in places.items()}
+    numbers = sorted({block for block, _ in at if block is not None})
+    kinds = list(dict.fromkeys(kind for block, kind in at if block is not None))
+    places_shown = np.linspace(0, max(len(numbers) - 1, 0), min(MOST_ROWS, len(numbers))).round().astype(int)
+    shown = [numbers[place] for place in places_shown]
+    rows: list[list[_Panel | None]] = [
+        [(f"{kind} {block}", at[block, kind]) if (block, kind) in at else None for kind in kinds] for block in shown
+    ]
+    others = [(kind, found) for (block, kind), found in at.items() if block is None]
+    columns = len(kinds) or math.ceil(math.sqrt(len(others)))
+    rows += [[*others[start : start + columns]] for start in range(0, len(others), columns)]
+    return rows
+
+
+def _draw_sigma(ax: Axes, channels: Sequence[Mapping[str, Any]]) -> None:
+    bars = ax.twinx()
+    bars.set_axis_off()
+    ax.set_zorder(bars.get_zorder() + 1)
+    ax.patch.set_visible(False)
+    for channel, after, bar in zip(channels, AFTER, BARS, strict=False):
+        bars.stairs(channel["counts"], channel["edges"], linewidth=0.7, **bar)
+        ax.plot(channel["z"], channel["before"], **BEFORE)
+        ax.plot(channel["z"], channel["after"], **after)
+    bars.set_ylim(0, 1.6 * max(max(channel["counts"]) for channel in channels[:MOST_CHANNELS]))
+    ax.tick_params(labelsize=7)
+    ax.locator_params(nbins=4)
+
+
+def _entries(channels: int) -> list[Any]:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    lines = [Line2D([], [], label=f"channel {n + 1}, trained", **AFTER[n]) for n in range(channels)]
+    patches = [Patch(label=f"histogram of z_{n + 1}", linewidth=0.7, **BARS[n]) for n in range(channels)]
+    return [*lines, Line2D([], [], label="at the start", **BEFORE), *patches]
+
+
+# ---------------------------------------------------------------- ranks
+
+
+RANKS = "ranks.json"
+"""What `aurora rank` measured."""
+
+
+def _grid(record: Mapping[str, Any]) -> tuple[list[str], list[int | None], dict[tuple[int | None, str], Any]]:
+    """The kinds of module, the blocks, and the layer at each place."""
+    at = {(layer["block"], layer["kind"]): layer for layer in record["layers"]}
+    return list(dict.fromkeys(kind for _, kind in at)), list(dict.fromkeys(block for block, _ in at)), at
+
+
+def _energy(layer: Mapping[str, Any]) -> float:
+    return float(sum(value**2 for value in layer["singular_values"]))
+
+
+def ranks_tables(record: Mapping[str, Any]) -> list[TextTable]:
+    """What each kind of module, and each block, has of the squared gradient and gets of the budget."""
+    kinds, blocks, at = _grid(record)
+    every = sum(map(_energy, record["layers"]))
+
+    def row(name: str, layers: list[Mapping[str, Any]]) -> list[str]:
+        largest = max(layer["singular_values"][0] for layer in layers)
+        ranks = [layer["rank"] for layer in layers]
+        weights = sum(layer["rank"] * layer["direction"] for layer in layers)
+        share = 100 * sum(map(_energy, layers)) / every
+        return [name, f"{largest:.2g}", f"{share:.1f}", " ".join(map(str, ranks)), f"{weights:,}"]
+
+    headers = ["largest", "% of S^2", "ranks", "weights"]
+    most = max(len(layer["singular_values"]) for layer in record["layers"])
+    names = record["exhausted"]
+    exhausted = (
+        f"; {names[0]} and {len(names) - 1} more layers got" if len(names) > 1 else f"; {names[0]} got" if names else ""
+    )
+    of_kinds = [(kind, [at[block, kind] for block in blocks if (block, kind) in at]) for kind in kinds]
+    of_blocks = [(block, [at[block, kind] for kind in kinds if (block, kind) in at]) for block in blocks]
+    return [
+        TextTable(
+            f"{record['weights']:,} of {record['budget']:,} weights, by kind of module",
+            ["kind", *headers],
+            [row(kind, layers) for kind, layers in of_kinds],
+            "ranks: in the order of the blocks; largest: singular value of the mean gradient; S: those that were found"
+            + (f"{exhausted} all {most} directions that are looked for in a layer" if names else ""),
+        ),
+        TextTable(
+            "by block",
+            ["block", *headers],
+            [row("-" if block is None else str(block), layers) for block, layers in of_blocks],
+            f"{100 * record['energy']:.1f}% of the squared gradient that was found lies along the chosen directions",
+        ),
+    ]
+
+
+def ranks_figure(record: Mapping[str, Any]) -> Figure:
+    """The ranks by block and kind of module, over what the leading direction is worth; and the list of all
+    directions by worth, with what the budget takes.
+
+    Args:
+        record: of `aurora rank`.
+    """
+    kinds, blocks, at = _grid(record)
+    figure, axes = new_figure(2, 8.4, 1.4 + 0.24 * max(6, len(blocks)))
+    worth = np.full((len(blocks), len(kinds)), np.nan)
+    for (block, kind), layer in at.items():
+        worth[blocks.index(block), kinds.index(kind)] = layer["singular_values"][0] ** 2 / layer["direction"]
+    ax = axes[0]
+    ax.grid(False)
+    shown = ax.imshow(np.log10(np.maximum(worth, np.nanmax(worth) * 1e-6)), aspect="auto", cmap="Blues")
+    for (block, kind), layer in at.items():
+        row, column = blocks.index(block), kinds.index(kind)
+        red, green, blue, _ = shown.to_rgba(shown.get_array()[row, column])  # type: ignore[index]
+        dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.5
+        text = str(layer["rank"]) if layer["rank"] else "·"
+        ax.text(column, row, text, ha="center", va="center", fontsize=7.5, color="white" if dark else "black")
+    ax.set_xticks(range(len(kinds)), kinds, rotation=35, ha="right", fontsize=7)
+    ax.set_yticks(range(len(blocks)), ["none" if block is None else str(block) for block in blocks], fontsize=7)
+    ax.set_ylabel("block", fontsize=8.5)
+    ax.set_title("rank of each layer (·: none)", fontsize=8, loc="left")
+    bar = figure.colorbar(shown, ax=ax, pad=0.03)
+    bar.ax.tick_params(labelsize=7)
+    bar.ax.set_title("log10 of the\nleading worth", fontsize=7, loc="left")
+    _list(axes[1], record)
+    return figure
+
+
+def _list(ax: Any, record: Mapping[str, Any]) -> None:
+    """All directions, the most worth first, against the weights that they take."""
+    directions = sorted(
+        (
+            (value**2 / layer["direction"], layer["direction"], place < layer["rank"])
+            for layer in record["layers"]
+            for place, value in enumerate(layer["singular_values"])
+            if value > 0
+        ),
+        reverse=True,
+    )
+    for taken, look in ((True, {"color": colour(record["method"]["name"])}), (False, {"color": "#AAAAAA"})):
+        places, total = [], 0
+        for value, weights, chosen in directions:
+            total += weights
+            if chosen == taken:
+                places.append((total, value))
+        if places:
+            label = f"taken ({len(places)})" if taken else "left"
+            ax.plot(*zip(*places, strict=True), ".", markersize=3, label=label, **look)
+    ax.axvline(record["budget"], color="#000000", linewidth=1, linestyle="--", label="budget")
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xlabel("weights of A and B", fontsize=8.5)
+    ax.set_ylabel("worth: S² / (d_in + d_out)", fontsize=8.5)
+    ax.set_ylim(bottom=directions[0][0] * 1e-9)
+    ax.tick_params(labelsize=7)
+    ax.legend(frameon=False, fontsize=7.5)
+
+
+# ---------------------------------------------------------------- trajectories of the weight updates
+
+
+@dataclass(frozen=True)
+class _Trajectory:
+    """The updates of one form of one run, a file for each epoch."""
+
+    label: str
+    form: str
+    seed: int
+    files: Mapping[int, Path]
+
+
+def trajectories(found: Sequence[Group]) -> dict[str, Any]:
+    """The first two principal components of the updates `dW_e - dW_0` of all runs, forms and epochs e together.
+
+    The update of a run is that of all its adapted layers, as one vector. Two updates `L R` and `L' R'` have the inner
+    product `sum (L^T L') * (R R'^T)`, so none is ever multiplied out: the analysis is the exact one of the whole
+    matrices, from their (n, n) inner products.
+
+    Args:
+        found: settings of one model, of which those runs count that were trained with `training.save_updates`.
+
+    Returns:
+        `layers`, `explained` (the share of the variance of each component), and for each run and form `label`, `form`,
+        `seed`, `epochs`, `points` (epochs, 2) and `norms`, the lengths of the updates.
+
+    Raises:
+        UserError: no run has saved updates, the runs adapt other layers, or there is nothing to tell apart.
+    """
+    from sklearn.decomposition import KernelPCA
+
+    saved = [one for group in found for one in _trajectories(group)]
+    if not saved:
+        raise UserError("the trajectory of the updates needs runs that were trained with training.save_updates=true")
+    layers = _layers(saved)
+    products = np.asarray(sum(_products(saved, layer) for layer in layers))
+    starts = np.cumsum([0, *(len(one.files) for one in saved)])
+    from_start = np.eye(len(products))
+    for start, stop in pairwise(starts):
+        from_start[start:stop, start] -= 1
+    products = from_start @ products @ from_start.T
+    if len(products) < 3 or not np.trace(products) > 0:
+        raise UserError(
+            "the trajectory of the updates needs runs of at least two epochs, in which something was learned"
+        )
+    pca = KernelPCA(n_components=2, kernel="precomputed", eigen_solver="dense")
+    points = pca.fit_transform(products)
+    total = np.trace(products) - products.sum() / len(products)  # n times the variance
+    norms = np.sqrt(np.maximum(np.diag(products), 0))
+    runs = [
+        {
+            "label": one.label,
+            "form": one.form,
+            "seed": one.seed,
+            "epochs": list(one.files),
+            "points": points[start:stop].round(6).tolist(),
+            "norms": norms[start:stop].round(6).tolist(),
+        }
+        for one, (start, stop) in zip(saved, pairwise(starts), strict=True)
+    ]
+    explained = (pca.eigenvalues_ / total).round(6).tolist()
+    return {"schema": 1, "layers": layers, "explained": explained, "runs": runs}
+
+
+def trajectories_figure(record: Mapping[str, Any]) -> Figure:
+    """The first two components, a line for each run from epoch 0 (a ring) on; the axes have one scale.
+
+    Args:
+        record: of `trajectories`.
+    """
+    names = list(dict.fromkeys(run["label"] for run in record["runs"]))
+    figure, (ax,) = panels(names, 3.9)
+    shown: set[str] = set()
+    for run in record["runs"]:
+        x, y = zip(*run["points"], strict=True)
+        label = {} if run["label"] in shown else {"label": run["label"]}
+        ax.plot(x, y, markersize=4, linewidth=1, **label, **style(names.index(run["label"]), run["label"]))
+        ax.plot(x[:1], y[:1], marker="o", markersize=9, color="#000000", fillstyle="none", linestyle="none")
+        shown.add(run["label"])
+    ax.set_aspect("equal", adjustable="datalim")
+    ax.grid(axis="x", **GRID)
+    for axis, name, share in (
+        (ax.xaxis, "first", record["explained"][0]),
+        (ax.yaxis, "second", record["explained"][1]),
+    ):
+        axis.set_label_text(f"{name} component, {100 * share:.0f}% of the variance", fontsize=9)
+    last = max(run["epochs"][-1] for run in record["runs"])
+    title = f"updates of {len(record['layers'])} matrices, epochs 0 (ring) to {last}"
+    ax.set_title(title, fontsize=8, loc="left")
+    legend(figure, ax)
+    return figure
+
+
+def _trajectories(group: Group) -> list[_Trajectory]:
+    from safetensors import safe_open
+
+    found = []
+    for run, folder in zip(group.runs, group.folders, strict=True):
+        files = {} if folder is None else saved_updates(folder / UPDATES)
+        if not files:
+            continue
+        trained = run["epochs"][-1]["epoch"] if run.get("epochs") else run["recipe"]["training"]["epochs"]
+        missing = sorted(set(range(int(trained) + 1)) - files.keys())  # it may have stopped early
+        if missing:
+            raise UserError(f"{folder / UPDATES if folder else UPDATES} has no update of epoch {missing[0]}")
+        with safe_open(files[0], "np") as first:
+            forms = list(dict.fromkeys(name.partition("/")[0] for name in first.keys()))  # noqa: SIM118
+        for form in sorted(forms, key=lambda form: form != group.deployed):
+            label = f"{group.label} ({form})" if form != MERGED else group.label
+            found.append(_Trajectory(label, form, int(run["seed"]), files))
+    return found
+
+
+def _layers(runs: Sequence[_Trajectory]) -> list[str]:
+    """The layers that every run adapts.
+
+    Raises:
+        UserError: a run adapts others.
+    """
+    from safetensors import safe_open
+
+    layers: list[str] = []
+    for one in runs:
+        with safe_open(one.files[0], "np") as first:
+            names = first.keys()
+        own = sorted({name.split("/")[1] for name in names if name.startswith(f"{one.form}/")})
+        layers = layers or own
+        if own != layers:
+            raise UserError(
+                f"{one.files[0].parent} adapts other layers than {runs[0].files[0].parent}: report them apart"
+            )
+    return layers
+
+
+def _products(runs: Sequence[_Trajectory], layer: str) -> Array:
+    """The (n, n) inner products of a layer's updates, over all trajectories and epochs."""
+    from safetensors import safe_open
+
+    lefts, rights = [], []
+    for one in runs:
+        for path in one.files.values():
+            with safe_open(path, "np") as file:
+                lefts.append(file.get_tensor(f"{one.form}/{layer}/{LEFT}").astype(np.float64))
+                rights.append(file.get_tensor(f"{one.form}/{layer}/{RIGHT}").astype(np.float64))
+    left, right = np.concatenate(lefts, axis=1), np.concatenate(rights, axis=0)
+    blocks = (left.T @ left) * (right @ right.T)
+    starts = np.cumsum([0, *(len(one) for one in rights)])[:-1]
+    products: Array = np.add.reduceat(np.add.reduceat(blocks, starts, axis=0), starts, axis=1)
+    return products
