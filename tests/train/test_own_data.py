@@ -189,7 +189,7 @@ def test_a_file_that_changed_before_the_run_goes_on(here: Path) -> None:
     Path("reviews.csv").write_bytes(before.replace(b"positive", b"negative", 1))
     done = train("classification", "run")
     assert done.exit_code == 2
-    assert "reviews.csv has changed since this run began: run/data.json" in done.stderr
+    assert "reviews.csv has changed since this run began" in done.stderr
     Path("reviews.csv").write_bytes(before)
     assert train("classification", "run").exit_code == 0
 
@@ -227,10 +227,9 @@ def test_pairs_of_texts(here: Path) -> None:
     rows = [json.loads(line) for line in Path("answers.jsonl").read_text().splitlines()]
     assert len(rows) == own_files.ROWS
     assert {row["second"] for row in rows} == {"a film"}
-    for one in (["a film"], ["pairs.csv", "--column", "first", "-o", "one.jsonl"]):
-        done = aurora("predict", "run", *one)
-        assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
-        assert "the model takes pairs of texts (first, second), from the rows of a file" in done.stderr
+    done = aurora("predict", "run", "a film")
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert "the model takes pairs of texts (first, second), from the rows of a file" in done.stderr
 
 
 def answered(run: str, file: str, *more: str) -> list[dict[str, Any]]:
