@@ -110,12 +110,6 @@ class Rows:
         settings += [{**kwargs, **task} for kwargs in TRANSFORMERS]
         return [(LoraConfig, {**kwargs, **fields}) for kwargs in settings for fields in FORMS.values()]
 
-    def mixed(self, peft: Sequence[Any]) -> list[Any]:
-        """(name, config, config): two adapters in one batch."""
-        pairs = [row for row in peft if all(isinstance(config, AuroraConfig) for config in row[1:])]
-        fields = {**FORMS["calibrated"], "target_modules": ["lin0"], "init_lora_weights": False}
-        return [*pairs, ("calibrated", LoraConfig(**fields), LoraConfig(**{**fields, "r": 16}))]
-
     def vision(self, peft: AuroraConfig) -> dict[str, AuroraConfig]:
         """Configs by name, from PEFT's one for LoRA."""
         return {form: replace(peft, **fields) for form, fields in FORMS.items()}
