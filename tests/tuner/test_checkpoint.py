@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from aurora_lora.tuner.model import without_empty_matrices
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch.distributed import checkpoint as dcp
@@ -13,7 +14,6 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_mo
 import aurora_lora
 from aurora_lora import NotCalibratedError
 from aurora_lora.tuner import aurora_layers
-from aurora_lora.tuner.checkpoint import without_empty_matrices
 
 
 @pytest.fixture
