@@ -5,8 +5,6 @@ import itertools
 import os
 import subprocess
 import sys
-import types
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -137,18 +135,6 @@ def test_the_operators_are_the_eager_formula(anl):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(
-    "anl", [ANL(skip=False), ANL(None, "summed", skip=True), ANL("relu", None, skip=False)], ids=str
-)
-def test_opcheck(anl, dtype):
-    du, *tensors = make(anl, dtype=dtype)
-    flat = anl_triton._flat(anl)
-    torch.library.opcheck(anl_triton.anl_backward, (du, *tensors, *flat))
-    leaves = [None if t is None else t.requires_grad_() for t in tensors]
-    torch.library.opcheck(anl_triton.anl_forward, (*leaves, *flat))
-
-
 # ---------------------------------------------------------------- where they are used
 
 
@@ -182,16 +168,6 @@ def test_the_cpu_never_uses_them():
     assert calls_of_sigma() == 0
 
 
-@pytest.mark.usefixtures("with_operators")
-def test_they_are_used_where_triton_compiles(monkeypatch):
-    assert calls_of_sigma() == 1
-    assert calls_of_sigma(r=64) == 1
-    assert calls_of_sigma(r=65) == 0  # more than the registers hold
-    assert calls_of_sigma(r=64, anl=ANL(spline_grid_size=100, skip=False)) == 0
-    monkeypatch.setenv("AURORA_LORA_EAGER", "1")
-    assert calls_of_sigma() == 0
-
-
 @pytest.mark.parametrize(
     ("triton", "capability", "expected", "in_bfloat16"),
     [
@@ -212,30 +188,6 @@ def test_which_devices_triton_compiles_for(monkeypatch, triton, capability, expe
     assert update.triton_serves("cuda", 0, True) == in_bfloat16
     assert not update.triton_serves("cpu", None)
     update.triton_serves.cache_clear()
-
-
-def test_an_image_without_a_compiler(monkeypatch):
-    """The slower path is used, with one warning that says why."""
-
-    class Driver:
-        @property
-        def active(self):
-            raise RuntimeError("Failed to find C compiler.")
-
-    runtime = types.ModuleType("triton.runtime")
-    runtime.driver = Driver()
-    monkeypatch.setitem(sys.modules, "triton.runtime", runtime)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
-    for cached in (update.triton_serves, update._can_launch):
-        cached.cache_clear()
-    with pytest.warns(UserWarning, match="Failed to find C compiler"):
-        assert not update.triton_serves("cuda", 0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert not update.triton_serves("cuda", 1)
-    for cached in (update.triton_serves, update._can_launch):
-        cached.cache_clear()
 
 
 def test_the_operators_are_there_without_triton(monkeypatch):
@@ -322,12 +274,3 @@ def test_a_step_on_a_gpu_compiled_and_not(monkeypatch):
     expected = gradients_of_a_step()
     for gradients in found:
         torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.compiles_peft
-@pytest.mark.usefixtures("with_operators")
-@pytest.mark.parametrize("strict", [False, True])  # traced by Dynamo, as torch.compile does, if strict
-def test_an_exported_program_runs_without_the_package(strict):
-    layer = get_peft_model(nn.Sequential(nn.Linear(6, 6)), AuroraConfig(target_modules=["0"], eval_form="dynamic"))
-    program = torch.export.export(layer.eval(), (torch.randn(2, 6),), strict=strict)
-    assert "aurora_lora" not in str(program.graph)

@@ -16,14 +16,12 @@ from aurora_lora.ops import (
     IDENTITY,
     adaptive_nonlinear,
     add_update,
-    anl_aten,
     linear_with_update,
-    nonlinear_columns,
     sigma,
     update,
 )
 from aurora_lora.ops.spline import bspline_basis, piecewise_polynomials
-from aurora_lora.ops.update import ATEN, FORMULA, KERNEL, choose
+from aurora_lora.ops.update import ATEN, KERNEL
 
 ACTIVATIONS = ("tanh", "leaky_relu", "sigmoid", "relu", None)
 SPLINES = ("channelwise", "summed", None)
@@ -129,29 +127,6 @@ def test_second_derivatives(anl, by_hand, monkeypatch):
         assert_same(second_derivatives(sigma, (z, *weights), anl), expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(
-    "anl", [ANL(skip=False), ANL("sigmoid", "summed", skip=True), ANL("tanh", None, skip=False), IDENTITY], ids=str
-)
-def test_gradgradcheck(anl):
-    tensors = make(anl, r=2, d_in=3, d_out=2, seed=3)
-    assert torch.autograd.gradgradcheck(lambda *t: add_update(*t, 1.3, anl), tensors, atol=1e-5)
-    weight = torch.linspace(-1, 1, 6, dtype=torch.float64).view(2, 3)
-    assert torch.autograd.gradgradcheck(
-        lambda *t: linear_with_update(t[0], weight, None, *t[1:], 1.3, anl), tensors[1:], atol=1e-5
-    )
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_second_derivatives_of_a_float32_adapter_on_a_low_precision_result(dtype):
-    anl = ANL(skip=False)
-    result, *rest = make(anl, dtype=torch.float32)
-    tensors = [result.detach().to(dtype).requires_grad_(), *rest]
-    expected = second_derivatives(formula, tensors, 1.7, anl)
-    for one, other in zip(second_derivatives(add_update, tensors, 1.7, anl)[1], expected[1], strict=True):
-        assert one.dtype == other.dtype
-        assert (one - other).norm() < 5e-2 * other.norm()
-
-
 def test_second_derivatives_of_one_tensor_in_several_places():
     """What A is made of, or is itself, is not taken for the part that x has in the update."""
     anl = ANL(skip=False)
@@ -163,23 +138,6 @@ def test_second_derivatives_of_one_tensor_in_several_places():
     tensors = (result, x, B, H, W)
     expected = second_derivatives(shared(formula), tensors)
     assert_same(second_derivatives(shared(add_update), tensors), expected, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("train_form", ["dynamic", "static"])
-def test_a_gradient_penalty_of_a_model(train_form, monkeypatch):
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(6, 5), nn.Unflatten(-1, (1, 5)), nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(6, 2))
-    config = AuroraConfig(target_modules=["0", "2", "4"], init_weights=False, train_form=train_form)
-    model, x = get_peft_model(net, config), torch.randn(3, 6, requires_grad=True)
-    weights = [p for p in model.parameters() if p.requires_grad]
-
-    def gradients_of_penalty():
-        (gradient,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
-        return torch.autograd.grad(gradient.square().sum(), weights)
-
-    found = gradients_of_penalty()
-    monkeypatch.setenv("AURORA_LORA_EAGER", "1")
-    torch.testing.assert_close(found, gradients_of_penalty(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("with_bias", [True, False])
@@ -228,24 +186,6 @@ def test_the_output_can_be_changed_in_place():
         assert_same(value_and_gradients(fast, tensors), value_and_gradients(eager, tensors), rtol=1e-10, atol=1e-11)
 
 
-@pytest.mark.parametrize("anl", PARTS, ids=str)
-@pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 3)])
-def test_an_empty_batch(anl, shape):
-    tensors = make(anl)
-    result, x = (t.new_zeros(*shape, t.shape[-1]).requires_grad_() for t in tensors[:2])
-    out, gradients = value_and_gradients(add_update, (result, x, *tensors[2:]), 1.7, anl)
-    assert out.shape == (*shape, 7)
-    assert all(not g.any() for g in gradients)
-
-
-def test_columns():
-    anl = ANL(skip=False)
-    A, H, W = torch.randn(2, 9), torch.randn(2, 2), torch.randn(2, 8)
-    torch.testing.assert_close(sigma(A.T, H, W, anl).T, nonlinear_columns(A, H, W, anl))
-    z = torch.randn(3, 4, 2)
-    torch.testing.assert_close(sigma(z, H, W, anl), adaptive_nonlinear(z, H, W, anl))
-
-
 @pytest.mark.parametrize(("grid_size", "order"), [(5, 3), (1, 0), (3, 1), (4, 5), (50, 3)])
 def test_the_pieces_are_the_basis(grid_size, order):
     lo, hi = -1.0, 1.5
@@ -255,14 +195,6 @@ def test_the_pieces_are_the_basis(grid_size, order):
     powers = (z - middles[interval])[:, None] ** torch.arange(order + 1)
     found = (powers[:, :, None] * coefficients[interval]).sum(1)
     torch.testing.assert_close(found, bspline_basis(z, grid_size, order, (lo, hi)), rtol=1e-9, atol=1e-10)
-
-
-def test_float32_keeps_its_precision_on_a_fine_grid():
-    anl = ANL(None, "channelwise", 50, 3, skip=False)
-    z = torch.linspace(-1.2, 1.2, 5001, dtype=torch.float64)[:, None]
-    W = torch.randn(1, 53, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    exact = adaptive_nonlinear(z, None, W, anl)
-    assert (sigma(z.float(), None, W.float(), anl) - exact).abs().max() < 2e-5
 
 
 # ---------------------------------------------------------------- precision
@@ -288,19 +220,6 @@ def test_a_float32_adapter_on_a_low_precision_result(dtype):
     tensors = [result.detach().to(dtype).requires_grad_(), *rest]
     expected = value_and_gradients(formula, tensors, 1.7, anl)
     assert_same(value_and_gradients(add_update, tensors, 1.7, anl), expected, rtol=2e-2, atol=2e-2)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast(dtype):
-    anl = ANL(skip=False)
-    tensors = make(anl, dtype=torch.float32)
-    with torch.autocast("cpu", dtype=dtype):
-        found = value_and_gradients(add_update, tensors, 1.7, anl)
-        expected = value_and_gradients(formula, tensors, 1.7, anl)
-    assert found[0].dtype == expected[0].dtype == torch.float32
-    assert all(g.dtype == torch.float32 for g in found[1])
-    for a, b in zip([found[0], *found[1]], [expected[0], *expected[1]], strict=True):
-        assert (a - b).norm() < 5e-2 * b.norm()
 
 
 def with_base(x, A, B, H, W, anl):
@@ -329,39 +248,6 @@ def test_a_backward_pass_under_autocast_is_that_of_its_forward_pass(call):
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
-def test_autocast_leaves_float64_alone():
-    anl = ANL(skip=False)
-    tensors = make(anl)
-    expected = value_and_gradients(add_update, tensors, 1.7, anl)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = value_and_gradients(add_update, tensors, 1.7, anl)
-    assert_same(found, expected, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("anl", PARTS, ids=str)
-def test_the_weights_of_sigma_in_another_precision(anl):
-    *tensors, H, spline_weight = make(anl, dtype=torch.float32)
-    weights = [t if t is None else t.detach().double().requires_grad_() for t in (H, spline_weight)]
-    expected = value_and_gradients(formula, (*tensors, *weights), 1.7, anl)
-    assert_same(value_and_gradients(add_update, (*tensors, *weights), 1.7, anl), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_the_default_device_does_not_matter():
-    anl = ANL(spline_grid_size=7, skip=False)
-    tensors = make(anl, dtype=torch.float32)
-    expected = value_and_gradients(formula, tensors, 1.7, anl)
-    anl_aten._table.cache_clear()
-    with torch.device("meta"):
-        out = add_update(*tensors, 1.7, anl)
-    torch.testing.assert_close(out, expected[0])
-
-
-def test_nan_shows():
-    anl = ANL(None, "channelwise", skip=False)
-    assert sigma(torch.tensor([[float("nan")]]), None, torch.ones(1, 8), anl).isnan().all()
-    assert sigma(torch.tensor([[1e30]]), None, torch.ones(1, 8), anl).item() == 0
-
-
 @pytest.mark.parametrize("spline", ["channelwise", "summed"])
 @pytest.mark.parametrize("order", [0, 1, 3])
 def test_infinite_arguments_are_outside_the_support(spline, order):
@@ -375,25 +261,6 @@ def test_infinite_arguments_are_outside_the_support(spline, order):
 
 
 # ---------------------------------------------------------------- when it is used
-
-
-def test_torch_func_takes_the_eager_path():
-    anl = ANL(skip=False)
-    result, x, A, B, H, W = (t.detach() for t in make(anl))
-
-    def loss(A, x, result):
-        return add_update(result, x, A, B, H, W, 1.0, anl).sum()
-
-    per_example = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(A, x, result)
-    expected = [torch.func.grad(loss)(A, x[i], result[i]) for i in range(2)]
-    torch.testing.assert_close(per_example, torch.stack(expected))
-
-
-@pytest.mark.parametrize("off", ["1", "0", ""])
-def test_the_environment_turns_it_off(monkeypatch, off):
-    monkeypatch.setenv("AURORA_LORA_EAGER", off)
-    assert choose(1, ANL(skip=False), torch.ones(1)) is (FORMULA if off == "1" else ATEN)
-    assert choose(1, ANL(skip=False), torch.ones(1, device="meta")) is FORMULA
 
 
 def test_a_hook_on_the_base_layer_is_called():
@@ -417,21 +284,6 @@ def test_a_hook_on_the_base_layer_sees_its_gradient(register):
     getattr(base_layer, f"register_{register}")(lambda module, *_: seen.append(module))
     model(torch.randn(2, 4, requires_grad=True)).sum().backward()
     assert seen == [base_layer]
-
-
-@pytest.mark.parametrize(
-    "register", ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"]
-)
-def test_a_hook_on_all_modules_sees_the_base_layer(register):
-    """Profilers and FLOP counters register such ones."""
-    model = get_peft_model(nn.Sequential(nn.Linear(4, 4)), AuroraConfig(target_modules=["0"], init_weights=False))
-    base_layer, seen = model.base_model.model[0].base_layer, []
-    handle = getattr(nn.modules.module, f"register_module_{register}")(lambda module, *_: seen.append(module))
-    try:
-        model(torch.randn(2, 4, requires_grad=True)).sum().backward()
-    finally:
-        handle.remove()
-    assert seen.count(base_layer) == 1
 
 
 def test_a_trained_base_has_its_gradient():

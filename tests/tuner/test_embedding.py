@@ -1,7 +1,5 @@
 """AuroRA on embedding tables: one-hot inputs, so that dynamic and static are one form."""
 
-import copy
-
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
@@ -79,18 +77,6 @@ def test_calibrate_leaves_embeddings_out():
     assert [entry.layer for entry in calibrate(model, [IDS]).layers] == ["lin"]
     assert not model.base_model.model.emb.aurora_A_cal
     assert {entry.layer for entry in merge_gap(model, [IDS]).layers} == {"lin"}
-
-
-def test_a_calibrated_model_with_an_embedding_is_saved_and_loaded(tmp_path):
-    model = adapt(["emb", "lin"])
-    calibrate(model, [IDS])
-    expected = model(IDS)
-    model.save_pretrained(tmp_path)
-    base = Net()
-    base.load_state_dict(model.unload().state_dict())
-    loaded = PeftModel.from_pretrained(base, tmp_path)
-    assert torch.equal(loaded(IDS), expected)
-    torch.testing.assert_close(loaded.merge_and_unload()(IDS), expected)
 
 
 def test_the_padding_vector_stays():
@@ -195,31 +181,3 @@ def test_tied_embeddings_that_are_merged_one_after_the_other(first):
         assert torch.equal(model(ids).logits, expected)
     inner = model.get_base_model()
     assert inner.get_input_embeddings().weight is inner.get_output_embeddings().weight
-
-
-@pytest.mark.parametrize("targets", [["lm_head"], ["embed_tokens", "lm_head"]])
-def test_tied_embeddings_of_a_model_that_is_cast_while_merged(targets):
-    """With both merged, no module has the weight that they share, to be cast."""
-    model = adapt(targets, make=llama, eval_form="static")
-    ids = torch.tensor([[1, 2, 3, 4]])
-    expected = copy.deepcopy(model).to(torch.bfloat16)
-    model.merge_adapter()
-    model.to(torch.bfloat16).unmerge_adapter()
-    inner = model.get_base_model()
-    assert inner.get_input_embeddings().weight is inner.get_output_embeddings().weight
-    assert torch.equal(model(ids).logits, expected(ids).logits)
-
-
-def test_resized_embeddings_are_adapted_saved_and_loaded(tmp_path):
-    def resized():
-        model = llama()
-        model.resize_token_embeddings(27)
-        return model
-
-    model = adapt(["q_proj", "embed_tokens"], make=resized, eval_form="static")
-    ids = torch.tensor([[1, 26, 3, 4]])
-    expected = model(ids).logits
-    model.save_pretrained(tmp_path)
-    torch.testing.assert_close(PeftModel.from_pretrained(resized(), tmp_path)(ids).logits, expected)
-    with pytest.raises(RuntimeError, match="size mismatch"):
-        PeftModel.from_pretrained(llama(), tmp_path)

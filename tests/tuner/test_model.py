@@ -225,18 +225,6 @@ def test_active_layers_are_those_that_hold_an_active_adapter(make_bert, config):
     assert active_adapters(model) == ["default", "other"]
 
 
-def test_a_copied_config_says_that_its_adapter_is_calibrated(calibrated):
-    """Transformers' `load_adapter(peft_config=..., adapter_state_dict=...)` makes room for the matrices by it."""
-    config = copy.deepcopy(calibrated.peft_config["default"])
-    assert config.calibrated
-    config.inference_mode = False
-    other = get_peft_model(torch.nn.Sequential(torch.nn.Linear(8, 8)), aurora_lora.AuroraConfig(target_modules=["0"]))
-    config.target_modules, config.modules_to_save = {"0"}, None
-    other.add_adapter("more", config)
-    assert other.peft_config["more"].calibrated
-    assert "aurora_A_cal" in " ".join(other.state_dict())
-
-
 def test_merge_is_all_layers_or_none(calibrated):
     """One stale layer, the last: no layer is merged."""
     layers = [layer for _, layer in aurora_layers(calibrated)]
@@ -358,58 +346,6 @@ def test_adapters_are_frozen_over_a_base_of_any_precision(
     assert trained(loaded)["default"] == {False, True}  # of "default" and "third", which is active to be trained
     if method == "aurora":
         assert {p.dtype for name, p in loaded.named_parameters() if "aurora_" in name} == {torch.float32}
-
-
-@pytest.mark.parametrize("calibrated_first", [False, True])
-def test_a_second_adapter_of_the_same_name_replaces_the_first(
-    make_bert, config, batches, logits, tmp_path, calibrated_first
-):
-    """As where the cell of a notebook runs again: PEFT warns, and LoRA starts anew."""
-    base = make_bert()
-    first = get_peft_model(base, config())
-    if calibrated_first:
-        calibrate(first, batches)
-    with pytest.warns(UserWarning, match="second time"):
-        model = get_peft_model(base, config(fixed_activation=None, spline=None, skip=True, r=4, init_weights=True))
-    assert forms(model.eval()) == {"static"}  # LoRA's
-    model.save_pretrained(tmp_path)
-    assert not any(
-        "aurora_H" in name or "aurora_A_cal" in name for name in load_file(tmp_path / "adapter_model.safetensors")
-    )
-    loaded = PeftModel.from_pretrained(make_bert(), tmp_path).eval()
-    assert torch.equal(logits(loaded), logits(model))
-    plain = logits(make_bert())
-    torch.testing.assert_close(logits(model.merge_and_unload()), plain)
-
-
-def test_an_adapter_made_from_a_calibrated_ones_config_takes_an_uncalibrated_checkpoint(
-    make_bert, config, batches, logits, tmp_path
-):
-    model = get_peft_model(make_bert(), config()).eval()
-    model.save_pretrained(tmp_path)
-    calibrate(model, batches)
-    model.add_adapter("other", model.peft_config["default"])
-    model.load_adapter(tmp_path, "other", is_trainable=True)
-    model.set_adapter("other")
-    assert forms(model, "other") == {"dynamic"}
-    assert torch.equal(logits(model), logits(PeftModel.from_pretrained(make_bert(), tmp_path).eval()))
-    model.save_pretrained(tmp_path / "both")
-    assert not json.loads((tmp_path / "both" / "other" / "adapter_config.json").read_text())["calibrated"]
-
-
-def test_a_refused_checkpoint_leaves_the_calibration(calibrated, logits, tmp_path):
-    calibrated.save_pretrained(tmp_path)
-    path = tmp_path / "adapter_model.safetensors"
-    state = {
-        key: value for key, value in load(path.read_bytes()).items() if "A_cal" not in key and "layer.1" not in key
-    }
-    save_file(state, path)
-    expected = logits(calibrated)
-    with pytest.raises(CheckpointError, match="lacks"):
-        calibrated.load_adapter(tmp_path, "default")
-    assert calibrated.peft_config["default"].calibrated
-    assert forms(calibrated.eval()) == {"calibrated"}
-    assert torch.equal(logits(calibrated), expected)
 
 
 @pytest.mark.parametrize("init_weights", ["identity", False])

@@ -94,13 +94,6 @@ def test_merge_and_export(form: str, tmp_path: Path) -> None:
     torch.testing.assert_close(model.merge_and_unload(safe_merge=True)(X), wanted)
 
 
-@torch.no_grad()
-def test_a_new_adapter_is_merged_uncalibrated(tmp_path: Path) -> None:
-    model: Any = adapted("calibrated", init_weights=True)
-    wanted = model(X)
-    assert torch.equal(offload(model, tmp_path, False).merge_and_unload()(X), wanted)
-
-
 def test_calibrate_and_gap(tmp_path: Path) -> None:
     """The same as on a model that is all there."""
 
@@ -115,18 +108,6 @@ def test_calibrate_and_gap(tmp_path: Path) -> None:
     assert found[0] == pytest.approx(explained)
     assert found[1] == pytest.approx(errors)
     assert torch.equal(found[2], wanted)
-
-
-@torch.no_grad()
-def test_two_adapters_are_merged_one_after_the_other(tmp_path: Path) -> None:
-    model: Any = adapted("static")
-    model.add_adapter("b", model.peft_config["default"])
-    model.base_model.set_adapter(["default", "b"])
-    wanted = model(X)
-    model = offload(model, tmp_path, False)
-    model.merge_adapter(["default"], safe_merge=True)
-    model.merge_adapter(["b"], safe_merge=True)
-    torch.testing.assert_close(model(X), wanted)
 
 
 @torch.no_grad()

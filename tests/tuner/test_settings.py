@@ -11,21 +11,16 @@ from peft import (
     PeftModel,
     convert_to_lora,
     get_peft_model,
-    get_peft_model_state_dict,
-    inject_adapter_in_model,
-    set_peft_model_state_dict,
 )
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 from transformers import (
-    AutoModelForCausalLM,
-    LlamaForCausalLM,
     OPTConfig,
     OPTForCausalLM,
 )
 
-from aurora_lora import AuroraConfig, MergeError, NotCalibratedError, calibrate, export_lora, merge_gap, set_form
+from aurora_lora import AuroraConfig, MergeError, calibrate, export_lora, merge_gap
 from aurora_lora.tuner import aurora_layers
 from tiny_llama import ATTENTION, IDS, adapt, llama, logits
 
@@ -153,11 +148,6 @@ def test_names_to_merge_are_checked_and_count_once():
     expected = logits(model)
     model.merge_adapter(adapter_names=["default", "default"])
     torch.testing.assert_close(logits(model), expected)
-
-
-def test_bare_parameters_are_refused():
-    with pytest.raises(ValueError, match=r"target_parameters=.*not supported"):
-        AuroraConfig(target_parameters=["experts.gate_up_proj"])
 
 
 # ---------------------------------------------------------------- how it is run
@@ -301,21 +291,6 @@ def test_meta_device():
     assert model(input_ids=IDS.to("meta")).logits.shape == (3, 4, 20)
 
 
-def test_state_dict_functions():
-    model = adapt()
-    calibrate(model, [IDS])
-    state = get_peft_model_state_dict(model)
-    assert all("aurora_" in key and ".default" not in key for key in state)
-    other = adapt(seed=5, calibrated=True)
-    result = set_peft_model_state_dict(other, state)
-    assert not result.unexpected_keys
-    assert torch.equal(logits(other), logits(model))
-    state = {key: value.clone() for key, value in state.items()}
-    injected = inject_adapter_in_model(AuroraConfig(target_modules=ATTENTION, calibrated=True), llama())
-    set_peft_model_state_dict(injected, {k.removeprefix("base_model.model."): v for k, v in state.items()})
-    torch.testing.assert_close(logits(injected.eval()), logits(model))
-
-
 # ---------------------------------------------------------------- Transformers' own adapter interface
 
 
@@ -343,13 +318,6 @@ def test_add_adapter_and_load_adapter_of_transformers(tmp_path):
     assert torch.equal(logits(loaded), logits(llama()))
     loaded.enable_adapters()
     torch.testing.assert_close(logits(loaded), expected)
-
-
-def test_from_pretrained_of_an_adapter_folder(tmp_path):
-    llama().save_pretrained(tmp_path / "base")
-    model = adapt(LlamaForCausalLM.from_pretrained(tmp_path / "base"), eval_form="static")
-    model.save_pretrained(tmp_path / "adapter")
-    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "adapter")), logits(model))
 
 
 # ---------------------------------------------------------------- tokens
@@ -387,14 +355,6 @@ def test_a_head_tied_to_embeddings_with_trained_tokens_is_not_merged(targets, tm
 
 
 # ---------------------------------------------------------------- many adapters
-
-
-def test_the_calibrated_form_refuses_to_merge_by_default():
-    model = adapt()
-    with pytest.raises(NotCalibratedError):
-        model.merge_and_unload()
-    with set_form(model, "static"):
-        model.merge_and_unload()
 
 
 @pytest.mark.parametrize("more", [{}, {"modules_to_save": ["lm_head"]}], ids=str)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -207,8 +208,12 @@ class PeftMethod(Method):
 
     def checked(self, options: Options) -> dict[str, Any]:
         check_names(options, self.names)
-        self.make_config(**options)
         return {**self.defaults, **options}
+
+    def bind(self, options: Options) -> Self:
+        bound = super().bind(options)
+        _ = bound.config  # made once; this raises for a value that is not allowed
+        return bound
 
     @property
     def peft_loads(self) -> bool:
@@ -225,7 +230,8 @@ class PeftMethod(Method):
         heads = self._modules_to_save(model)
         # PEFT has no wrapper for models of images
         known = None if task_type in ("IMAGE_CLS", "TEXT_TO_IMAGE") else task_type
-        config = self.make_config(**{**self.options, "modules_to_save": heads}, task_type=known)
+        config = copy.deepcopy(self.config)
+        config.modules_to_save, config.task_type = heads, known
         try:
             peft_model: nn.Module = get_peft_model(model, config)
         except (NotImplementedError, IndexError, KeyError, AttributeError, TypeError) as error:
