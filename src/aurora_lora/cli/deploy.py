@@ -73,7 +73,7 @@ def merge(
         elif trained_on not in (None, quantization):
             print(f"the run was trained on a base in {trained_on}: in {quantization} the base itself is another")
         if merged.rounding is not None:
-            print(merged.rounding.summary)
+            print(f"rounding costs {merged.rounding.summary}")
 
 
 def gap(

@@ -3,10 +3,9 @@
 from .align import align
 from .calibrate import CalibrationReport, LayerCalibration, calibrate
 from .export import export_lora, lora_factors
-from .gap import MergeGap, merge_gap
-from .layer_gaps import LayerGap
-from .merge_losses import LayerLoss, MergeLoss
+from .gap import LayerGap, MergeGap, merge_gap
 from .merge_quantized import LayerMerge, QuantizedMerge, merge_quantized
+from .merges import LayerLoss, MergeLoss
 from .predictions import EndToEndGap
 from .probe import LayerProbe, Probe, probe
 from .ranks import ranked_config

@@ -24,7 +24,6 @@ from ..ops.update import full_float32, without_autocast
 from ..tuner import active_adapters
 from ..tuner.adapters import plain_layers
 from ..tuner.calibration import Calibration, computing_device, gathered
-from ..tuner.linear import linear_shape
 from .inputs import (
     Passes,
     Runner,
@@ -36,7 +35,7 @@ from .inputs import (
     trained_state,
     watched_inputs,
 )
-from .reports import Report, worst_of
+from .report import Report, first_table, shown, worst_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -85,8 +84,6 @@ class CalibrationReport(Report):
 
     def tables(self) -> tuple[Table, ...]:
         """Layer by layer, those of which the least is explained first, for a terminal. Needs rich."""
-        from .tables import first_table, shown
-
         rows = [
             (one.layer, [one.adapter, f"{one.vectors:,}", shown(one.explained, ".2%"), shown(one.ridge, ".2e")])
             for one in self.worst(n=len(self.layers))
@@ -261,7 +258,10 @@ class Target:
     def d_in(self) -> int:
         """Length of the vectors that the weight acts on."""
         layer = self.module
-        return int(layer.d_in if hasattr(layer, "d_in") else linear_shape(layer.get_base_layer())[1])
+        if hasattr(layer, "d_in"):
+            return int(layer.d_in)
+        base = layer.get_base_layer()
+        return int(base.in_features if hasattr(base, "in_features") else base.nx)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""How quantised layers store their weight: on which grid, and how codes on a grid are written."""
+"""How quantised weights are stored: on which grid, and how codes on a grid are read and written."""
 
 from __future__ import annotations
 
@@ -20,29 +20,49 @@ from ..tuner.peft_names import QuantizationBackend
 
 
 class Format(ABC):
-    """The weight (d_out, d_in) of a quantised linear layer, read and written as codes on a grid.
+    """A quantised weight (d_out, d_in): codes on a `Grid` of levels, scales of blocks, and zero points.
+
+    One more format is one more subclass in `FORMATS`: `holds` knows its weights, `grid` and `codes` read one, `fitted`
+    is the grid that the format itself would choose, and `pack` writes codes. A format whose scales are quantised too,
+    or shared by several blocks, says in `storable` which grid it stores.
 
     Args:
-        base_layer: the layer.
-        backend: PEFT's access to it.
+        layer: what holds the weight.
+        backend: PEFT's access to it, where it has one.
     """
 
-    def __init__(self, base_layer: Any, backend: QuantizationBackend) -> None:
-        self.base_layer = base_layer
+    def __init__(self, layer: Any, backend: QuantizationBackend | None = None) -> None:
+        self.layer = layer
         self.backend = backend
+
+    @staticmethod
+    @abstractmethod
+    def holds(layer: Any, backend: QuantizationBackend) -> bool:
+        """Whether the weight of a layer that PEFT has this access to is in this format."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What the format is called in reports."""
 
     @property
     def dtype(self) -> torch.dtype | None:
         """What the layer computes in, if that is fixed."""
-        return getattr(self.base_layer, "compute_dtype", None)
+        return getattr(self.layer, "compute_dtype", None)
 
     def dense(self) -> Tensor:
-        """The weight that it holds, dequantised, in float32."""
-        return dequantized(self.base_layer, self.backend).float()
+        """The weight that is held, in float32, as the layer computes with it."""
+        if self.backend is None:
+            return self.grid().dequantised(self.codes())
+        return dequantized(self.layer, self.backend).float()
 
     @abstractmethod
     def grid(self) -> Grid:
-        """The grid of the weight that it holds."""
+        """The grid of the weight that is held."""
+
+    @abstractmethod
+    def codes(self) -> Tensor:
+        """(d_out, d_in): the codes that are held, on `grid`."""
 
     @abstractmethod
     def fitted(self, weight: Tensor) -> Grid:
@@ -51,6 +71,19 @@ class Format(ABC):
     def storable(self, grid: Grid) -> Grid:
         """The grid nearest to this one that the format can store."""
         return grid
+
+    @abstractmethod
+    def pack(self, codes: Tensor, grid: Grid) -> nn.Parameter:
+        """What the layer holds of these codes (d_out, d_in) on this grid, which is storable."""
+
+    def held(self) -> nn.Parameter:
+        """What the layer holds, to be put back."""
+        weight: nn.Parameter = self.layer.weight
+        return weight
+
+    def put(self, packed: nn.Parameter) -> None:
+        """Let the layer hold it."""
+        self.layer.weight = packed
 
     def chosen(self, weight: Tensor, S: Tensor, inputs: InputMoment) -> tuple[Tensor, Grid]:
         """Codes and their grid, held or fitted for each block, for which E|(W_q - W) x|^2 is small.
@@ -63,25 +96,30 @@ class Format(ABC):
         grid = self.storable(better_grid(weight, self.grid(), self.fitted(weight), S.diagonal()))
         return round_to_moment(weight, inputs, grid), grid
 
-    @abstractmethod
-    def stored(self, codes: Tensor, grid: Grid) -> nn.Parameter:
-        """A weight for the layer, of these codes (d_out, d_in) on this grid, which is storable."""
-
-    def put(self, weight: nn.Parameter) -> None:
-        """Let the layer hold such a weight."""
-        self.base_layer.weight = weight
-
 
 class Bnb4Bit(Format):
     """NF4 and FP4 of bitsandbytes: 16 levels, and a scale for each block of the flattened weight."""
 
-    def __init__(self, base_layer: Any, backend: QuantizationBackend) -> None:
-        super().__init__(base_layer, backend)
-        _, self.state = unpacked(base_layer.weight)
+    def __init__(self, layer: Any, backend: QuantizationBackend | None = None) -> None:
+        super().__init__(layer, backend)
+        _, self.state = unpacked(layer.weight)
         self.levels = torch.unique(self.state.code.float())
+
+    @staticmethod
+    def holds(layer: Any, backend: QuantizationBackend) -> bool:
+        return backend.backend_name == "bnb 4bit"
+
+    @property
+    def name(self) -> str:
+        return str(self.state.quant_type)
 
     def grid(self) -> Grid:
         return self._grid(self.state)
+
+    def codes(self) -> Tensor:
+        data = unpacked(self.layer.weight)[0].reshape(-1).view(torch.uint8)
+        flat = torch.stack((data >> 4, data & 15), 1).view(-1)[: self.state.shape.numel()]
+        return torch.searchsorted(self.levels, self.state.code.float()[flat.int()]).int().view(self.state.shape)
 
     def fitted(self, weight: Tensor) -> Grid:
         grid = self.grid()
@@ -91,10 +129,9 @@ class Bnb4Bit(Format):
         return self._grid(self._state_with(grid))
 
     def _grid(self, state: Any) -> Grid:
-        if not state.nested:
-            return Grid(self.levels, state.absmax.float(), state.blocksize)
-        bnb: Any = importlib.import_module("bitsandbytes.functional")
-        scale = bnb.dequantize_blockwise(state.absmax, state.state2) + state.offset
+        scale = state.absmax
+        if state.nested:
+            scale = _bnb().dequantize_blockwise(state.absmax, state.state2) + state.offset
         return Grid(self.levels, scale.float(), state.blocksize)
 
     def _state_with(self, grid: Grid) -> Any:
@@ -105,116 +142,136 @@ class Bnb4Bit(Format):
         if not state.nested:
             state.absmax = grid.scale.to(state.absmax.dtype)
             return state
-        bnb: Any = importlib.import_module("bitsandbytes.functional")
         state.offset = grid.scale.mean()
-        state.absmax, state.state2 = bnb.quantize_blockwise(grid.scale - state.offset, blocksize=state.state2.blocksize)
+        blocks = state.state2.blocksize
+        state.absmax, state.state2 = _bnb().quantize_blockwise(grid.scale - state.offset, blocksize=blocks)
         return state
 
-    def stored(self, codes: Tensor, grid: Grid) -> nn.Parameter:
+    def pack(self, codes: Tensor, grid: Grid) -> nn.Parameter:
         table = self.state.code.float()
         nibbles = torch.stack([(table == level).nonzero()[0, 0] for level in self.levels]).to(torch.uint8)
         flat = nibbles[codes.reshape(-1)]
         flat = nn.functional.pad(flat, (0, len(flat) % 2))
-        packed = (flat[0::2] << 4) | flat[1::2]
-        weight = copy.copy(self.base_layer.weight)
-        weight.data = packed.view(weight.quant_storage).view(-1, 1)
-        weight.quant_state = self._state_with(grid)
-        return weight  # type: ignore[no-any-return]
+        packed: Any = copy.copy(self.layer.weight)
+        packed.data = ((flat[0::2] << 4) | flat[1::2]).view(packed.quant_storage).view(-1, 1)
+        packed.quant_state = self._state_with(grid)
+        return packed  # type: ignore[no-any-return]
 
-    def put(self, weight: Any) -> None:
-        super().put(weight)
-        self.base_layer.quant_state = weight.quant_state
+    def put(self, packed: Any) -> None:
+        super().put(packed)
+        self.layer.quant_state = packed.quant_state
 
 
 class Bnb8Bit(Format):
     """LLM.int8() of bitsandbytes: a scale for each row, 127 levels on either side of 0."""
 
     LARGEST = 127
+    name = "int8"
+
+    @staticmethod
+    def holds(layer: Any, backend: QuantizationBackend) -> bool:
+        return backend.backend_name == "bnb 8bit"
 
     def _grid(self, largest: Tensor) -> Grid:
         levels = torch.arange(-self.LARGEST, self.LARGEST + 1, dtype=torch.float32, device=largest.device)
-        return Grid(levels, largest.float() / self.LARGEST, self.base_layer.in_features)
+        return Grid(levels, largest.float() / self.LARGEST, self.layer.in_features)
+
+    def _scales(self) -> Tensor:
+        """The largest of each row, which a call moves from the weight to the state of the layer."""
+        scales: Tensor = self.layer.weight.SCB if self.layer.state.SCB is None else self.layer.state.SCB
+        return scales
+
+    def _parameter(self, data: Tensor, scales: Tensor) -> nn.Parameter:
+        kind: Any = type(self.layer.weight)
+        made: nn.Parameter = kind(data, requires_grad=False, has_fp16_weights=False, CB=data, SCB=scales)
+        return made
 
     def grid(self) -> Grid:
-        scale = self.base_layer.state.SCB
-        return self._grid(self.base_layer.weight.SCB if scale is None else scale)
+        return self._grid(self._scales())
+
+    def codes(self) -> Tensor:
+        codes: Tensor = self.layer.weight.data.int() + self.LARGEST
+        return codes
 
     def fitted(self, weight: Tensor) -> Grid:
         return self._grid(weight.abs().amax(1))
 
-    def stored(self, codes: Tensor, grid: Grid) -> nn.Parameter:
-        data = (codes - self.LARGEST).to(torch.int8)
-        largest = grid.scale * self.LARGEST
-        kind: Any = type(self.base_layer.weight)
-        weight: nn.Parameter = kind(data, requires_grad=False, has_fp16_weights=False, CB=data, SCB=largest)
-        return weight
+    def pack(self, codes: Tensor, grid: Grid) -> nn.Parameter:
+        return self._parameter((codes - self.LARGEST).to(torch.int8), grid.scale * self.LARGEST)
 
-    def put(self, weight: nn.Parameter) -> None:
-        super().put(weight)
-        self.base_layer.state.reset_grads()
+    def held(self) -> nn.Parameter:
+        return self._parameter(self.layer.weight.data, self._scales())
+
+    def put(self, packed: Any) -> None:
+        super().put(self._parameter(packed.data, packed.SCB))  # of its own: the first call takes the scales away
+        self.layer.state.reset_grads()
 
 
 class TorchAo(Format):
     """Integers of torchao: a scale and a zero point for each block of a row."""
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the weight before it was quantised."""
-        found: torch.dtype = self.base_layer.weight.dtype
-        return found
+    name = "torchao"
 
     @staticmethod
-    def reads(weight: Any) -> bool:
-        """Whether the codes of the tensor can be told from its scales."""
-        if not all(hasattr(weight, name) for name in ("qdata", "scale", "block_size")) or weight.dim() != 2:
+    def holds(layer: Any, backend: QuantizationBackend) -> bool:
+        weight = layer.weight
+        if backend.backend_name != "torchao" or not hasattr(weight, "qdata") or not hasattr(weight, "block_size"):
             return False
         if getattr(weight, "act_pre_scale", None) is not None or getattr(weight, "reduce_range", False):
             return False
         codes = weight.qdata
         return bool(codes.dtype == torch.int8 and codes.shape == weight.shape and weight.block_size[0] == 1)
 
-    @staticmethod
-    def _least(weight: Any) -> int:
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weight before it was quantised."""
+        found: torch.dtype = self.layer.weight.dtype
+        return found
+
+    @property
+    def _least(self) -> int:
         """The least code: -8 of int4, -128 of int8."""
-        bits = int(str(getattr(weight, "target_dtype", torch.int8)).removeprefix("torch.int"))
+        bits = int(str(getattr(self.layer.weight, "target_dtype", torch.int8)).removeprefix("torch.int"))
         return -(1 << (bits - 1))
 
-    def _read(self, weight: Any) -> Grid:
-        least = self._least(weight)
-        levels = torch.arange(least, -least, dtype=torch.float32, device=weight.qdata.device)
+    def _grid(self, weight: Any) -> Grid:
+        levels = torch.arange(self._least, -self._least, dtype=torch.float32, device=weight.qdata.device)
         zero = getattr(weight, "zero_point", None)
         zero = None if zero is None else zero.reshape(-1).float()
         return Grid(levels, weight.scale.reshape(-1).float(), int(weight.block_size[1]), zero)
 
     def grid(self) -> Grid:
-        return self._read(self.base_layer.weight)
+        return self._grid(self.layer.weight)
+
+    def codes(self) -> Tensor:
+        codes: Tensor = self.layer.weight.qdata.int() - self._least
+        return codes
 
     def fitted(self, weight: Tensor) -> Grid:
+        assert self.backend is not None
         layer = nn.Linear(1, 1, bias=False, device="meta")
-        layer.weight = nn.Parameter(weight.to(self.base_layer.weight.dtype), requires_grad=False)
+        layer.weight = nn.Parameter(weight.to(self.dtype), requires_grad=False)
         self.backend.set_base_weight(SimpleNamespace(get_base_layer=lambda: layer), layer.weight)
-        return self._read(layer.weight)
+        return self._grid(layer.weight)
 
-    def stored(self, codes: Tensor, grid: Grid) -> nn.Parameter:
-        old: Any = self.base_layer.weight
+    def pack(self, codes: Tensor, grid: Grid) -> nn.Parameter:
+        old = self.layer.weight
         names, context = old.__tensor_flatten__()
         held = {name: getattr(old, name) for name in names}
-        held["qdata"] = (codes + self._least(old)).to(torch.int8)
+        held["qdata"] = (codes + self._least).to(torch.int8)
         held["scale"] = grid.scale.to(old.scale.dtype).reshape(old.scale.shape)
         if grid.zero is not None:
             held["zero_point"] = grid.zero.to(old.zero_point.dtype).reshape(old.zero_point.shape)
         return nn.Parameter(type(old).__tensor_unflatten__(held, context, old.shape, old.stride()), requires_grad=False)
 
 
-def format_of(base_layer: Any, backend: QuantizationBackend) -> Format | None:
+FORMATS: tuple[type[Format], ...] = (Bnb4Bit, Bnb8Bit, TorchAo)
+"""The formats whose codes can be read and written."""
+
+
+def format_of(layer: Any, backend: QuantizationBackend) -> Format | None:
     """How a quantised linear layer stores its weight; None where codes cannot be written."""
-    if backend.backend_name == "bnb 4bit":
-        return Bnb4Bit(base_layer, backend)
-    if backend.backend_name == "bnb 8bit":
-        return Bnb8Bit(base_layer, backend)
-    if backend.backend_name == "torchao" and TorchAo.reads(base_layer.weight):
-        return TorchAo(base_layer, backend)
-    return None
+    return next((kind(layer, backend) for kind in FORMATS if kind.holds(layer, backend)), None)
 
 
 Quantization = Literal["nf4", "fp4", "int8"]
@@ -234,23 +291,18 @@ def check_quantization(name: str) -> None:
 
 
 def format_for(name: str, weight: Tensor) -> Format:
-    """The format in which bitsandbytes holds this weight, with its default settings. Changes nothing.
+    """The format in which bitsandbytes holds this weight, with its default settings, to be read and rounded to.
 
     Args:
         name: one of `QUANTIZATIONS`.
         weight: (d_out, d_in), in float32.
     """
-    backend: Any = None  # of a layer that is only read and rounded
     if name == "int8":
         state = SimpleNamespace(SCB=weight.abs().amax(1))
-        return Bnb8Bit(SimpleNamespace(in_features=weight.shape[1], state=state), backend)
-    bnb: Any = importlib.import_module("bitsandbytes.functional")
-    data, state = bnb.quantize_4bit(weight.contiguous(), blocksize=BLOCK, quant_type=name)
-    return Bnb4Bit(SimpleNamespace(weight=SimpleNamespace(data=data, quant_state=state)), backend)
+        return Bnb8Bit(SimpleNamespace(in_features=weight.shape[1], state=state))
+    data, state = _bnb().quantize_4bit(weight.contiguous(), blocksize=BLOCK, quant_type=name)
+    return Bnb4Bit(SimpleNamespace(weight=SimpleNamespace(data=data, quant_state=state)))
 
 
-def name_of(found: Format) -> str:
-    """How the format of a layer is called: one of `QUANTIZATIONS`, or "torchao"."""
-    if isinstance(found, Bnb4Bit):
-        return str(found.state.quant_type)
-    return "int8" if isinstance(found, Bnb8Bit) else "torchao"
+def _bnb() -> Any:
+    return importlib.import_module("bitsandbytes.functional")

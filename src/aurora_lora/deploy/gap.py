@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -9,28 +10,55 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from ..errors import NotCalibratedError
+from ..errors import CalibrationError, NotCalibratedError
+from ..finite import nan_as_infinite
 from ..forms import CALIBRATED, DYNAMIC, STATIC, FormName
-from ..tuner import AuroraLayer, aurora_layers, check_calibrated, set_form
-from ..tuner.adapters import active_layers
-from ..tuner.config import is_list_of, is_name
+from ..tuner import AuroraLayer, active_layers, aurora_layers, check_calibrated, set_form
 from ..values import one_of, require, short
-from .adapted import AdaptedLayer, adapted_layers
-from .calibrate import MAX_MEMORY, alone
+from .calibrate import MAX_MEMORY, ROUNDING, alone, row_pieces, to_float64
 from .formats import QUANTIZATIONS, check_quantization
-from .inputs import Passes, Runner, as_batches, check_unmerged, dynamic_adapters, evaluated, in_form, trained_state
-from .layer_gaps import FormSums, LayerGap
-from .merge_losses import LayerLoss, MergeLoss, MergeSums
+from .inputs import (
+    Passes,
+    Runner,
+    as_batches,
+    check_unmerged,
+    dynamic_adapters,
+    evaluated,
+    in_form,
+    input_geometry,
+    trained_state,
+    watched_inputs,
+)
+from .merges import AdaptedLayer, LayerLoss, MergeLoss, MergeSums, linear_layers
 from .predictions import EndToEndGap, Metric, compare
-from .reports import Report, worst_of
+from .report import Report, first_table, share, short_names, shown, table, worst_of
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 UNMERGED = "unmerged"
 """The reference of a method that has one form only."""
+
+
+@dataclass(frozen=True)
+class LayerGap:
+    """One adapter of one layer, in one linear form, over the inputs x that reach it in the trained model."""
+
+    layer: str
+    """The layer's path in the plain model."""
+    adapter: str
+    form: str
+    relative_error: float
+    """|B sigma(Ax) - B M x| / |B sigma(Ax)|, both norms over all inputs: 0 is exact, 1 is as bad as leaving it out."""
+    explained_variance: float
+    """1 - E|B sigma(Ax) - B M x|^2 / E|B sigma(Ax) - its mean|^2; negative where the mean alone would do better.
+
+    Where B sigma(Ax) is the same for all inputs, but for rounding (one vector, equal ones), there is no variance to
+    explain: 1 if the form is exact, else NaN.
+    """
 
 
 @dataclass(frozen=True)
@@ -66,15 +94,61 @@ class MergeGap(Report):
 
     def tables(self) -> tuple[Table, ...]:
         """End to end, and layer by layer for forms and for merges, for a terminal. Needs rich."""
-        from .gap_tables import end_to_end_table, layer_table, merge_table
-
-        tables = [end_to_end_table(self.end_to_end, self.merges, self.predictions)]
+        ends = (*self.end_to_end, *(merge.end_to_end for merge in self.merges))
+        tables = [end_to_end_table("merge" if self.merges else "form", ends, self.predictions)]
         if self.layers or not self.merges:
-            last = [entry for entry in self.layers if entry.form == self.layers[-1].form]
-            tables.append(layer_table(self.layers, worst_of(last, lambda entry: entry.relative_error, 3)))
+            tables.append(self._layer_table())
         if self.merges:
-            tables.append(merge_table(self.merges))
+            tables.append(self._merge_table())
         return tuple(tables)
+
+    def _layer_table(self) -> Table:
+        """One row for each layer; the worst are marked."""
+        forms = list(dict.fromkeys(entry.form for entry in self.layers))
+        last = [entry for entry in self.layers if entry.form == forms[-1]]
+        marked = {(e.layer, e.adapter) for e in worst_of(last, lambda entry: entry.relative_error, 3)}
+        names, where = short_names([entry.layer for entry in self.layers])
+        rows: dict[tuple[str, str], list[str]] = {}
+        for entry in self.layers:
+            mark = "*" if (entry.layer, entry.adapter) in marked else " "
+            cells = rows.setdefault((entry.layer, entry.adapter), [f"{mark} {names[entry.layer]}"])
+            # a dash where the adapter's effect does not vary
+            no_variance = math.isfinite(entry.relative_error) and math.isnan(entry.explained_variance)
+            explained = None if no_variance else entry.explained_variance
+            cells += [shown(entry.relative_error, ".1%"), shown(explained, ".1%")]
+        headings = ["layer", *(heading for form in forms for heading in (f"{form} err", "expl."))]
+        title = f"layers{where}: relative error, explained variance (* loses most)"
+        return table(title, headings, list(rows.values()))
+
+    def _merge_table(self) -> Table:
+        """One row for each of the layers that lose most in some merge, the worst first."""
+        lost: dict[str, dict[str, float]] = {}
+        for merge in self.merges:
+            for entry in merge.layers:
+                lost.setdefault(entry.layer, {})[merge.merge] = entry.relative_error
+        order = sorted(lost, key=lambda layer: max(map(nan_as_infinite, lost[layer].values())), reverse=True)
+        rows = [(layer, [share(value) for value in lost[layer].values()]) for layer in order]
+        headings = ["layer", *(merge.merge for merge in self.merges)]
+        return first_table(
+            "layers{}: error, as a share of the adapter's effect", headings, rows, "layers that lose less"
+        )
+
+
+def end_to_end_table(what: str, entries: Sequence[EndToEndGap], predictions: int) -> Table:
+    """One row for each form or merge."""
+    names = list(entries[0].metric)
+    rows = [
+        [
+            entry.form,
+            shown(entry.kl, ".5f"),
+            shown(entry.largest_logit_difference, ".3f"),
+            shown(entry.agreement, ".2%"),
+            *(shown(entry.metric[name], ".4f") for name in names),
+        ]
+        for entry in entries
+    ]
+    headings = [what, "KL from trained", "largest logit diff", "same argmax", *names]
+    return table(f"end to end, {predictions:,} predictions", headings, rows)
 
 
 @alone()
@@ -184,20 +258,15 @@ def _rounds_by_inputs(layers: Sequence[AdaptedLayer], quantizations: Sequence[st
 
 def _checked(quantizations: str | Sequence[str]) -> tuple[str, ...]:
     """The names of formats, each of which can be merged into."""
-    names = [quantizations] if isinstance(quantizations, str) else quantizations
-    if not is_list_of(is_name, names):
-        allowed = ", ".join(map(repr, QUANTIZATIONS))
-        raise TypeError(f"quantizations={short(quantizations)} is not allowed: it must be one of {allowed}, or a list.")
+    names = (quantizations,) if isinstance(quantizations, str) else tuple(quantizations)
     for name in names:
         one_of("quantizations", name, QUANTIZATIONS)
         check_quantization(name)
-    return tuple(names)
+    return names
 
 
 def _layers_to_merge(model: nn.Module, merges: bool | None, quantizations: Sequence[str]) -> list[AdaptedLayer]:
     """The layers whose merges are measured; none where it is about AuroRA's forms alone."""
-    if merges is not None and not isinstance(merges, bool):
-        raise TypeError(f"merges={short(merges)} is not allowed: it must be True, False or None.")
     of_aurora = any(aurora_layers(model))
     if merges is False:
         if quantizations:
@@ -205,7 +274,7 @@ def _layers_to_merge(model: nn.Module, merges: bool | None, quantizations: Seque
         if not of_aurora:
             raise ValueError("merges=False is not allowed: of methods other than AuroRA, merges alone are measured.")
     wanted = bool(quantizations) or not of_aurora if merges is None else merges
-    return adapted_layers(model) if wanted else []
+    return linear_layers(model) if wanted else []
 
 
 def _gap_of_merges(
@@ -217,47 +286,126 @@ def _gap_of_merges(
     metric: Metric | None,
     max_memory: float,
 ) -> MergeGap:
-    for layer in layers:
-        for name in layer.names if isinstance(layer.module, AuroraLayer) else ():
-            layer.module.get_factors(name)  # raises what is no merge, before the inputs are read
+    aurora = [(layer.module, name) for layer in layers if isinstance(layer.module, AuroraLayer) for name in layer.names]
+    for module, name in aurora:
+        module.get_factors(name)  # raises what is no merge, before the inputs are read
     data.hold()
-    forms = _gap_of_forms(model, data, metric, perplexity=True) if _is_dynamic(layers) else None
+    reference: tuple[str, Callable[[], AbstractContextManager[Any]]] = (UNMERGED, nullcontext)
+    forms = MergeGap((), (), 0)
+    if has_forms := any(module.aurora_config[name].train_form == DYNAMIC for module, name in aurora):
+        forms = _gap_of_forms(model, data, metric, perplexity=True)
+        reference = (DYNAMIC, lambda: in_form(model, DYNAMIC))
     sums = MergeSums(layers, quantizations, max_memory)
     with evaluated(model), Runner(model, "merge_gap") as runner:
         sums.measure(runner, data, rounding)
-        reference: tuple[str, Callable[[], AbstractContextManager[Any]]] = (UNMERGED, nullcontext)
-        if forms is not None:
-            reference = (DYNAMIC, lambda: in_form(model, DYNAMIC))
-        ends, n = sums.compare(runner, data, dict([reference]), metric)
-    first, *others = ends
-    losses = tuple(MergeLoss(end.form, sums.layers_of(end.form), end) for end in others)
-    return MergeGap((), (first,), n, losses) if forms is None else replace(forms, merges=losses)
-
-
-def _is_dynamic(layers: Sequence[AdaptedLayer]) -> bool:
-    """Whether AuroRA adapters were trained in the dynamic form: then there are forms to compare."""
-    aurora = [(layer.module, name) for layer in layers if isinstance(layer.module, AuroraLayer) for name in layer.names]
-    return any(module.aurora_config[name].train_form == DYNAMIC for module, name in aurora)
+        first, n, losses = sums.compare(runner, data, dict([reference]), metric)
+    return replace(forms, merges=losses) if has_forms else MergeGap((), (first,), n, losses)
 
 
 def _gap_of_forms(model: nn.Module, data: Passes, metric: Metric | None, *, perplexity: bool = False) -> MergeGap:
     check_unmerged(model, "merge_gap")
-    forms = _forms(model)
-    with trained_state(model), Runner(model, "merge_gap") as runner:
-        sums = FormSums(model, runner, [form for form in forms if form != DYNAMIC])
-        variants: dict[str, Callable[[], AbstractContextManager[Any]]] = {
-            form: partial(in_form, model, form) for form in forms
-        }
-        ends, n = compare(runner, data.one_pass(), variants, metric, watch=sums.watching, perplexity=perplexity)
-    return MergeGap(sums.result(), ends, n)
-
-
-def _forms(model: nn.Module) -> tuple[FormName, ...]:
-    """The forms that can be compared; calibrated only where every active adapter that needs one has a fresh matrix."""
     if not (names := dynamic_adapters(model)):
         set_form(model, DYNAMIC)  # refuses adapters that were trained static
+    forms: tuple[FormName, ...] = (DYNAMIC, STATIC, CALIBRATED)
     try:
         check_calibrated(model, names)
     except NotCalibratedError:
-        return (DYNAMIC, STATIC)
-    return (DYNAMIC, STATIC, CALIBRATED)
+        forms = (DYNAMIC, STATIC)
+    with trained_state(model), Runner(model, "merge_gap") as runner:
+        sums = [
+            _LayerSums(runner, path, layer, name, forms[1:])
+            for path, layer, name in active_layers(model)
+            # an embedding merges exactly, and so does an adapter that was trained static
+            if layer.has_forms and layer.aurora_config[name].train_form != STATIC
+        ]
+        variants: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+            form: partial(in_form, model, form) for form in forms
+        }
+        watch = partial(watched_inputs, [(one.layer, one.see) for one in sums])
+        ends, n = compare(runner, data.one_pass(), variants, metric, watch=watch, perplexity=perplexity)
+        if missed := [one.path for one in sums if not one.n and one.gram.any()]:
+            raise runner.not_reached(list(dict.fromkeys(missed)))
+    return MergeGap(tuple(gap for one in sums if one.n for gap in one.result()), ends, n)
+
+
+class _LayerSums:
+    """What each linear form of one adapter of one layer loses, summed over the inputs that reach the layer.
+
+    |B v|^2 = v^T (B^T B) v is taken in the rank space.
+
+    Of a convolution with groups, each group has its own rows of B, which are all that its vectors meet.
+    """
+
+    def __init__(self, runner: Runner, path: str, layer: AuroraLayer, name: str, forms: Sequence[FormName]) -> None:
+        self.runner, self.path, self.layer, self.name = runner, path, layer, name
+        factors = {form: layer.get_factors(name, form) for form in forms}
+        self.matrices = {form: to_float64(lora_A) for form, (lora_A, _) in factors.items()}
+        B = to_float64(factors[forms[0]][1])  # s B: the scale drops out of every ratio
+        base: Any = layer.get_base_layer()
+        rows = B.view(base.groups if input_geometry(layer) else 1, -1, B.shape[1])
+        self.gram = rows.transpose(1, 2) @ rows  # (groups, r, r)
+        self.n = 0
+        self.power = 0.0
+        self.total = B.new_zeros(len(rows), B.shape[1])
+        self.errors = dict.fromkeys(forms, 0.0)
+
+    def _square(self, v: Tensor, groups: Tensor) -> float:
+        """|B v|^2, summed over v (n, r), each of its group (n,)."""
+        if len(self.gram) == 1:
+            return float(((v @ self.gram[0]) * v).sum())
+        columns = zip(self.gram.unbind(2), v.unbind(1), strict=True)  # (n, r, r) would be a lot of memory
+        return float((sum(column[groups] * values[:, None] for column, values in columns) * v).sum())
+
+    def see(self, x: Tensor) -> None:
+        """Take in the input of the layer."""
+        for vectors, groups in self.runner.grouped_pieces(self.layer, x):
+            self._add(vectors, groups)
+
+    def _add(self, x: Tensor, groups: Tensor | None) -> None:
+        """Take in vectors x (n, d_in), of a convolution with the group (n,) of each."""
+        x = x.to(self.layer.aurora_A[self.name].weight.dtype)  # what the layer computes with
+        sigma = to_float64(self.layer.sigma(self.name, self.layer.hidden_values(self.name, x)))  # (n, r)
+        self.n += len(sigma)
+        of = torch.zeros_like(sigma[:, 0], dtype=torch.int64) if groups is None else groups.to(sigma.device)
+        self.power += self._square(sigma, of)
+        self.total.index_add_(0, of, sigma)
+        for rows in row_pieces(len(x), max(x.shape[1], sigma.shape[1])):
+            inputs = to_float64(x[rows])
+            for form, M in self.matrices.items():
+                self.errors[form] += self._square(sigma[rows] - inputs @ M.T, of[rows])
+
+    def result(self) -> list[LayerGap]:
+        """The gap in each form.
+
+        Raises:
+            CalibrationError: the adapter gives no finite numbers.
+        """
+        if not math.isfinite(self.power):
+            raise CalibrationError(
+                f"The adapter of {self.path} gives no finite numbers: is the model or a batch broken?"
+            )
+        n = self.n / len(self.total)  # of each group
+        variance = self.power - n * self._square(
+            self.total / n, torch.arange(len(self.total), device=self.total.device)
+        )
+        return [
+            LayerGap(
+                self.path, self.name, form, _ratio(error, self.power) ** 0.5, _explained(error, variance, self.power)
+            )
+            for form, error in self.errors.items()
+        ]
+
+
+def _explained(error: float, variance: float, power: float) -> float:
+    """The explained share of a variance, from sums of squares; see `LayerGap.explained_variance`."""
+    rounding = ROUNDING**2 * power
+    if variance > rounding:
+        return 1 - _ratio(error, variance)
+    return 1.0 if error <= rounding else math.nan
+
+
+def _ratio(error: float, power: float) -> float:
+    """Non-negative up to rounding; an adapter that does nothing (B = 0) loses nothing. NaN of what is not finite."""
+    if not math.isfinite(error) or not math.isfinite(power):
+        return math.nan
+    return max(error, 0.0) / power if power > 0 else 0.0

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from ..errors import CalibrationError, abridged
+from ..errors import AlreadyMergedError, CalibrationError, abridged
 from ..forms import DYNAMIC, FormName
 from ..tuner import AuroraLayer, active_configs, set_form
-from ..tuner.adapters import check_not_merged, plain_layers
+from ..tuner.adapters import plain_layers
 from ..tuner.calibration import computing_device, ordinary_tensors
 
 IGNORED = -100
@@ -125,7 +125,8 @@ def check_in_use(path: str, layer: Any, action: str) -> None:
         AlreadyMergedError: they are merged.
         CalibrationError: they are switched off.
     """
-    check_not_merged(path, layer, action)
+    if layer.merged:
+        raise AlreadyMergedError(f"{path} is merged: call unmerge_adapter() before {action}.")
     if layer.disable_adapters:
         raise CalibrationError(f"The adapters of {path} are switched off: enable them before {action}.")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import MethodType
 from typing import TYPE_CHECKING, Any
@@ -14,30 +15,35 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import MergeError
-from ..files import NOT_FINITE
 from ..ops.rounding import InputMoment, input_moment, lost_share, output_error
 from ..tuner import AuroraLayer
 from ..tuner.merging import OriginalWeight, parameter_like
 from ..tuner.model import check_before_merge
-from ..values import is_number, require
-from .adapted import AdaptedLayer, held_format, input_moments
 from .calibrate import MAX_MEMORY
-from .inputs import Passes, Runner, as_batches, evaluated
-from .merged_weight import adapters_of, bias_change, check_change, layers_with_adapters, trains_bias
-from .reports import Report, worst_of
+from .inputs import Batch, Passes, Runner, as_batches, evaluated
+from .merges import AdaptedLayer, input_moments, layers_with_adapters
+from .predictions import EndToEndGap, compare
+from .report import Report, first_table, share, worst_of
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+HELD_OUT = 8
+"""One batch of so many is not rounded by, and tells what the merge loses end to end; of fewer, none."""
+UNMERGED, WITHOUT, NEAREST, BY_INPUTS = "unmerged", "without adapter", "nearest", "by inputs"
+
 
 @dataclass(frozen=True)
 class LayerMerge:
-    """What rounding has cost in one layer, as a share of what the adapter does there: 1 is as bad as leaving it out."""
+    """What rounding has cost in one layer, as a share of what the adapter does there: 1 is as bad as leaving it out.
+
+    These are root mean squares of a layer's output: they do not add up, and say nothing of what the model predicts.
+    """
 
     layer: str
     """The layer's path in the plain model."""
     format: str
-    """The format of the quantised weight, as PEFT names it."""
+    """The format of the quantised weight."""
     nearest: float
     """sqrt(E|(W_n - W) x|^2 / E|dW x|^2), with W = W0 + dW, and W_n the quantised weight that is nearest to W."""
     by_inputs: float
@@ -49,6 +55,13 @@ class QuantizedMerge(Report):
     """The result of `merge_quantized`."""
 
     layers: tuple[LayerMerge, ...]
+    end_to_end: tuple[EndToEndGap, ...]
+    """The predictions of the model without the adapter, with the nearest quantised weights, and with those that were
+    chosen, beside those of the unmerged one."""
+    predictions: int
+    """How many predictions were compared."""
+    held_out: bool
+    """Whether the inputs of these predictions were not rounded by."""
     vectors: int
     """Inputs that a layer saw, of the layer that saw the most."""
     passes: int
@@ -63,34 +76,58 @@ class QuantizedMerge(Report):
         """
         return worst_of(self.layers, lambda layer: layer.by_inputs, n)
 
+    def lost(self, way: str = BY_INPUTS) -> float | None:
+        """The share of the adapter's effect on the predictions that a merge loses: its KL divergence from the unmerged
+        model, as a share of that of the model without the adapter. None where the model predicts no classes.
+
+        Args:
+            way: "by inputs" or "nearest".
+        """
+        kl = {end.form: end.kl for end in self.end_to_end}
+        without, merged = kl.get(WITHOUT), kl.get(way)
+        if without is None or merged is None:
+            return None
+        return merged / without if without > 0 else 0.0 if merged == 0 else math.inf
+
     @property
     def summary(self) -> str:
-        """A line for people: the least and the most that a layer loses, beside what the nearest values would, and how
-        many layers have a loss that is not finite."""
+        """A line for people: what is lost end to end, and of the output of single layers, the nearest values beside."""
         after, before = ([getattr(layer, way) for layer in self.layers] for way in ("by_inputs", "nearest"))
-        broken = sum(not (math.isfinite(a) and math.isfinite(b)) for a, b in zip(after, before, strict=True))
+        layers = (
+            f"{_range_of(after)} (nearest: {_range_of(before)}) of the root mean square of what the adapter adds to a "
+            f"layer's output, over {len(self.layers)} layers; these shares do not add up"
+        )
+        ours, nearest = self.lost(BY_INPUTS), self.lost(NEAREST)
+        if ours is None or nearest is None:
+            return layers
+        which = "held-out predictions" if self.held_out else "predictions on the inputs that it was rounded by"
         return (
-            f"{_range_of(after)} on the inputs given (the nearest values: {_range_of(before)}), "
-            f"over {len(self.layers)} layers" + (f", {broken} of them {NOT_FINITE}" if broken else "")
+            f"{ours:.2%} of the adapter's effect on what the model predicts (the nearest values: {nearest:.2%}), by "
+            f"the KL divergence of {self.predictions:,} {which}; and {layers}"
         )
 
     def tables(self) -> tuple[Table, ...]:
-        """Layer by layer, those that lose most first, for a terminal. Needs rich."""
-        from .tables import first_table, share
+        """End to end, and layer by layer, those that lose most first, for a terminal. Needs rich."""
+        from .gap import end_to_end_table
 
+        what = "held out" if self.held_out else "rounded by"
         rows = [
             (layer.layer, [layer.format, share(layer.nearest), share(layer.by_inputs)])
             for layer in self.worst(n=len(self.layers))
         ]
         headings = ["layer", "format", "nearest", "by inputs"]
-        title = "layers{}: error, as a share of the adapter's effect"
-        return (first_table(title, headings, rows, "layers that lose less"),)
+        title = "layers{}: root mean square error of the output, by that of the adapter's effect"
+        return (
+            end_to_end_table(f"inputs {what}", self.end_to_end, self.predictions),
+            first_table(title, headings, rows, "layers that lose less", "they do not add up"),
+        )
 
 
 def _range_of(losses: Sequence[float]) -> str:
-    """The least and the most of those that are finite."""
-    finite = [loss for loss in losses if math.isfinite(loss)]
-    return f"{min(finite):.0%} to {max(finite):.0%}" if finite else NOT_FINITE
+    """The least and the most."""
+    if all(map(math.isfinite, losses)):
+        return f"{min(losses):.0%} to {max(losses):.0%}"
+    return "not finite"
 
 
 def merge_quantized(
@@ -116,9 +153,11 @@ def merge_quantized(
 
     Args:
         model: a `PeftModel` of any method that changes a weight (AuroRA in its mergeable form, LoRA and its variants,
-            VeRA, OFT, ...) on a base that bitsandbytes (8 bit, NF4, FP4) or torchao (int8, int4 kept as int8) has
-            quantised; not merged.
-        batches: as in `calibrate`: a few hundred inputs like those that the model will see, without labels.
+            VeRA, OFT, (IA)^3, ...) on a base that bitsandbytes (8 bit, NF4, FP4) or torchao (int8, int4 kept as int8)
+            has quantised; not merged.
+        batches: as in `calibrate`: a few hundred inputs like those that the model will see, without labels. Every
+            eighth batch is held out: what the merge loses end to end is measured on it. Of fewer than eight, all are
+            rounded by, and it is measured on them.
         damping: relative to the mean of E[x^2]; see `ops.rounding.input_moment`.
         max_memory: as in `calibrate`.
         tokenizer: as in `calibrate`.
@@ -129,7 +168,7 @@ def merge_quantized(
         progress: as in `calibrate`.
 
     Returns:
-        What rounding has cost in each layer, which a warning says in a line too.
+        What rounding has cost end to end and in each layer, which a warning says in a line too.
 
     Raises:
         MergeError: nothing is quantised; a layer's format or method does not allow it. The model is as before then,
@@ -142,29 +181,29 @@ def merge_quantized(
         TypeError: as `calibrate`.
         ValueError: an argument that is not allowed.
     """
-    require(is_number(damping) and damping > 0, "damping", damping, "a finite number above 0")
+    if not (isinstance(damping, float | int) and 0 < damping < math.inf) or isinstance(damping, bool):
+        raise ValueError(f"damping={damping!r} is not allowed: it must be a finite number above 0.")
     start = time.perf_counter()
     source = as_batches(
         batches, tokenizer, text_columns=text_columns, batch_size=batch_size, examples=examples, max_length=max_length
     )
-    data = Passes(source, "reading inputs" if progress else "")
+    data = _Parts(source, "reading inputs" if progress else "")
     layers, others = quantized_layers(model)
-    every = {path: layer.module for path, layer in layers.items()} | others
-    check_before_merge(model, [(path, module) for path, module in every.items() if isinstance(module, AuroraLayer)])
-    for path, module in others.items():
-        for name in adapters_of(module):
-            trains_bias(path, module, name)  # PEFT's own merge refuses only when it has changed the weight
+    aurora = [(one.path, one.module) for one in (*layers.values(), *others) if isinstance(one.module, AuroraLayer)]
+    if aurora:
+        check_before_merge(model, aurora)
+    data.hold()
     with evaluated(model), Runner(model, "merge_quantized") as runner:
         rounded: dict[str, RoundedLayer] = {}
         for S, together in input_moments(layers, runner, data, max_memory):
             inputs = input_moment(S, damping)  # layers that share an input share its factors
             rounded |= {layer.path: round_layer(layer, S, inputs, vectors) for layer, vectors in together}
             del S, inputs  # before the next ones are collected
-    for path, layer in layers.items():
-        if path not in rounded:  # no input reached it, and its adapters add nothing
-            assert layer.format is not None
-            kind = layer.format.backend.backend_name
-            rounded[path] = RoundedLayer(None, None, LayerMerge(path, kind, 0.0, 0.0), 0)
+        for path, layer in layers.items():
+            if path not in rounded:  # no input reached it, and its adapters add nothing
+                rounded[path] = RoundedLayer(None, None, None, LayerMerge(path, layer.format.name, 0.0, 0.0), 0)
+        passes = data.passes
+        ends, n = _end_to_end(runner, data, [(layer, rounded[path]) for path, layer in layers.items()], others)
     merged: list[Any] = []
     try:
         for path, layer in layers.items():
@@ -172,19 +211,44 @@ def merge_quantized(
             hold_rounded(layer, rounded[path])
         report = QuantizedMerge(
             tuple(rounded[path].report for path in layers),
+            ends,
+            n,
+            data.held_out,
             max(each.vectors for each in rounded.values()),
-            data.passes,
+            passes,
             time.perf_counter() - start,
         )
-        _warn(report)  # where warnings are errors, the model is as before
-        for module in others.values():  # last, as PEFT takes back what it merged only up to rounding
-            merged.append(module)
-            module.merge()
+        warnings.warn(
+            f"Merging into quantised weights rounds them again: that costs {report.summary}.",
+            stacklevel=2,
+        )  # where warnings are errors, the model is as before
+        for layer in others:  # last, as PEFT takes back what it merged only up to rounding
+            merged.append(layer.module)
+            layer.module.merge()
     except BaseException:
         for module in filter(lambda one: one.merged, merged):
             module.unmerge()
         raise
     return report
+
+
+def quantized_layers(model: nn.Module) -> tuple[dict[str, AdaptedLayer], list[AdaptedLayer]]:
+    """The quantised layers to merge, by path, and those that are not quantised.
+
+    Raises:
+        MergeError, AlreadyMergedError, CalibrationError: see `merge_quantized`.
+    """
+    every = layers_with_adapters(model, "merge_quantized")
+    quantised = {layer.path: layer for layer in every if layer.format is not None}
+    if not quantised:
+        raise MergeError(
+            "No layer with an active adapter is quantised, so nothing needs merge_quantized: use merge_adapter() or "
+            "merge_and_unload()."
+        )
+    return quantised, [layer for layer in every if layer.format is None]
+
+
+# -------------------------------------------------------------------- rounding
 
 
 @dataclass(frozen=True)
@@ -193,6 +257,8 @@ class RoundedLayer:
 
     weight: nn.Parameter | None
     """The weight to be held; None is the one that it holds already."""
+    nearest: nn.Parameter | None
+    """The one of the nearest values, to be compared with."""
     bias: Tensor | None
     """The merged bias, (d_out,), where the adapter changes it."""
     report: LayerMerge
@@ -208,25 +274,23 @@ def round_layer(layer: AdaptedLayer, S: Tensor, inputs: InputMoment, vectors: in
         inputs: `input_moment` of S.
         vectors: how many inputs S was taken over.
     """
-    assert layer.format is not None
+    own = layer.format
     base, merged, bias = layer.weights()
-    check_change(layer.path, layer.module, layer.names, merged - base, bias, S)
-    bias = None if bias_change(layer.module, bias) is None else bias
-    kind = layer.format.backend.backend_name
+    layer.check_change(merged - base, bias, S)
+    bias = None if layer.bias_change(bias) is None else bias
     if torch.equal(merged, base):
-        return RoundedLayer(None, bias, LayerMerge(layer.path, kind, 0.0, 0.0), vectors)
-    own = layer.format.fitted(merged)
-    codes, grid = layer.format.chosen(merged, S, inputs)
+        return RoundedLayer(None, None, bias, LayerMerge(layer.path, own.name, 0.0, 0.0), vectors)
     effect = output_error(merged - base, S)
-    lost = (output_error(on.dequantised(at) - merged, S) for on, at in ((own, own.round(merged)), (grid, codes)))
-    nearest, by_inputs = (lost_share(error, effect) for error in lost)
-    report = LayerMerge(layer.path, kind, nearest, by_inputs)
-    return RoundedLayer(layer.format.stored(codes, grid), bias, report, vectors)
+    fitted = own.fitted(merged)
+    nearest = own.pack(near := fitted.round(merged), fitted)
+    codes, grid = own.chosen(merged, S, inputs)
+    lost = (output_error(on.dequantised(at) - merged, S) for on, at in ((fitted, near), (grid, codes)))
+    report = LayerMerge(layer.path, own.name, *(lost_share(error, effect) for error in lost))
+    return RoundedLayer(own.pack(codes, grid), nearest, bias, report, vectors)
 
 
 def hold_rounded(layer: AdaptedLayer, rounded: RoundedLayer) -> None:
     """Let the base layer hold the weight and the bias, and keep the originals for `unmerge`."""
-    assert layer.format is not None
     module, base = layer.module, layer.module.get_base_layer()
     original = OriginalWeight(base, layer.format.backend, shared=False)
     if rounded.weight is not None:
@@ -253,30 +317,77 @@ def _unmerge(layer: Any) -> None:
     layer.merged_adapters.clear()
 
 
-def quantized_layers(model: nn.Module) -> tuple[dict[str, AdaptedLayer], dict[str, Any]]:
-    """The quantised layers to merge, and those that are not quantised, by path.
-
-    Raises:
-        MergeError, AlreadyMergedError, CalibrationError: see `merge_quantized`.
-    """
-    quantised: dict[str, AdaptedLayer] = {}
-    others: dict[str, Any] = {}
-    for path, module, names in layers_with_adapters(model, "merge_quantized"):
-        if (held := held_format(path, module, model, "merge_quantized")) is None:
-            others[path] = module
-        else:
-            quantised[path] = AdaptedLayer(path, module, names, held)
-    if not quantised:
-        raise MergeError(
-            "No layer with an active adapter is quantised, so nothing needs merge_quantized: use merge_adapter() or "
-            "merge_and_unload()."
-        )
-    return quantised, others
+# -------------------------------------------------------------------- end to end
 
 
-def _warn(report: QuantizedMerge) -> None:
-    warnings.warn(
-        "Merging into quantised weights rounds them again: of what the adapter does in a layer, that costs "
-        f"{report.summary}.",
-        stacklevel=3,
-    )
+class _Parts(Passes):
+    """Passes over the batches that weights are rounded by, and one over those that are held out."""
+
+    held_out = False
+
+    def one_pass(self) -> Iterator[Batch]:
+        for i, batch in enumerate(super().one_pass(), 1):
+            if i % HELD_OUT:
+                yield batch
+            else:
+                self.held_out = True
+
+    def measured(self) -> Iterator[Batch]:
+        """The held-out batches, or all where there are none."""
+        for i, batch in enumerate(super().one_pass(), 1):
+            if not self.held_out or i % HELD_OUT == 0:
+                yield batch
+
+
+def _end_to_end(
+    runner: Runner,
+    data: _Parts,
+    layers: Sequence[tuple[AdaptedLayer, RoundedLayer]],
+    others: Sequence[AdaptedLayer],
+) -> tuple[tuple[EndToEndGap, ...], int]:
+    """What the model predicts without its adapters, with the nearest weights and with the chosen ones, beside what it
+    predicts unmerged; changes nothing."""
+    adapted = [*(layer for layer, _ in layers), *others]
+    variants: Mapping[str, Callable[[], AbstractContextManager[Any]]] = {
+        UNMERGED: nullcontext,
+        WITHOUT: lambda: _switched_off(adapted),
+        NEAREST: lambda: _holding([(layer, one.nearest, one.bias) for layer, one in layers]),
+        BY_INPUTS: lambda: _holding([(layer, one.weight, one.bias) for layer, one in layers]),
+    }
+    try:
+        ends, n = compare(runner, data.measured(), variants)
+    except TypeError:  # the model gives nothing that is known as predictions
+        return (), 0
+    return ends[1:], n
+
+
+@contextmanager
+def _switched_off(layers: Sequence[AdaptedLayer]) -> Iterator[None]:
+    """While the block runs, layers compute without their adapters, as those of PEFT do that are merged."""
+    try:
+        for layer in layers:
+            layer.module.merged_adapters.extend(layer.names)
+        yield
+    finally:
+        for layer in layers:
+            layer.module.merged_adapters.clear()
+
+
+@contextmanager
+def _holding(held: Sequence[tuple[AdaptedLayer, nn.Parameter | None, Tensor | None]]) -> Iterator[None]:
+    """While the block runs, base layers hold these weights and biases, and compute without adapters."""
+    held = [one for one in held if one[1] is not None or one[2] is not None]
+    bases = [layer.module.get_base_layer() for layer, _, _ in held]
+    earlier = [(layer.format.held(), base.bias) for (layer, _, _), base in zip(held, bases, strict=True)]
+    with _switched_off([layer for layer, _, _ in held]):
+        try:
+            for base, (layer, weight, bias) in zip(bases, held, strict=True):
+                if weight is not None:
+                    layer.format.put(weight)
+                if bias is not None:
+                    base.bias = parameter_like(base.bias, bias.to(base.bias.dtype))
+            yield
+        finally:
+            for base, (layer, _, _), (weight, bias) in zip(bases, held, earlier, strict=True):
+                layer.format.put(weight)
+                base.bias = bias

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..values import short
 from .calibrate import float64_pieces
 from .inputs import IGNORED, Batch, Runner, no_batches, plain_model
 
@@ -45,7 +44,7 @@ def compare(
     runner: Runner,
     batches: Iterable[Batch],
     variants: Variants,
-    metric: Metric | None,
+    metric: Metric | None = None,
     *,
     watch: Callable[[], AbstractContextManager[Any]] = nullcontext,
     perplexity: bool = False,
@@ -67,7 +66,7 @@ def compare(
         CalibrationError: no batches.
     """
     causal = predicts_next_token(runner.model)
-    found = {name: _Predictions(metric, perplexity and causal) for name in variants}
+    found = {name: _Sums(metric, perplexity and causal) for name in variants}
     n = 0
     for batch in batches:
         n += 1
@@ -75,140 +74,80 @@ def compare(
         for name, variant in variants.items():
             with variant(), watch() if reference is None else nullcontext():
                 output = runner.run(batch)
+            logits = _predictions(output)
             if reference is None:
-                reference, kind = _predictions(output), _kind(runner.model, output)
-                keep = _positions(runner, reference)
-                labels = None if _is_matched(output) else _labels(runner.model, batch, reference)
-                shift = causal and (labels is None or shifts_labels(runner.model))
+                reference, kind = logits, _kind(runner.model, output, logits)
+                keep = _positions(runner, logits)
+                labels = None if _is_matched(output) else _labels(runner.model, batch, logits)
                 if labels is None and perplexity and causal:
-                    labels = next_tokens(batch, reference.device)
-            found[name].add(_predictions(output), reference, keep, labels, shift=shift, kind=kind)
+                    labels = next_tokens(batch, logits.device)
+            found[name].compare(_rows(logits, keep), _rows(reference, keep), kind)
+            if labels is not None and (scored := _scored(logits, labels, kind, causal)):
+                found[name].score(*scored)
     if n == 0:
-        raise no_batches("merge_gap")
+        raise no_batches(runner.action)
     return tuple(each.result(name) for name, each in found.items()), next(iter(found.values())).n
 
 
-class _Predictions:
-    """Compares the predictions of a form with the reference, batch by batch."""
+class _Sums:
+    """Compares the predictions of a variant with the reference, batch by batch, and scores them by labels."""
 
-    def __init__(self, metric: Metric | None, perplexity: bool = False) -> None:
-        self.metric = metric
-        self.perplexity = perplexity
-        self.score = _Score()
-        self.n = 0
-        self.kl = 0.0
-        self.same = 0.0
-        self.largest = 0.0
+    def __init__(self, metric: Metric | None = None, perplexity: bool = False) -> None:
+        self.metric, self.perplexity = metric, perplexity
         self.classes = False
-        self.kept: list[Tensor] = []
-        self.labels: list[Tensor] = []
+        self.n = self.scored = 0
+        self.kl = self.same = 0.0
+        self.largest = torch.zeros((), dtype=torch.float64)
+        self.figures: dict[str, float] = {}
+        self.kept: list[tuple[Tensor, Tensor]] = []
 
-    def add(
-        self,
-        logits: Tensor,
-        reference: Tensor,
-        keep: Tensor | None,
-        labels: Tensor | None,
-        *,
-        shift: bool,
-        kind: PredictionKind,
-    ) -> None:
-        mine, theirs = _rows(logits, keep), _rows(reference, keep)  # (n, classes)
-        self.n += len(mine)
+    def compare(self, logits: Tensor, reference: Tensor, kind: PredictionKind) -> None:
+        """(n, classes) each; a class that both mask, by a logit of -inf, adds nothing."""
+        self.n += len(logits)
         self.classes = kind == "classes"
-        for one, other in float64_pieces(mine, theirs):
-            self._compare(one, other)
-        if labels is None:
-            return
-        if not _fit(labels, logits):
-            return
-        if labels.dim() == 2 and logits.dim() == 3:  # a label for each position; `IGNORED` is none
-            if shift:  # position t predicts token t + 1
-                labels, logits = labels[:, 1:], logits[:, :-1]
-            logits, labels = logits[labels != IGNORED], labels[labels != IGNORED]
-        elif kind != "labels":
-            logits, labels = logits.reshape(labels.numel(), -1), labels.reshape(-1)
-            if kind == "classes" and not labels.is_floating_point():  # one each, or `IGNORED`: none
-                logits, labels = logits[labels != IGNORED], labels[labels != IGNORED]
-        if not len(labels):
-            return
-        if self.metric is None:
-            self.score.add(logits, labels)
-        else:
-            self.kept.append(logits.cpu().double())
-            self.labels.append(labels.cpu())
+        for mine, theirs in float64_pieces(logits, reference):
+            difference = torch.where(mine == theirs, 0.0, mine - theirs).abs().max()
+            self.largest = torch.maximum(self.largest, difference.cpu())  # a NaN stays
+            if self.classes:
+                p, q = theirs.log_softmax(-1), mine.log_softmax(-1)
+                self.kl += float(torch.where(p == -math.inf, 0.0, p.exp() * (p - q)).sum())
+                self.same += _count(mine.argmax(-1) == theirs.argmax(-1), mine, theirs)
 
-    def _compare(self, mine: Tensor, theirs: Tensor) -> None:
-        """(n, classes) each, in float64; a class that both mask, by a logit of -inf, adds nothing."""
-        difference = float(torch.where(mine == theirs, 0.0, mine - theirs).abs().max())
-        if not math.isnan(self.largest):  # a NaN must show
-            self.largest = difference if math.isnan(difference) else max(self.largest, difference)
-        if self.classes:
-            p, q = theirs.log_softmax(-1), mine.log_softmax(-1)
-            self.kl += float(torch.where(p == -math.inf, 0.0, p.exp() * (p - q)).sum())
-            self.same += _count(mine.argmax(-1) == theirs.argmax(-1), mine, theirs)
-
-    def result(self, form: str) -> EndToEndGap:
-        figures = self.score.result()
-        if self.metric is not None and self.labels:
-            figures = _figures(self.metric(torch.cat(self.kept), torch.cat(self.labels)))
-        elif self.perplexity and "nll" in figures:
-            figures["perplexity"] = math.exp(min(figures["nll"], 700.0))  # where exp is still finite
-        kl, agreement = self.kl / max(self.n, 1), self.same / max(self.n, 1)
-        if not self.classes:
-            return EndToEndGap(form, None, self.largest, None, figures)
-        return EndToEndGap(form, kl, self.largest, agreement, figures)
-
-
-def _figures(found: Any) -> dict[str, float]:
-    """What a metric has given, as numbers.
-
-    Raises:
-        TypeError: it is something else.
-    """
-    if not isinstance(found, Mapping):
-        raise TypeError(f"metric must return numbers by their names, such as {{'f1': 0.9}}, and gave {short(found)}.")
-    figures = {}
-    for name, value in found.items():
-        try:
-            if isinstance(value, str):
-                raise ValueError(value)
-            figures[str(name)] = float(value)  # also a tensor or an array with one element
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"metric must return numbers by their names, and gave {short({name: value})}.") from error
-    return figures
-
-
-class _Score:
-    """Negative log-likelihood and accuracy for classes, mean squared error for values, batch by batch."""
-
-    def __init__(self) -> None:
-        self.n = 0
-        self.sums: dict[str, float] = {}
-
-    def add(self, logits: Tensor, labels: Tensor) -> None:
+    def score(self, logits: Tensor, labels: Tensor) -> None:
         """logits (n, classes) or (n, 1), labels (n,); or both (n, labels), 1 where a label is there, else 0."""
-        self.n += len(labels)
+        if self.metric is not None:
+            self.kept.append((logits.cpu().double(), labels.cpu()))
+            return
         start = 0
         for (rows,) in float64_pieces(logits):
-            self._add(rows, labels[start : start + len(rows)].to(rows.device))
+            of_rows = labels[start : start + len(rows)].to(rows.device)
             start += len(rows)
+            found: dict[str, Any]
+            if labels.dim() == 2:
+                each = functional.binary_cross_entropy_with_logits(rows, of_rows.to(rows), reduction="none")
+                found = {"nll": each.mean(-1).sum()}
+            elif rows.shape[-1] == 1 or labels.is_floating_point():
+                found = {"mse": (rows.squeeze(-1) - of_rows).square().sum()}
+            else:
+                nll = functional.cross_entropy(rows, of_rows.long(), reduction="sum")
+                found = {"nll": nll, "accuracy": _count(rows.argmax(-1) == of_rows, rows)}
+            for name, value in found.items():
+                self.figures[name] = self.figures.get(name, 0.0) + float(value)
+        self.scored += len(logits)
 
-    def _add(self, logits: Tensor, labels: Tensor) -> None:
-        found: dict[str, Any]
-        if labels.dim() == 2:
-            each = functional.binary_cross_entropy_with_logits(logits, labels.to(logits), reduction="none")
-            found = {"nll": each.mean(-1).sum()}
-        elif logits.shape[-1] == 1 or labels.is_floating_point():
-            found = {"mse": (logits.squeeze(-1) - labels).square().sum()}
-        else:
-            nll = functional.cross_entropy(logits, labels.long(), reduction="sum")
-            found = {"nll": nll, "accuracy": _count(logits.argmax(-1) == labels, logits)}
-        for name, value in found.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value)
-
-    def result(self) -> dict[str, float]:
-        return {name: value / max(self.n, 1) for name, value in self.sums.items()}
+    def result(self, form: str) -> EndToEndGap:
+        figures = {name: value / self.scored for name, value in self.figures.items()}
+        if self.metric is not None and self.kept:
+            given: Any = self.metric(*(torch.cat(each) for each in zip(*self.kept, strict=True)))
+            if not isinstance(given, Mapping):
+                raise TypeError(f"metric must return numbers by their names, such as {{'f1': 0.9}}, and gave {given}.")
+            figures = {str(name): float(value) for name, value in given.items()}
+        elif self.perplexity and "nll" in figures:
+            figures["perplexity"] = math.exp(min(figures["nll"], 700.0))  # where exp is still finite
+        if not self.classes:
+            return EndToEndGap(form, None, float(self.largest), None, figures)
+        n = max(self.n, 1)
+        return EndToEndGap(form, self.kl / n, float(self.largest), self.same / n, figures)
 
 
 def _count(true: Tensor, *logits: Tensor) -> float:
@@ -220,19 +159,30 @@ def _rows(logits: Tensor, keep: Tensor | None) -> Tensor:
     return logits[keep] if keep is not None else logits.reshape(-1, logits.shape[-1])
 
 
-def _fit(labels: Tensor, logits: Tensor) -> bool:
-    """Whether each prediction has its label: not so where a model hears a text, or labels have another resolution."""
-    if labels.dim() == logits.dim() - 1 >= 2:  # of tokens, or of pixels, whose one logit is no value
-        return labels.shape == logits.shape[:-1] and (labels.dim() == 2 or logits.shape[-1] > 1)
-    return labels.shape == logits.shape or (logits.dim() <= 2 and labels.shape[:1] == logits.shape[:1])
-
-
 def _positions(runner: Runner, logits: Tensor) -> Tensor | None:
     """Which of the positions of (batch, tokens, classes) predictions are not padding."""
-    name = "attention_mask" if runner.encoder is None else "decoder_attention_mask"
-    mask = runner.masks.get(name)
+    mask = runner.masks.get("attention_mask" if runner.encoder is None else "decoder_attention_mask")
     fits = mask is not None and logits.dim() == 3 and mask.shape == logits.shape[:2]
     return mask.to(logits.device) if mask is not None and fits else None
+
+
+def _scored(logits: Tensor, labels: Tensor, kind: PredictionKind, causal: bool) -> tuple[Tensor, Tensor] | None:
+    """The predictions that have a label, and the labels; None where a model hears a text, or labels have another
+    resolution. Of a causal language model, position t predicts the label at t + 1."""
+    if labels.dim() == logits.dim() - 1 >= 2:  # of tokens, or of pixels, whose one logit is no value
+        fits = labels.shape == logits.shape[:-1] and (labels.dim() == 2 or logits.shape[-1] > 1)
+    else:
+        fits = labels.shape == logits.shape or (logits.dim() <= 2 and labels.shape[:1] == logits.shape[:1])
+    if not fits:
+        return None
+    of_tokens = labels.dim() == 2 and logits.dim() == 3
+    if of_tokens and causal:
+        labels, logits = labels[:, 1:], logits[:, :-1]
+    if not of_tokens and kind != "labels":
+        logits, labels = logits.reshape(labels.numel(), -1), labels.reshape(-1)
+    if of_tokens or (kind == "classes" and not labels.is_floating_point()):
+        logits, labels = logits[labels != IGNORED], labels[labels != IGNORED]
+    return (logits, labels) if len(labels) else None
 
 
 def predicts_next_token(model: nn.Module) -> bool:
@@ -244,31 +194,17 @@ def predicts_next_token(model: nn.Module) -> bool:
     return "CausalLM" in name or name.endswith("LMHeadModel")
 
 
-_UNSHIFTED = {
-    *("BartForCausalLM", "BigBirdPegasusForCausalLM", "BlenderbotForCausalLM", "BlenderbotSmallForCausalLM"),
-    *("CpmAntForCausalLM", "FlaubertWithLMHeadModel", "MBartForCausalLM", "MarianForCausalLM", "MvpForCausalLM"),
-    *("PLBartForCausalLM", "PegasusForCausalLM", "ProphetNetForCausalLM", "TrOCRForCausalLM", "WhisperForCausalLM"),
-    *("XLMWithLMHeadModel", "XLNetLMHeadModel"),
-}
-"""Models of Transformers whose labels are of the position that they stand at."""
-
-
-def shifts_labels(model: nn.Module) -> bool:
-    """Whether a causal language model takes the label at position t + 1 for what position t predicts, as most do."""
-    return type(plain_model(model)).__name__ not in _UNSHIFTED
-
-
-def _kind(model: nn.Module, output: Any) -> PredictionKind:
+def _kind(model: nn.Module, output: Any, predictions: Tensor) -> PredictionKind:
     """Whether the predictions are the logits of classes, of labels of which several can hold, or other values."""
-    problem = getattr(getattr(plain_model(model), "config", None), "problem_type", None)
     if _is_matched(output):
         return "classes"
+    problem = getattr(getattr(plain_model(model), "config", None), "problem_type", None)
     has_logits = any(tensor_of(output, name) is not None for name in ("logits", "end_logits"))
     if not has_logits or problem == "regression":
         return "values"
     if problem == "multi_label_classification":
         return "labels"
-    return "classes" if _predictions(output).shape[-1] > 1 else "values"
+    return "classes" if predictions.shape[-1] > 1 else "values"
 
 
 def _is_matched(output: Any) -> bool:
@@ -292,13 +228,10 @@ def _predictions(output: Any) -> Tensor:
     starts, ends = tensor_of(output, "start_logits"), tensor_of(output, "end_logits")
     if starts is not None and ends is not None:
         return torch.stack([starts, ends], 1)
-    logits = tensor_of(output, "logits")
-    if logits is not None and logits.dim() == 4:  # of an image, (batch, classes, height, width)
-        return logits.movedim(1, -1)
     for name in ("logits", "logits_per_image", "sample", "sentence_embedding", "scores", "last_hidden_state"):
         value = tensor_of(output, name)
-        if value is not None:
-            return value
+        if value is not None:  # logits of an image are (batch, classes, height, width)
+            return value.movedim(1, -1) if name == "logits" and value.dim() == 4 else value
     value = output[0] if isinstance(output, (tuple, list)) else output
     if not isinstance(value, Tensor):
         raise TypeError(f"merge_gap finds no predictions in a {type(output).__name__}.")
@@ -307,7 +240,7 @@ def _predictions(output: Any) -> Tensor:
 
 def _labels(model: nn.Module, batch: Any, predictions: Tensor) -> Tensor | None:
     """The labels of a batch, where the predictions are; `IGNORED` for pixels that the model's own loss leaves out."""
-    labels = batch.get("labels") if isinstance(batch, Mapping) or hasattr(batch, "keys") else None
+    labels = batch.get("labels") if hasattr(batch, "keys") else None
     if not isinstance(labels, Tensor):
         return None
     labels = labels.to(predictions.device)
@@ -319,7 +252,7 @@ def _labels(model: nn.Module, batch: Any, predictions: Tensor) -> Tensor | None:
 def next_tokens(batch: Any, device: torch.device) -> Tensor | None:
     """A causal language model's inputs as labels: (batch, tokens), `IGNORED` for padding, and for what comes right
     after it: where texts are padded on the left, their first tokens, which are predicted from nothing."""
-    ids = batch.get("input_ids") if isinstance(batch, Mapping) or hasattr(batch, "keys") else None
+    ids = batch.get("input_ids") if hasattr(batch, "keys") else None
     if not isinstance(ids, Tensor):
         return None
     mask = batch.get("attention_mask")

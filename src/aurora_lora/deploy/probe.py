@@ -23,9 +23,9 @@ from ..tuner.targets import ALL_LINEAR, named
 from ..values import short
 from .calibrate import ROUNDING, float64_device, several_processes, sum_over_processes
 from .gradients import LOSS_SCALES, See, Weight, activation_gradients, frozen_weights, watched_gradients
-from .inputs import IGNORED, Passes, Runner, as_batches, gpus_of, no_batches, plain_model, watched_inputs
-from .predictions import next_tokens, predicts_next_token, shifts_labels, tensor_of
-from .reports import Report
+from .inputs import Passes, Runner, as_batches, gpus_of, no_batches, plain_model, watched_inputs
+from .predictions import next_tokens, predicts_next_token, tensor_of
+from .report import Report, first_table, shown
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -87,8 +87,6 @@ class Probe(Report):
 
     def tables(self) -> tuple[Table, ...]:
         """Layer by layer, those with the largest singular values first, for a terminal. Needs rich."""
-        from .tables import first_table, shown
-
         squares = {layer.layer: float(layer.singular_values.double().square().sum()) for layer in self.layers}
         total = sum(squares.values())
         largest = {layer.layer: float(layer.singular_values[0]) for layer in self.layers}
@@ -203,10 +201,7 @@ def chosen_loss(loss: Loss | None, model: nn.Module, of_texts: bool = False) -> 
 
 def loss_of_texts(model: Any, batch: Any) -> Tensor:
     """The model's own loss of each next token."""
-    labels = next_tokens(batch, batch["input_ids"].device)
-    if labels is not None and not shifts_labels(model):
-        labels = torch.cat((labels[:, 1:], torch.full_like(labels[:, :1], IGNORED)), dim=1)
-    return own_loss(model, {**batch, "labels": labels})
+    return own_loss(model, {**batch, "labels": next_tokens(batch, batch["input_ids"].device)})
 
 
 def own_loss(model: Any, batch: Any) -> Tensor:

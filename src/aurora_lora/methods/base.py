@@ -285,10 +285,7 @@ class PeftMethod(Method):
 
 
 def merge_and_unload(model: Any) -> PreTrainedModel:
-    """PEFT's, with LoRA's biases at their scale."""
-    from ..deploy.merged_weight import prepare_biases
-
-    prepare_biases(model)
+    """PEFT's, with one error for what cannot be merged."""
     try:
         merged: PreTrainedModel = model.merge_and_unload()
     except NotImplementedError as error:  # a variant of LoRA

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..finite import check_finite
+from ..errors import NotFiniteError
 from .update import full_float32, without_autocast
 
 LAZY = 128
@@ -149,7 +149,8 @@ def input_moment(moment: Tensor, damping: float = 1e-3) -> InputMoment:
         return InputMoment(*(each.to(moment.device) for each in (found.order, found.S, found.U)))
     importance = moment.diagonal()
     mean = importance.double().mean()
-    check_finite([("E[x x^T]", moment), ("the mean of its diagonal", mean)], "the inputs of a layer")
+    if not (moment.isfinite().all() and mean.isfinite()):
+        raise NotFiniteError("the inputs of a layer: E[x x^T] holds values that are not finite (NaN or infinity)")
     order = torch.argsort(importance, descending=True, stable=True)
     S = moment[order][:, order].double()
     scale = float(mean)

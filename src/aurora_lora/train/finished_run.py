@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from rich.console import Console
 
 from ..data import Task
 from ..data.dreambooth import DREAMBOOTH
-from ..deploy.tables import as_html, as_text
+from ..deploy.report import as_text
 from ..errors import ArgumentError, FormError, UserError
 from ..files import read_json
 from ..forms import form_named
@@ -52,7 +53,7 @@ class FinishedRun:
 
     def _repr_html_(self) -> str:
         """The scores of every form, for a notebook."""
-        return as_html([self._table()])
+        return f"<pre>{html.escape(str(self))}</pre>"
 
     def _table(self) -> Any:
         title = f"{self.result['task']}, {self.result['model']}: {examples_scored(self.result)}"

@@ -24,10 +24,10 @@ from ..data.own.labels import number
 from ..data.own.source import open_file
 from ..data.own.split import BadRow
 from ..deploy import MergeGap, merge_gap
-from ..deploy.adapted import adapted_layers
 from ..deploy.formats import check_quantization
 from ..deploy.gap import rounds_by_inputs
 from ..deploy.hidden import hidden_values, sigma_along
+from ..deploy.merges import linear_layers
 from ..deploy.texts import even_sample
 from ..errors import ArgumentError, UserError, check_count
 from ..files import read_json
@@ -368,6 +368,6 @@ def _load(adapter: Path, base: str, settings: dict[str, Any], outputs: int | Non
     check_finite(model.state_dict().items(), f"{adapter} cannot be used")
     if random := left_random(model):
         raise UserError(f"{adapter} cannot be used: neither it nor {base} has weights for {random[0]}")
-    if not adapted_layers(model):
+    if not linear_layers(model):
         raise UserError(f"{adapter} is an adapter of {settings.get('peft_type')}, which changes no layer: no merge")
     return on_device(model)

@@ -1,4 +1,4 @@
-"""Tables of reports for a terminal and a notebook; needs rich."""
+"""The results of `calibrate`, `merge_gap`, `merge_quantized` and `probe`: plain values, and tables that need rich."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ import io
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
+from torch import Tensor
 
-from ..files import NOT_FINITE
+from ..files import NOT_FINITE, finite_or_none
+from ..finite import nan_as_infinite
+from ..values import is_int, require
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+T = TypeVar("T")
 
 WIDTH = 80
 """The width of a table, in columns of a terminal."""
@@ -22,8 +28,54 @@ ROWS = 20
 """The most layers of a table whose first layers matter most."""
 
 
+class Report:
+    """What a computation has found."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON: None stands for NaN and infinity, which JSON does not have."""
+        found: dict[str, Any] = finite_or_none(_plain(self))
+        return found
+
+    def tables(self) -> tuple[Table, ...]:
+        """The tables for a terminal. Needs rich."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        """The tables, 80 characters wide; all fields, where rich is not installed."""
+        try:
+            return as_text(self.tables())
+        except ModuleNotFoundError:
+            return repr(self)
+
+    def _repr_html_(self) -> str:
+        """The same text for a notebook."""
+        return f"<pre>{html.escape(str(self))}</pre>"
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.tolist() if isinstance(value, Tensor) else value
+
+
+def worst_of(entries: Iterable[T], loss: Callable[[T], float], n: int) -> tuple[T, ...]:
+    """The n entries that lose most, the worst first; a loss that is not a number is with the worst.
+
+    Raises:
+        ValueError: n is no whole number of at least 1.
+    """
+    require(is_int(n, 1), "n", n, "a whole number of at least 1")
+    return tuple(sorted(entries, key=lambda entry: nan_as_infinite(loss(entry)), reverse=True)[: int(n)])
+
+
 def as_text(tables: Iterable[Table]) -> str:
     """The tables, one below the other, 80 characters wide."""
+    from rich.console import Console
+
     text = io.StringIO()
     plain: dict[str, Any] = {"markup": False, "emoji": False, "color_system": None}  # names of layers, as they are
     console = Console(file=text, width=WIDTH, force_terminal=False, force_jupyter=False, **plain)
@@ -31,52 +83,22 @@ def as_text(tables: Iterable[Table]) -> str:
     return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
 
 
-def as_html(tables: Iterable[Table]) -> str:
-    """The tables as HTML."""
-
-    def cell(content: object) -> str:
-        return html.escape(str(content).replace(".\n", "."))
-
-    parts = []
-    for made in tables:
-        aligned = [f"<td style='text-align:{column.justify}'>" for column in made.columns]
-        head = "".join(f"<th>{cell(column.header)}</th>" for column in made.columns)
-        rows = zip(*(list(column.cells) for column in made.columns), strict=True)
-        body = [
-            "<tr>" + "".join(f"{start}{cell(one)}</td>" for start, one in zip(aligned, row, strict=True)) + "</tr>"
-            for row in rows
-        ]
-        caption = f"<caption style='text-align:left'>{cell(made.title or '')}</caption>"
-        parts.append(f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>")
-    return "\n".join(parts)
-
-
 def table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> Table:
     """A table whose numbers have the room that they need, and the names in the first column what that leaves."""
+    from rich import box
+    from rich.table import Table
+
     made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     made.caption = f"{note}\n" if note else " "  # an empty line before what follows
-    columns = [[row[number] for row in rows] for number in range(len(headings))]
-    numbers = [max(map(len, [*heading.split(), *column])) for heading, column in zip(headings, columns, strict=True)][
-        1:
-    ]
+    first, *columns = zip(headings, *rows, strict=True)
+    numbers = [max(map(len, [*heading.split(), *cells])) for heading, *cells in columns]
     room = WIDTH - sum(numbers) - len(numbers)  # a space between columns
-    names = max(8, min(room, max(map(len, [headings[0], *columns[0]]))))
-    made.add_column(headings[0], overflow="fold", width=names)
+    made.add_column(headings[0], overflow="fold", width=max(8, min(room, max(map(len, first)))))
     for heading, width in zip(headings[1:], numbers, strict=True):
         made.add_column(heading, justify="right", width=width)
-    for name, *cells in rows:
-        made.add_row(_in_lines(name, names), *cells)
+    for row in rows:
+        made.add_row(*row)
     return made
-
-
-def _in_lines(name: str, room: int) -> str:
-    """A path in lines of at most so many letters, each but the last ending in a dot where that is possible."""
-    lines = [""]
-    for part in re.findall(r"[^.]*\.?", name):
-        if lines[-1].strip("* ") and len(lines[-1] + part) > room:
-            lines.append("")
-        lines[-1] += part
-    return "\n".join(lines)
 
 
 def first_table(
@@ -102,9 +124,9 @@ def share(value: float) -> str:
     return shown(value, ".2%" if value < 1 else ".0%")
 
 
-def shown(value: float, form: str) -> str:
-    """A number, or that it is none."""
-    return format(value, form) if math.isfinite(value) else NOT_FINITE
+def shown(value: float | None, form: str) -> str:
+    """A number, that it is none, or a dash where there is nothing."""
+    return "-" if value is None else format(value, form) if math.isfinite(value) else NOT_FINITE
 
 
 def short_names(layers: Sequence[str]) -> tuple[dict[str, str], str]:
