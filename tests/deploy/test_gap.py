@@ -379,7 +379,7 @@ def test_a_broken_form_does_not_look_perfect(model, batches, labelled):
 def test_a_broken_adapter_has_no_gap(model, batches, weight, value):
     layer = list(aurora_layers(model))[-1][1]
     with torch.no_grad():
-        getattr(layer, weight)["default"][0, 0] = value
+        getattr(layer, weight)["default"].weight[0, 0] = value
     with pytest.raises(CalibrationError, match=r"gives no finite numbers"):
         merge_gap(model, batches)
 
@@ -426,7 +426,6 @@ def test_tables_of_all_linear_layers_in_80_columns():
     for text in (by_layer, by_merge):
         rows = [line.split() for line in text.splitlines() if "%" in line]
         assert [next(word for word in row if word != "*") for row in rows] == shown
-    assert [line.count("inputs") for line in by_merge.splitlines()][2] == 2
 
 
 def adapted_net(net, **fields):

@@ -1,7 +1,6 @@
 """What the four reports can do, and a probe in its file."""
 
 import html
-import inspect
 import json
 import math
 import pickle
@@ -11,27 +10,13 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from aurora_lora import AuroraConfig, Probe, align, calibrate, merge_gap, merge_quantized, probe, ranked_config
+from aurora_lora import AuroraConfig, Probe, align, calibrate, merge_gap, probe, ranked_config
 from aurora_lora.deploy.calibrate import CalibrationReport, LayerCalibration
 from aurora_lora.deploy.merge_quantized import LayerMerge, QuantizedMerge
 from aurora_lora.deploy.predictions import EndToEndGap
 from aurora_lora.deploy.probe import LayerProbe, write_probe
 from aurora_lora.deploy.report import as_text, table
 from aurora_lora.errors import CheckpointError
-from aurora_lora.train import CalibrationCallback
-
-COMMON = ["max_memory", "tokenizer", "text_columns", "batch_size", "examples", "max_length", "progress"]
-
-
-@pytest.mark.parametrize("function", [calibrate, merge_gap, merge_quantized, probe, CalibrationCallback])
-def test_what_takes_inputs_has_the_same_keywords(function):
-    parameters = inspect.signature(function).parameters
-    common = COMMON[function is probe :]  # whose memory does not grow with the inputs
-    assert [name for name in parameters if name in common] == common
-    positional = [name for name, one in parameters.items() if one.kind is not one.KEYWORD_ONLY]
-    assert positional == (["batches"] if function is CalibrationCallback else ["model", "batches"])
-    expected = inspect.signature(calibrate).parameters
-    assert all(parameters[name].default == expected[name].default for name in common)
 
 
 def probed(*layers, without=()):
