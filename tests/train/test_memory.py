@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from aurora_lora.methods import METHODS
 from aurora_lora.train import load_recipe, load_run, recipe_files, train
-from aurora_lora.train.build import load_processor, make_trainer
+from aurora_lora.train.build import make_trainer
 from aurora_lora.train.evaluating import evaluate
 from aurora_lora.train.merging import merge
-from aurora_lora.train.models import base_for, frozen_dtype, make_model
+from aurora_lora.train.models import base_for, frozen_dtype, load_tokenizer, make_model
 from aurora_lora.train.predicting import predict
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -70,16 +70,16 @@ def test_frozen_weights_have_the_precision_and_trained_ones_float32(
     recipe = load_recipe(write_recipe(method=options(name, ["query", "value"]), training=training))
     trainer, data = make_trainer(recipe, tmp_path)
     trained, frozen = set(), set()
-    for parameter_name, parameter in trainer.module.named_parameters():
+    for parameter_name, parameter in trainer.model.named_parameters():
         if ".original_module." not in parameter_name and parameter.is_floating_point():
             (trained if parameter.requires_grad else frozen).add(parameter.dtype)
     assert trained == {torch.float32}
     if name == "vera":
         frozen.discard(torch.float32)
     assert frozen == ({torch.float32} if name == "bitfit" else set() if name == "full" else {torch.bfloat16})
-    loss = trainer.loss_of(trainer.module, data.training_batches(1.0, 8)[0])
+    loss = trainer.loss_of(trainer.model, data.training_batches(1.0, 8)[0])
     loss.backward()
-    gradients = {p.grad.dtype for p in trainer.module.parameters() if p.grad is not None}
+    gradients = {p.grad.dtype for p in trainer.model.parameters() if p.grad is not None}
     assert gradients == {torch.float32}
 
 
@@ -130,7 +130,7 @@ def test_a_start_is_taken_from_the_exact_weights(
     method = {"name": "milora", "r": 4, "target_modules": ["q_proj"]}
     for model in (language_model, stored):
         trainer, _ = make_trainer(load_recipe(write_recipe(**questions(model, method=method))), tmp_path / model.name)
-        layer: Any = trainer.module.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
+        layer: Any = trainer.model.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
         W0 = load_file(model / "model.safetensors")["model.layers.0.self_attn.q_proj.weight"].float()
         start = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
         torch.testing.assert_close(torch.linalg.svdvals(start)[:4], torch.linalg.svdvals(W0)[-4:])
@@ -141,8 +141,7 @@ def test_a_start_is_taken_from_the_exact_weights(
 def test_a_base_in_fp16_trains_under_a_gradient_scaler(write_recipe: WriteRecipe, model: Path, name: str) -> None:
     """The scaler refuses gradients in fp16; what is trained has none."""
     recipe = load_recipe(write_recipe(method=options(name, ["query", "value"])), ["training.precision=fp16"])
-    task = recipe.task.definition
-    module = make_model(recipe, base_for(recipe, task, load_processor(str(model), task), ())).train()
+    module = make_model(recipe, base_for(recipe, load_tokenizer(str(model)), ())).train()
     trained = {n: p.detach().clone() for n, p in module.named_parameters() if p.requires_grad}
     frozen = [p for n, p in module.named_parameters() if not p.requires_grad and ".original_module." not in n]
     assert {p.dtype for p in frozen} == {torch.float16}
@@ -165,7 +164,7 @@ def gradients(recipe_path: Path, tmp_path: Path, checkpointing: bool) -> tuple[d
     """The gradients of a batch, and how many bytes are kept for its backward pass."""
     recipe = load_recipe(recipe_path, [f"training.gradient_checkpointing={str(checkpointing).lower()}"])
     trainer, data = make_trainer(recipe, tmp_path)
-    model, kept = trainer.module.train(), 0
+    model, kept = trainer.model.train(), 0
     known = {parameter.data_ptr() for parameter in model.parameters()}
 
     def pack(value: torch.Tensor) -> torch.Tensor:
@@ -264,9 +263,7 @@ LOADING = """
 import json, sys, threading
 import tiny
 from aurora_lora.train import load_recipe
-from aurora_lora.train.models import base_for
-from aurora_lora.train.models import load_processor
-from aurora_lora.train.build import make_model
+from aurora_lora.train.models import base_for, load_tokenizer, make_model
 
 def anonymous():  # without the pages of files, which processes share and the system can drop
     with open("/proc/self/status") as status:
@@ -276,8 +273,7 @@ tiny.register()
 answers = []
 for path in sys.argv[1:]:
     recipe = load_recipe(path)
-    task = recipe.task.definition
-    processor = load_processor(recipe.model, task)
+    processor = load_tokenizer(recipe.model)
     before, peak, done = anonymous(), 0, threading.Event()
 
     def watch():
@@ -287,7 +283,7 @@ for path in sys.argv[1:]:
 
     watching = threading.Thread(target=watch)
     watching.start()
-    model = make_model(recipe, base_for(recipe, task, processor, ()))
+    model = make_model(recipe, base_for(recipe, processor, ()))
     done.set()
     watching.join()
     answers.append(max(peak, anonymous()) - before)

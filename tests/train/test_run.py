@@ -234,19 +234,6 @@ def test_one_process_at_a_time(write_recipe: WriteRecipe, tmp_path: Path) -> Non
         train(load_recipe(write_recipe()), tmp_path / "run")
 
 
-def test_a_killed_process_lets_go_of_the_folder(tmp_path: Path) -> None:
-
-    hold = "import sys, filelock as f; held = f.FileLock(sys.argv[1]); held.acquire(); print(flush=True); input()"
-    command = [sys.executable, "-c", hold, str(tmp_path / ".lock")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
-        assert holder.stdout is not None
-        holder.stdout.readline()
-        assert publish.is_locked(tmp_path)
-        holder.kill()
-        holder.wait()
-        assert not publish.is_locked(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("override", "message"),
     [

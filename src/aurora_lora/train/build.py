@@ -24,7 +24,7 @@ from ..methods.targets import check_modules
 from .data import Data, check_data, with_record
 from .distributed import on_main, own_part, state
 from .finished_run import TrainedRun
-from .kinds import Kind, kind_of
+from .kinds import kind_of
 from .models import (
     PRECISIONS,
     Processor,
@@ -41,19 +41,10 @@ from .models import (
 )
 from .probing import start_for
 from .publish import ADAPTER, LOGS, UPDATES
-from .recipe import ModelSection, Recipe
+from .recipe import Recipe
 from .results import read_result
 from .trainer import CalibrationCallback, ExtraCheckpoints, FiniteLoss, WholeCheckpoints, arguments, logger_callbacks
 from .updates import UpdateRecorder
-
-
-def load_processor(model: ModelSection | str, kind: Kind) -> Processor:
-    """The tokenizer or image processor of a model, as a kind of task needs it.
-
-    Raises:
-        UserError: it cannot be loaded.
-    """
-    return kind.processor(model)
 
 
 def load_data(recipe: Recipe, processor: Processor, scored: Splits | None = None) -> Data:

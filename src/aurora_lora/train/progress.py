@@ -7,8 +7,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from rich.console import Console
@@ -110,32 +109,11 @@ class ProgressBar(TrainerCallback):
             self.progress.start()
 
 
-@contextmanager
-def rounds_bar(console: Console) -> Iterator[Callable[[str, int], Callable[[], None]]]:
-    """Bars for rounds of anything: `start(title, total)` gives what to call after each round."""
-    with bar(console, auto_refresh=False) as progress:  # a thread that draws would be in the CPU time of a round
-
-        def start(title: str, total: int) -> Callable[[], None]:
-            for earlier in progress.task_ids:
-                progress.remove_task(earlier)
-            task = progress.add_task(title, total=total, note="rounds")
-            progress.refresh()
-
-            def advance() -> None:
-                progress.advance(task)
-                progress.refresh()
-
-            return advance
-
-        yield start
-
-
-def bar(console: Console, auto_refresh: bool = True) -> Progress:
+def bar(console: Console) -> Progress:
     """A progress bar with a field `note`; nothing is drawn where the console is no terminal.
 
     Args:
         console: where it is drawn.
-        auto_refresh: draw it all the time, in a thread of its own.
     """
     return Progress(
         TextColumn("{task.description}", markup=False),
@@ -146,7 +124,6 @@ def bar(console: Console, auto_refresh: bool = True) -> Progress:
         console=console,
         transient=True,
         disable=not console.is_terminal,
-        auto_refresh=auto_refresh,
     )
 
 

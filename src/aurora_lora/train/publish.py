@@ -73,17 +73,6 @@ def hold(file: Path, taken: str) -> Iterator[None]:
         yield
 
 
-def is_locked(folder: Path) -> bool:
-    """Whether another process holds the folder."""
-    if not (folder / ".lock").exists():
-        return False
-    try:
-        with lock(folder):
-            return False
-    except RunLockedError:
-        return True
-
-
 # ---------------------------------------------------------------- from its opening to its end
 
 
