@@ -394,6 +394,7 @@ def test_every_command(read: Read, model: Path, tmp_path: Path) -> None:
     assert "Answers in held-out conversations" in (tmp_path / "page.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_model_that_sees_images_too(read: Read, tmp_path: Path) -> None:
     """Its configuration names no padding token beside that of its texts, and no text reaches its image tower, whose
     layers have the names of those that are adapted."""
@@ -419,6 +420,7 @@ def test_a_model_that_sees_images_too(read: Read, tmp_path: Path) -> None:
     assert "static" in aurora("gap", run, "--examples", 4).output
 
 
+@pytest.mark.slow
 def test_a_merged_model_ends_its_answers_by_itself(read: Read, tmp_path: Path) -> None:
     """Where the template ends a turn with another token than the base ends a text with."""
     base = chats.save_model(tmp_path / "other", chats.GENERATION.replace("[SEP]", "[CLS]"))
@@ -435,6 +437,7 @@ def test_a_merged_model_ends_its_answers_by_itself(read: Read, tmp_path: Path) -
     assert said.split() == answer["answer"].split()
 
 
+@pytest.mark.slow
 def test_several_chat_templates(tmp_path: Path) -> None:
     named = {"default": chats.GENERATION, "tool_use": "tools : " + chats.GENERATION}
     base = chats.save_model(tmp_path / "base", named)
@@ -480,6 +483,7 @@ def test_a_conversation_has_a_memory(read: Read, tmp_path: Path) -> None:
     assert talk.said == [{"role": "system", "content": "the film"}]
 
 
+@pytest.mark.slow
 def test_full_fine_tuning_and_text(read: Read, tmp_path: Path) -> None:
     done = train(read("messages", "method={name: full}", "training.learning_rate=5e-3"), tmp_path / "full")
     assert any(one["before"] != one["after"] for one in done.result["samples"])
@@ -503,6 +507,7 @@ def test_answers_are_written_in_the_memory_of_the_training_or_not_at_all(
     assert limits == [40]
 
 
+@pytest.mark.slow
 def test_answers_are_written_in_the_precision_of_the_training(read: Read, tmp_path: Path) -> None:
     """Where a module that is trained in full is in float32, and the layers before it are not."""
     done = train(read("messages", "training.precision=bf16", "method.modules_to_save=[lm_head]"), tmp_path / "run")

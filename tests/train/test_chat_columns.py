@@ -133,24 +133,12 @@ def test_what_is_no_history(history: Any, message: str) -> None:
         conversation({"instruction": "a", "output": "b", "history": history}, "instruction")
 
 
-@pytest.mark.parametrize("given", [1, 0, ["a"], {"a": 1}, 1.5, False], ids=str)
+@pytest.mark.parametrize("given", [1, ["a"]], ids=str)
 def test_what_is_no_input(given: Any) -> None:
     row = {"instruction": "a", "input": given, "output": "b"}
     for ask in (lambda: conversation(row, "instruction"), lambda: question_of(row)):
         with pytest.raises(BadRow, match=f"^'input' is {re.escape(repr(given))}, which is no text$"):
             ask()
-
-
-@pytest.mark.parametrize("given", [{}, {"input": None}, {"input": ""}], ids=str)
-def test_there_may_be_no_input(given: Any) -> None:
-    made = conversation({"instruction": "a", "output": "b", **given}, "instruction")
-    assert made["prompt"] == [{"role": "user", "content": "a"}]
-
-
-@pytest.mark.parametrize(("given", "message"), [(" ", "'output' is empty"), (0, "'output' is 0, which is no text")])
-def test_what_is_no_output(given: Any, message: str) -> None:
-    with pytest.raises(BadRow, match=message):
-        conversation({"instruction": "a", "output": given}, "instruction")
 
 
 REFUSES = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + chats.PLAIN
@@ -220,18 +208,6 @@ def test_a_run_knows_which_columns_it_was_trained_on(given: dict[str, str], aske
     run = TrainedRun(tmp_path, chats.read(tmp_path, base), {})
     assert run.columns == {"format": ("prompt",)}
     assert KINDS["chat"].asked(given, run.columns) == asked
-
-
-@pytest.mark.parametrize("system", [None, "", "  "])
-def test_no_system(system: Any) -> None:
-    row = chats.row(chats.conversations(1)[0], "conversations")
-    assert conversation({**row, "system": system}, "conversations") == conversation(row, "conversations")
-
-
-def test_a_system_of_its_own_comes_first() -> None:
-    said = [{"from": "system", "value": "a"}, {"from": "human", "value": "b"}, {"from": "gpt", "value": "c"}]
-    (first, *rest) = conversation({"conversations": said, "system": "d"}, "conversations")["messages"]
-    assert (first["content"], [one["role"] for one in rest]) == ("a", ["user", "assistant"])
 
 
 CALLS = {"type": "function", "function": {"name": "find", "arguments": {"film": "a"}}}

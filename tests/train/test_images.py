@@ -374,6 +374,7 @@ def test_the_other_commands(vit: Path, tmp_path: Path) -> None:
     assert load_file(str(tmp_path / "lora" / "adapter_model.safetensors"))
 
 
+@pytest.mark.slow
 def test_the_images_of_training_are_scored_unchanged(vit: Path, processor: Any, tmp_path: Path) -> None:
     run = train(recipe(vit), tmp_path / "run")
     found = evaluate(run.folder, split="train", forms=["static"])["static"]
@@ -386,6 +387,7 @@ def test_the_images_of_training_are_scored_unchanged(vit: Path, processor: Any, 
     assert found["nll"] == pytest.approx(nll.item(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_eva_starts_along_the_inputs_of_images(vit: Path, tmp_path: Path) -> None:
     """A is the principal directions of a layer's inputs over all patches of the probed images."""
     method = {"name": "lora", "r": 2, "start": "eva", "target_modules": ["q_proj"], "probe_examples": 16}

@@ -11,7 +11,7 @@ import pytest
 
 import aurora_lora
 import aurora_lora.train as room
-from aurora_lora.errors import ArgumentError, FormError
+from aurora_lora.errors import ArgumentError
 from aurora_lora.train import (
     TrainedRun,
     evaluate,
@@ -160,13 +160,6 @@ def test_what_is_no_recipe(tmp_path: Path) -> None:
         train({}, tmp_path)  # type: ignore[arg-type]
 
 
-def test_which_forms(run: TrainedRun) -> None:
-    with pytest.raises(ArgumentError, match=r"^`forms` is empty \(allowed: 'dynamic', 'static', 'calibrated', or None"):
-        evaluate(run, forms=[])
-    with pytest.raises(FormError, match="form='merged' is not one of the aurora run"):
-        evaluate(run, forms="merged")
-
-
 def test_texts_are_a_list_of_texts(run: TrainedRun) -> None:
     predictor = load_predictor(run)
     for ask in (predictor.answers, lambda texts: predict(run, texts)):
@@ -188,8 +181,3 @@ def test_a_run_shows_its_scores(run: TrainedRun) -> None:
         assert part in shown
         assert part in html
     assert html.startswith("<table>")
-
-
-def test_a_predictor_shows_where_it_is_from(run: TrainedRun) -> None:
-    predictor = load_predictor(run, form="static")
-    assert repr(predictor) == f"Predictor(folder={run.folder!r}, form_name='static', dtype='float32')"

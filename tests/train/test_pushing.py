@@ -58,6 +58,7 @@ def push(run: Path, monkeypatch: pytest.MonkeyPatch) -> Push:
     return invoke
 
 
+@pytest.mark.slow
 def test_both_forms(run: Path, tmp_path: Path, push: Push) -> None:
     with serving(tmp_path / "hub") as hub:
         environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN}

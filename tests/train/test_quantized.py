@@ -9,13 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import chats
 import datasets
 import pytest
 import tiny
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import (
@@ -23,7 +21,6 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
-    PreTrainedModel,
 )
 from typer.testing import CliRunner
 
@@ -157,6 +154,7 @@ def test_the_gap_of_a_run_with_merges(run: Path, tmp_path: Path) -> None:
         (run / "gap.json").unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "dora"])
 def test_the_gap_of_a_run_of_another_method(write_recipe: Callable[..., Path], tmp_path: Path, method: str) -> None:
     options = {"name": method, "r": 2, "target_modules": ["query", "value"]}
@@ -213,17 +211,6 @@ def test_the_gap_of_an_adapter(language_model: tuple[Path, Path], tmp_path: Path
     assert record["end_to_end"][0]["metric"]["nll"] == pytest.approx(total / n, rel=1e-4)
 
 
-def test_examples_of_an_adapter_are_an_even_sample(language_model: tuple[Path, Path], tmp_path: Path) -> None:
-    base, adapter = language_model
-    (tmp_path / "all.txt").write_text("\n".join(TEXTS))
-    (tmp_path / "every-other.txt").write_text("\n".join(TEXTS[::2]))
-    sample, same = (
-        json.loads(aurora("gap", adapter, "--model", base, "--data", tmp_path / name, *more, "--json").stdout)
-        for name, more in (("all.txt", ("--examples", "3")), ("every-other.txt", ()))
-    )
-    assert (sample["texts"], sample["end_to_end"]) == (same["texts"], same["end_to_end"])
-
-
 def test_quantised_merges_of_an_adapter_round_by_other_texts(language_model: tuple[Path, Path], tmp_path: Path) -> None:
     base, adapter = language_model
     file = tmp_path / "texts.txt"
@@ -269,6 +256,7 @@ def test_merges_into_a_quantised_base_round_by_other_texts(tmp_path: Path) -> No
     assert "measured on 3 texts; merges by inputs round by 3 others" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bert", "llama"])
 def test_a_classifier_whose_config_does_not_say_so(run: Path, tmp_path: Path, kind: str) -> None:
     base = tmp_path / "base"
@@ -287,15 +275,6 @@ def test_a_classifier_whose_config_does_not_say_so(run: Path, tmp_path: Path, ki
     record = json.loads(done.stdout)
     assert record["end_to_end"][0]["metric"].keys() == {"nll", "accuracy"}  # no perplexity
     assert record["predictions"] == len(TEXTS)
-
-
-def test_the_texts_of_an_adapter_are_cut_where_its_model_ends(tmp_path: Path) -> None:
-    base = chats.save_model(tmp_path / "base", positions=16)
-    config = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM")
-    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(tmp_path / "lora")
-    (tmp_path / "texts.txt").write_text("\n".join(["film " * 40, *TEXTS]))
-    done = aurora("gap", tmp_path / "lora", "--model", base, "--data", tmp_path / "texts.txt", "--json")
-    assert done.exit_code == 0, done.output
 
 
 def test_the_texts_of_an_adapter_are_read_as_training_data(language_model: tuple[Path, Path], tmp_path: Path) -> None:
@@ -408,6 +387,7 @@ def test_mistakes_of_the_gap_of_an_adapter(run: Path, language_model: tuple[Path
         assert "--split and --merges go with a run" in refused(adapter, "--data", file, *options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["nf4", "int8"])
 def test_a_run_on_a_model_that_is_stored_quantised(run: Path, tmp_path: Path, name: str) -> None:
     """It is trained on as it is, and merged into its dequantised weights: plain Transformers could not save it."""
@@ -496,6 +476,7 @@ def test_a_merge_rounds_by_the_data_that_the_run_was_trained_on(tmp_path: Path) 
     assert not (tmp_path / "merged").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 @pytest.mark.parametrize(
     "method",
@@ -540,16 +521,6 @@ def test_a_trained_bias_without_a_place_is_one_line(tmp_path: Path) -> None:
     done = aurora("merge", run, "-o", tmp_path / "merged")
     assert (done.exit_code, done.stderr.count("\n")) == (2, 1), done.stderr
     assert "the bias that lora_bias=True trains cannot be merged" in done.stderr
-
-
-def test_a_full_temporary_folder_is_one_line(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any, **__: Any) -> None:
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-
-    monkeypatch.setattr(PreTrainedModel, "save_pretrained", full)
-    done = aurora("merge", run, "-o", tmp_path / "merged", "--quantization", "nf4")
-    assert (done.exit_code, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert "No space left on device" in done.stderr
 
 
 def test_what_merges_round_by_is_not_measured_on(run: Path) -> None:
