@@ -65,6 +65,26 @@ def test_the_formulas_give_what_whole_steps_without_numbers_do(
     assert found["calibration"] / 1e9 == pytest.approx(calibration, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("name", "constant", "slope"),
+    [
+        ("table1/base-lora-rte", 0, 40064),
+        ("table1/base-full-rte", 0, 58432),
+        ("table1/base-dora-rte", 0, 52352),
+        ("table1/base-fourierft-rte", 2 * 4 * 768**2, 40000),
+        ("table2/lora", 0, 336328),
+        ("table2/pissa-siqa", 0, 28572),
+        ("table3/large-lora-dtd", 0, 57552),
+    ],
+)
+def test_what_a_layer_keeps(name: str, constant: float, slope: float) -> None:
+    """Bytes, and bytes a token, that were counted in the last layer of a step on fake tensors."""
+    recipe, sizes = known(name)
+    found = shapes(recipe, sizes.labels).layers[-1]
+    assert found[0] == pytest.approx(constant)
+    assert found[1] == pytest.approx(slope, rel=0.03)
+
+
 def test_figure_4() -> None:
     """Against a pass of the U-Net without numbers: operations, numbers that are kept, and the paper's parameters."""
     pytest.importorskip("diffusers", reason="diffusers is not installed")
