@@ -13,7 +13,7 @@ import pytest
 from aurora_lora.data import SplitSizes, get_task, packaged_images
 from aurora_lora.data.bigbench import BIGBENCH, CIFAR10_FILE
 from aurora_lora.data.fetch import OfflineError, fetch
-from aurora_lora.data.packaged_images import CIFAR10_LABELS, FASHION_FOLDER, png, read_cifar10, read_idx
+from aurora_lora.data.vision import CIFAR10_LABELS, FASHION_FOLDER, png, read_cifar10, read_idx
 from aurora_lora.errors import UserError
 
 IMAGES = np.arange(4 * 6 * 5, dtype=np.uint8).reshape(4, 6, 5)

@@ -13,7 +13,7 @@ import torch
 from aurora_lora.train.weights_digest import SAMPLED, sampled_digest
 
 from aurora_lora.data.dreambooth import subject_images
-from aurora_lora.data.own.files import sha256_of
+from aurora_lora.data.own.source import sha256_of
 from aurora_lora.diffusion.loop import Loop, make_accelerator, prediction_scores
 from aurora_lora.diffusion.loss import snr_weights, squared_errors
 from aurora_lora.diffusion.pipeline import load_diffusion

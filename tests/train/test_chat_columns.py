@@ -14,8 +14,7 @@ from typer.testing import CliRunner
 from aurora_lora import cli
 from aurora_lora.chat_template import without_none
 from aurora_lora.data import SplitSizes
-from aurora_lora.data.own.chat import Question, answer_of, conversation, opening, question_of
-from aurora_lora.data.own.chat_splits import format_of
+from aurora_lora.data.own.chat import Question, answer_of, conversation, format_of, opening, question_of
 from aurora_lora.data.own.source import Piece
 from aurora_lora.data.own.split import BadRow
 from aurora_lora.errors import UserError

@@ -21,8 +21,7 @@ from typer.testing import CliRunner
 
 from aurora_lora import cli
 from aurora_lora.data import get_task
-from aurora_lora.data.packaged_images import png
-from aurora_lora.data.vision import read_image
+from aurora_lora.data.vision import png, read_image
 from aurora_lora.errors import UserError
 from aurora_lora.train import load_run, train
 from aurora_lora.train.build import load_data, load_trained_model, make_trainer

@@ -31,9 +31,8 @@ from transformers import (
 )
 
 from aurora_lora.data import TASKS, SplitSizes, Task
-from aurora_lora.data.packaged_images import png
 from aurora_lora.data.prompts import alpaca, target, true_false
-from aurora_lora.data.vision import split_images, with_rows
+from aurora_lora.data.vision import png, split_images, with_rows
 
 GOOD, BAD = ("good", "fine", "warm", "funny"), ("bad", "dull", "cold", "slow")
 PLAIN = ("the", "a", "film", "plot", "was", "and", "very", "of", "scene", "actor")

@@ -5,9 +5,8 @@ from .bigbench import BIG_BENCH
 from .commonsense import COMMONSENSE
 from .glue import GLUE
 from .movie_sentences import MOVIE_RATING, MOVIE_SENTIMENT
-from .packaged_images import PACKAGED_IMAGES
 from .task import SplitSizes, Task
-from .vision import VISION
+from .vision import PACKAGED_IMAGES, VISION
 
 __all__ = ["TASKS", "SplitSizes", "Task", "get_task"]
 

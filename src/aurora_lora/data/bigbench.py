@@ -18,9 +18,8 @@ from ..files import read_json
 from . import prompts
 from .fetch import Archive, fetch
 from .movie_sentences import normalise
-from .order import place
 from .prompts import QUESTION_FORMS, Example, dataset_of
-from .task import SplitSizes, Task, check_size
+from .task import SplitSizes, Task, check_size, place
 
 if TYPE_CHECKING:
     import datasets

@@ -15,9 +15,8 @@ from ..errors import UserError
 from ..extras import extra
 from . import prompts
 from .hub import HubData, subset
-from .order import seeded_order
 from .prompts import Example, dataset_of
-from .task import SplitSizes, Task, check_size
+from .task import SplitSizes, Task, check_size, seeded_order
 
 if TYPE_CHECKING:
     import datasets

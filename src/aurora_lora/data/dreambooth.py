@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from ..errors import UserError
 from ..files import expanded, file_digest, is_path
 from .hub import HubData
-from .own.image_folders import IMAGES, more_suffixes
 from .vision import as_files, read_image
 
 if TYPE_CHECKING:
@@ -69,12 +68,6 @@ def subject_images(source: str, subject: str | None = None) -> list[Image]:
     if subject is not None:
         raise UserError(f"task.subject: {subject!r} names a configuration of a data set; {source} is a folder")
     kinds = ", ".join(IMAGE_FILES)
-    every = _shown(folder)
-    others = {*IMAGES, *more_suffixes()}.difference(IMAGE_FILES)
-    if unread := next((path for path in every if path.suffix.lower() in others), None):
-        raise UserError(
-            f"task.images: {unread} is of a kind that is not read: convert it to one that is ({kinds}), or move it away"
-        )
     paths = _image_files(folder)
     if not paths:
         raise UserError(f"task.images: {folder} has no images (files that end in {kinds})")
@@ -99,8 +92,5 @@ def images_digest(source: str) -> str | None:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    return [path for path in _shown(folder) if path.suffix.lower() in IMAGE_FILES]
-
-
-def _shown(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    shown = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    return [path for path in shown if path.suffix.lower() in IMAGE_FILES]

@@ -8,71 +8,55 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from ..extras import extra
 from .hub import HubData, subset
-from .order import seeded_order
-from .task import SplitSizes, Task, check_size
+from .task import SplitSizes, Task, check_size, seeded_order
+from .vision import class_names
 
 if TYPE_CHECKING:
     import datasets
 
 SEEDS = (0, 11111, 22222, 33333, 44444)
 """FourierFT's five. The paper speaks of seed 0 and of a median of five: both are kept."""
-
 REPO = "nyu-mll/glue"
+ALL = SplitSizes(None, None, None)
+
+_PAIR = ("sentence1", "sentence2")
+_INFERENCE = ("entailment", "not_entailment")
+_TASKS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...], int, int]] = {
+    # question, columns, labels, examples of training and of validation
+    "cola": ("Is a sentence acceptable English?", ("sentence",), ("unacceptable", "acceptable"), 8_551, 1_043),
+    "sst2": ("Is a film-review phrase negative or positive?", ("sentence",), ("negative", "positive"), 67_349, 872),
+    "mrpc": ("Do two news sentences say the same?", _PAIR, ("not_equivalent", "equivalent"), 3_668, 408),
+    "stsb": ("How alike are two sentences, from 0 to 5?", _PAIR, (), 5_749, 1_500),
+    "qqp": (
+        *("Do two questions ask the same?", ("question1", "question2"), ("not_duplicate", "duplicate")),
+        *(363_846, 40_430),
+    ),
+    "mnli": (
+        *("Does a premise entail a hypothesis, leave it open, or contradict it?", ("premise", "hypothesis")),
+        *(("entailment", "neutral", "contradiction"), 392_702, 19_647),
+    ),
+    "qnli": ("Does a sentence hold the answer to a question?", ("question", "sentence"), _INFERENCE, 104_743, 5_463),
+    "rte": ("Does one sentence entail another?", _PAIR, _INFERENCE, 2_490, 277),
+}
+_METRICS = {"cola": ("matthews", ("matthews",)), "stsb": ("pearson", ("spearman",))}
+_METRICS |= dict.fromkeys(("mrpc", "qqp"), ("accuracy", ("f1",)))
 
 
-def _load(
-    config: str, columns: tuple[str, ...], labels: tuple[str, ...], validation: str, sizes: SplitSizes, split_seed: int
-) -> datasets.DatasetDict:
-    with extra("train"):
-        from datasets import DatasetDict
-    data = HubData(REPO, config)
-    splits = {}
-    for name, split, size in (("train", "train", sizes.train), ("validation", validation, sizes.validation)):
-        whole = data.load(split, (*columns, "label"))
-        chosen = subset(whole, name, size, split_seed, config)
-        splits[name] = _checked(chosen, labels, f"{REPO} ({config}), {split}")
-    return DatasetDict(splits)
-
-
-def _load_mnli(
-    columns: tuple[str, ...], labels: tuple[str, ...], sizes: SplitSizes, split_seed: int
-) -> datasets.DatasetDict:
-    """Both validation splits: the best epoch is chosen on all of them, and each is a test set of its own."""
-    with extra("train"):
-        from datasets import concatenate_datasets
-    splits = _load("mnli", columns, labels, "validation_matched", SplitSizes(sizes.train, None, None), split_seed)
-    matched, data = splits["validation"], HubData(REPO, "mnli")
-    mismatched = _checked(
-        data.load("validation_mismatched", (*columns, "label")), labels, f"{REPO} (mnli), validation_mismatched"
-    )
-    both = concatenate_datasets([matched, mismatched.cast(matched.features)])
-    check_size("validation", sizes.validation, len(both), "examples of mnli")
-    rows = seeded_order(len(both), split_seed)[: sizes.validation] if sizes.validation else range(len(both))
-    parts = {
-        "matched": [row for row in rows if row < len(matched)],
-        "mismatched": [row for row in rows if row >= len(matched)],
-    }
-    if not all(parts.values()):
-        raise UserError(f"task.validation_size: {sizes.validation} leaves nothing of one of matched and mismatched")
-    splits["validation"] = both.select(rows)
-    splits.update({name: both.select(part) for name, part in parts.items()})
-    return splits
-
-
-def _checked(data: datasets.Dataset, labels: Sequence[str], what: str) -> datasets.Dataset:
-    """The data, once its labels are known to mean what the task says.
+def _split(config: str, split: str, name: str, size: int | None, split_seed: int) -> datasets.Dataset:
+    """A split, once its labels are known to mean what the task says.
 
     Raises:
         UserError: other class names, an example without a label (-1, as in the test splits), or an unknown one.
     """
-    feature: Any = data.features["label"]
-    names = getattr(feature, "names", None)
-    if labels and names is not None and tuple(names) != tuple(labels):
+    _, columns, labels, *_ = _TASKS[config]
+    data = subset(HubData(REPO, config).load(split, (*columns, "label")), name, size, split_seed, config)
+    what, names = f"{REPO} ({config}), {split}", class_names(data)
+    if labels and names and names != labels:
         raise UserError(f"{what}: the labels are {', '.join(names)}, expected {', '.join(labels)}")
     for row, label in enumerate(data["label"]):
         if label is None or label == -1:
@@ -82,88 +66,48 @@ def _checked(data: datasets.Dataset, labels: Sequence[str], what: str) -> datase
     return data
 
 
-def _task(
-    name: str,
-    description: str,
-    columns: tuple[str, ...],
-    labels: tuple[str, ...],
-    train_examples: int,
-    validation: int,
-    metric: str = "accuracy",
-    also: tuple[str, ...] = (),
-    never_after: tuple[str, ...] = (),
-) -> Task:
-    load = (
-        functools.partial(_load_mnli, columns, labels)
-        if name == "mnli"
-        else functools.partial(_load, name, columns, labels, "validation")
+def _load(config: str, sizes: SplitSizes, split_seed: int) -> datasets.DatasetDict:
+    """The two splits; of MNLI both validation splits: the best epoch is chosen on all of them, and each is a test set
+    of its own."""
+    with extra("train"):
+        from datasets import DatasetDict, concatenate_datasets
+    splits = {"train": _split(config, "train", "train", sizes.train, split_seed)}
+    if config != "mnli":
+        splits["validation"] = _split(config, "validation", "validation", sizes.validation, split_seed)
+        return DatasetDict(splits)
+    matched, mismatched = (
+        _split(config, f"validation_{name}", "validation", None, split_seed) for name in ("matched", "mismatched")
     )
-    return Task(
+    both = concatenate_datasets([matched, mismatched.cast(matched.features)])
+    check_size("validation", sizes.validation, len(both), "examples of mnli")
+    rows: Sequence[int] = range(len(both))
+    rows = seeded_order(len(both), split_seed)[: sizes.validation] if sizes.validation else rows
+    splits["validation"] = both.select(rows)
+    splits["matched"] = both.select([row for row in rows if row < len(matched)])
+    splits["mismatched"] = both.select([row for row in rows if row >= len(matched)])
+    if not len(splits["matched"]) or not len(splits["mismatched"]):
+        raise UserError(f"task.validation_size: {sizes.validation} leaves nothing of one of matched and mismatched")
+    return DatasetDict(splits)
+
+
+GLUE = tuple(
+    Task(
         name=name,
-        description=description,
+        description=question,
         kind="classification" if labels else "regression",
         labels=labels,
-        metric=metric,
+        metric=_METRICS.get(name, ("accuracy", ()))[0],
+        also=_METRICS.get(name, ("accuracy", ()))[1],
         text_columns=columns,
         source=f"GLUE (Wang et al., 2019), hub {REPO}, configuration {name}",
         license="that of each of its sources",
-        load=load,
+        load=functools.partial(_load, name),
         group="GLUE",
-        also=also,
-        never_after=never_after,
-        train_examples=train_examples,
+        never_after=("movie-sentiment", "movie-rating") if name == "sst2" else (),
+        train_examples=train,
         held_out={"validation": validation, **({"matched": 9_815, "mismatched": 9_832} if name == "mnli" else {})},
-        sizes=SplitSizes(None, None, None),
+        sizes=ALL,
         test_sets=("matched", "mismatched") if name == "mnli" else ("validation",),
     )
-
-
-PAIR = ("sentence1", "sentence2")
-_INFERENCE = ("entailment", "not_entailment")
-
-GLUE = (
-    _task(
-        "cola",
-        "Is a sentence acceptable English?",
-        ("sentence",),
-        ("unacceptable", "acceptable"),
-        8_551,
-        1_043,
-        "matthews",
-        ("matthews",),
-    ),
-    _task(
-        "sst2",
-        "Is a film-review phrase negative or positive?",
-        ("sentence",),
-        ("negative", "positive"),
-        67_349,
-        872,
-        never_after=("movie-sentiment", "movie-rating"),
-    ),
-    _task(
-        "mrpc", "Do two news sentences say the same?", PAIR, ("not_equivalent", "equivalent"), 3_668, 408, also=("f1",)
-    ),
-    _task("stsb", "How alike are two sentences, from 0 to 5?", PAIR, (), 5_749, 1_500, "pearson", ("spearman",)),
-    _task(
-        "qqp",
-        "Do two questions ask the same?",
-        ("question1", "question2"),
-        ("not_duplicate", "duplicate"),
-        363_846,
-        40_430,
-        also=("f1",),
-    ),
-    _task(
-        "mnli",
-        "Does a premise entail a hypothesis, leave it open, or contradict it?",
-        ("premise", "hypothesis"),
-        ("entailment", "neutral", "contradiction"),
-        392_702,
-        19_647,
-    ),
-    _task(
-        "qnli", "Does a sentence hold the answer to a question?", ("question", "sentence"), _INFERENCE, 104_743, 5_463
-    ),
-    _task("rte", "Does one sentence entail another?", PAIR, _INFERENCE, 2_490, 277),
+    for name, (question, columns, labels, train, validation) in _TASKS.items()
 )

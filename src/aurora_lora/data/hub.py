@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UserError
 from ..extras import extra
 from ..files import expanded
-from .loading import NO_CODE, cause_of, reason
-from .order import seeded_order
-from .task import check_size
+from .loading import cause_of, reason
+from .task import check_size, seeded_order
 
 if TYPE_CHECKING:
     import datasets
@@ -49,20 +46,14 @@ class HubData:
         Raises:
             UserError: it cannot be had, or lacks a column.
         """
-        with extra("train"):
-            import datasets
-        copy = self.copy()
-        files = {} if self.files is None else {"data_files": {split: self.files[split]}}
-        with self._plain_errors(f"the {split} split"):
-            path, where = self._arguments()
-            loaded = datasets.load_dataset(path, self.config, split=split, **files, **where, **NO_CODE)
-        missing = [column for column in columns if column not in loaded.column_names]
+        found, _ = self._loaded(split)
+        missing = [column for column in columns if column not in found.column_names]
         if missing:
             raise UserError(
-                f"{copy or self.repo}, {split}: there is no column {missing[0]!r} (it has "
-                f"{', '.join(loaded.column_names)})"
+                f"{self.copy() or self.repo}, {split}: there is no column {missing[0]!r} (it has "
+                f"{', '.join(found.column_names)})"
             )
-        return loaded
+        return found
 
     def load_all(self) -> tuple[datasets.DatasetDict, str]:
         """Every split, and the commit that they are of (of a copy: a hash of the names of its files).
@@ -70,47 +61,34 @@ class HubData:
         Raises:
             UserError: it cannot be had.
         """
+        return self._loaded(None)
+
+    def _loaded(self, split: str | None) -> tuple[Any, str]:
         with extra("train"):
             import datasets
-        with self._plain_errors("the data"):
-            path, where = self._arguments()
-            # newer versions run no code, whatever is said, and take the word for a setting of the data
-            knows = "trust_remote_code" in inspect.signature(datasets.load_dataset_builder).parameters
-            builder = datasets.load_dataset_builder(path, self.config, **where, **(NO_CODE if knows else {}))
-            builder.download_and_prepare()
-            return builder.as_dataset(), str(builder.hash)
-
-    def _arguments(self) -> tuple[str, dict[str, Any]]:
-        """The arguments of `datasets.load_dataset`: where the data is."""
         copy = self.copy()
-        # In a copy the revision is the one that was copied.
-        where = {} if copy is not None or self.revision is None else {"revision": self.revision}
-        return str(copy or self.repo), where
-
-    @contextmanager
-    def _plain_errors(self, what: str) -> Iterator[None]:
+        more: dict[str, Any] = {} if self.files is None else {"data_files": {split: self.files[split or ""]}}
+        if copy is None:  # in a copy the revision is the one that was copied
+            more["revision"] = self.revision
         try:
-            yield
+            builder = datasets.load_dataset_builder(str(copy or self.repo), self.config, **more)
+            builder.download_and_prepare()
+            return builder.as_dataset(split=split), str(builder.hash)
         except Exception as error:  # `datasets` and the hub's client raise many kinds, some of them their own
-            raise UserError(self._failure(self.copy(), what, error)) from error
+            what, why = "the data" if split is None else f"the {split} split", reason(cause_of(error))
+            if copy is not None:
+                raise UserError(f"{copy}: {what} cannot be loaded: {why}") from error
+            repo = self.repo if self.config is None else f"{self.repo} ({self.config})"
+            raise UserError(
+                f"{what} of {repo} cannot be loaded from the Hugging Face hub: {why}; {COPIES}=FOLDER names a folder "
+                f"with copies of data sets, this one in FOLDER/{self.repo}"
+            ) from error
 
     def copy(self) -> Path | None:
         """The folder of its copy on this machine, if there is one."""
         folder = os.environ.get(COPIES)
-        if not folder:
-            return None
-        path = expanded(folder) / self.repo
-        return path if path.is_dir() else None
-
-    def _failure(self, copy: Path | None, what: str, error: Exception) -> str:
-        repo = self.repo if self.config is None else f"{self.repo} ({self.config})"
-        why = reason(cause_of(error))
-        if copy is not None:
-            return f"{copy}: {what} cannot be loaded: {why}"
-        return (
-            f"{what} of {repo} cannot be loaded from the Hugging Face hub: {why}; "
-            f"{COPIES}=FOLDER names a folder with copies of data sets, this one in FOLDER/{self.repo}"
-        )
+        path = expanded(folder) / self.repo if folder else None
+        return path if path is not None and path.is_dir() else None
 
 
 def subset(data: datasets.Dataset, name: str, size: int | None, split_seed: int, task: str) -> datasets.Dataset:

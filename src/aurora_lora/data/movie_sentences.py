@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import unicodedata
@@ -13,14 +14,12 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UserError
 from ..extras import extra
 from .fetch import Archive, fetch
-from .order import place
-from .task import SplitSizes, Task, check_size
+from .task import SplitSizes, Task, check_size, place
 
 if TYPE_CHECKING:
     import datasets
 
 _FILE = "movieReviewSnippets_GroundTruth.txt"
-
 MOVIE_SENTENCES = Archive(
     requirement="vaderSentiment==0.5",
     kind="sdist",
@@ -31,9 +30,8 @@ MOVIE_SENTENCES = Archive(
     megabytes=2.4,
     license="MIT",
 )
-
-# A mean nearer to zero than this is no clear sentiment.
 CLEAR = 0.5
+"""A mean nearer to zero than this is no clear sentiment."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,8 @@ class RatedSentence:
 
     text: str
     rating: float
-    key: str  # the normalised text: equal for sentences that count as the same
+    key: str
+    """The normalised text: equal for sentences that count as the same."""
 
     @property
     def is_clear(self) -> bool:
@@ -139,69 +138,45 @@ def split_sentences(
     return splits
 
 
-def _load_sentiment(sizes: SplitSizes, split_seed: int) -> datasets.DatasetDict:
-    with extra("train"):
-        from datasets import ClassLabel
-    splits = split_sentences(_movie_sentences(), sizes, split_seed, clear_only=True)
-    labels = {name: [int(one.rating > 0) for one in split] for name, split in splits.items()}
-    return _dataset(splits, labels, ClassLabel(names=list(MOVIE_SENTIMENT.labels)))
-
-
-def _load_rating(sizes: SplitSizes, split_seed: int) -> datasets.DatasetDict:
-    with extra("train"):
-        from datasets import Value
-    splits = split_sentences(_movie_sentences(), sizes, split_seed, clear_only=False)
-    labels = {name: [one.rating for one in split] for name, split in splits.items()}
-    return _dataset(splits, labels, Value("float32"))
-
-
-def _movie_sentences() -> list[RatedSentence]:
-    return read_sentences(fetch(MOVIE_SENTENCES) / _FILE)
-
-
-def _dataset(
-    splits: dict[str, list[RatedSentence]], labels: dict[str, list[Any]], label_type: Any
-) -> datasets.DatasetDict:
+def _load(labels: tuple[str, ...], sizes: SplitSizes, split_seed: int) -> datasets.DatasetDict:
     """In memory: nothing is written to the cache of `datasets`."""
     with extra("train"):
-        from datasets import Dataset, DatasetDict, Features, Value
-    features = Features({"text": Value("string"), "label": label_type})
-    return DatasetDict(
-        {
-            name: Dataset.from_dict({"text": [one.text for one in split], "label": labels[name]}, features=features)
-            for name, split in splits.items()
-        }
+        from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+    sentences = read_sentences(fetch(MOVIE_SENTENCES) / _FILE)
+    kind = ClassLabel(names=list(labels)) if labels else Value("float32")
+    features = Features({"text": Value("string"), "label": kind})
+    made = {}
+    for name, split in split_sentences(sentences, sizes, split_seed, clear_only=bool(labels)).items():
+        learned: list[Any] = [int(one.rating > 0) if labels else one.rating for one in split]
+        made[name] = Dataset.from_dict({"text": [one.text for one in split], "label": learned}, features=features)
+    return DatasetDict(made)
+
+
+def _task(name: str, description: str, kind: str, labels: tuple[str, ...], metric: str, train_examples: int) -> Task:
+    return Task(
+        name=name,
+        description=description,
+        kind=kind,
+        labels=labels,
+        metric=metric,
+        text_columns=("text",),
+        source="film-review sentences rated by people, Hutto and Gilbert (ICWSM 2014), from the package vaderSentiment "
+        "0.5",
+        license="MIT",
+        load=functools.partial(_load, labels),
+        group="packaged",
+        train_examples=train_examples,
+        never_after=("sst2",),
     )
 
 
-_SOURCE = "film-review sentences rated by people, Hutto and Gilbert (ICWSM 2014), from the package vaderSentiment 0.5"
-
-MOVIE_SENTIMENT = Task(
-    name="movie-sentiment",
-    description="Is a film-review sentence negative or positive? (sign of the mean of 15 to 29 human ratings)",
-    kind="classification",
-    labels=("negative", "positive"),
-    metric="accuracy",
-    text_columns=("text",),
-    source=_SOURCE,
-    license="MIT",
-    load=_load_sentiment,
-    group="packaged",
-    train_examples=7_070,
-    never_after=("sst2",),
+MOVIE_SENTIMENT = _task(
+    "movie-sentiment",
+    "Is a film-review sentence negative or positive? (sign of the mean of 15 to 29 human ratings)",
+    *("classification", ("negative", "positive"), "accuracy", 7_070),
 )
-
-MOVIE_RATING = Task(
-    name="movie-rating",
-    description="How positive is a film-review sentence? (mean of 15 to 29 human ratings, -4 to 4)",
-    kind="regression",
-    labels=(),
-    metric="pearson",
-    text_columns=("text",),
-    source=_SOURCE,
-    license="MIT",
-    load=_load_rating,
-    group="packaged",
-    train_examples=7_430,  # by split seed 0; how many are unclear differs by some
-    never_after=("sst2",),
+MOVIE_RATING = _task(
+    "movie-rating",
+    "How positive is a film-review sentence? (mean of 15 to 29 human ratings, -4 to 4)",
+    *("regression", (), "pearson", 7_430),  # by split seed 0; how many are unclear differs by some
 )

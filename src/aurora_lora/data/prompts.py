@@ -23,27 +23,20 @@ def numbered_keys(word: str, count: int) -> list[str]:
     return [f"{word}{n}" for n in range(1, count + 1)]
 
 
-_FAMILIES: tuple[Sequence[str], ...] = (
+_FAMILIES = (
     ("true", "false"),
-    numbered_keys("solution", 2),
-    numbered_keys("answer", 5),
-    numbered_keys("ending", 4),
-    numbered_keys("option", 2),
+    *(numbered_keys(*one) for one in (("solution", 2), ("answer", 5), ("ending", 4), ("option", 2))),
 )
 _FORMAT = re.compile(r"Answer format: ([a-z]+\d*(?:/[a-z]+\d*)+)\s*$")
 
 
 def alpaca(instruction: str, context: str = "") -> str:
     """The Alpaca wrapper around an instruction, up to where the answer begins."""
-    if context:
-        return (
-            "Below is an instruction that describes a task, paired with an input that provides further context. "
-            "Write a response that appropriately completes the request.\n\n"
-            f"### Instruction:\n{instruction}\n\n### Input:\n{context}\n\n{RESPONSE}\n"
-        )
+    paired = ", paired with an input that provides further context" if context else ""
+    given = f"### Input:\n{context}\n\n" if context else ""
     return (
-        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-        f"### Instruction:\n{instruction}\n\n{RESPONSE}\n"
+        f"Below is an instruction that describes a task{paired}. Write a response that appropriately completes the "
+        f"request.\n\n### Instruction:\n{instruction}\n\n{given}{RESPONSE}\n"
     )
 
 
@@ -62,40 +55,30 @@ def true_false(question: str) -> str:
 
 def solutions(goal: str, choices: Sequence[str]) -> str:
     """PIQA: each solution is a paragraph."""
-    listed = "\n\n".join(f"Solution{n}: {choice}" for n, choice in enumerate(choices, 1))
-    return f"Please choose the correct solution to the question: {goal}\n\n{listed}\n\n{_format('solution', choices)}"
+    return _instruction(f"choose the correct solution to the question: {goal}", "solution", choices, between="\n\n")
 
 
 def answers(question: str, choices: Sequence[str]) -> str:
     """SIQA, ARC, OBQA: the answers are on one line."""
-    return (
-        f"Please choose the correct answer to the question: {question}\n\n"
-        f"{_listed('Answer', choices)}\n\n{_format('answer', choices)}"
-    )
+    return _instruction(f"choose the correct answer to the question: {question}", "answer", choices)
 
 
 def endings(activity: str, context: str, choices: Sequence[str]) -> str:
     """HellaSwag."""
-    return (
-        f"Please choose the correct ending to complete the given sentence: {activity}: {context}\n\n"
-        f"{_listed('Ending', choices)}\n\n{_format('ending', choices)}"
-    )
+    asked = f"choose the correct ending to complete the given sentence: {activity}: {context}"
+    return _instruction(asked, "ending", choices)
 
 
 def options(sentence: str, choices: Sequence[str]) -> str:
     """WinoGrande; the sentence has a blank, "_". The answer format is on the line of the options."""
-    return (
-        "Please choose the correct answer to fill in the blank to complete the given sentence: "
-        f"{sentence}\n\n{_listed('Option', choices)} {_format('option', choices)}"
-    )
+    asked = f"choose the correct answer to fill in the blank to complete the given sentence: {sentence}"
+    return _instruction(asked, "option", choices, before_format=" ")
 
 
-def _listed(word: str, choices: Sequence[str]) -> str:
-    return " ".join(f"{word}{n}: {choice}" for n, choice in enumerate(choices, 1))
-
-
-def _format(word: str, choices: Sequence[str]) -> str:
-    return "Answer format: " + "/".join(numbered_keys(word, len(choices)))
+def _instruction(asked: str, word: str, choices: Sequence[str], between: str = " ", before_format: str = "\n\n") -> str:
+    listed = between.join(f"{word.title()}{n}: {choice}" for n, choice in enumerate(choices, 1))
+    keys = "/".join(numbered_keys(word, len(choices)))
+    return f"Please {asked}\n\n{listed}{before_format}Answer format: {keys}"
 
 
 # ---------------------------------------------------------------- questions and their choices

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -14,6 +15,16 @@ if TYPE_CHECKING:
 Augment = Literal["crop-flip", "shift-flip", "shift", "none"]
 """What is done to training images: a random part is taken, or the image is shifted by up to an eighth; half of them are
 mirrored."""
+
+
+def place(key: str | bytes, seed: int) -> bytes:
+    """What to sort by for an order that the seed alone fixes, and no library's generator can change: a hash."""
+    return hashlib.sha256(f"{seed}\n".encode() + (key if isinstance(key, bytes) else key.encode())).digest()
+
+
+def seeded_order(count: int, seed: int) -> list[int]:
+    """0 to count - 1 in the order of the seed."""
+    return sorted(range(count), key=lambda index: place(str(index), seed))
 
 
 @dataclass(frozen=True)

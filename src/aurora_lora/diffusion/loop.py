@@ -17,7 +17,7 @@ from transformers import get_scheduler
 
 from .. import files, folders, termination
 from ..data.dreambooth import images_digest
-from ..data.own.files import sha256_of
+from ..data.own.source import sha256_of
 from ..errors import UserError
 from ..finite import check_loss
 from ..methods.parameters import load_trained, save_trained

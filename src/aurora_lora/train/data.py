@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .. import files
 from ..data import Task
-from ..data.own.files import sha256_of
+from ..data.own.source import sha256_of
 from ..data.own.split import Splits
 from ..deploy.texts import even_sample
 from ..errors import UserError, abridged

@@ -18,9 +18,7 @@ from transformers import set_seed
 
 from ..data.loading import reason
 from ..data.models import packaged_name
-from ..data.own.broken import UTF8, check_text
-from ..data.own.columns import text
-from ..data.own.labels import number
+from ..data.own.columns import number, text
 from ..data.own.source import open_file
 from ..data.own.split import BadRow
 from ..deploy import MergeGap, merge_gap
@@ -312,16 +310,12 @@ def _settings(adapter: Path) -> tuple[dict[str, Any], int | None]:
 
 def _rows(file: Path, column: str, encoding: str | None) -> list[tuple[int, str, Any]]:
     """The rows that have a text: the number from 1, the text, and what stands in a column `label`."""
-    if file.suffix.lower() == ".txt" and file.is_file():
-        check_text(file, encoding)
-        names, rows = ["text"], [{"text": line} for line in file.read_text(encoding or UTF8).split("\n")]
-    else:
-        try:
-            piece = open_file(str(file), encoding)
-        except ArgumentError as error:
-            raise ArgumentError(str(error).removeprefix("`split`: ")) from error  # there is no such argument here
-        names = piece.data.column_names
-        rows = list(piece.rows([name for name in names if name in (column, "label")])) if column in names else []
+    try:
+        piece = open_file(str(file), encoding)
+    except ArgumentError as error:
+        raise ArgumentError(str(error).removeprefix("`split`: ")) from error  # there is no such argument here
+    names = piece.data.column_names
+    rows = list(piece.rows([name for name in names if name in (column, "label")])) if column in names else []
     if column not in names:
         raise ArgumentError(f"{file} has no column '{column}' (it has {', '.join(names)}): `column` names it")
     found = []

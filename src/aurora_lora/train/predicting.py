@@ -14,11 +14,9 @@ from torch import nn
 from transformers import AutoConfig
 
 from .. import files
-from ..data.list_types import item_type
 from ..data.loading import NO_CODE, reason
-from ..data.own.files import FORMATS
 from ..data.own.kinds import OWN
-from ..data.own.source import OwnData, open_file
+from ..data.own.source import FORMATS, OwnData, open_file
 from ..data.own.split import BadRow, bad_row
 from ..data.vision import as_files
 from ..deploy.export import DTYPES
@@ -322,7 +320,7 @@ def _shown(value: Any, feature: Any, number: int) -> Any:
     if isinstance(value, Mapping) and isinstance(feature, Mapping):
         return {name: _shown(one, feature[name], number) for name, one in value.items()}
     if isinstance(value, list):
-        return [_shown(one, item_type(feature), number) for one in value]
+        return [_shown(one, getattr(feature, "feature", None), number) for one in value]
     if isinstance(value, int) and hasattr(feature, "int2str"):
         return feature.int2str(value) if value >= 0 else None
     return number if isinstance(value, bytes) else value

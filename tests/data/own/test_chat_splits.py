@@ -53,8 +53,8 @@ def test_the_same_conversation_is_never_in_two_splits(case: str) -> None:
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        ([{"type": "image"}], "has a part that is no text: {'type': 'image'}"),
-        (["hello"], "has a part that is no text: 'hello'"),
+        ([{"type": "image"}], ".* is no text"),
+        (["hello"], ".* is no text"),
         ([{"type": "text", "text": " "}], r"\(user\) is empty"),
     ],
 )

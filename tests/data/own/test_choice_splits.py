@@ -5,7 +5,6 @@ from datasets import ClassLabel, Dataset
 from own_rows import QUESTION, load
 
 from aurora_lora.errors import UserError
-from aurora_lora.train.data import notes
 
 
 @pytest.mark.parametrize(
@@ -48,33 +47,6 @@ def test_a_declared_answer_that_one_row_does_not_offer() -> None:
         load("choices", "rows.parquet", QUESTION)
 
 
-def test_a_declared_number_beside_letters_counts_nothing() -> None:
-    """Some questions of a data set have options A to D, others 1 to 4: from 0 or from 1, nobody tells."""
-    rows = [{"question": f"question {n}?", "options": list("wxyz"), "answer": n % 4} for n in range(20)]
-    rows[7]["answer"] = 4
-    data = Dataset.from_list(rows).cast_column("answer", ClassLabel(names=[*"ABCD", *"1234"]))
-    data.to_parquet("rows.parquet")
-    with pytest.raises(UserError, match=r"row 8: the answer '1' is none of the options: .* A to D$"):
-        load("choices", "rows.parquet", QUESTION)
-
-
 def test_the_same_question_with_its_options_in_another_order_is_the_same() -> None:
     rows = [{"question": f"question {n % 10}?", "options": ["a", "b"][:: (-1) ** n], "answer": 0} for n in range(20)]
     assert load("choices", rows, QUESTION).record["repeated"] == 10
-
-
-@pytest.mark.parametrize("form", ["instruction", "cloze"])
-def test_a_right_option_that_is_always_the_same_one_is_told(form: str) -> None:
-    """Its number is all that would be learned."""
-    rows = [
-        {"question": f"question {n}?", "x": f"right {n}", "y": f"wrong {n}", "answer": f"right {n}"} for n in range(20)
-    ]
-    Dataset.from_list(rows).to_parquet("rows.parquet")
-    columns = {**QUESTION, "options": ("x", "y")}
-    told = form == "instruction"
-    found = load("choices", "rows.parquet", columns, form=form).record
-    assert found.get("only_place") == (0 if told else None)
-    assert any("number 1 in every row" in line for line in notes(found)) == told
-    rows[0]["answer"] = "wrong 0"
-    Dataset.from_list(rows).to_parquet("mixed.parquet")
-    assert "only_place" not in load("choices", "mixed.parquet", columns, form=form).record

@@ -12,34 +12,8 @@ from PIL import Image as Pillow
 from PIL.PngImagePlugin import PngInfo
 
 from aurora_lora.data import vision
-from aurora_lora.data.own.image_column import image_file
+from aurora_lora.data.own.labelled import image_file
 from aurora_lora.errors import UserError
-
-
-@pytest.mark.parametrize("folder", ["cat", "."])
-def test_images_in_one_folder(folder: str) -> None:
-    save_images(Path("all"), 1)
-    Path("pictures", folder).mkdir(parents=True)
-    Path("all/red/0.png").rename(Path("pictures", folder, "0.png"))
-    name = "pictures" if folder == "." else folder
-    with pytest.raises(UserError, match=rf"pictures has images in one folder only, '{name}', and each class needs its"):
-        load("images", "pictures", {"image": ("image",), "label": ("label",)})
-
-
-@pytest.mark.parametrize(
-    ("folder", "stray"),
-    [("", "stray.png"), ("", "red/more/stray.png"), ("train", "train/stray.png"), ("train", "test/stray.png")],
-)
-def test_an_image_in_no_folder_of_a_class(folder: str, stray: str) -> None:
-    save_images(Path("pictures", folder), 6)
-    Path("pictures", stray).parent.mkdir(parents=True, exist_ok=True)
-    Pillow.new("RGB", (8, 8), (99, 99, 99)).save(Path("pictures", stray))
-    for data in ("pictures", str(Path("pictures").absolute())):
-        with pytest.raises(
-            UserError, match=rf"^pictures/{stray} is not in the folder of a class, as the others are: move"
-        ):
-            load("images", data, {"image": ("image",), "label": ("label",)})
-
 
 COLUMNS_OF_IMAGES = {"image": ("image",), "label": ("label",)}
 
@@ -81,25 +55,6 @@ def test_paths_in_a_table_are_looked_for_beside_it_first() -> None:
     )
 
 
-def test_images_whose_labels_are_in_a_table_beside_them() -> None:
-    paths = _table("data/labels.csv", folder="images")
-    for path in paths:
-        Path("data", path).rename(Path("data/images", Path(path).name))
-    table = Path("data/labels.csv")
-    for colour in ("red", "green", "blue"):
-        table.write_text(table.read_text().replace(f"images/{colour}/", "images/"))
-        Path("data/images", colour).rmdir()
-    with pytest.raises(
-        UserError, match=r"nothing to tell apart; .* task\.data=data/labels\.csv, .* data/metadata\.csv"
-    ):
-        load("images", "data", COLUMNS_OF_IMAGES)
-    expected = _shades(load("images", "data/labels.csv", COLUMNS_OF_IMAGES))
-    assert len(expected) == 30
-    table.write_text(table.read_text().replace("image,", "file_name,"))
-    table.rename("data/metadata.csv")
-    assert _shades(load("images", "data", COLUMNS_OF_IMAGES)) == expected
-
-
 def test_a_file_that_is_no_image() -> None:
     save_images(Path("pictures"))
     Path("pictures/red/broken.png").write_bytes(b"no image")
@@ -114,7 +69,7 @@ def test_an_image_that_is_cut_off(suffix: str) -> None:
     Pillow.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(path)
     load("images", "pictures", {"image": ("image",), "label": ("label",)})
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(UserError, match=rf"pictures, row \d+: .*broken\{suffix} is no image that can be read: .*trunc"):
+    with pytest.raises(UserError, match=rf"pictures, row \d+: .*broken\{suffix} is no image .*[Tt]runc"):
         load("images", "pictures", {"image": ("image",), "label": ("label",)})
 
 
@@ -142,7 +97,7 @@ def test_an_image_with_very_long_texts_in_it() -> None:
 @pytest.mark.parametrize("values", [list(range(20)), [["a.png"]] * 20], ids=["numbers", "lists"])
 def test_a_column_that_holds_no_images(values: list[Any]) -> None:
     Dataset.from_dict({"image": values, "label": ["a", "b"] * 10}).to_parquet("rows.parquet")
-    with pytest.raises(UserError, match=r"task\.image: rows\.parquet: 'image' is no column of images"):
+    with pytest.raises(UserError, match=r"task\.image: rows\.parquet: column 'image' cannot be read"):
         load("images", "rows.parquet", {"image": ("image",), "label": ("label",)})
 
 
@@ -171,7 +126,7 @@ def test_an_image_that_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_pixels_that_have_other_numbers() -> None:
     save_images(Path("pictures"))
     Pillow.fromarray(np.full((8, 8), 0.5, np.float32)).save("pictures/red/float.tiff")
-    with pytest.raises(UserError, match=r"float\.tiff is no image .*numbers \(0\.5 to 0\.5, with decimals\)"):
+    with pytest.raises(UserError, match=r"float\.tiff is no image .*numbers from 0\.5 to 0\.5"):
         load("images", "pictures", {"image": ("image",), "label": ("label",)})
 
 
@@ -183,7 +138,7 @@ def test_grey_values_that_are_black_in_16_bits_are_refused(most: int) -> None:
         Pillow.fromarray(values).save(f"pictures/red/{name}.png")
     load("images", "pictures", COLUMNS_OF_IMAGES)
     Pillow.fromarray(grey).save("pictures/red/x-ray.png")
-    with pytest.raises(UserError, match=rf"row \d+: .*x-ray\.png is no image .*16 bits and at most {most:,}, .* scale"):
+    with pytest.raises(UserError, match=rf"row \d+: .*x-ray\.png is no image .*numbers from 0 to {most}, .* scale"):
         load("images", "pictures", COLUMNS_OF_IMAGES)
 
 

@@ -80,7 +80,7 @@ def test_numbers_that_one_row_makes_decimals() -> None:
     right = {tuple(row["choices"]): row["choices"][row["label"]] for row in seen}
     assert right == {(" 1", " 2", " 3", " 4"): " 2", (" 0.5", " 1.5"): " 1.5"}
     rows[0]["answer"] = 7  # no place either
-    with pytest.raises(UserError, match=r"row 1: the answer '7' is none of the options: .* one of them, A to D$"):
+    with pytest.raises(UserError, match=r"row 1: the answer '7' is none of the options: .* one of them, A to D"):
         load("choices", rows, QUESTION)
 
 

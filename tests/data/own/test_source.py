@@ -32,13 +32,9 @@ def _cards(folder: Path) -> None:
 def test_a_field_that_nothing_uses_is_refused(tmp_path: Path) -> None:
     _csv(tmp_path / "rows.csv")
     Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
-    with pytest.raises(
-        UserError, match=r"^task\.config: 'x' goes with a folder or a data set of the hub, and rows\.csv "
-    ):
+    with pytest.raises(UserError, match=r"^task\.config: 'x' goes with a data set of the hub, not with a file"):
         open_data(OwnData("rows.csv", config="x"))
-    with pytest.raises(
-        UserError, match=r"^task\.revision: 'x' goes with a data set of the hub, and rows\.csv is here$"
-    ):
+    with pytest.raises(UserError, match=r"^task\.revision: 'x' goes with a data set of the hub, not with a file"):
         open_data(OwnData("rows.csv", test_data="saved", revision="x"))
     with pytest.raises(
         UserError, match="no data set of the hub"
@@ -175,15 +171,6 @@ def test_configuration_and_revision_are_those_of_what_a_run_names(monkeypatch: p
     ]
 
 
-def test_files_of_a_folder_with_different_columns(tmp_path: Path) -> None:
-    Dataset.from_list(ROWS).to_parquet(tmp_path / "data" / "train.parquet")
-    Dataset.from_list([{**row, "id": 1} for row in ROWS]).to_parquet(tmp_path / "data" / "test.parquet")
-    with pytest.raises(
-        UserError, match=r"^data cannot be loaded: not all of its rows have the same columns: some lack 'id'$"
-    ):
-        open_data(OwnData("data"))
-
-
 def test_a_column_that_is_not_there(tmp_path: Path) -> None:
     _csv(tmp_path / "reviews.csv")
     piece = open_data(OwnData("reviews.csv"))["train"]
@@ -194,9 +181,6 @@ def test_a_column_that_is_not_there(tmp_path: Path) -> None:
         assert str(raised.value) == (
             f"task.text: reviews.csv has no column '{wrong}' (it has 'review', 'stars'; did you mean 'review'?)"
         )
-    for several in ("review,stars", "review, stars"):
-        with pytest.raises(UserError, match=r"; did you mean 'task\.text=\[review, stars\]'\?\)$"):
-            piece.need(several, "text")
 
 
 @pytest.mark.parametrize(("given", "hint"), [("imdb", ""), ("revews.csv", "reviews.csv"), ("table", "table.parquet")])
@@ -216,7 +200,7 @@ def test_texts_of_a_parquet_file_that_are_no_text() -> None:
     offsets = b"".join(n.to_bytes(4, "little") for n in range(31))
     texts = pa.Array.from_buffers(pa.string(), 30, [None, pa.py_buffer(offsets), pa.py_buffer(b"\xff" * 30)])
     parquet.write_table(pa.table({"text": texts, "label": [0, 1] * 15}), "rows.parquet")
-    with pytest.raises(UserError, match=r"rows\.parquet has text that is no UTF-8: .* byte 0xff"):
+    with pytest.raises(UserError, match=r"rows\.parquet has text in another encoding .* byte 0xff"):
         load("classification", "rows.parquet")
 
 

@@ -265,7 +265,7 @@ def test_a_validation_file_that_the_test_file_holds() -> None:
 @pytest.mark.parametrize(
     ("test", "message"),
     [
-        (list("abc"), "train.csv: each of its 6 rows is in the validation or test data as well"),
+        (list("abc"), "train.csv: 6 rows, 6 of them in the validation or test data as well"),
         (
             list("ab"),
             "train.csv: 6 rows, 4 of them in the validation or test data as well, 1 without duplicates, are too",

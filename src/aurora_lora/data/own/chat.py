@@ -1,4 +1,4 @@
-"""Rows of conversations, in the formats that people have: TRL's, Alpaca's and ShareGPT's."""
+"""Conversations in the formats that people have, TRL's, Alpaca's and ShareGPT's, ready to be split."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from typing import Any
 
 from ... import chat_template
 from ...chat_template import without_none
-from .columns import json_list, text
-from .split import BadRow, Row
+from ...errors import UserError
+from ...extras import extra
+from ..vision import with_rows
+from .columns import json_list, same_text, text
+from .source import Piece, Pieces
+from .split import BadRow, Prepared, Row
 
 FORMATS: dict[str, tuple[str, ...]] = {
     "messages": ("messages",),
@@ -44,6 +48,9 @@ class Question:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+# ---------------------------------------------------------------- a row
+
+
 def conversation(row: Row, form: str) -> dict[str, Any]:
     """A row in TRL's format.
 
@@ -59,23 +66,18 @@ def conversation(row: Row, form: str) -> dict[str, Any]:
     """
     if form == "text":
         return {"text": text(row["text"], "text")}
-    if form == "messages":
-        return {"messages": _with_answer(_with_system(row, _messages(row["messages"], "messages")))}
-    if form == "conversations":
-        return {"messages": _with_answer(_sharegpt(row))}
-    if form == "prompt":
-        return _prompt(row)
-    asked = "\n\n".join(part for part in (text(row["instruction"], "instruction"), _input(row)) if part)
-    answer = {"role": "assistant", "content": text(row["output"], "output")}
-    return {"prompt": [*_system(row), *_history(row), {"role": "user", "content": asked}], "completion": [answer]}
-
-
-def _input(row: Row) -> str:
-    """What Alpaca's instruction is about; empty where there is none."""
-    said = row.get("input")
-    if not isinstance(said, str | None):
-        raise BadRow(f"'input' is {said!r:.40}, which is no text")
-    return said or ""
+    if form in ("messages", "conversations"):
+        return {"messages": _with_answer(_messages(row, form))}
+    if form == "instruction":
+        asked = "\n\n".join(part for part in (text(row["instruction"], "instruction"), _said(row, "input")) if part)
+        answer = {"role": "assistant", "content": text(row["output"], "output")}
+        return {"prompt": [*_system(row), *_history(row), {"role": "user", "content": asked}], "completion": [answer]}
+    if isinstance(row["prompt"], str) and isinstance(row["completion"], str):
+        return {"prompt": _plain_prompt(row), "completion": text(row["completion"], "completion")}
+    if isinstance(row["prompt"], str) or isinstance(row["completion"], str):
+        raise BadRow("'prompt' and 'completion' must both be texts, or both lists of messages")
+    answered = _messages({"completion": row["completion"]}, "completion")
+    return {"prompt": _messages(row, "prompt"), "completion": _with_answer(answered)}
 
 
 def template_options(row: Row) -> dict[str, Any]:
@@ -93,42 +95,17 @@ def template_options(row: Row) -> dict[str, Any]:
         raise BadRow(str(error)) from error
 
 
+def _said(row: Row, column: str) -> str:
+    """The text of a column; empty where there is none, or nothing in it."""
+    said = row.get(column) or ""
+    if not isinstance(said, str):
+        raise BadRow(f"'{column}' is {said!r:.40}, which is no text")
+    return said if said.strip() else ""
+
+
 def _system(row: Row) -> list[dict[str, Any]]:
-    """The message of a column `system`, where it says something."""
-    said = row.get("system")
-    is_blank = not said or (isinstance(said, str) and not said.strip())
-    return [] if is_blank else [{"role": "system", "content": text(said, "system")}]
-
-
-def _with_system(row: Row, said: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Messages of a row, which may have the first of them in a column of its own."""
-    return said if said[0]["role"] == "system" else [*_system(row), *said]
-
-
-def _history(row: Row) -> list[dict[str, Any]]:
-    """The messages of Alpaca's column `history`: pairs of what was asked and answered before."""
-    turns = row.get("history") or []
-    if isinstance(turns, str):
-        turns = json_list(turns) if turns.strip() else []
-    if not isinstance(turns, list):
-        raise BadRow(f"'history' is {row['history']!r:.40}, which is no list of pairs of texts")
-    said = []
-    for number, turn in enumerate(turns, start=1):
-        if not isinstance(turn, list) or len(turn) != 2:
-            raise BadRow(f"turn {number} of 'history' is {turn!r:.40}, which is no pair of texts, [user, assistant]")
-        said += [{"role": "user", "content": text(turn[0], "history")}]
-        said += [{"role": "assistant", "content": text(turn[1], "history")}]
-    return said
-
-
-def _prompt(row: Row) -> dict[str, Any]:
-    prompt, completion = row["prompt"], row["completion"]
-    if isinstance(prompt, str) and isinstance(completion, str):
-        return {"prompt": _plain_prompt(row), "completion": text(completion, "completion")}
-    if isinstance(prompt, str) or isinstance(completion, str):
-        raise BadRow("'prompt' and 'completion' must both be texts, or both lists of messages")
-    asked = _with_system(row, _messages(prompt, "prompt"))
-    return {"prompt": asked, "completion": _with_answer(_messages(completion, "completion"))}
+    said = _said(row, "system")
+    return [{"role": "system", "content": said}] if said else []
 
 
 def _plain_prompt(row: Row) -> str:
@@ -137,55 +114,53 @@ def _plain_prompt(row: Row) -> str:
     return text(row["prompt"], "prompt")
 
 
-def _sharegpt(row: Row) -> list[dict[str, Any]]:
-    return _with_system(row, _messages(_renamed(row["conversations"]), "conversations"))
+def _history(row: Row) -> list[dict[str, Any]]:
+    """The messages of Alpaca's column `history`: pairs of what was asked and answered before."""
+    given = row.get("history") or []
+    turns = json_list(given) if isinstance(given, str) and given.strip() else given
+    said: list[dict[str, Any]] = []
+    for turn in turns or []:
+        if not isinstance(turn, list) or len(turn) != 2:
+            raise BadRow(f"'history' has {turn!r:.40}, which is no pair of texts, [user, assistant]")
+        roles = zip(("user", "assistant"), turn, strict=True)
+        said += [{"role": role, "content": text(one, "history")} for role, one in roles]
+    return said
 
 
-def _renamed(value: Any) -> Any:
-    """ShareGPT's `from` and `value` as `role` and `content`, where they are that."""
-    if not isinstance(value, list) or not all(isinstance(one, Mapping) and "from" in one for one in value):
-        return value
-    for number, one in enumerate(value, start=1):
-        if one["from"] not in ROLES:
-            raise BadRow(f"message {number} is from {one['from']!r:.40}, which is not one of {', '.join(ROLES)}")
-    return [{"role": ROLES[one["from"]], "content": one.get("value")} for one in value]
-
-
-def _messages(value: Any, column: str) -> list[dict[str, Any]]:
+def _messages(row: Row, column: str) -> list[dict[str, Any]]:
+    """The messages of a column, each with a role that templates know and one text; the first may be in `system`."""
+    value = row[column]
     if not isinstance(value, list) or not value:
         raise BadRow(f"'{column}' is no list of messages" if value else f"'{column}' is empty")
+    found = []
     for number, one in enumerate(value, start=1):
-        if not isinstance(one, Mapping) or not isinstance(one.get("role"), str):
-            raise BadRow(f"message {number} of '{column}' has no role")
-        if one["role"] not in OF_TEMPLATES:
-            raise BadRow(
-                f"message {number} of '{column}' has the role {one['role']!r:.40}, which is not one of "
-                f"{', '.join(OF_TEMPLATES)}"
-            )
+        where = f"message {number} of '{column}'"
+        one = without_none(one)
+        if column == "conversations" and isinstance(one, Mapping) and "from" in one:
+            if one["from"] not in ROLES:
+                raise BadRow(f"{where} is from {one['from']!r:.40}, which is not one of {', '.join(ROLES)}")
+            one = {"role": ROLES[one["from"]], "content": one.get("value")}
+        if not isinstance(one, Mapping) or one.get("role") not in OF_TEMPLATES:
+            role = f"the role {one['role']!r:.40}" if isinstance(one, Mapping) and one.get("role") else "no role"
+            raise BadRow(f"{where} has {role}: the roles are {', '.join(OF_TEMPLATES)}")
+        one = with_text(one)
         said = one.get("content")
-        if _is_blank(said) and not one.get("tool_calls"):
-            raise BadRow(f"message {number} of '{column}' ({one['role']}) is empty")
-        if said is not None and not isinstance(said, str | list):
-            raise BadRow(f"message {number} of '{column}' is {said!r:.40}, which is no text")
-        if isinstance(said, list):
-            if other := [part for part in said if not _is_text_part(part)]:
-                raise BadRow(f"message {number} of '{column}' has a part that is no text: {other[0]!r:.40}")
-            if _is_blank(with_text(one)["content"]) and not one.get("tool_calls"):
-                raise BadRow(f"message {number} of '{column}' ({one['role']}) is empty")
-    return [with_text(one) for one in value]
+        if not isinstance(said, str | None):
+            raise BadRow(f"{where} is {said!r:.40}, which is no text")
+        if not (said or "").strip() and not one.get("tool_calls"):
+            raise BadRow(f"{where} ({one['role']}) is empty")
+        found.append(one)
+    return found if column == "completion" or found[0]["role"] == "system" else [*_system(row), *found]
 
 
 def with_text(message: Mapping[str, Any]) -> dict[str, Any]:
     """A message with one text, where its content is a list of parts of text: most templates leave such parts out, or
     write the list as Python shows it."""
     said = message.get("content")
-    if not isinstance(said, list) or not all(map(_is_text_part, said)):
-        return dict(message)
-    return {**message, "content": "".join(part["text"] for part in said)}
-
-
-def _is_text_part(part: Any) -> bool:
-    return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
+    are_texts = isinstance(said, list) and all(
+        isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str) for part in said
+    )
+    return {**message, "content": "".join(part["text"] for part in said)} if said and are_texts else dict(message)
 
 
 def _with_answer(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -195,10 +170,7 @@ def _with_answer(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return messages
 
 
-def _is_blank(value: Any) -> bool:
-    return (
-        value is None or (isinstance(value, str | list) and not value) or (isinstance(value, str) and value.isspace())
-    )
+# ---------------------------------------------------------------- what is asked in a row, and what is answered
 
 
 def question_of(row: Row, trained: str | None = None) -> Question | str:
@@ -222,16 +194,13 @@ def question_of(row: Row, trained: str | None = None) -> Question | str:
     form = trained if trained in asked else next(iter([*whole, *asked]), None)
     if form is None:
         raise KeyError("messages")
-    if form in ("messages", "conversations"):
-        is_sharegpt = form == "conversations"
-        said = _sharegpt(row) if is_sharegpt else _with_system(row, _messages(row["messages"], "messages"))
-        return Question(said[:-1] if said[-1]["role"] == "assistant" and len(said) > 1 else said, options)
     if form == "instruction":
         return Question(conversation({**row, "output": "?"}, "instruction")["prompt"], options)
-    if not isinstance(row[form], list):
+    if form in ("prompt", "text") and not isinstance(row[form], list):
         return _plain_prompt(row) if form == "prompt" else text(row["text"], "text")
-    said = _messages(row[form], form)
-    return Question(_with_system(row, said) if form == "prompt" else said, options)
+    said = _messages(row, form)
+    is_answered = form in ("messages", "conversations") and said[-1]["role"] == "assistant" and len(said) > 1
+    return Question(said[:-1] if is_answered else said, options)
 
 
 def opening(row: Row) -> Question | str | None:
@@ -259,3 +228,98 @@ def text_of(message: Mapping[str, Any]) -> str:
     if (content := message.get("content")) or not message.get("tool_calls"):
         return "" if content is None else str(content)
     return json.dumps(without_none(message.get("tool_calls")), ensure_ascii=False)
+
+
+# ---------------------------------------------------------------- splits
+
+
+def prepare_chats(pieces: Pieces, columns: Mapping[str, Sequence[str]], labels: Any = None) -> Prepared:
+    """Conversations that become TRL's columns `messages`, `prompt` and `completion`, or `text`, with `tools` and
+    `chat_template_kwargs` where there are any, and `row`, the number in the source.
+
+    Args:
+        pieces: the data.
+        columns: empty, or the `format` of those that a finished run has learned.
+        labels: none has any.
+
+    Raises:
+        UserError: the data have no conversations, or of another format.
+    """
+    with extra("train"):
+        from datasets import Features, Json, List, Value
+    trained = next(iter(columns.get("format", ())), None)
+    found = {name: format_of(piece, trained) for name, piece in pieces.items()}
+    form = trained or found[next(iter(found))]
+    for name, other in found.items():
+        if other != form:
+            raise UserError(f"{pieces[name].name} has conversations as '{other}', the training data as '{form}'")
+    used = (*FORMATS[form], *FURTHER)
+    there = [name for name in used if any(name in piece.data.column_names for piece in pieces.values())]
+
+    def prepared(name: str, piece: Piece) -> Any:
+        data = piece.data.select_columns([name for name in there if name in piece.data.column_names])
+        for name in set(there) - set(data.column_names):  # rows of test data need no `system`, say
+            data = data.add_column(name, [None] * len(data))
+        return with_rows(data)
+
+    def key(row: Row) -> str:
+        shown = conversation(row, form)
+        template_options(row)
+        said = _on_one_line([_told(shown[name]) for name in sorted(shown)])
+        return same_text(json.dumps(said, ensure_ascii=False, default=str))
+
+    def finish(split: Any) -> Any:
+        def made(row: Row) -> dict[str, Any]:
+            options = template_options(row)
+            more = {"tools": without_none(options.pop("tools", None)), "chat_template_kwargs": without_none(options)}
+            return {**conversation(row, form), **{name: more[name] or None for name in more if name in there}}
+
+        types = {
+            name: List(Json()) if isinstance(one, list) else Value("string") for name, one in made(split[0]).items()
+        }
+        kwargs = {"tools": List(Json()), "chat_template_kwargs": Json()}
+        types |= {name: kind for name, kind in kwargs.items() if name in there}
+        gone = [name for name in there if name not in types]
+        features = Features({**types, "row": split.features["row"]})
+        # a cache knows a function by its name, and would give what an earlier version has made
+        return split.map(made, remove_columns=gone, features=features, load_from_cache_file=False)
+
+    return Prepared(pieces.changed(prepared), there, key, finish=finish, record={"format": form})
+
+
+def _told(value: Any) -> Any:
+    """Who says what and calls which tools in a list of messages, whatever else they have and in whatever order."""
+    if not isinstance(value, list):
+        return value
+    said = []
+    for message in value:
+        one = {"role": message["role"], "content": without_none(message.get("content"), sorted)}
+        if calls := without_none(message.get("tool_calls"), sorted):
+            one["tool_calls"] = calls
+        said.append(one)
+    return said
+
+
+def _on_one_line(value: Any) -> Any:
+    """Texts with a space for each line break and tab, of which JSON would make letters."""
+    if isinstance(value, str):
+        return " ".join(value.split())
+    if isinstance(value, Mapping):
+        return {name: _on_one_line(one) for name, one in value.items()}
+    return [_on_one_line(one) for one in value] if isinstance(value, list) else value
+
+
+def format_of(piece: Piece, trained: str | None = None) -> str:
+    """The format that a piece's columns are of; the one that a run was `trained` on, where they have it.
+
+    Raises:
+        UserError: none.
+    """
+    there = piece.data.column_names
+    for name in dict.fromkeys([*([trained] if trained in FORMATS else []), *FORMATS]):
+        if set(FORMATS[name]) <= set(there):
+            return name
+    raise UserError(
+        f"{piece.name} has no conversations: it has the columns {', '.join(map(repr, there))}, and would need "
+        "messages; prompt and completion; text; instruction and output (Alpaca's); or conversations (ShareGPT's)"
+    )

@@ -1,18 +1,26 @@
-"""Columns of the user's own data: what stands in them, each row checked."""
+"""Columns of the user's own data: texts, classes, numbers and sets of labels, each row checked."""
 
 from __future__ import annotations
 
+import ast
 import json
+import math
+import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from decimal import Decimal
 from typing import Any
 
-from .. import vision
+from ...errors import UserError, abridged
+from ..vision import class_names
 from .source import Piece, Pieces
-from .split import BadRow, bad_row
+from .split import BadRow, NoLabel, bad_row
 
 Values = dict[str, list[Any]]
 """The labels of each piece, in the order of its rows."""
+_MOST = 3.4e38
+"""Where float32 ends."""
 
 
 def text(value: Any, column: str) -> str:
@@ -56,7 +64,7 @@ def same_text(value: str) -> str:
 
 def declared(piece: Piece, column: str) -> list[str] | None:
     """The class names that a column of the data declares, for one label or for a list of them."""
-    return [name.strip() for name in vision.class_names(piece.data, column)] or None
+    return [name.strip() for name in class_names(piece.data, column)] or None
 
 
 def values(piece: Piece, columns: Sequence[str]) -> Iterator[Any]:
@@ -96,6 +104,146 @@ def json_list(value: str) -> list[Any] | None:
     """The list that a text holds as JSON, or None."""
     try:
         found = json.loads(value) if value.lstrip().startswith("[") else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, list) else None
+
+
+# ---------------------------------------------------------------- one label
+
+
+def class_name(value: Any) -> str:
+    """The name of a class that a column has as a text, a whole number or a switch.
+
+    Raises:
+        BadRow: it is none of these.
+    """
+    if isinstance(value, float | Decimal) and math.isfinite(value) and value == int(value):
+        value = int(value)  # a column of whole numbers in which one is missing, or one of decimals without places
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise NoLabel("it has no label")
+    if isinstance(value, str | int):
+        return str(value).strip()
+    hint = ": is this regression?" if isinstance(value, float) else ""
+    raise BadRow(f"the label {value!r:.40} is no text and no whole number{hint}")
+
+
+def number(value: Any) -> float:
+    """A finite number.
+
+    Raises:
+        BadRow: it is none.
+    """
+    try:
+        if isinstance(value, str) and "_" in value:  # which Python takes between digits
+            raise ValueError(value)
+        found = float(value)
+    except (TypeError, ValueError):
+        if value in (None, ""):
+            raise NoLabel("it has no label") from None
+        raise BadRow(f"the label {value!r:.40} is no number") from None
+    if not math.isfinite(found):
+        raise BadRow(f"the label {value!r} is not finite")
+    return found
+
+
+def measured(value: Any) -> float:
+    """A number to be learned: one, as above, that is no boolean, which Python takes for 1 or 0."""
+    if isinstance(value, bool):
+        raise BadRow(f"the label {value} is no number: is this classification?")
+    if abs(found := number(value)) > _MOST:
+        raise BadRow(f"the label {value} is beyond {_MOST:.1e}, where float32 ends: give it in another unit")
+    return found
+
+
+# ---------------------------------------------------------------- several labels
+
+
+def label_set(value: Any) -> tuple[str, ...]:
+    """The labels of one example, each once: of a list, also one written as JSON or Python shows it, or of a text with
+    commas, semicolons or bars between them.
+
+    Raises:
+        BadRow: one that is none, or what looks like a list and is none.
+    """
+    if isinstance(value, str):
+        listed = [] if value.strip() == "set()" else json_list(value)
+        if listed is None and re.match(r"\s*(\[|\{.*\}\s*$|\(.*\)\s*$)", value, re.DOTALL):
+            try:
+                listed = list(ast.literal_eval(value.strip()))
+            except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+                listed = None if value.lstrip().startswith("(") else [[]]
+            if listed == [[]] or re.search(r"['\"]\s+['\"]", value):  # of texts side by side Python makes one
+                raise BadRow(f"the labels {value!r:.40} look like a list and are none")
+        value = [part for part in re.split(r"[,;|]", value) if part.strip()] if listed is None else listed
+    several = () if value is None else value if isinstance(value, list | tuple) else (value,)
+    return tuple(dict.fromkeys(map(class_name, several)))
+
+
+def switches(value: Any, names: Sequence[str]) -> tuple[str, ...]:
+    """The names of those of several columns that are on.
+
+    Raises:
+        BadRow: one that is neither on (1, true, yes) nor off (0, false, no).
+    """
+    on = []
+    for name, one in zip(names, value, strict=True):
+        word = str(one).strip().casefold().removesuffix(".0")
+        if word not in ("0", "1", "true", "false", "yes", "no"):
+            raise BadRow(f"'{name}' is {one!r:.40}, which is neither 0 nor 1")
+        on += [name] if word in ("1", "true", "yes") else []
+    return tuple(on)
+
+
+# ---------------------------------------------------------------- classes
+
+
+def in_order(names: Collection[str]) -> list[str]:
+    """Class names as people sort them: numbers by their size."""
+    whole = all(re.fullmatch(r"-?\d+", name) for name in names)
+    return sorted(names, key=lambda name: (int(name), name) if whole else (0, name))
+
+
+def classes_of(
+    pieces: Pieces, labels: dict[str, list[tuple[str, ...]]], learned: Sequence[str] | None, known: list[str] | None
+) -> dict[str, int]:
+    """The classes, in label order, each with the number of rows of all pieces that have it.
+
+    Args:
+        pieces: the data.
+        labels: the labels of each row of each piece.
+        learned: the classes of a finished run; None where the training rows are to say them.
+        known: those that the data declares.
+
+    Raises:
+        UserError: a class that training has not seen, one class alone, or one with a single example where train and
+            test come from the same rows.
+    """
+    if learned is None:
+        train = pieces["train"].name
+        counts = Counter(one for some in labels["train"] for one in some)
+        names, allowed = known or in_order(counts), set(counts)
+        otherwise = f"is in no row of {train} (its labels: "
+    else:
+        names, allowed, otherwise = list(learned), set(learned), "is none of those that the run has learned (allowed: "
+    shown = abridged([repr(name) for name in names if name in allowed])
+    for name, piece in pieces.items():
+        for row, some in enumerate(labels[name], start=1):
+            if unseen := [one for one in some if one not in allowed]:
+                raise UserError(f"{piece.name}, row {row}: the label '{unseen[0]}' {otherwise}{shown})")
+    if learned is None:
+        if len(counts) < 2:
+            only = "".join(map(repr, counts)) or "none"
+            raise UserError(f"{train} has one label only, {only}: there is nothing to tell apart")
+        single = {one for one, count in counts.items() if count == 1}
+        if single and len(pieces) == 1:
+            row, one = next((row, one) for row, some in enumerate(labels["train"], 1) for one in some if one in single)
+            more = f" (as have {len(single) - 1:,} more)" if len(single) > 1 else ""
+            numbers = 2 * len(single) > len(counts) and all(re.fullmatch(r"-?[\d.]+", name) for name in counts)
+            hint = "is this regression?" if numbers else "add examples, or leave it out"
+            raise UserError(
+                f"{train}, row {row}: the label '{one}' has one example{more}, and training and testing need one each: "
+                f"{hint}"
+            )
+    every = Counter(one for found in labels.values() for some in found for one in some)
+    return {name: every[name] for name in names}

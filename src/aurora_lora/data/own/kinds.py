@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..task import SplitSizes, Task
-from .chat_splits import prepare_chats
-from .choice_splits import prepare_choices
-from .labelled_splits import prepare_classification, prepare_images, prepare_multi_label, prepare_regression
-from .prepared import Prepared
+from .chat import prepare_chats
+from .choices import prepare_choices
+from .labelled import prepare_classification, prepare_images, prepare_multi_label, prepare_regression
 from .source import Columns, OwnData, open_data
-from .split import Splits
+from .split import Prepared, Splits
 
 
 @dataclass(frozen=True)

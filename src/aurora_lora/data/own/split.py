@@ -5,14 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
 from ...errors import UserError
-from ..order import place, seeded_order
-from ..task import SplitSizes, check_size
-from .source import SPLITS, Piece, Pieces
+from ..task import SplitSizes, check_size, place, seeded_order
+from .source import SPLITS, Piece, Pieces, one_line
 
 Row = Mapping[str, Any]
 SHARE, MOST = 10, 2_000
@@ -46,13 +44,63 @@ class Splits(dict[str, Any]):
             has different labels, where it has any; and where there are `classes`, how many rows of all pieces have
             each, and how many are `untrained`: no example in training, for its size or as another split has their rows.
             Of conversations, the `format` of their columns; of `images`, which may be in files of their own, a digest
-            for each piece; of questions whose answer is a number, the `only_place` of the right option, where it is the
-            same in every training row.
+            for each piece.
     """
 
     def __init__(self, splits: Mapping[str, Any], record: Mapping[str, Any]) -> None:
         super().__init__(splits)
         self.record = dict(record)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Pieces that are checked and have the columns of their task: to be split, or scored whole.
+
+    Args:
+        pieces, columns, key, strata, answers, least, digests: as `split_data` takes them.
+        finish: makes of the chosen rows of a split what the task has, where that is dear.
+        record: what is known of the data beside what `split_data` says.
+    """
+
+    pieces: Pieces
+    columns: Sequence[str]
+    key: Callable[[Row], str]
+    strata: Sequence[Iterable[Hashable]] | None = None
+    answers: Callable[[Piece], Iterable[Hashable]] | None = None
+    least: int = 1
+    digests: str | None = None
+    finish: Callable[[Any], Any] = lambda split: split
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    def split(self, sizes: SplitSizes, split_seed: int) -> Splits:
+        """Train, validation and test; the errors are those of `split_data`."""
+        return self._finished(self._chosen(sizes, split_seed))
+
+    def whole(self, name: str) -> Splits:
+        """All rows of a piece, as the split of its name: the same example twice counts twice."""
+        data = self.pieces[name].data
+        return self._finished(
+            Splits({name: data}, {"files": self.pieces.files, "rows": len(data), "examples": {name: len(data)}})
+        )
+
+    def keys(self, name: str) -> list[bytes]:
+        """A digest of the example in each row of a piece; the errors are those of `row_keys`."""
+        return row_keys(self.pieces[name], self.columns, self.key)
+
+    def keys_of_training(self, sizes: SplitSizes, split_seed: int) -> tuple[set[bytes], dict[str, Any]]:
+        """The examples of the training split as `keys` has them, and the record of the splits."""
+        splits = self._chosen(sizes, split_seed)
+        chosen = replace(self.pieces["train"], data=splits["train"])
+        return set(row_keys(chosen, self.columns, self.key)), splits.record
+
+    def _chosen(self, sizes: SplitSizes, split_seed: int) -> Splits:
+        same = {name: getattr(self, name) for name in ("columns", "key", "strata", "answers", "least", "digests")}
+        return split_data(self.pieces, sizes=sizes, split_seed=split_seed, **same)
+
+    def _finished(self, splits: Splits) -> Splits:
+        with one_line(next(iter(self.pieces.values())).name):
+            finished = {name: self.finish(split) for name, split in splits.items()}
+        return Splits(finished, {**splits.record, **self.record})
 
 
 def split_data(
@@ -108,17 +156,26 @@ def split_data(
             groups.setdefault(one, []).append(row)
     left_out += len(keys["train"]) - _rows(groups.values())
     order = sorted(groups, key=lambda one: place(one, split_seed))
-    first = _first(order, groups, strata)
+    # training begins with a row of each class, or one at all: of its largest group, the last in the order
+    first_of: dict[Hashable, int] = {}
+    for one in sorted(order, key=lambda one: len(groups[one])):  # stable
+        for row in groups[one]:
+            first_of.update(dict.fromkeys((None,) if strata is None else strata[row], row))
+    first = set(first_of.values())
     stays = {keys["train"][row] for row in first}
     free = {one: groups[one] for one in order if one not in stays}
-    share = max(least, _share(groups))
+    share = max(least, _share(groups.values()))
     for name in HELD_OUT:
         if name not in pieces:
             size = check_size(name, getattr(sizes, name), _rows(free.values()), _ROWS)
             chosen[name] = _take(free, share if size is None else size)
     rest = [row for one in reversed(order) if one in stays or one in free for row in groups[one]]
     if not rest or not all(chosen.values()):
-        raise UserError(_too_few(pieces["train"].name, len(keys["train"]), groups))
+        total, there = len(keys["train"]), len(keys["train"]) - _rows(groups.values())
+        why = f", {there:,} of them in the validation or test data as well" if there else ""
+        why += f", {len(groups):,} without duplicates" if 0 < len(groups) < total - there else ""
+        name = pieces["train"].name
+        raise UserError(f"{name}: {total:,} rows{why}{',' if why else ''} are too few to train and to test on")
     rest.sort(key=lambda row: row not in first)
     chosen["train"] = rest[: check_size("train", sizes.train, len(rest), _ROWS)]
     every = [one for some in keys.values() for one in some]
@@ -136,21 +193,9 @@ def split_data(
     if digests is not None:
         record[digests] = {name: hashlib.sha256(b"".join(some)).hexdigest() for name, some in keys.items()}
     if strata is not None:
-        every_class = {one for some in strata for one in some}  # also of rows that are left out
         trained = {one for row in chosen["train"] for one in strata[row]}
-        record["untrained"] = len(every_class - trained)
-    return Splits({name: _select(pieces.get(name, pieces["train"]), chosen[name]) for name in SPLITS}, record)
-
-
-def _too_few(name: str, rows: int, groups: Mapping[bytes, Sequence[int]]) -> str:
-    """Why so many rows cannot be split, of which those of the groups are in no given split."""
-    if not groups:
-        return f"{name}: each of its {rows:,} rows is in the validation or test data as well"
-    there = rows - _rows(groups.values())
-    parts = [f"{name}: {rows:,} rows"]
-    parts += [f"{there:,} of them in the validation or test data as well"] if there else []
-    parts += [f"{len(groups):,} without duplicates"] if len(groups) < rows - there else []
-    return ", ".join(parts) + ("," if len(parts) > 1 else "") + " are too few to train and to test on"
+        record["untrained"] = len({one for some in strata for one in some} - trained)
+    return Splits({name: pieces.get(name, pieces["train"]).data.select(chosen[name]) for name in SPLITS}, record)
 
 
 def row_keys(piece: Piece, columns: Sequence[str], key: Callable[[Row], str]) -> list[bytes]:
@@ -181,22 +226,10 @@ def _contradictions(
     return sum(times[one] - 1 for one, several in found.items() if len(several) > 1)
 
 
-def _first(
-    order: Sequence[bytes], groups: Mapping[bytes, Sequence[int]], strata: Sequence[Iterable[Hashable]] | None
-) -> set[int]:
-    """The rows that training begins with: of each class one, or one at all; of its largest group, the last in the
-    order."""
-    found: dict[Hashable, int] = {}
-    for one in sorted(order, key=lambda one: len(groups[one])):  # stable
-        for row in groups[one]:
-            found.update(dict.fromkeys((None,) if strata is None else strata[row], row))
-    return set(found.values())
-
-
-def _share(groups: Mapping[bytes, Sequence[int]]) -> int:
+def _share(groups: Collection[Sequence[int]]) -> int:
     """A tenth of the rows; those that are repeated more often than that are for training, and do not count."""
-    share = -(-_rows(groups.values()) // SHARE)
-    return max(1, min(MOST, -(-_rows(some for some in groups.values() if len(some) <= share) // SHARE)))
+    share = -(-_rows(groups) // SHARE)
+    return max(1, min(MOST, -(-_rows(some for some in groups if len(some) <= share) // SHARE)))
 
 
 def _take(free: dict[bytes, list[int]], size: int) -> list[int]:
@@ -214,11 +247,3 @@ def _take(free: dict[bytes, list[int]], size: int) -> list[int]:
 
 def _rows(groups: Iterable[Collection[int]]) -> int:
     return sum(map(len, groups))
-
-
-def _select(piece: Piece, chosen: Sequence[int]) -> Any:
-    """Some rows of a piece."""
-    rows = np.asarray(chosen)
-    # `datasets` would take a second to find a name for so many rows
-    name = hashlib.sha256(piece.data._fingerprint.encode() + rows.tobytes()).hexdigest()[:16]
-    return piece.data.select(rows, new_fingerprint=name)

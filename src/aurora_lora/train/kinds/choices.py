@@ -19,7 +19,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, Trainer, Tra
 from ...data.bigbench import FORMS
 from ...data.metrics import choice_metrics
 from ...data.own import columns as cells
-from ...data.own.options import options_of
+from ...data.own.choices import options_of
 from ...data.prompts import QUESTION_FORMS, RESPONSE, alpaca, key_of, parse_answer
 from ...deploy.inputs import IGNORED, plain_model
 from ...errors import UserError
