@@ -4,24 +4,19 @@ from ..errors import unknown
 from .adalora import ADALORA
 from .aurora import AURORAS
 from .base import Method, Sample
-from .bitfit import BITFIT
 from .bottleneck import ADAPTER_D, ADAPTER_H, ADAPTER_P
 from .dylora import DYLORA
-from .fourierft import FOURIERFT
-from .full import FULL
-from .hira import HIRA
-from .linear_probe import LINEAR_PROBE
 from .loda import LODA
 from .lora import DORA, LORA
 from .lora_drop import LORA_DROP
 from .lora_ga import LORA_GA
 from .loran import LORAN
 from .moslora import MOSLORA
-from .neat import NEAT
 from .parameters import ParameterCounts, count_parameters
+from .peft_own import FOURIERFT, HIRA, NEAT, VERA
 from .pissa_milora import MILORA, PISSA
+from .plain import BITFIT, FULL, LINEAR_PROBE
 from .sine_lora import SINE_LORA
-from .vera import VERA
 
 _ALL: tuple[Method, ...] = (
     *AURORAS,

@@ -329,9 +329,7 @@ def load_finite(method: Method, model: PreTrainedModel, directory: Path) -> nn.M
         NotFiniteError: NaN or infinity among the weights.
     """
     from ..finite import check_finite
-    from .newer_fields import warn_of_newer_fields
 
-    warn_of_newer_fields(directory)
     try:
         loaded = method.load(model, directory)
     except Exception as error:  # PEFT and safetensors raise of many kinds on damaged files

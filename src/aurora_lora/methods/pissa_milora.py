@@ -15,10 +15,13 @@ from typing import Any
 import torch
 from peft import PeftConfig, load_peft_weights, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .. import kept_tensors
+from ..errors import CheckpointError
+from ..files import new_file
 from ..machine import launched_as_main
 from ..tuner.adapters import plain_path
 from .base import BaseUse, PeftMethod, TaskType
@@ -153,7 +156,10 @@ def _read(kept: Path | None, layers: Mapping[str, Any]) -> dict[str, Tensor]:
     """
     if kept is None or not kept.exists():
         return {}
-    known, _ = kept_tensors.read(kept)
+    try:
+        known = load_file(str(kept))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{kept} cannot be read: {error}.") from error
     for path, layer in layers.items():
         for side, like in (("A", layer.lora_A[ADAPTER].weight), ("B", layer.lora_B[ADAPTER].weight)):
             found = known.get(f"{path}.{side}")
@@ -166,7 +172,8 @@ def _write(model: nn.Module, path: Path) -> None:
     """Write A and B of the start of each layer."""
     starts = {name: layer.start for name, layer in start_layers(model).items()}
     sides = {f"{name}.{side}": start[side] for name, start in starts.items() for side in "AB"}
-    kept_tensors.write(path, sides)
+    with new_file(path) as partial:
+        save_file(sides, str(partial))
 
 
 def load_weights(model: nn.Module, directory: Path) -> None:

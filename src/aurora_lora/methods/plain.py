@@ -1,4 +1,4 @@
-"""Methods that train some of the model's own weights."""
+"""Methods that train the model's own weights: BitFit (Ben Zaken et al., ACL 2022), a linear probe, all of them."""
 
 from __future__ import annotations
 
@@ -46,3 +46,31 @@ class PlainMethod(Method):
     def merge(self, model: nn.Module, form: str) -> PreTrainedModel:
         self._check_form(form)
         return model  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class BitFitMethod(PlainMethod):
+    """Refuses a model without biases, where it would be a linear probe."""
+
+    def apply(self, model: PreTrainedModel, task_type: TaskType, kept: Path | None = None) -> nn.Module:
+        if not any(self.trains(name) and not is_head(model, name) for name, _ in model.named_parameters()):
+            raise ValueError(f"bitfit trains the biases, and {type(model).__name__} has none: use another method.")
+        return super().apply(model, task_type, kept)
+
+
+BITFIT = BitFitMethod(
+    name="bitfit",
+    description="The biases alone",
+    trains=lambda name: name.rsplit(".", 1)[-1] == "bias",
+)
+LINEAR_PROBE = PlainMethod(
+    name="linear-probe",
+    description="The head alone, on the frozen pretrained model",
+    trains=lambda name: False,
+    use="frozen",
+)
+FULL = PlainMethod(
+    name="full",
+    description="Every weight of the model",
+    trains=lambda name: True,
+)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from ..deploy.inputs import output_embeddings
-from ..errors import FormError, NotFiniteError, unknown
+from ..errors import CheckpointError, FormError, NotFiniteError, UserError, one_line, unknown
 from ..tuner.peft_names import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from ..tuner.targets import ALL_LINEAR, is_uncalled, model_type, named
 from .adapted_module import AdaptedModule
+from .base import Method, TaskType
 from .linear import is_linear
 from .parameters import head_modules, is_in
 
@@ -181,3 +184,35 @@ def merge_adapted(model: nn.Module) -> None:
         except (FormError, NotFiniteError) as error:
             raise type(error)(f"{path}: {error}") from error
         replace(model, path, lambda _, plain=plain: plain)
+
+
+def apply_method(method: Method, base: Any, task_type: TaskType, kept: Path | None = None) -> nn.Module:
+    """The method on a pretrained model.
+
+    Args:
+        method: bound to its options.
+        base: the pretrained model.
+        task_type: of PEFT.
+        kept: see `Method.apply`.
+
+    Raises:
+        UserError: the method does not fit the model, or the memory.
+    """
+    with plain_method_errors():
+        check_modules(base, method.options)
+        return method.apply(base, task_type, kept)
+
+
+@contextlib.contextmanager
+def plain_method_errors() -> Iterator[None]:
+    """What a method says of the model, the memory or a file of the run, as a UserError."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise UserError(f"{one_line(error)} Remove it to begin the run again") from error
+    except ValueError as error:
+        raise UserError(f"method: {one_line(error)}") from error
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        raise UserError(f"method: it does not fit the memory: {str(error).splitlines()[0]}") from error

@@ -33,7 +33,6 @@ from ..finite import check_finite
 from ..forms import CALIBRATED, DYNAMIC
 from ..methods.aurora import AuroraMethod
 from ..methods.base import PeftMethod
-from ..methods.newer_fields import warn_of_newer_fields
 from ..methods.parameters import left_random
 from ..methods.pissa_milora import START_FILE
 from ..tuner import AuroraLayer, check_calibrated
@@ -351,7 +350,6 @@ def _load(adapter: Path, base: str, settings: dict[str, Any], outputs: int | Non
     """The adapter on its base, in eval mode, on the device that training computes on."""
     if (adapter / START_FILE).exists() and settings.get("init_lora_weights") is True:
         raise UserError(f"{adapter} belongs to a base weight that its run has changed: give the folder of the run")
-    warn_of_newer_fields(adapter)
     plain = load_classifier(base, outputs) if settings["task_type"] == "SEQ_CLS" else load_causal_model(base)
     try:
         with warnings.catch_warnings():

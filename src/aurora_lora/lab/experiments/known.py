@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import psutil
 import torch
 
 from ...data.models import MODELS, PretrainedHere
 from ...errors import ArgumentError, counted, unknown
-from ...machine import total_memory, usable_cores
+from ...machine import usable_cores
 from ...train.models import load_config
 from ...train.recipe import ModelSection
 
@@ -112,7 +113,9 @@ def machine(name: str | None) -> Machine:
         return found
     if not torch.cuda.is_available():
         cores = usable_cores()
-        return Machine(f"CPU of {counted(cores, 'core')}", total_memory() / 1e9, 0.06, 0.112, 20 * cores, cores)
+        return Machine(
+            f"CPU of {counted(cores, 'core')}", psutil.virtual_memory().total / 1e9, 0.06, 0.112, 20 * cores, cores
+        )
     own = torch.cuda.get_device_properties(0)
     words, memory_gb = own.name.upper().replace("-", " ").split(), own.total_memory / 1e9
     names = [known for known in GPUS if set(known.upper().split()) <= set(words)]
