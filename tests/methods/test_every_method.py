@@ -1,4 +1,4 @@
-"""What holds for every method of METHODS, on classifiers (BERT, Llama) and language models (GPT-2, Llama, Qwen2)."""
+"""What holds for every method of METHODS, on a classifier (BERT) and language models (GPT-2, Llama)."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ from aurora_lora.methods import METHODS, Method, count_parameters
 from aurora_lora.methods.base import TaskType
 from aurora_lora.methods.parameters import is_head, load_trained, save_trained
 
-CLASSIFIERS, LANGUAGE_MODELS = ("bert", "llama"), ("llama-lm", "qwen2", "gpt2")
+CLASSIFIERS, LANGUAGE_MODELS = ("bert",), ("llama-lm", "gpt2")
 TARGETS = {"bert": ["query", "value"], "gpt2": ["c_attn", "c_fc"]}
 SMALL: dict[str, dict[str, Any]] = {
     "adalora": {"init_r": 4, "target_r": 2},
@@ -33,8 +33,7 @@ RATES = {"full": 1e-3}
 OWN_TARGETS = ("adapter-h", "adapter-p", "adapter-d", "bitfit", "linear-probe", "full")
 REFUSED = {
     *(("linear-probe", family) for family in LANGUAGE_MODELS),  # no head
-    ("bitfit", "llama"),  # no biases
-    ("bitfit", "llama-lm"),
+    ("bitfit", "llama-lm"),  # no biases
     ("neat", "gpt2"),  # PEFT's does not adapt Conv1D
 }
 CASES = [

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, RobertaConfig, RobertaForCausalLM
 from aurora_lora.methods import METHODS, Method, count_parameters
 from aurora_lora.methods.bottleneck import Bottleneck
 from aurora_lora.methods.linear import untie_adapted
-from aurora_lora.methods.parameters import head_modules
+from aurora_lora.methods.parameters import WEIGHTS_FILE, head_modules
 from aurora_lora.methods.targets import adapted_modules
 
 MakeModel = Callable[[str], Any]
@@ -69,7 +69,7 @@ def test_only_what_was_trained_is_saved(make_model: MakeModel, tmp_path: Path, n
     """The output layer shares the embeddings' weight: written once if trained, not at all if not."""
     model, _ = apply(make_model, name, family)
     METHODS[name].save(model, tmp_path)
-    saved = load_file(tmp_path / "trained.safetensors")
+    saved = load_file(tmp_path / WEIGHTS_FILE)
     assert saved.keys() - dict(model.named_buffers()).keys() == {
         name for name, p in model.named_parameters() if p.requires_grad
     }

@@ -163,21 +163,6 @@ def test_what_it_cannot_do(
         started(make_model, sample, tmp_path, **options)
 
 
-def test_a_layer_that_the_loss_does_not_see_starts_as_lora(
-    make_model: MakeModel, sample: Sample, tmp_path: Path
-) -> None:
-    def pooled_away(model: Any, batch: Any) -> torch.Tensor:
-        return model.base_model(batch["input_ids"]).last_hidden_state.square().mean()  # type: ignore[no-any-return]
-
-    blind = Sample(sample.batches, pooled_away, learning_rate=1.0, seed=0, examples=16)
-    targets = ["query", "pooler.dense"]
-    model = started(make_model, blind, tmp_path, target_modules=targets)
-    layers = {name: module for name, module in model.named_modules() if hasattr(module, "lora_B")}
-    zero = {name for name, layer in layers.items() if not layer.lora_B["default"].weight.any()}
-    assert {name.rpartition("bert.")[2] for name in zero} == {"pooler.dense"}
-    assert len(layers) > 1
-
-
 def test_rank_pattern(make_model: MakeModel, sample: Sample, tmp_path: Path) -> None:
     model = started(make_model, sample, tmp_path, rank_pattern={"layer.1.attention.self.query": 5})
     layers = [module for module in model.modules() if hasattr(module, "lora_B")]
@@ -197,27 +182,6 @@ def test_an_adapter_without_its_start_is_refused(make_model: MakeModel, sample: 
     (tmp_path / "kept" / "checkpoint-3").mkdir()
     with pytest.raises(CheckpointError, match=r"has checkpoints, but not their start\.safetensors"):
         started(make_model, sample, tmp_path / "kept")
-
-
-def test_a_tied_output_layer(make_model: MakeModel, batches: Any, tmp_path: Path) -> None:
-    """Its start is taken out of its own weight, not out of the embeddings' too."""
-    config = make_model("llama-lm").config
-    config.tie_word_embeddings = True
-    torch.manual_seed(0)
-    base = type(make_model("llama-lm"))(config).eval()
-    before = base(**batches[0]).logits
-    method = METHODS["milora"].bind({"r": 2, "target_modules": ["lm_head"]})
-    model = method.apply(base, "CAUSAL_LM").eval()
-    torch.testing.assert_close(model(**batches[0]).logits, before, atol=1e-4, rtol=1e-4)
-
-
-def test_a_gradient_that_is_not_finite(make_model: MakeModel, sample: Sample, tmp_path: Path) -> None:
-    def broken(model: nn.Module, batch: Any) -> torch.Tensor:
-        return sample.loss(model, batch) * torch.nan
-
-    wild = Sample(sample.batches, broken, learning_rate=1.0, seed=0, examples=16)
-    with pytest.raises(ValueError, match=r"the gradient of .*query is not finite"):
-        started(make_model, wild, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,15 @@
 """The registry of methods, and what each of them does to a model."""
 
-import json
 import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from torch import nn
 from transformers import (
     MPNetConfig,
     MPNetForSequenceClassification,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-    T5Config,
-    T5ForSequenceClassification,
 )
 
 from aurora_lora import AuroraConfig
@@ -193,32 +186,6 @@ def test_trained_weights_that_do_not_fit(make_bert: MakeBert, tmp_path: Path) ->
         load_trained(model, tmp_path)
 
 
-def test_trained_weights_of_another_shape_are_not_loaded_by_halves(make_bert: MakeBert, tmp_path: Path) -> None:
-    model, other = make_bert(), make_bert(num_labels=3)
-    for parameter in model.parameters():
-        parameter.data += 1
-    save_trained(model, tmp_path)
-    before = {name: value.clone() for name, value in other.state_dict().items()}
-    with pytest.raises(
-        CheckpointError, match=r"model: classifier\.bias has the shape \(2,\), in the model \(3,\), class"
-    ):
-        load_trained(other, tmp_path)
-    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
-
-
-def test_module_names_are_saved_in_order(make_bert: MakeBert, tmp_path: Path) -> None:
-    names = ["query", "key", "value", "dense"]
-    for name in ("lora", "milora", "aurora"):
-        method = METHODS[name]
-        folders = [tmp_path / name / str(i) for i in range(6)]
-        for folder in folders:
-            folder.mkdir(parents=True)
-            rotated = names[len(folder.name) :] + names[: len(folder.name)]
-            model = method.bind({"target_modules": rotated}).apply(make_bert(), "SEQ_CLS")
-            method.save(model, folder)
-            assert json.loads((folder / "adapter_config.json").read_text())["target_modules"] == sorted(names)
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_a_bound_method_goes_to_a_worker(name: str) -> None:
     bound = METHODS[name].bind({"r": 3} if "r" in METHODS[name].bind({}).options else {})
@@ -226,39 +193,6 @@ def test_a_bound_method_goes_to_a_worker(name: str) -> None:
 
 
 T5 = {"vocab_size": 20, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2, "pad_token_id": 0}
-
-
-@pytest.mark.parametrize("name", ["moslora", "sine-lora", "loran", "loda"])
-def test_a_model_that_asks_a_layer_for_its_dtype(name: str) -> None:
-    """T5's feed-forward does, of `wo`."""
-    torch.manual_seed(0)
-    base = T5ForSequenceClassification(T5Config(**T5, eos_token_id=1, decoder_start_token_id=0, num_labels=2)).eval()
-    inputs = {"input_ids": torch.tensor([[3, 4, 5, 1], [6, 7, 8, 1]])}
-    expected = base(**inputs).logits
-    model = METHODS[name].bind({"r": 2, "target_modules": "all-linear"}).apply(base, "SEQ_CLS").eval()
-    torch.testing.assert_close(model(**inputs).logits, expected)
-    assert any(path.endswith(".wo") for path, _ in adapted_modules(model))
-
-
-def test_layers_that_a_model_reads_without_calling() -> None:
-    """Left out of all linear layers, and refused by name."""
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-
-    def make() -> Any:
-        vision = SiglipVisionConfig(**sizes, image_size=8, patch_size=4)
-        return SiglipVisionModel(vision).eval()
-
-    images = {"pixel_values": torch.randn(2, 3, 8, 8)}
-    model = make()
-    expected = model(**images).pooler_output
-    method = METHODS["moslora"].bind({"r": 2, "target_modules": "all-linear"})
-    adapted = method.apply(model, "FEATURE_EXTRACTION")
-    assert "out_proj" in {path.rpartition(".")[2] for path, _ in adapted_modules(adapted)}
-    assert not any("head.attention" in path for path, _ in adapted_modules(adapted))
-    torch.testing.assert_close(adapted(**images).pooler_output, expected)
-    by_name = METHODS["moslora"].bind({"r": 2, "target_modules": ["head.attention.out_proj"]})
-    with pytest.raises(ValueError, match=r"reads the weight of .*head\.attention\.out_proj without calling it"):
-        by_name.apply(make(), "FEATURE_EXTRACTION")
 
 
 def test_houlsbys_adapter_has_both_of_its_places() -> None:

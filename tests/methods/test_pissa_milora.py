@@ -111,9 +111,6 @@ def test_a_damaged_start_is_an_error(make_model: MakeModel, tmp_path: Path) -> N
     kept = tmp_path / START_FILE
     made(make_model, "milora", tmp_path)
     whole = kept.read_bytes()
-    kept.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(CheckpointError, match="is damaged"):
-        made(make_model, "milora", tmp_path)
     kept.write_bytes(whole[:40])
     with pytest.raises(CheckpointError, match="cannot be read"):
         made(make_model, "milora", tmp_path)

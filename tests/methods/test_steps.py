@@ -1,6 +1,5 @@
 """What methods do before the training and at its steps: AdaLoRA's ranks, DyLoRA's ranks, LoRA-drop's layers."""
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -81,12 +80,6 @@ def test_adalora_ends_at_its_budget(make_model: MakeModel, fit: Callable[..., No
     assert model.peft_config["default"].rank_pattern is None
 
 
-def test_adalora_keeps_all_ranks_before_tinit(make_model: MakeModel, fit: Callable[..., None]) -> None:
-    model, method = applied(make_model, "adalora", init_r=6, target_r=2, tinit=8, tfinal=0)
-    for step in random_steps(model, method, 9):
-        assert sum(kept_ranks(model)) == (36 if step < 8 else 12)
-
-
 @pytest.mark.parametrize("first", [0, 3])
 def test_adalora_does_not_see_gradients_that_overflowed(make_model: MakeModel, first: int) -> None:
     """fp16's scaler skips such a step, now and then and mostly at first; its NaN would stay in the importances."""
@@ -105,18 +98,6 @@ def test_adalora_does_not_see_gradients_that_overflowed(make_model: MakeModel, f
         callback.on_optimizer_step(ARGS, state, None, model=model, optimizer=optimizer)
     assert sum(kept_ranks(model)) == 12
     assert all(torch.isfinite(value).all() for value in model.base_model.rankallocator.exp_avg_ipt.values())
-
-
-def test_adalora_leaves_the_ranks_alone_in_its_last_steps(make_model: MakeModel) -> None:
-    """The budget is reached `tfinal` steps before the end; what is important then decides, whatever comes after."""
-    model, method = applied(make_model, "adalora", init_r=6, target_r=2, tinit=2, tfinal=5)
-    kept = []
-    for _ in random_steps(model, method, 12):
-        kept.append([(p != 0).flatten().tolist() for name, p in model.named_parameters() if ".lora_E." in name])
-    sums = [sum(map(sum, ranks)) for ranks in kept]
-    # the budget falls with the cube of what is left of steps 2 to 7
-    assert sums == [36, 36] + [12 + int(24 * ((7 - step) / 5) ** 3) for step in range(3, 8)] + [12] * 5
-    assert all(ranks == kept[6] for ranks in kept[6:])
 
 
 def test_adalora_reaches_its_budget_between_two_allocations(make_model: MakeModel) -> None:
@@ -157,30 +138,6 @@ def test_adalora_state(make_model: MakeModel, fit: Callable[..., None], tmp_path
         there, here = (getattr(m.base_model.rankallocator, kind) for m in (model, again))
         assert there.keys() == here.keys()
         assert all(torch.equal(there[name], here[name]) for name in there)
-
-
-@pytest.mark.parametrize(("tinit", "tfinal"), [(5, 5), (0, 9)])
-def test_adalora_without_a_step_for_its_budget(
-    make_model: MakeModel, fit: Callable[..., None], tinit: int, tfinal: int
-) -> None:
-    model, method = applied(make_model, "adalora", tinit=tinit, tfinal=tfinal)
-    message = f"method.tinit={tinit} and method.tfinal={tfinal} leave no step of the 10"
-    with pytest.raises(UserError, match=re.escape(message)):
-        fit(method, model, steps=10)
-
-
-def test_adalora_with_gradients_that_stay_scaled(make_model: MakeModel) -> None:
-    model, method = applied(make_model, "adalora")
-    args = SimpleNamespace(seed=0, fp16=True, max_grad_norm=0.0)
-    with pytest.raises(UserError, match=r"training\.max_grad_norm=0 does not go with adalora"):
-        method.callbacks()[0].on_train_begin(args, SimpleNamespace(max_steps=9), None, model=model)
-
-
-@pytest.mark.parametrize("tfinal", [0, 8])
-def test_adalora_with_just_enough_steps(make_model: MakeModel, fit: Callable[..., None], tfinal: int) -> None:
-    model, method = applied(make_model, "adalora", tfinal=tfinal, init_r=6, target_r=2)
-    fit(method, model, steps=2 + tfinal)
-    assert sum(kept_ranks(model)) == 6 * 2
 
 
 # ---------------------------------------------------------------- DyLoRA
