@@ -108,6 +108,7 @@ def test_an_operation_is_followed_in_a_few_files(operation: str, tmp_path: Path)
         "export": lambda: aurora_lora.export_lora(model, tmp_path / "lora"),
         "merge": model.merge_adapter,
     }[operation]
+    _ = aurora_lora.export_lora  # an import
     with opened() as found:
         run()
     check(operation, found)
@@ -122,7 +123,7 @@ def test_merge_quantized_is_followed_in_a_few_files() -> None:
 
 
 def test_probe_is_followed_in_a_few_files() -> None:
-    model = Model()
+    model, _ = Model(), aurora_lora.probe  # an import
     with opened() as found:
         aurora_lora.probe(model, BATCHES, loss=loss, rank=2)
     check("probe", found)

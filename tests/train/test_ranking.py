@@ -48,17 +48,12 @@ def test_it_is_what_a_run_with_that_budget_begins_with(model: Path, tmp_path: Pa
     assert record["left_out"] == ["target_modules"]
     assert record["exhausted"] == []
     assert record["without_gradient"] == []
-    assert record["head_examples"] == 0
-    assert "fitted" not in ranks_tables(record)[1].note
-    fitting = ranking(validate(tiny.recipe(model, method={**own, "probe_head_examples": 64}), "recipe"))
-    assert "was fitted to up to 64 examples" in ranks_tables(fitting)[1].note
-    assert fitting["head_examples"] == 64
     resolved = record["method"]
     assert resolved["skip"] is False
     assert resolved["alpha"] / resolved["r"] == 3
     assert "dropout" not in resolved  # as by default
     trainer, _ = make_trainer(validate(tiny.recipe(model, method=resolved), "recipe"), tmp_path / "other")
-    inner: Any = trainer.module.get_base_model()  # type: ignore[operator]
+    inner: Any = trainer.model.get_base_model()  # type: ignore[operator]
     for layer, rank in ranks.items():
         module = inner.get_submodule(layer)
         assert (module.r["default"] if hasattr(module, "base_layer") else 0) == rank
@@ -195,13 +190,10 @@ def test_the_command(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     load_recipe(write_recipe(method=read["method"]))
     assert (tmp_path / "out" / "ranks.svg").exists()
     assert (tmp_path / "out" / "ranks.png").exists()
-    words = CliRunner().invoke(cli.app, ["rank", path, "--budget", "r=3 on query and value"])
-    assert words.exit_code == 0, words.output
-    assert "of 384 weights, by kind of module" in words.stdout
     without = CliRunner().invoke(cli.app, ["rank", path])
     assert without.exit_code == 2
     assert "method.budget: this field must be given, or --budget" in " ".join(without.stderr.split())
-    for wrong in ("abc", "-5", "r=3 on quer"):
+    for wrong in ("abc", "-5"):
         refused = CliRunner().invoke(cli.app, ["rank", path, "--budget", wrong])
         assert refused.exit_code == 2
         assert "budget" in refused.stderr

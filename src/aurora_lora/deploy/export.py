@@ -272,6 +272,10 @@ def _other_weights(model: nn.Module, name: str) -> dict[str, Tensor]:
 
     Of an adapter that was injected into a model or a part of it, PEFT gives them without its prefix.
     """
+    config = next(layer.aurora_config[name] for _, layer in aurora_layers(model) if name in layer.aurora_config)
+    trains_more = config.modules_to_save or config.trainable_token_indices or config.bias != "none"
+    if not trains_more and not hasattr(plain_model(model), "get_input_embeddings"):  # which may have been resized
+        return {}
     path, part = next((path, module) for path, module in model.named_modules() if hasattr(module, "peft_config"))
     lead = PEFT_PREFIX + (f"{path}." if path else "")
     return {

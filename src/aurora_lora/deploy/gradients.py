@@ -23,7 +23,6 @@ from ..tuner import aurora_layers
 from ..tuner.adapters import plain_path
 from ..tuner.conv import padded_by_group, project_patches
 from ..tuner.linear import has_linear_shape, linear_shape
-from ..tuner.merging import is_recomputed
 from ..tuner.peft_names import AuxiliaryTrainingWrapper, BaseTunerLayer
 from .inputs import evaluated, output_embeddings, plain_model, trained_state
 
@@ -102,7 +101,8 @@ def weight_of(module: nn.Module) -> Weight | None:
     """The weight of a linear layer, quantised or not, a Conv1D of Transformers or a convolution; None of another
     module, and where the weight is computed from others, as by weight normalisation: an adapter there cannot be
     merged."""
-    if is_recomputed(module):
+    own = (*module._parameters, *module._buffers)
+    if isinstance(getattr(module, "weight", None), Tensor) and "weight" not in own:
         return None
     if isinstance(module, _CONVOLUTIONS):
         return _ConvolutionWeight(module)

@@ -17,7 +17,7 @@ from trl.chat_template_utils import get_training_chat_template, has_generation_m
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
-from ...deploy.moments import to_float64
+from ...deploy.calibrate import to_float64
 from ...errors import UserError
 from ...machine import usable_cores
 from ...temporary_attributes import temporary_attributes
