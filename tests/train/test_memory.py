@@ -19,6 +19,7 @@ from aurora_lora.methods import METHODS
 from aurora_lora.train import load_recipe, load_run, recipe_files, train
 from aurora_lora.train.build import make_trainer
 from aurora_lora.train.evaluating import evaluate
+from aurora_lora.train.kinds import kind_of
 from aurora_lora.train.merging import merge
 from aurora_lora.train.models import base_for, frozen_dtype, load_tokenizer, make_model
 from aurora_lora.train.predicting import predict
@@ -77,7 +78,7 @@ def test_frozen_weights_have_the_precision_and_trained_ones_float32(
     if name == "vera":
         frozen.discard(torch.float32)
     assert frozen == ({torch.float32} if name == "bitfit" else set() if name == "full" else {torch.bfloat16})
-    loss = trainer.loss_of(trainer.model, data.training_batches(1.0, 8)[0])
+    loss = kind_of(data.task).loss(trainer.recipe, trainer.model, data.training_batches(1.0, 8)[0])
     loss.backward()
     gradients = {p.grad.dtype for p in trainer.model.parameters() if p.grad is not None}
     assert gradients == {torch.float32}
@@ -174,7 +175,7 @@ def gradients(recipe_path: Path, tmp_path: Path, checkpointing: bool) -> tuple[d
 
     torch.manual_seed(0)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
-        loss = trainer.loss_of(model, data.training_batches(1.0, 8)[0])
+        loss = kind_of(data.task).loss(trainer.recipe, model, data.training_batches(1.0, 8)[0])
     loss.backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, kept
 

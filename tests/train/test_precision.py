@@ -77,8 +77,8 @@ def test_in_bf16_it_computes_what_a_run_in_bf16_is_scored_by(write_recipe: Write
     trainer, data = make_trainer(run.recipe, tmp_path / "nothing", (), run.folder / "adapter")
     texts = [row["text"] for row in run.task.load(SimpleNamespace(train=8, validation=8, test=8), 0)["test"]]
     examples = data.processor(texts, padding=True, return_tensors="pt")
-    with run.recipe.method.using(trainer.module, run.deployed_form), torch.no_grad(), trainer.accelerator.autocast():
-        expected = trainer.module.eval()(**examples).logits.float().softmax(-1).max(-1).values
+    with run.recipe.method.using(trainer.model, run.deployed_form), torch.no_grad(), trainer.accelerator.autocast():
+        expected = trainer.model.eval()(**examples).logits.float().softmax(-1).max(-1).values
     found = load_predictor(run.folder, dtype="bfloat16").answers(texts)
     assert [one["probability"] for one in found] == pytest.approx(expected.tolist(), abs=1e-6)
 
