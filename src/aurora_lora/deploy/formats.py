@@ -35,19 +35,17 @@ class Format(ABC):
         self.layer = layer
         self.backend = backend
 
+    name: Any
+    """What the format is called in reports."""
+
     @staticmethod
     @abstractmethod
     def holds(layer: Any, backend: QuantizationBackend) -> bool:
         """Whether the weight of a layer that PEFT has this access to is in this format."""
 
     @property
-    @abstractmethod
-    def name(self) -> str:
-        """What the format is called in reports."""
-
-    @property
-    def dtype(self) -> torch.dtype | None:
-        """What the layer computes in, if that is fixed."""
+    def dtype(self) -> Any:
+        """What the layer computes in; None if that is not fixed."""
         return getattr(self.layer, "compute_dtype", None)
 
     def dense(self) -> Tensor:
@@ -73,15 +71,14 @@ class Format(ABC):
         return grid
 
     @abstractmethod
-    def pack(self, codes: Tensor, grid: Grid) -> nn.Parameter:
+    def pack(self, codes: Tensor, grid: Grid) -> Any:
         """What the layer holds of these codes (d_out, d_in) on this grid, which is storable."""
 
-    def held(self) -> nn.Parameter:
+    def held(self) -> Any:
         """What the layer holds, to be put back."""
-        weight: nn.Parameter = self.layer.weight
-        return weight
+        return self.layer.weight
 
-    def put(self, packed: nn.Parameter) -> None:
+    def put(self, packed: Any) -> None:
         """Let the layer hold it."""
         self.layer.weight = packed
 
@@ -103,15 +100,12 @@ class Bnb4Bit(Format):
     def __init__(self, layer: Any, backend: QuantizationBackend | None = None) -> None:
         super().__init__(layer, backend)
         _, self.state = unpacked(layer.weight)
+        self.name = str(self.state.quant_type)
         self.levels = torch.unique(self.state.code.float())
 
     @staticmethod
     def holds(layer: Any, backend: QuantizationBackend) -> bool:
         return backend.backend_name == "bnb 4bit"
-
-    @property
-    def name(self) -> str:
-        return str(self.state.quant_type)
 
     def grid(self) -> Grid:
         return self._grid(self.state)
@@ -147,7 +141,7 @@ class Bnb4Bit(Format):
         state.absmax, state.state2 = _bnb().quantize_blockwise(grid.scale - state.offset, blocksize=blocks)
         return state
 
-    def pack(self, codes: Tensor, grid: Grid) -> nn.Parameter:
+    def pack(self, codes: Tensor, grid: Grid) -> Any:
         table = self.state.code.float()
         nibbles = torch.stack([(table == level).nonzero()[0, 0] for level in self.levels]).to(torch.uint8)
         flat = nibbles[codes.reshape(-1)]
@@ -155,7 +149,7 @@ class Bnb4Bit(Format):
         packed: Any = copy.copy(self.layer.weight)
         packed.data = ((flat[0::2] << 4) | flat[1::2]).view(packed.quant_storage).view(-1, 1)
         packed.quant_state = self._state_with(grid)
-        return packed  # type: ignore[no-any-return]
+        return packed
 
     def put(self, packed: Any) -> None:
         super().put(packed)
@@ -176,30 +170,26 @@ class Bnb8Bit(Format):
         levels = torch.arange(-self.LARGEST, self.LARGEST + 1, dtype=torch.float32, device=largest.device)
         return Grid(levels, largest.float() / self.LARGEST, self.layer.in_features)
 
-    def _scales(self) -> Tensor:
+    def _scales(self) -> Any:
         """The largest of each row, which a call moves from the weight to the state of the layer."""
-        scales: Tensor = self.layer.weight.SCB if self.layer.state.SCB is None else self.layer.state.SCB
-        return scales
+        return self.layer.weight.SCB if self.layer.state.SCB is None else self.layer.state.SCB
 
-    def _parameter(self, data: Tensor, scales: Tensor) -> nn.Parameter:
-        kind: Any = type(self.layer.weight)
-        made: nn.Parameter = kind(data, requires_grad=False, has_fp16_weights=False, CB=data, SCB=scales)
-        return made
+    def _parameter(self, data: Tensor, scales: Tensor) -> Any:
+        return type(self.layer.weight)(data, requires_grad=False, has_fp16_weights=False, CB=data, SCB=scales)
 
     def grid(self) -> Grid:
         return self._grid(self._scales())
 
     def codes(self) -> Tensor:
-        codes: Tensor = self.layer.weight.data.int() + self.LARGEST
-        return codes
+        return torch.add(self.layer.weight.data.int(), self.LARGEST)
 
     def fitted(self, weight: Tensor) -> Grid:
         return self._grid(weight.abs().amax(1))
 
-    def pack(self, codes: Tensor, grid: Grid) -> nn.Parameter:
+    def pack(self, codes: Tensor, grid: Grid) -> Any:
         return self._parameter((codes - self.LARGEST).to(torch.int8), grid.scale * self.LARGEST)
 
-    def held(self) -> nn.Parameter:
+    def held(self) -> Any:
         return self._parameter(self.layer.weight.data, self._scales())
 
     def put(self, packed: Any) -> None:
@@ -223,10 +213,9 @@ class TorchAo(Format):
         return bool(codes.dtype == torch.int8 and codes.shape == weight.shape and weight.block_size[0] == 1)
 
     @property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> Any:
         """The dtype of the weight before it was quantised."""
-        found: torch.dtype = self.layer.weight.dtype
-        return found
+        return self.layer.weight.dtype
 
     @property
     def _least(self) -> int:
@@ -244,8 +233,7 @@ class TorchAo(Format):
         return self._grid(self.layer.weight)
 
     def codes(self) -> Tensor:
-        codes: Tensor = self.layer.weight.qdata.int() - self._least
-        return codes
+        return torch.sub(self.layer.weight.qdata.int(), self._least)
 
     def fitted(self, weight: Tensor) -> Grid:
         assert self.backend is not None
@@ -254,7 +242,7 @@ class TorchAo(Format):
         self.backend.set_base_weight(SimpleNamespace(get_base_layer=lambda: layer), layer.weight)
         return self._grid(layer.weight)
 
-    def pack(self, codes: Tensor, grid: Grid) -> nn.Parameter:
+    def pack(self, codes: Tensor, grid: Grid) -> Any:
         old = self.layer.weight
         names, context = old.__tensor_flatten__()
         held = {name: getattr(old, name) for name in names}

@@ -17,9 +17,9 @@ from ..errors import CalibrationError, NotCalibratedError
 from ..finite import nan_as_infinite
 from ..forms import CALIBRATED, DYNAMIC, STATIC, FormName
 from ..tuner import AuroraLayer, active_layers, aurora_layers, check_calibrated, set_form
-from ..values import one_of, require, short
+from ..values import require
 from .calibrate import MAX_MEMORY, ROUNDING, alone, row_pieces, to_float64
-from .formats import QUANTIZATIONS, check_quantization
+from .formats import check_quantization
 from .inputs import (
     Passes,
     Runner,
@@ -156,7 +156,7 @@ def merge_gap(
     model: nn.Module,
     batches: Any,
     *,
-    merges: bool | None = None,
+    merges: bool | None = False,
     quantizations: str | Sequence[str] = (),
     rounding_batches: Any = None,
     metric: Metric | None = None,
@@ -189,8 +189,8 @@ def merge_gap(
             of -100, or of pixels the one that the model's config leaves out of the loss, is not scored, and its example
             counts as a prediction all the same. With merges, a causal language model without labels is scored on its
             inputs, and its perplexity is given.
-        merges: whether to measure what rounding the merged weights loses. None is yes where `quantizations` are given,
-            and of methods other than AuroRA, which have nothing else to measure.
+        merges: whether to measure what rounding the merged weights loses. That is always so where `quantizations` are
+            given, and of methods other than AuroRA, which have nothing else to measure.
         quantizations: to merge into, one or several of "nf4", "fp4" and "int8", as bitsandbytes has them; as there, the
             output layer of a language model stays in its dtype, and so does what a quantised base has in float.
         rounding_batches: the inputs by which merges into a quantised format round, as `batches`; `batches` themselves
@@ -198,27 +198,19 @@ def merge_gap(
         metric: `metric(predictions, labels)`, of all batches, which are then kept in memory: other figures, numbers by
             their names.
         max_memory: as in `merge_quantized`, for merges.
-        tokenizer: as in `calibrate`.
-        text_columns: as in `calibrate`.
-        batch_size: as in `calibrate`.
-        examples: as in `calibrate`; of `rounding_batches` as many.
-        max_length: as in `calibrate`.
-        progress: as in `calibrate`.
+        tokenizer, text_columns, batch_size, examples, max_length, progress: as in `calibrate`, for `rounding_batches`
+            too.
 
     Raises:
-        CalibrationError: no batches, a layer that no input reached, a trained adapter that gives NaN or infinity, or
-            adapters that are switched off.
+        CalibrationError: no batches, a layer that no input reached, an adapter that gives NaN or infinity, or that is
+            switched off.
         AlreadyMergedError: an adapter is merged.
-        MergeError: an adapter of a layer that is not linear, or one that is no change of the weight.
-        NotFiniteError: a merged weight that is not finite.
-        UserError: bitsandbytes is missing.
-        TypeError: a model whose output has neither logits nor hidden states; a `metric` that is no function or gives no
-            numbers; as `calibrate`.
-        ValueError: no active adapter that changes a weight, or an argument that is not allowed or not used, such as an
-            unknown quantisation, or `rounding_batches` where no merge rounds by inputs.
-        FormError: all of AuroRA was trained in the static form, which merges exactly, and no merges are asked for; or
-            they are and it evaluates in the dynamic form.
-        NotCalibratedError, StaleCalibrationError: merges are asked for, and there is no calibrated matrix to merge.
+        MergeError, NotFiniteError: an adapter of a layer that is not linear, one that is no change of the weight, or
+            whose merged weight is not finite.
+        UserError: an unknown quantisation, or bitsandbytes is missing.
+        TypeError: no predictions in what the model gives; a `metric` that gives no numbers; as `calibrate`.
+        ValueError: no active adapter that changes a weight, or `rounding_batches` where no merge rounds by inputs.
+        FormError, NotCalibratedError, StaleCalibrationError: AuroRA has no forms to compare, or none to merge.
     """
 
     def as_passes(given: Any, doing: str) -> Passes:
@@ -227,13 +219,12 @@ def merge_gap(
         )
         return Passes(source, doing if progress else "")
 
-    names = _checked(quantizations)
     if metric is not None and not callable(metric):
-        raise TypeError(f"metric={short(metric)} is not allowed: it must be a function of (predictions, labels).")
-    layers = _layers_to_merge(model, merges, names)
+        raise TypeError(f"metric={metric!r} is not allowed: it must be a function of (predictions, labels).")
+    names, layers, rounds = _merges_to_measure(model, merges, quantizations)
     if not layers and not any(active_layers(model)):
         raise ValueError("The model has no active adapter that changes a weight: merge_gap has nothing to measure.")
-    if rounding_batches is not None and not _rounds_by_inputs(layers, names):
+    if rounding_batches is not None and not rounds:
         raise ValueError("rounding_batches are not used: no merge into a quantised format is measured.")
     data = as_passes(batches, "measuring")
     if layers:
@@ -246,35 +237,21 @@ def merge_gap(
     return found
 
 
-def rounds_by_inputs(model: nn.Module, merges: bool | None = None, quantizations: str | Sequence[str] = ()) -> bool:
+def rounds_by_inputs(model: nn.Module, merges: bool | None = False, quantizations: str | Sequence[str] = ()) -> bool:
     """Whether `merge_gap` with these arguments tries merges that round by inputs, and so can use `rounding_batches`."""
-    names = _checked(quantizations)
-    return _rounds_by_inputs(_layers_to_merge(model, merges, names), names)
+    return _merges_to_measure(model, merges, quantizations)[2]
 
 
-def _rounds_by_inputs(layers: Sequence[AdaptedLayer], quantizations: Sequence[str]) -> bool:
-    return bool(layers) and (bool(quantizations) or any(layer.format is not None for layer in layers))
-
-
-def _checked(quantizations: str | Sequence[str]) -> tuple[str, ...]:
-    """The names of formats, each of which can be merged into."""
+def _merges_to_measure(
+    model: nn.Module, merges: bool | None, quantizations: str | Sequence[str]
+) -> tuple[Sequence[str], list[AdaptedLayer], bool]:
+    """The formats to merge into, the layers whose merges are measured (none where it is about AuroRA's forms alone),
+    and whether some merge rounds by inputs."""
     names = (quantizations,) if isinstance(quantizations, str) else tuple(quantizations)
     for name in names:
-        one_of("quantizations", name, QUANTIZATIONS)
         check_quantization(name)
-    return names
-
-
-def _layers_to_merge(model: nn.Module, merges: bool | None, quantizations: Sequence[str]) -> list[AdaptedLayer]:
-    """The layers whose merges are measured; none where it is about AuroRA's forms alone."""
-    of_aurora = any(aurora_layers(model))
-    if merges is False:
-        if quantizations:
-            raise ValueError("merges=False is not allowed with quantizations, which are merges.")
-        if not of_aurora:
-            raise ValueError("merges=False is not allowed: of methods other than AuroRA, merges alone are measured.")
-    wanted = bool(quantizations) or not of_aurora if merges is None else merges
-    return linear_layers(model) if wanted else []
+    layers = linear_layers(model) if merges or names or not any(aurora_layers(model)) else []
+    return names, layers, bool(layers) and (bool(names) or any(layer.format is not None for layer in layers))
 
 
 def _gap_of_merges(
@@ -290,16 +267,14 @@ def _gap_of_merges(
     for module, name in aurora:
         module.get_factors(name)  # raises what is no merge, before the inputs are read
     data.hold()
-    reference: tuple[str, Callable[[], AbstractContextManager[Any]]] = (UNMERGED, nullcontext)
-    forms = MergeGap((), (), 0)
-    if has_forms := any(module.aurora_config[name].train_form == DYNAMIC for module, name in aurora):
-        forms = _gap_of_forms(model, data, metric, perplexity=True)
-        reference = (DYNAMIC, lambda: in_form(model, DYNAMIC))
+    has_forms = any(module.aurora_config[name].train_form == DYNAMIC for module, name in aurora)
+    forms = _gap_of_forms(model, data, metric, perplexity=True) if has_forms else None
+    reference = (lambda: in_form(model, DYNAMIC)) if has_forms else nullcontext
     sums = MergeSums(layers, quantizations, max_memory)
     with evaluated(model), Runner(model, "merge_gap") as runner:
         sums.measure(runner, data, rounding)
-        first, n, losses = sums.compare(runner, data, dict([reference]), metric)
-    return replace(forms, merges=losses) if has_forms else MergeGap((), (first,), n, losses)
+        first, n, losses = sums.compare(runner, data, {DYNAMIC if has_forms else UNMERGED: reference}, metric)
+    return replace(forms, merges=losses) if forms else MergeGap((), (first,), n, losses)
 
 
 def _gap_of_forms(model: nn.Module, data: Passes, metric: Metric | None, *, perplexity: bool = False) -> MergeGap:
@@ -359,20 +334,16 @@ class _LayerSums:
     def see(self, x: Tensor) -> None:
         """Take in the input of the layer."""
         for vectors, groups in self.runner.grouped_pieces(self.layer, x):
-            self._add(vectors, groups)
-
-    def _add(self, x: Tensor, groups: Tensor | None) -> None:
-        """Take in vectors x (n, d_in), of a convolution with the group (n,) of each."""
-        x = x.to(self.layer.aurora_A[self.name].weight.dtype)  # what the layer computes with
-        sigma = to_float64(self.layer.sigma(self.name, self.layer.hidden_values(self.name, x)))  # (n, r)
-        self.n += len(sigma)
-        of = torch.zeros_like(sigma[:, 0], dtype=torch.int64) if groups is None else groups.to(sigma.device)
-        self.power += self._square(sigma, of)
-        self.total.index_add_(0, of, sigma)
-        for rows in row_pieces(len(x), max(x.shape[1], sigma.shape[1])):
-            inputs = to_float64(x[rows])
-            for form, M in self.matrices.items():
-                self.errors[form] += self._square(sigma[rows] - inputs @ M.T, of[rows])
+            x = vectors.to(self.layer.aurora_A[self.name].weight.dtype)  # what the layer computes with
+            sigma = to_float64(self.layer.sigma(self.name, self.layer.hidden_values(self.name, x)))  # (n, r)
+            self.n += len(sigma)
+            of = torch.zeros_like(sigma[:, 0], dtype=torch.int64) if groups is None else groups.to(sigma.device)
+            self.power += self._square(sigma, of)
+            self.total.index_add_(0, of, sigma)
+            for rows in row_pieces(len(x), max(x.shape[1], sigma.shape[1])):
+                inputs = to_float64(x[rows])
+                for form, M in self.matrices.items():
+                    self.errors[form] += self._square(sigma[rows] - inputs @ M.T, of[rows])
 
     def result(self) -> list[LayerGap]:
         """The gap in each form.
@@ -385,23 +356,15 @@ class _LayerSums:
                 f"The adapter of {self.path} gives no finite numbers: is the model or a batch broken?"
             )
         n = self.n / len(self.total)  # of each group
-        variance = self.power - n * self._square(
-            self.total / n, torch.arange(len(self.total), device=self.total.device)
-        )
-        return [
-            LayerGap(
-                self.path, self.name, form, _ratio(error, self.power) ** 0.5, _explained(error, variance, self.power)
-            )
-            for form, error in self.errors.items()
-        ]
-
-
-def _explained(error: float, variance: float, power: float) -> float:
-    """The explained share of a variance, from sums of squares; see `LayerGap.explained_variance`."""
-    rounding = ROUNDING**2 * power
-    if variance > rounding:
-        return 1 - _ratio(error, variance)
-    return 1.0 if error <= rounding else math.nan
+        groups = torch.arange(len(self.total), device=self.total.device)
+        variance = self.power - n * self._square(self.total / n, groups)
+        rounding = ROUNDING**2 * self.power
+        found = []
+        for form, error in self.errors.items():
+            exact = 1.0 if error <= rounding else math.nan
+            explained = 1 - _ratio(error, variance) if variance > rounding else exact
+            found.append(LayerGap(self.path, self.name, form, _ratio(error, self.power) ** 0.5, explained))
+        return found
 
 
 def _ratio(error: float, power: float) -> float:

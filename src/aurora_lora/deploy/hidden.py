@@ -10,15 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CalibrationError
-from ..finite import is_finite
 from ..forms import STATIC
 from ..tuner import AuroraLayer, active_layers
 from .inputs import Runner, as_batches, check_unmerged, no_batches, trained_state, watched_inputs
 
-Layers = dict[tuple[str, str], Tensor]
 
-
-def hidden_values(model: nn.Module, batches: Any) -> Layers:
+def hidden_values(model: nn.Module, batches: Any) -> dict[tuple[str, str], Tensor]:
     """z = A x for each input x that reaches an adapter, padding left out, as the trained model computes it.
 
     Where sigma is trained on the columns of A (the static form), these are its z, and no input is needed. Adapters
@@ -38,34 +35,30 @@ def hidden_values(model: nn.Module, batches: Any) -> Layers:
         ValueError: no AuroRA adapter.
     """
     check_unmerged(model, "hidden_values")
-    static: Layers = {}
     found: dict[tuple[str, str], list[Tensor]] = {}
     with trained_state(model), Runner(model, "hidden_values") as runner:
-        watchers: list[tuple[AuroraLayer, Callable[[Tensor], None]]] = []
+
+        def keep(layer: AuroraLayer, name: str, pieces: list[Tensor], x: Tensor) -> None:
+            pieces.extend(layer.hidden_values(name, vectors).float().cpu() for vectors in runner.pieces(layer, x))
+
+        watched: list[tuple[AuroraLayer, Callable[[Tensor], None]]] = []
         for path, layer, name in active_layers(model):
-            if layer.forms_coincide(name):
-                continue
-            if layer.aurora_config[name].train_form == STATIC:
-                static[path, name] = layer.aurora_A[name].weight.detach().float().cpu().T
-                continue
-            pieces = found.setdefault((path, name), [])
-            watchers.append((layer, partial(_keep, runner, layer, name, pieces)))
-        n = 0
-        with watched_inputs(watchers):
-            for batch in as_batches(batches) if watchers else ():
-                runner.run(batch, [layer for layer, _ in watchers])
-                n += 1
-    if watchers and n == 0:
+            if layer.aurora_config[name].train_form == STATIC and not layer.forms_coincide(name):
+                found[path, name] = [layer.aurora_A[name].weight.detach().float().cpu().T]
+            elif not layer.forms_coincide(name):
+                watched.append((layer, partial(keep, layer, name, found.setdefault((path, name), []))))
+        with watched_inputs(watched):
+            n = sum(
+                runner.run(one, [layer for layer, _ in watched]) is not None
+                for one in as_batches(batches if watched else [])
+            )
+    if watched and not n:
         raise no_batches("hidden_values")
-    values = {**static, **{key: torch.cat(pieces) for key, pieces in found.items() if pieces}}
+    values = {key: torch.cat(pieces) for key, pieces in found.items() if pieces}
     for (path, _), z in values.items():
-        if not is_finite(z):
+        if not z.isfinite().all():
             raise CalibrationError(f"What reaches sigma in {path} is not finite: is the model or a batch broken?")
     return values
-
-
-def _keep(runner: Runner, layer: AuroraLayer, name: str, pieces: list[Tensor], x: Tensor) -> None:
-    pieces.extend(layer.hidden_values(name, vectors).float().cpu() for vectors in runner.pieces(layer, x))
 
 
 def sigma_along(layer: AuroraLayer, adapter: str, channel: int, z: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import MethodType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -159,13 +159,7 @@ def merge_quantized(
             eighth batch is held out: what the merge loses end to end is measured on it. Of fewer than eight, all are
             rounded by, and it is measured on them.
         damping: relative to the mean of E[x^2]; see `ops.rounding.input_moment`.
-        max_memory: as in `calibrate`.
-        tokenizer: as in `calibrate`.
-        text_columns: as in `calibrate`.
-        batch_size: as in `calibrate`.
-        examples: as in `calibrate`.
-        max_length: as in `calibrate`.
-        progress: as in `calibrate`.
+        max_memory, tokenizer, text_columns, batch_size, examples, max_length, progress: as in `calibrate`.
 
     Returns:
         What rounding has cost end to end and in each layer, which a warning says in a line too.
@@ -181,16 +175,22 @@ def merge_quantized(
         TypeError: as `calibrate`.
         ValueError: an argument that is not allowed.
     """
-    if not (isinstance(damping, float | int) and 0 < damping < math.inf) or isinstance(damping, bool):
+    if not 0 < damping < math.inf:
         raise ValueError(f"damping={damping!r} is not allowed: it must be a finite number above 0.")
     start = time.perf_counter()
     source = as_batches(
         batches, tokenizer, text_columns=text_columns, batch_size=batch_size, examples=examples, max_length=max_length
     )
     data = _Parts(source, "reading inputs" if progress else "")
-    layers, others = quantized_layers(model)
-    aurora = [(one.path, one.module) for one in (*layers.values(), *others) if isinstance(one.module, AuroraLayer)]
-    if aurora:
+    every = layers_with_adapters(model, "merge_quantized")
+    layers = {layer.path: layer for layer in every if layer.format is not None}
+    others = [layer for layer in every if layer.format is None]
+    if not layers:
+        raise MergeError(
+            "No layer with an active adapter is quantised, so nothing needs merge_quantized: use merge_adapter() or "
+            "merge_and_unload()."
+        )
+    if aurora := [(layer.path, layer.module) for layer in every if isinstance(layer.module, AuroraLayer)]:
         check_before_merge(model, aurora)
     data.hold()
     with evaluated(model), Runner(model, "merge_quantized") as runner:
@@ -208,7 +208,7 @@ def merge_quantized(
     try:
         for path, layer in layers.items():
             merged.append(layer.module)
-            hold_rounded(layer, rounded[path])
+            _merge(layer, rounded[path])
         report = QuantizedMerge(
             tuple(rounded[path].report for path in layers),
             ends,
@@ -218,10 +218,8 @@ def merge_quantized(
             passes,
             time.perf_counter() - start,
         )
-        warnings.warn(
-            f"Merging into quantised weights rounds them again: that costs {report.summary}.",
-            stacklevel=2,
-        )  # where warnings are errors, the model is as before
+        # where warnings are errors, the model is as before
+        warnings.warn(f"Merging into quantised weights rounds them again: that costs {report.summary}.", stacklevel=2)
         for layer in others:  # last, as PEFT takes back what it merged only up to rounding
             merged.append(layer.module)
             layer.module.merge()
@@ -232,35 +230,16 @@ def merge_quantized(
     return report
 
 
-def quantized_layers(model: nn.Module) -> tuple[dict[str, AdaptedLayer], list[AdaptedLayer]]:
-    """The quantised layers to merge, by path, and those that are not quantised.
-
-    Raises:
-        MergeError, AlreadyMergedError, CalibrationError: see `merge_quantized`.
-    """
-    every = layers_with_adapters(model, "merge_quantized")
-    quantised = {layer.path: layer for layer in every if layer.format is not None}
-    if not quantised:
-        raise MergeError(
-            "No layer with an active adapter is quantised, so nothing needs merge_quantized: use merge_adapter() or "
-            "merge_and_unload()."
-        )
-    return quantised, [layer for layer in every if layer.format is None]
-
-
 # -------------------------------------------------------------------- rounding
 
 
-@dataclass(frozen=True)
-class RoundedLayer:
-    """The quantised weight that a layer is to hold."""
+class RoundedLayer(NamedTuple):
+    """What a layer is to hold: the weight, or None for the one that it has; that of the nearest values, to be compared
+    with; and the merged bias (d_out,), where the adapter changes it."""
 
-    weight: nn.Parameter | None
-    """The weight to be held; None is the one that it holds already."""
-    nearest: nn.Parameter | None
-    """The one of the nearest values, to be compared with."""
+    weight: Any
+    nearest: Any
     bias: Tensor | None
-    """The merged bias, (d_out,), where the adapter changes it."""
     report: LayerMerge
     vectors: int
 
@@ -289,20 +268,24 @@ def round_layer(layer: AdaptedLayer, S: Tensor, inputs: InputMoment, vectors: in
     return RoundedLayer(own.pack(codes, grid), nearest, bias, report, vectors)
 
 
-def hold_rounded(layer: AdaptedLayer, rounded: RoundedLayer) -> None:
+def _merge(layer: AdaptedLayer, rounded: RoundedLayer) -> None:
     """Let the base layer hold the weight and the bias, and keep the originals for `unmerge`."""
     module, base = layer.module, layer.module.get_base_layer()
-    original = OriginalWeight(base, layer.format.backend, shared=False)
-    if rounded.weight is not None:
-        layer.format.put(rounded.weight)
+    original = OriginalWeight(base, layer.format.backend, shared=False), base.bias
+    _put(layer, rounded.weight, rounded.bias)
     if isinstance(module, AuroraLayer):
-        module.keep(original, rounded.report.by_inputs)
+        module.keep(original[0], rounded.report.by_inputs)
     else:
-        module.originals = original, base.bias
-        if rounded.bias is not None:
-            base.bias = parameter_like(base.bias, rounded.bias.to(base.bias.dtype))
-        module.unmerge = MethodType(_unmerge, module)
+        module.originals, module.unmerge = original, MethodType(_unmerge, module)
     module.merged_adapters.extend(layer.names)
+
+
+def _put(layer: AdaptedLayer, weight: Any, bias: Tensor | None) -> None:
+    base = layer.module.get_base_layer()
+    if weight is not None:
+        layer.format.put(weight)
+    if bias is not None:
+        base.bias = parameter_like(base.bias, bias.to(base.bias.dtype))
 
 
 def _unmerge(layer: Any) -> None:
@@ -374,18 +357,14 @@ def _switched_off(layers: Sequence[AdaptedLayer]) -> Iterator[None]:
 
 
 @contextmanager
-def _holding(held: Sequence[tuple[AdaptedLayer, nn.Parameter | None, Tensor | None]]) -> Iterator[None]:
+def _holding(held: Sequence[tuple[AdaptedLayer, Any, Tensor | None]]) -> Iterator[None]:
     """While the block runs, base layers hold these weights and biases, and compute without adapters."""
-    held = [one for one in held if one[1] is not None or one[2] is not None]
     bases = [layer.module.get_base_layer() for layer, _, _ in held]
     earlier = [(layer.format.held(), base.bias) for (layer, _, _), base in zip(held, bases, strict=True)]
     with _switched_off([layer for layer, _, _ in held]):
         try:
-            for base, (layer, weight, bias) in zip(bases, held, strict=True):
-                if weight is not None:
-                    layer.format.put(weight)
-                if bias is not None:
-                    base.bias = parameter_like(base.bias, bias.to(base.bias.dtype))
+            for one in held:
+                _put(*one)
             yield
         finally:
             for base, (layer, _, _), (weight, bias) in zip(bases, held, earlier, strict=True):

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -149,31 +149,29 @@ class AdaptedLayer:
     def _merged(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         """The weight with its adapters merged, as the layer would do it, and the bias in float32; changes nothing."""
         layer, names = self.module, self.names
-        dense = _dense(layer.get_base_layer(), weight)
+        dense, method = _dense(layer.get_base_layer(), weight), type(layer).__module__.split(".")[-2]
+        if type(layer).merge is BaseTunerLayer.merge:
+            raise MergeError(f"{self.path}: PEFT merges no {method} into a layer of this kind.")
         # whether the layer's own merge is none into a weight, but dequantises and quantises by itself
         requantises = self.format is not None and layer.quantization_backend is None
-        if type(layer).merge is BaseTunerLayer.merge:
-            raise MergeError(f"{self.path}: PEFT merges no {_method(layer)} into a layer of this kind.")
+        variants = None  # of LoRA without biases: DoRA and its like
+        if isinstance(layer, LoraLayer) and not any(layer.lora_bias.get(name) for name in names):
+            variants = [layer.lora_variant[name] for name in names if name in layer.lora_variant]
         with torch.no_grad(), without_autocast(weight):
-            if isinstance(layer, AuroraLayer) or (requantises and _adds(layer, names)):
+            if isinstance(layer, AuroraLayer) or (requantises and variants == []):
                 for name in names:
                     dense.weight.data = dense.weight.data + layer.get_delta_weight(name).to(weight)
-            elif requantises and len(names) == 1 and _adds(layer, names, "lora_variant"):  # DoRA and its like
-                dense.weight.data = layer.lora_variant[names[0]].merge_safe(_twin(layer, dense), names[0], weight)
+            elif requantises and variants and len(names) == 1:
+                dense.weight.data = variants[0].merge_safe(_twin(layer, dense), names[0], weight)
             elif requantises:
                 _merge_by_forward(self.path, _twin(layer, dense), dense)
             else:
                 try:
                     _twin(layer, dense).merge(adapter_names=names)
                 except NotImplementedError as error:  # of Lily, activated LoRA and others
-                    raise MergeError(
-                        f"{self.path}: PEFT cannot merge its adapters of {_method(layer)}: {one_line(error)}"
-                    ) from error
+                    what = f"PEFT cannot merge its adapters of {method}: {one_line(error)}"
+                    raise MergeError(f"{self.path}: {what}") from error
         return dense.weight.data.to(weight.dtype), None if dense.bias is None else dense.bias.data.float()
-
-
-def _method(layer: Any) -> str:
-    return type(layer).__module__.split(".")[-2]
 
 
 def _dense(base: Any, weight: Tensor) -> Any:
@@ -192,13 +190,6 @@ def _twin(layer: Any, base: Any) -> Any:
     vars(twin).update({name: copy.copy(value) for name, value in vars(layer).items() if isinstance(value, dict | list)})
     twin.base_layer, twin.merged_adapters, twin.quantization_backend = base, [], None
     return twin
-
-
-def _adds(layer: Any, names: Sequence[str], what: str = "get_delta_weight") -> bool:
-    """Whether these adapters are LoRA's, without a bias: plain ones, or all of a variant."""
-    if not isinstance(layer, LoraLayer) or not hasattr(layer, what) or any(layer.lora_bias.get(name) for name in names):
-        return False
-    return all((name in layer.lora_variant) == (what == "lora_variant") for name in names)
 
 
 def _merge_by_forward(path: str, twin: Any, dense: Any) -> None:
@@ -225,29 +216,27 @@ def layers_with_adapters(model: nn.Module, action: str) -> list[AdaptedLayer]:
         NotImplementedError: see `check_takes_merge`.
     """
     found = []
-    for path, module in plain_model(model).named_modules():
+    plain = plain_model(model)
+    for path, module in plain.named_modules():
         path = ".".join(part for part in path.split(".") if part != "_orig_mod")  # of a part that is compiled
-        if isinstance(module, BaseTunerLayer) and adapters_of(module):
-            check_in_use(path, module, action)
-            found.append(AdaptedLayer(path, module, _held_format(path, module, model, action)))
-    return found
-
-
-def _held_format(path: str, module: Any, model: nn.Module, action: str) -> Format | None:
-    base: Any = module.get_base_layer()
-    backend = resolve_quantization_backend(base, **get_quantization_kwargs(plain_model(model)))
-    if backend is None:
-        try:
-            check_takes_merge(base, None)
-        except (MergeError, NotImplementedError) as error:
-            raise type(error)(f"{path}: {error}") from error
-        return None
-    if (found := format_of(base, backend)) is None:
-        kind = type(getattr(base, "weight", base)).__name__
-        raise MergeError(
-            f"{path}: {action} does not know how {backend.backend_name} quantised its weight ({kind}). Serve the "
-            "adapter beside it, or merge into the unquantised base model."
-        )
+        if not isinstance(module, BaseTunerLayer) or not adapters_of(module):
+            continue
+        check_in_use(path, module, action)
+        base: Any = module.get_base_layer()
+        backend = resolve_quantization_backend(base, **get_quantization_kwargs(plain))
+        held = None if backend is None else format_of(base, backend)
+        if backend is None:
+            try:
+                check_takes_merge(base, None)
+            except (MergeError, NotImplementedError) as error:
+                raise type(error)(f"{path}: {error}") from error
+        elif held is None:
+            kind = type(getattr(base, "weight", base)).__name__
+            raise MergeError(
+                f"{path}: {action} does not know how {backend.backend_name} quantised its weight ({kind}). Serve the "
+                "adapter beside it, or merge into the unquantised base model."
+            )
+        found.append(AdaptedLayer(path, module, held))
     return found
 
 
@@ -292,8 +281,7 @@ class MergeLoss:
     end_to_end: EndToEndGap
 
 
-@dataclass(frozen=True)
-class Merge:
+class Merge(NamedTuple):
     """A way to merge: into a dtype, the layer's own if None, or a format, to the nearest values or by inputs."""
 
     name: str
