@@ -48,8 +48,7 @@ class AuroraModel(BaseTuner):
         """
         config: Any = self.peft_config[adapter_name]
         if any(one is config for name, one in self.peft_config.items() if name != adapter_name):
-            config = self.peft_config[adapter_name] = copy.deepcopy(config)
-            config.calibrated = False  # the matrix is the other adapter's
+            self.peft_config[adapter_name] = config = copy.deepcopy(config)
         leave_out_uncalled(config, model)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         # PyTorch's fused encoder, in eval mode, calls no layer, and makes nested tensors that single layers cannot read
