@@ -10,6 +10,7 @@ import pytest
 
 from aurora_lora.data import TASKS, SplitSizes, get_task
 from aurora_lora.data.glue import GLUE
+from aurora_lora.data.metrics import classification_metrics, regression_metrics
 from aurora_lora.errors import UserError
 from aurora_lora.train.kinds import kind_of
 
@@ -19,11 +20,13 @@ FIXTURE = hub_copy.read("glue.json")
 
 
 def names(name: str) -> tuple[str, ...]:
-    return kind_of(get_task(name)).metric_names(get_task(name))
+    return kind_of(get_task(name)).facts.metric_names(get_task(name))
 
 
 def measure(name: str, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    return kind_of(get_task(name)).compute_metrics(get_task(name), predictions, labels)
+    task = get_task(name)
+    metrics = classification_metrics if task.labels else regression_metrics
+    return metrics(predictions, labels, task.also)
 
 
 @pytest.mark.parametrize("task", GLUE, ids=lambda task: task.name)

@@ -177,7 +177,7 @@ def test_choices_that_are_not_numbers() -> None:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_every_metric_of_a_task_is_in_the_registry(name: str) -> None:
-    assert set(kind_of(TASKS[name]).metric_names(TASKS[name])) <= METRICS.keys()
+    assert set(kind_of(TASKS[name]).facts.metric_names(TASKS[name])) <= METRICS.keys()
 
 
 def test_metrics_for_people() -> None:

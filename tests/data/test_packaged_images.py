@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aurora_lora.data import SplitSizes, get_task, packaged_images
+from aurora_lora.data import SplitSizes, get_task, vision
 from aurora_lora.data.bigbench import BIGBENCH, CIFAR10_FILE
 from aurora_lora.data.fetch import OfflineError, fetch
 from aurora_lora.data.vision import CIFAR10_LABELS, FASHION_FOLDER, png, read_cifar10, read_idx
@@ -41,27 +41,27 @@ def test_idx_files(tmp_path: Path) -> None:
 
 
 def test_altered_fashion_files_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packaged_images, "FASHION_FOLDER", tmp_path)
+    monkeypatch.setattr(vision, "FASHION_FOLDER", tmp_path)
     write_idx(tmp_path / "train-images-idx3-ubyte.gz", IMAGES)
     with pytest.raises(UserError, match=r"train-images-idx3-ubyte\.gz is missing or altered: install the package"):
         get_task("fashion-mnist").load_splits(SplitSizes(1, 1, 1), 0)
 
 
 def test_without_debians_package_the_hub_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packaged_images, "FASHION_FOLDER", tmp_path / "none")
+    monkeypatch.setattr(vision, "FASHION_FOLDER", tmp_path / "none")
     monkeypatch.setenv("AURORA_LORA_DATA", str(tmp_path))
     with pytest.raises(UserError, match=r"apt-get install dataset-fashion-mnist.*zalando-datasets/fashion_mnist"):
         get_task("fashion-mnist").load_splits(SplitSizes(1, 1, 1), 0)
 
 
 def test_fashion_from_small_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packaged_images, "FASHION_FOLDER", tmp_path)
+    monkeypatch.setattr(vision, "FASHION_FOLDER", tmp_path)
     labels = np.array([3, 1, 0, 9], np.uint8)
     for prefix in ("train", "t10k"):
         write_idx(tmp_path / f"{prefix}-images-idx3-ubyte.gz", IMAGES)
         write_idx(tmp_path / f"{prefix}-labels-idx1-ubyte.gz", labels)
     names = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in tmp_path.glob("*.gz")}
-    monkeypatch.setattr(packaged_images, "FASHION_FILES", names)
+    monkeypatch.setattr(vision, "FASHION_FILES", names)
     data = get_task("fashion-mnist").load_splits(SplitSizes(None, 1, None), 0)
     assert data.num_rows == {"train": 3, "validation": 1, "test": 4}
     assert data["test"]["label"][:] == labels.tolist()

@@ -167,7 +167,7 @@ def test_odd_copies(copies: Any) -> None:
         get_task("oxford-pets").load_splits(ALL, 0)
     train, test = repos_of("cifar10")
     copies(train, {**test, "classes": test["classes"][::-1]})
-    with pytest.raises(UserError, match=r"the classes of train and test differ \('airplane' and 'truck'\)"):
+    with pytest.raises(UserError, match=r"the classes of train and test differ"):
         get_task("cifar10").load_splits(ALL, 0)
 
 
@@ -180,7 +180,7 @@ def test_what_cannot_be_had(copies: Any) -> None:
 def test_the_packaged_images_are_the_hubs_test_images() -> None:
     assert TASKS["cifar10"].never_after == ("cifar10-10k",)
     assert {task.group for task in VISION} == {"images"}
-    assert all(kind_of(task).task_type == "IMAGE_CLS" and task.metric == "accuracy" for task in VISION)
+    assert all(kind_of(task).facts.task_type == "IMAGE_CLS" and task.metric == "accuracy" for task in VISION)
 
 
 @pytest.mark.parametrize("clear", [5, bytes(range(256)), b"\0\x80"], ids=["one colour", "each colour", "two colours"])

@@ -162,33 +162,32 @@ def _load(name: str, sizes: SplitSizes, split_seed: int, form: str = "cloze") ->
     return DatasetDict(loaded)
 
 
-def _by_text(text: str) -> str:
-    return text
-
-
 def _situation(text: str) -> str:
     """What comes before the question in an input of SIQA."""
     found = re.fullmatch(r"(.*[.!?\"'])\s+\S[^.!?]*\?", text, re.DOTALL)
     return found[1] if found else text
 
 
-def _winograd_sentence(text: str) -> str:
-    """The sentence in an input of WinoWhy that several reasons are given for."""
-    return re.split(r" The '[^']*' refers? to ", text)[0]
-
-
 GROUPS: dict[str, Callable[[str], str]] = {
     "siqa": _situation,
-    "wikihow-goal": _by_text,
-    "strategyqa": _by_text,
-    "winowhy": _winograd_sentence,
+    "wikihow-goal": str,
+    "strategyqa": str,
+    "winowhy": lambda text: re.split(r" The '[^']*' refers? to ", text)[0],  # the sentence that has several reasons
 }
+"""What must not stand in two splits of a question's text."""
 
 
-def _task(name: str, description: str, train: int, classes: int, never_after: tuple[str, ...] = ()) -> Task:
-    return Task(
+_TASKS = {
+    # question, training examples, choices
+    "siqa": ("What would a person feel, want or do? (SIQA's test questions)", 1_225, 3),
+    "wikihow-goal": ("Which goal does a step belong to?", 999, 4),
+    "strategyqa": ("Yes or no, where the steps of reasoning are left to the reader", 1_589, 2),
+    "winowhy": ("Is the reason given for what a pronoun refers to correct?", 2_147, 2),
+}
+BIG_BENCH = tuple(
+    Task(
         name=name,
-        description=description,
+        description=question,
         kind="multiple-choice",
         labels=(),
         metric="accuracy",
@@ -201,17 +200,9 @@ def _task(name: str, description: str, train: int, classes: int, never_after: tu
         train_examples=train,
         max_length=256,
         prompt_forms=("cloze", "instruction"),
-        never_after=never_after,
+        # the paper's own test questions: a model that has learned them must not be tested on the hub's SIQA
+        never_after=("commonsense",) if name == "siqa" else (),
         classes=classes,
     )
-
-
-BIG_BENCH = (
-    # The paper's own test questions: a model that has learned them must not be tested on the hub's SIQA.
-    _task(
-        "siqa", "What would a person feel, want or do? (SIQA's test questions)", 1_225, 3, never_after=("commonsense",)
-    ),
-    _task("wikihow-goal", "Which goal does a step belong to?", 999, 4),
-    _task("strategyqa", "Yes or no, where the steps of reasoning are left to the reader", 1_589, 2),
-    _task("winowhy", "Is the reason given for what a pronoun refers to correct?", 2_147, 2),
+    for name, (question, train, classes) in _TASKS.items()
 )

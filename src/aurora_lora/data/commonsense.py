@@ -50,53 +50,43 @@ class TestSet:
     __test__ = False  # not for pytest
 
 
-def _numbered(word: str, choices: Sequence[str], index: int) -> tuple[list[str], str | None]:
+def _numbered(instruction: str, word: str, choices: Sequence[str], index: int) -> KeyedQuestion:
     keys = prompts.numbered_keys(word, len(choices))
-    return keys, keys[index] if 0 <= index < len(keys) else None
+    return instruction, keys, keys[index] if 0 <= index < len(keys) else None
 
 
 def _boolq(row: Row) -> KeyedQuestion:
     """BoolQ's questions have no mark at the end; in LLM-Adapters each has one."""
-    answer = row["answer"]
     instruction = prompts.true_false(f"{row['question'].removesuffix('?')}?")
-    return instruction, ("true", "false"), None if answer is None else str(bool(answer)).lower()
+    return instruction, ("true", "false"), None if row["answer"] is None else str(bool(row["answer"])).lower()
 
 
 def _piqa(row: Row) -> KeyedQuestion:
     choices = (row["sol1"], row["sol2"])
-    return prompts.solutions(row["goal"], choices), *_numbered("solution", choices, _index(row["label"]))
+    return _numbered(prompts.solutions(row["goal"], choices), "solution", choices, _index(row["label"]))
 
 
 def _siqa(row: Row) -> KeyedQuestion:
     choices = (row["answerA"], row["answerB"], row["answerC"])
-    question = f"{row['context']} {row['question']}"
-    return prompts.answers(question, choices), *_numbered("answer", choices, _index(row["label"]) - 1)
+    asked = prompts.answers(f"{row['context']} {row['question']}", choices)
+    return _numbered(asked, "answer", choices, _index(row["label"]) - 1)
 
 
 def _hellaswag(row: Row) -> KeyedQuestion:
-    choices = row["endings"]
-    instruction = prompts.endings(row["activity_label"], row["ctx"], choices)
-    return instruction, *_numbered("ending", choices, _index(row["label"]))
+    asked = prompts.endings(row["activity_label"], row["ctx"], row["endings"])
+    return _numbered(asked, "ending", row["endings"], _index(row["label"]))
 
 
 def _winogrande(row: Row) -> KeyedQuestion:
     choices = (row["option1"], row["option2"])
-    return prompts.options(row["sentence"], choices), *_numbered("option", choices, _index(row["answer"]) - 1)
+    return _numbered(prompts.options(row["sentence"], choices), "option", choices, _index(row["answer"]) - 1)
 
 
-def _arc(row: Row) -> KeyedQuestion:
-    return _lettered(row["question"], row)
-
-
-def _obqa(row: Row) -> KeyedQuestion:
-    return _lettered(row["question_stem"], row)
-
-
-def _lettered(question: str, row: Row) -> KeyedQuestion:
+def _lettered(row: Row) -> KeyedQuestion:
     """ARC labels its choices A to E in most rows and 1 to 5 in others; the answer is one of the row's own labels."""
     choices, labels = row["choices"]["text"], row["choices"]["label"]
-    index = labels.index(row["answerKey"]) if row["answerKey"] in labels else -1
-    return prompts.answers(question, choices), *_numbered("answer", choices, index)
+    asked = prompts.answers(row["question"] if "question" in row else row["question_stem"], choices)
+    return _numbered(asked, "answer", choices, labels.index(row["answerKey"]) if row["answerKey"] in labels else -1)
 
 
 def _index(label: Any) -> int:
@@ -105,37 +95,24 @@ def _index(label: Any) -> int:
     return int(text) if text.isdecimal() else -1
 
 
-_ARC = ("question", "choices", "answerKey")
+def _script(repo: str, config: str) -> HubData:
+    """The validation split of a data set that is a script: scripts are not run."""
+    return HubData(repo, None, CONVERTED, {"validation": f"{config}/validation/*.parquet"})
+
+
+_SIQA, _ARC = ("context", "question", "answerA", "answerB", "answerC", "label"), ("question", "choices", "answerKey")
+_PIQA, _WINOGRANDE = ("goal", "sol1", "sol2", "label"), ("sentence", "option1", "option2", "answer")
+_HELLASWAG, _ARC_REPO = ("activity_label", "ctx", "endings", "label"), "allenai/ai2_arc"
 TEST_SETS: dict[str, TestSet] = {
     "boolq": TestSet(HubData("google/boolq"), "validation", ("question", "answer"), _boolq, 3270),
-    "piqa": TestSet(
-        HubData("ybisk/piqa", None, CONVERTED, {"validation": "plain_text/validation/*.parquet"}),
-        "validation",
-        ("goal", "sol1", "sol2", "label"),
-        _piqa,
-        1838,  # the paper prints 1,830
-    ),
-    "siqa": TestSet(
-        HubData("allenai/social_i_qa", None, CONVERTED, {"validation": "default/validation/*.parquet"}),
-        "validation",
-        ("context", "question", "answerA", "answerB", "answerC", "label"),
-        _siqa,
-        1954,
-    ),
-    "hellaswag": TestSet(
-        HubData("Rowan/hellaswag"), "validation", ("activity_label", "ctx", "endings", "label"), _hellaswag, 10042
-    ),
-    "winogrande": TestSet(
-        HubData("allenai/winogrande", "winogrande_xl"),
-        "validation",
-        ("sentence", "option1", "option2", "answer"),
-        _winogrande,
-        1267,
-    ),
-    "arc-e": TestSet(HubData("allenai/ai2_arc", "ARC-Easy"), "test", _ARC, _arc, 2376),
-    "arc-c": TestSet(HubData("allenai/ai2_arc", "ARC-Challenge"), "test", _ARC, _arc, 1172),
+    "piqa": TestSet(_script("ybisk/piqa", "plain_text"), "validation", _PIQA, _piqa, 1838),  # the paper prints 1,830
+    "siqa": TestSet(_script("allenai/social_i_qa", "default"), "validation", _SIQA, _siqa, 1954),
+    "hellaswag": TestSet(HubData("Rowan/hellaswag"), "validation", _HELLASWAG, _hellaswag, 10042),
+    "winogrande": TestSet(HubData("allenai/winogrande", "winogrande_xl"), "validation", _WINOGRANDE, _winogrande, 1267),
+    "arc-e": TestSet(HubData(_ARC_REPO, "ARC-Easy"), "test", _ARC, _lettered, 2376),
+    "arc-c": TestSet(HubData(_ARC_REPO, "ARC-Challenge"), "test", _ARC, _lettered, 1172),
     "obqa": TestSet(
-        HubData("allenai/openbookqa", "main"), "test", ("question_stem", "choices", "answerKey"), _obqa, 500
+        HubData("allenai/openbookqa", "main"), "test", ("question_stem", "choices", "answerKey"), _lettered, 500
     ),
 }
 

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -75,30 +76,32 @@ def unsigned_zero(shown: str) -> str:
     return shown if shown.strip("+-0.") else shown.lstrip("+-")
 
 
+_SHARE: dict[str, Any] = {"percent": True, "decimals": 1}
+_LESS: dict[str, Any] = {"lower_is_better": True}
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("accuracy", "accuracy", percent=True, decimals=1),
-        Metric("accuracy_norm", "accuracy per character", percent=True, decimals=1, short="accuracy per char."),
-        Metric("accuracy_generated", "written", percent=True, decimals=1),
-        Metric("unanswered", "unanswered", percent=True, decimals=1, lower_is_better=True),
-        Metric("perplexity", "perplexity", decimals=2, lower_is_better=True),
-        Metric("token_accuracy", "next token", percent=True, decimals=1),
-        Metric("nll", "neg. log-likelihood", lower_is_better=True, short="nll"),
-        Metric("nll_norm", "neg. log-likelihood per character", lower_is_better=True, short="nll per char."),
-        Metric("matthews", "matthews", percent=True, decimals=1),
-        Metric("f1", "F1", percent=True, decimals=1),
-        Metric("micro_f1", "micro F1", percent=True, decimals=1),
-        Metric("macro_f1", "macro F1", percent=True, decimals=1),
-        Metric("pearson", "pearson", percent=True, decimals=1),
-        Metric("spearman", "spearman", percent=True, decimals=1),
-        Metric("captured", "captured", percent=True, decimals=1),
+        Metric("accuracy", "accuracy", **_SHARE),
+        Metric("accuracy_norm", "accuracy per character", short="accuracy per char.", **_SHARE),
+        Metric("accuracy_generated", "written", **_SHARE),
+        Metric("unanswered", "unanswered", **_SHARE, **_LESS),
+        Metric("perplexity", "perplexity", decimals=2, **_LESS),
+        Metric("token_accuracy", "next token", **_SHARE),
+        Metric("nll", "neg. log-likelihood", short="nll", **_LESS),
+        Metric("nll_norm", "neg. log-likelihood per character", short="nll per char.", **_LESS),
+        Metric("matthews", "matthews", **_SHARE),
+        Metric("f1", "F1", **_SHARE),
+        Metric("micro_f1", "micro F1", **_SHARE),
+        Metric("macro_f1", "macro F1", **_SHARE),
+        Metric("pearson", "pearson", **_SHARE),
+        Metric("spearman", "spearman", **_SHARE),
+        Metric("captured", "captured", **_SHARE),
         Metric("clip_i", "CLIP-I"),
         Metric("clip_t", "CLIP-T"),
         Metric("dino", "DINO"),
         Metric("explained", "explained", percent=True, decimals=2),
-        Metric("noise_error", "noise error", decimals=4, lower_is_better=True),
-        Metric("mse", "mean squared error", lower_is_better=True, short="mse"),
+        Metric("noise_error", "noise error", decimals=4, **_LESS),
+        Metric("mse", "mean squared error", short="mse", **_LESS),
     )
 }
 """Every metric, in the order of the columns of a table."""
