@@ -10,7 +10,7 @@ import torch
 from peft import PeftModelForCausalLM
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM, RobertaConfig, RobertaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from aurora_lora.methods import METHODS, Method, count_parameters
 from aurora_lora.methods.bottleneck import Bottleneck
@@ -98,37 +98,6 @@ def test_adapted_output_layer_comes_apart_from_the_embeddings(
     torch.testing.assert_close(outputs(loaded, batches), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("aurora", {"target_modules": ["query", "word_embeddings"], "train_form": "static"}),
-        ("lora", {"target_modules": ["word_embeddings"], "init_lora_weights": False}),
-        ("lora", {"target_modules": ["query"], "init_lora_weights": False, "modules_to_save": ["lm_head"]}),
-        ("lora", {"target_modules": ["query", "decoder"], "init_lora_weights": False}),
-    ],
-)
-@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
-@pytest.mark.filterwarnings("ignore:Model with `tie_word_embeddings=True`")
-@pytest.mark.filterwarnings("ignore:Input and output embeddings are no longer tied")
-def test_the_tied_bias_of_an_output_layer_is_saved(
-    batches: Batches, tmp_path: Path, name: str, options: dict[str, Any]
-) -> None:
-    """RoBERTa's, which is written once, and tied again only together with the weight."""
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-    base = RobertaForCausalLM(RobertaConfig(vocab_size=100, is_decoder=True, **sizes))
-    nn.init.normal_(base.lm_head.bias)
-    method = METHODS[name].bind(options)
-    model = method.apply(base, "CAUSAL_LM")
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    expected = outputs(model, batches)
-    method.merge(model, method.deployed_form).save_pretrained(tmp_path)
-    loaded, info = RobertaForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
-    assert not info["missing_keys"]
-    torch.testing.assert_close(outputs(loaded, batches), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_modules_trained_whole_are_loaded_in_float32(make_model: MakeModel, tmp_path: Path) -> None:
