@@ -69,7 +69,10 @@ LEFT_OUT: Sequence[Rule] = (
     Rule(r"TestHotSwapping", "hot-swapping is closed to methods from outside PEFT"),
     Rule(r"TestWeightTying", "tests ensure_weight_tying, which PEFT has for LoRA alone"),
     Rule(r"mixed_adapter_batch|mixed_batch|_mixed_adapter", "names an adapter for each example of a batch"),
-    Rule(r"add_weighted_adapter|weighted_combination|to_save_merging_adapters|test_multiple_active_adapters_forward", "adds adapters up, which LoRA does after an export"),
+    Rule(
+        r"add_weighted_adapter|weighted_combination|to_save_merging_adapters|test_multiple_active_adapters_forward",
+        "adds adapters up, which LoRA does after an export",
+    ),
     Rule(r"opt_timing", "measures time, which depends on what else the machine does"),
 )
 

@@ -98,8 +98,6 @@ def test_adapted_output_layer_comes_apart_from_the_embeddings(
     torch.testing.assert_close(outputs(loaded, batches), expected, rtol=1e-4, atol=1e-4)
 
 
-
-
 def test_modules_trained_whole_are_loaded_in_float32(make_model: MakeModel, tmp_path: Path) -> None:
     """`norm` is to PEFT also the end of `input_layernorm` and `post_attention_layernorm`."""
     method = METHODS["lora"].bind({"r": 2, "modules_to_save": ["norm"]})

@@ -76,6 +76,7 @@ class AuroraLayer(nn.Module, BaseTunerLayer):
         super().__init__()
         self.base_layer = base_layer
         self._of_torchao = kwargs.get("get_apply_tensor_subclass")
+        self._given_backend: QuantizationBackend | None = None
         _ = self.quantization_backend  # raises where PEFT would lack something for a merge
         self.r: dict[str, int] = {}
         self.alpha: dict[str, float] = {}
@@ -105,9 +106,14 @@ class AuroraLayer(nn.Module, BaseTunerLayer):
         self.update_layer(adapter_name, r, alpha, config)
 
     @property
-    def quantization_backend(self) -> QuantizationBackend | None:  # type: ignore[override]
-        """PEFT's access to a quantised base weight; None of another, also after `model.dequantize()`."""
-        return resolve_quantization_backend(self.get_base_layer(), get_apply_tensor_subclass=self._of_torchao)
+    def quantization_backend(self) -> QuantizationBackend | None:
+        """PEFT's access to a quantised base weight; None of another, also after `model.dequantize()`. May be set."""
+        found = resolve_quantization_backend(self.get_base_layer(), get_apply_tensor_subclass=self._of_torchao)
+        return self._given_backend or found
+
+    @quantization_backend.setter
+    def quantization_backend(self, backend: QuantizationBackend | None) -> None:
+        self._given_backend = backend
 
     def weight_columns(self) -> int:
         """d_in, the length of the vectors that the base weight acts on."""
