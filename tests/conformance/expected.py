@@ -68,7 +68,10 @@ LEFT_OUT: Sequence[Rule] = (
     Rule(r"TestDynamicDispatch", "tests LoRA's own registry of custom layers"),
     Rule(r"TestHotSwapping", "hot-swapping is closed to methods from outside PEFT"),
     Rule(r"TestWeightTying", "tests ensure_weight_tying, which PEFT has for LoRA alone"),
-    Rule(r"mixed_adapter_batch|mixed_batch|_mixed_adapter", "names an adapter for each example of a batch"),
+    Rule(
+        r"mixed_adapter_batch|mixed_batch|_mixed_adapter|adapters_mixed_forward",
+        "names an adapter for each example of a batch",
+    ),
     Rule(
         r"add_weighted_adapter|weighted_combination|to_save_merging_adapters|test_multiple_active_adapters_forward",
         "adds adapters up, which LoRA does after an export",

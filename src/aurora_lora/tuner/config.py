@@ -172,37 +172,31 @@ class AuroraConfig(PeftConfig):
         ValueError: for a value that is not allowed; the message names the field, the value and what is allowed.
     """
 
-    r: int = field(default=2, metadata={"help": "Rank."})
-    alpha: float = field(default=4, metadata={"help": "The update is scaled by alpha / r."})
-    dropout: float = field(default=0.0, metadata={"help": "Dropout probability on x before A."})
-    train_form: TrainForm = field(default=DYNAMIC, metadata={"help": "What train() computes: 'dynamic' or 'static'."})
-    eval_form: FormName | None = field(
-        default=None, metadata={"help": "What eval() computes: 'calibrated', 'static' or 'dynamic'; None to match."}
-    )
-    fixed_activation: Activation | None = field(
-        default="tanh", metadata={"help": "Activation of Eq. 6; None leaves F out."}
-    )
-    spline: Spline | None = field(default="channelwise", metadata={"help": "Reading of Eq. 7; None leaves L out."})
-    spline_grid_size: int = field(default=5, metadata={"help": "Grid intervals of the B-spline."})
-    spline_order: int = field(default=3, metadata={"help": "Polynomial degree of the B-spline."})
-    spline_range: tuple[float, float] = field(default=(-1.0, 1.0), metadata={"help": "Interval of the grid."})
-    skip: bool = field(default=True, metadata={"help": "sigma(z) = z + F(z) + L(z)."})
-    init_weights: InitWeights = field(default="identity", metadata={"help": "'identity', 'paper' or False."})
-    use_rslora: bool = field(default=False, metadata={"help": "Scale by alpha / sqrt(r)."})
-    calibrated: bool = field(default=False, metadata={"help": "Set by calibrate: the adapter has calibrated matrices."})
-    target_modules: list[str] | str | None = field(default=None, metadata={"help": "Modules to adapt."})
-    exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "Modules to leave out."})
-    modules_to_save: list[str] | None = field(default=None, metadata={"help": "Modules trained and saved whole."})
-    layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "Layer indices to adapt."})
-    layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "Name of the list of layers."})
-    rank_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "Module name to rank."})
-    alpha_pattern: dict[str, float] = field(default_factory=dict, metadata={"help": "Module name to alpha."})
-    trainable_token_indices: list[int] | dict[str, list[int]] | None = field(
-        default=None, metadata={"help": "Tokens whose embedding vectors are trained too."}
-    )
-    target_parameters: list[str] | None = field(default=None, metadata={"help": "Not supported: refused."})
-    bias: Bias = field(default="none", metadata={"help": "Biases to train: 'none', 'all' or 'aurora_only'."})
-    fan_in_fan_out: bool = field(default=False, metadata={"help": "Weights are stored as (d_in, d_out)."})
+    r: int = 2
+    alpha: float = 4
+    dropout: float = 0.0
+    train_form: TrainForm = DYNAMIC
+    eval_form: FormName | None = None
+    fixed_activation: Activation | None = "tanh"
+    spline: Spline | None = "channelwise"
+    spline_grid_size: int = 5
+    spline_order: int = 3
+    spline_range: tuple[float, float] = (-1.0, 1.0)
+    skip: bool = True
+    init_weights: InitWeights = "identity"
+    use_rslora: bool = False
+    calibrated: bool = False
+    target_modules: list[str] | str | None = None
+    exclude_modules: list[str] | str | None = None
+    modules_to_save: list[str] | None = None
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = None
+    target_parameters: list[str] | None = None
+    bias: Bias = "none"
+    fan_in_fan_out: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
