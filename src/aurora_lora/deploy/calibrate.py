@@ -327,6 +327,7 @@ def input_moments(
             while found and torch.equal(together[0].total, found[0].total):
                 together.append(found.pop(0))
                 together[-1].total = torch.empty(0)  # the first has it
+            mirror(together[0].total)
             yield together
 
 
@@ -372,7 +373,6 @@ def _collect(runner: Runner, targets: Sequence[Target], batches: Iterable[Any], 
             continue
         one.vectors = count
         one.make_room(runner.device)  # of a layer that other processes alone have reached
-        mirror(one.total)
         sum_over_processes(one.total, *one.cross.values(), *one.power.values())
         if not all(bool(each.isfinite().all()) for each in (one.total.diagonal(), *one.power.values())):
             raise NotFiniteInputsError(
