@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from aurora_lora.data import gguf
+from aurora_lora.data import models as gguf
 from aurora_lora.data.fetch import Archive, fetch
 from aurora_lora.data.models import VIT_FASHION
 from aurora_lora.errors import UserError
@@ -69,7 +69,7 @@ def test_without_locks_on_a_file_system_that_has_none(
 ) -> None:
     """A file in place of the lock, which filelock warns of, would be there after a kill, and waited for."""
     monkeypatch.setenv("AURORA_LORA_CACHE", str(tmp_path / "cache"))
-    for name in ("data.fetch._fetch", "data.gguf._convert", "train.pretraining._make"):
+    for name in ("data.fetch._fetch", "data.models._convert", "train.pretraining._make"):
         monkeypatch.setattr(f"aurora_lora.{name}", lambda *_: None)
     with warnings.catch_warnings(action="error"):
         USERS[user](tmp_path)

@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import huggingface_hub
 import huggingface_hub.constants
 import pytest
 from typer.testing import CliRunner
 
 from aurora_lora import cli
-from aurora_lora.data import access
+from aurora_lora.data import models as access
 from aurora_lora.errors import UserError
 from aurora_lora.lab.experiments.reproduce import prepare
 from aurora_lora.train import train
@@ -46,7 +47,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]:
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(access, "get_token", lambda: None)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
     yield Hub.asked
     server.shutdown()
     thread.join()
@@ -56,7 +57,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]:
 def test_a_gated_model_is_said_with_what_to_do(hub: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=rf"{GATED} is gated: accept its licence at .*/{GATED}, then log in \(`hf auth"):
         access.check_access(GATED)
-    monkeypatch.setattr(access, "get_token", lambda: "some-token")
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "some-token")
     with pytest.raises(
         UserError, match=rf"{GATED} is gated, and the account that is logged in may not have it: accept"
     ):
@@ -69,7 +70,7 @@ def test_who_is_not_stopped(hub: list[str], tmp_path: Path, monkeypatch: pytest.
     for name in ("minilm-l6", str(tmp_path), "no hub's name!"):
         access.check_access(name)
     assert len(hub) == 1  # nobody was asked
-    monkeypatch.setattr(access, "try_to_load_from_cache", lambda model, name: "/somewhere/config.json")
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda model, name: "/somewhere/config.json")
     access.check_access(GATED)
     monkeypatch.undo()
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:1")  # nobody answers there

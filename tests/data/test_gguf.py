@@ -7,10 +7,9 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from aurora_lora.data import gguf
+from aurora_lora.data import models as gguf
 from aurora_lora.data.fetch import OfflineError, fetch
-from aurora_lora.data.gguf import converted
-from aurora_lora.data.models import MODELS, ModelSource
+from aurora_lora.data.models import MODELS, ModelSource, converted
 from aurora_lora.errors import UserError
 
 NAME, WORDS = "tiny.gguf", ["<|end|>", "a", "b", "c", "ab", "abc"]

@@ -87,7 +87,7 @@ def reproduce(
         _print_runs(todo, gpu, as_json)
         return
     with importing():
-        from aurora_lora.data.access import check_access
+        from aurora_lora.data.models import check_access
         from aurora_lora.files import check_writable
         from aurora_lora.lab.experiments.jobs import make_engine
         from aurora_lora.lab.experiments.progress import Overall
@@ -110,7 +110,7 @@ def reproduce(
 
 def _print_runs(todo: Reproduction, gpu: str | None, as_json: bool) -> None:
     """`aurora reproduce --dry-run`."""
-    from aurora_lora.data.access import why_no_access
+    from aurora_lora.data.models import why_no_access
     from aurora_lora.lab.experiments.dry_run import describe, plan_lines, plan_tables
 
     rows = describe(todo, gpu)
@@ -169,7 +169,7 @@ def sweep(
     Finished runs are reused, interrupted ones resumed. Writes DIR/runs.jsonl and DIR/study.json.
     """
     with importing():
-        from aurora_lora.data.access import check_access
+        from aurora_lora.data.models import check_access
         from aurora_lora.lab.experiments.jobs import make_engine
         from aurora_lora.lab.experiments.progress import Overall
         from aurora_lora.lab.experiments.study import load_study

@@ -142,7 +142,7 @@ def _show_plan(plan: RunRecipe, output: Path | None, gpu: str | None, as_json: b
     quiet()
     stage(f"loading the data of {plan.task_title}")
     with importing():
-        from aurora_lora.data.access import why_no_access
+        from aurora_lora.data.models import why_no_access
         from aurora_lora.lab.experiments.dry_run import dry_run, run_lines, run_rows
         from aurora_lora.train.recipe import Recipe
 

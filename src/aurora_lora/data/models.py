@@ -4,15 +4,19 @@ import difflib
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import UserError
-from ..files import expanded, is_path
+from ..extras import extra
+from ..files import expanded, is_path, plain_write_errors
+from ..folders import new_folder
+from ..locks import held
 from .fetch import Archive, cache_dir, fetch
-from .gguf import converted
+from .loading import NO_CODE
 
 
 @dataclass(frozen=True)
@@ -231,3 +235,89 @@ def packaged_name(hub_id: str) -> str:
         if isinstance(one, ModelSource) and not one.gguf_file and one.hub_id == hub_id
     )
     return next(same, hub_id)
+
+
+# ---------------------------------------------------------------- a GGUF file as a folder
+
+FOLDER = "float32"
+"""The folder beside the file with its dequantised weights as safetensors, the configuration and the tokenizer."""
+
+
+def converted(folder: Path, file: str) -> Path:
+    """The model of a GGUF file as a folder that `from_pretrained` takes like any other.
+
+    Several processes may ask at once: one converts, the others wait. A kill leaves no half folder.
+
+    Args:
+        folder: with the file; the result goes there, too.
+        file: its name.
+
+    Raises:
+        UserError: a package is missing, or the folder cannot be written.
+    """
+    target = folder / FOLDER
+    if not target.is_dir():
+        with plain_write_errors(target), held(folder / f".{FOLDER}.lock"):
+            if not target.is_dir():
+                _convert(folder, file, target)
+    return target
+
+
+def _convert(folder: Path, file: str, target: Path) -> None:
+    with extra("train"):
+        import gguf  # noqa: F401 (Transformers' own error does not name our extra)
+        import torch
+        import transformers
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    print(f"aurora: converting {file} into a folder of Transformers, once", file=sys.stderr, flush=True)
+    config = AutoConfig.from_pretrained(folder, gguf_file=file, **NO_CODE)
+    # newer Transformers mark a model from a GGUF file as quantised, and its Trainer refuses that, unless told so
+    as_plain = getattr(transformers, "GgufConfig", None)
+    more: dict[str, Any] = {} if as_plain is None else {"quantization_config": as_plain(dequantize=True)}
+    more |= {"config": config, "dtype": torch.float32}
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, **more, **NO_CODE)
+    model.config.__dict__.pop("quantization_config", None)
+    with new_folder(target) as partial:
+        model.save_pretrained(partial)
+        AutoTokenizer.from_pretrained(folder, gguf_file=file, **NO_CODE).save_pretrained(partial)
+
+
+# ---------------------------------------------------------------- gated models
+
+CONFIGS = ("config.json", "model_index.json")
+"""What a model, or a pipeline, has first in the cache."""
+
+
+def why_no_access(model: str) -> str | None:
+    """What to do before a gated model can be downloaded, in one line; None if nothing is known to stand in the way.
+
+    Packaged models, folders and models in the cache are not asked about, and a hub that cannot be reached is no answer.
+    """
+    if model in MODELS or expanded(model).exists():
+        return None
+    from huggingface_hub import HfApi, constants, get_token, try_to_load_from_cache
+    from huggingface_hub.errors import GatedRepoError
+
+    try:
+        if any(isinstance(try_to_load_from_cache(model, name), str) for name in CONFIGS):
+            return None
+        HfApi().auth_check(model)
+    except GatedRepoError:
+        page = f"{constants.ENDPOINT}/{model}"
+        if get_token() is None:
+            return f"{model} is gated: accept its licence at {page}, then log in (`hf auth login`, or HF_TOKEN)"
+        return f"{model} is gated, and the account that is logged in may not have it: accept its licence at {page}"
+    except Exception:  # no network, no such model, a name that none can have: what loads the model says it
+        return None
+    return None
+
+
+def check_access(model: str) -> None:
+    """Refuse a gated model before it is downloaded; see `why_no_access`.
+
+    Raises:
+        UserError: the model is gated, and we may not have it.
+    """
+    why = why_no_access(model)
+    if why is not None:
+        raise UserError(why)

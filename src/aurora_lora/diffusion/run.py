@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import set_seed
 
 from .. import files, folders, termination
-from ..data.access import check_access
 from ..data.dreambooth import subject_images
+from ..data.models import check_access
 from ..deploy import calibrate
 from ..files import expanded
 from ..forms import CALIBRATED

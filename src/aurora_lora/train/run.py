@@ -12,7 +12,7 @@ from transformers import Trainer, TrainerCallback, TrainerState
 
 from .. import files, termination
 from ..data import TASKS
-from ..data.access import check_access
+from ..data.models import check_access
 from ..deploy import calibrate, export_lora
 from ..errors import DIVERGED, NotFiniteInputsError, UserError, one_line
 from ..finite import check_finite

@@ -12,7 +12,7 @@ from PIL import Image as Pillow
 from PIL.PngImagePlugin import PngInfo
 
 from aurora_lora.data import vision
-from aurora_lora.data.own.labelled import image_file
+from aurora_lora.data.own.kinds import image_file
 from aurora_lora.errors import UserError
 
 COLUMNS_OF_IMAGES = {"image": ("image",), "label": ("label",)}

@@ -1,18 +1,30 @@
-"""The kinds of tasks that a user's own data can be: which columns each reads, and what it makes of them."""
+"""The kinds of tasks that a user's own data can be: which columns each reads, and what it makes of them.
+
+Here are those of texts and images with labels: classes, numbers, or any number of labels each. Each `prepare_` is the
+`prepare` of an `OwnKind`, which says what it is given, and raises a UserError where a column is not there, a row cannot
+be used, or there is nothing to tell apart.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+import hashlib
+import io
+import os
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from ...errors import UserError
+from ...extras import extra
+from .. import vision
 from ..task import SplitSizes, Task
+from . import columns as cells
 from .chat import prepare_chats
 from .choices import prepare_choices
-from .labelled import prepare_classification, prepare_images, prepare_multi_label, prepare_regression
-from .source import Columns, OwnData, open_data
-from .split import Prepared, Splits
+from .source import Columns, OwnData, Piece, Pieces, check_columns, one_line, open_data
+from .split import BadRow, Prepared, Row, Splits, bad_row
 
 
 @dataclass(frozen=True)
@@ -70,6 +82,170 @@ class OwnKind:
             **self.more,
         )
 
+
+# ---------------------------------------------------------------- texts
+
+Labels = Sequence[str] | None
+
+
+def _texts(pieces: Pieces, columns: Columns, labels: cells.Values, feature: Any, **more: Any) -> Prepared:
+    """Pieces with `text`, `text_b` for a second column, and `label`; the texts stay where they are."""
+    own = dict(zip(("text", "text_b"), columns["text"], strict=False))
+
+    def prepared(name: str, piece: Piece) -> Any:
+        data = piece.data.select_columns(list(own.values())).rename_columns({old: new for new, old in own.items()})
+        return data.add_column("label", labels[name], feature=feature)
+
+    def key(row: Row) -> str:
+        """Texts that differ in case, punctuation or spaces only are the same."""
+        return "\n".join(cells.same_text(cells.text(row[new], old)) for new, old in own.items())
+
+    return Prepared(pieces.changed(prepared), list(own), key, answers=_labels, **more)
+
+
+def _labels(piece: Piece) -> Iterator[Hashable]:
+    """The label of each row; several, whatever their order."""
+    for row in piece.rows(["label"]):
+        yield frozenset(row["label"]) if isinstance(row["label"], list) else row["label"]
+
+
+def _classes(pieces: Pieces, label: str, labels: Labels) -> tuple[Any, cells.Values, dict[str, Any]]:
+    """The type of the classes, the place in them of each row's, and what else is known of them."""
+    with extra("train"):
+        from datasets import ClassLabel
+    found = cells.read(pieces, (label,), lambda value: (cells.class_name(value),))
+    known = cells.declared(pieces["train"], label) if labels is None else None
+    classes = cells.classes_of(pieces, found, labels, known)
+    places = {name: place for place, name in enumerate(classes)}
+    chosen = {name: [places[one] for (one,) in some] for name, some in found.items()}
+    strata = [(one,) for one in chosen["train"]] if "train" in chosen else None
+    return ClassLabel(names=list(classes)), chosen, {"strata": strata, "record": {"classes": classes}}
+
+
+def prepare_classification(pieces: Pieces, columns: Columns, labels: Labels) -> Prepared:
+    """Texts, or pairs of texts, of one class each."""
+    check_columns(pieces, columns)
+    feature, found, more = _classes(pieces, columns["label"][0], labels)
+    return _texts(pieces, columns, found, feature, **more)
+
+
+def prepare_regression(pieces: Pieces, columns: Columns, labels: Labels) -> Prepared:
+    """Texts, or pairs of texts, with a number each."""
+    with extra("train"):
+        from datasets import Value
+    check_columns(pieces, columns)
+    numbers = cells.read(pieces, columns["label"], cells.measured)
+    trained = numbers.get("train", [])
+    if len(trained) > 1 and len(set(trained)) == 1:
+        raise UserError(f"{pieces['train'].name} has one label only, {trained[0]:g}: there is nothing to tell apart")
+    return _texts(pieces, columns, numbers, Value("float64"), least=2)
+
+
+def prepare_multi_label(pieces: Pieces, columns: Columns, labels: Labels) -> Prepared:
+    """Texts, or pairs of texts, with any number of labels each."""
+    with extra("train"):
+        from datasets import ClassLabel, List
+    check_columns(pieces, columns)
+    given = columns["label"]
+    convert = cells.label_set if len(given) == 1 else functools.partial(cells.switches, names=given)
+    found = cells.read(pieces, given, convert)
+    known = None
+    if labels is None:
+        known = list(given) if len(given) > 1 else cells.declared(pieces["train"], given[0])
+        if known is None and {one.casefold() for some in found["train"] for one in some} <= {"0", "1", "true", "false"}:
+            raise UserError(
+                f"task.label: '{given[0]}' has 0 and 1 in place of labels: multi-label takes lists of names, or one "
+                "column of 0 and 1 for each label; one label a row is a matter of classification"
+            )
+    classes = cells.classes_of(pieces, found, labels, known)
+    places = {name: place for place, name in enumerate(classes)}
+    chosen = {name: [[places[one] for one in row] for row in some] for name, some in found.items()}
+    feature = List(ClassLabel(names=list(classes)))
+    return _texts(pieces, columns, chosen, feature, strata=chosen.get("train"), record={"classes": classes})
+
+
+# ---------------------------------------------------------------- images
+
+
+def prepare_images(pieces: Pieces, columns: Columns, labels: Labels) -> Prepared:
+    """Images of one class each."""
+    with extra("vision"):
+        from datasets import Dataset, Image
+    check_columns(pieces, columns)
+    (image,), (label,) = columns["image"], columns["label"]
+    feature, places, more = _classes(pieces, label, labels)
+
+    def prepared(name: str, piece: Piece) -> Any:
+        data = piece.data.select_columns([image])
+        if getattr(data.features[image], "dtype", None) in ("string", "large_string"):
+            data = Dataset.from_dict({image: list(_paths(piece, image))})
+        with one_line(f"task.image: {piece.name}: column '{image}'"):
+            data = data.rename_columns({image: "image"}).cast_column("image", Image())
+        return vision.with_rows(data.add_column("label", places[name], feature=feature))
+
+    def key(row: Row) -> str:
+        return hashlib.sha256(image_file(row["image"], image)).hexdigest()
+
+    return Prepared(pieces.changed(prepared), ["image"], key, answers=_labels, digests="images", **more)
+
+
+def _paths(piece: Piece, column: str) -> Iterator[Any]:
+    for number, row in enumerate(piece.rows([column]), start=1):
+        try:
+            yield path_found(row[column], piece.folder)
+        except BadRow as error:
+            raise bad_row(piece, number, error) from error
+
+
+def path_found(path: Any, folder: Path | None) -> Any:
+    """A relative path of a table in a folder as it is from here: beside the table, or else in the working directory.
+
+    Raises:
+        BadRow: it is in neither.
+    """
+    if folder is None or not isinstance(path, str) or not path.strip() or Path(path).is_absolute() or "://" in path:
+        return path
+    beside = folder / path
+    if os.path.exists(beside):
+        return str(beside) if folder != Path() else path
+    if not os.path.exists(path):
+        raise BadRow(f"{path} is no file: neither {beside} nor, in the working directory, {Path.cwd() / path}")
+    return path
+
+
+def image_file(value: Any, column: str) -> bytes:
+    """The bytes of an image.
+
+    Args:
+        value: its `bytes` or `path`, or one of them alone.
+        column: where it stands.
+
+    Raises:
+        BadRow: there is none, or it is no image, is cut off or too large, or has other numbers than pixels have.
+    """
+    with extra("vision"):
+        from PIL import Image, UnidentifiedImageError
+    if isinstance(value, str | bytes):
+        value = {"path" if isinstance(value, str) else "bytes": value}
+    if not isinstance(value, dict) or not (value.get("bytes") or value.get("path")):
+        raise BadRow(f"'{column}' is empty")
+    try:
+        data = value.get("bytes")
+        data = Path(value["path"]).read_bytes() if data is None else data
+        # to tell whether it is whole by its pixels would take as long as an epoch
+        with Image.open(io.BytesIO(data)) as image:
+            is_byte = not image.mode.startswith(("I", "F"))
+            if is_byte and image.format == "PNG":
+                image.verify()  # the sums of its parts
+            elif not (is_byte and image.format == "JPEG" and data.endswith(b"\xff\xd9")):  # the end of an image
+                vision.rgb(image)
+        return bytes(data)
+    except (OSError, SyntaxError, ValueError, UserError, Image.DecompressionBombError) as error:
+        why = "" if isinstance(error, UnidentifiedImageError) else f": {error}"
+        raise BadRow(f"{value.get('path') or 'the image'} is no image that can be read{why}") from error
+
+
+# ---------------------------------------------------------------- all kinds
 
 _TEXT = {"text": ("text",), "label": ("label",)}
 OWN: dict[str, OwnKind] = {

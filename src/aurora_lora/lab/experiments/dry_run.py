@@ -8,8 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ...data.access import check_access
-from ...data.models import is_missing
+from ...data.models import check_access, is_missing
 from ...diffusion.recipe import SubjectRecipe
 from ...errors import UserError, abridged, counted
 from ...methods import ParameterCounts

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from transformers import AutoImageProcessor, BaseImageProcessor, CLIPImageProcessor, Trainer, TrainerCallback
 
 from ...data.loading import NO_CODE
-from ...data.own.labelled import image_file, path_found
+from ...data.own.kinds import image_file, path_found
 from ...data.task import Augment
 from ...data.vision import as_files, class_names, read_image
 from ...errors import ArgumentError
