@@ -596,7 +596,7 @@ def kl(reference, other):
 @pytest.mark.parametrize(("quantisation", "n"), [("nf4", 6), ("nf4", 9), ("int8", 9)])
 def test_what_is_lost_end_to_end_is_measured_on_inputs_that_are_held_out(quantisation, n, folder):
     inputs = quantised.batches(n)
-    measured = inputs[7:8] if n > 7 else inputs
+    measured = inputs[7:8] if n > 7 else inputs[:1]
     model = quantised.adapted(quantised.load(folder, quantisation), "lora")
     reference = torch.cat([quantised.logits(model, batch) for batch in measured])
     with model.disable_adapter():
@@ -625,11 +625,11 @@ def test_what_is_lost_end_to_end_is_measured_on_inputs_that_are_held_out(quantis
 
 def test_the_nearest_values_beside_are_those_of_peft(folder):
     model = quantised.adapted(quantised.load(folder, "nf4"), "lora")
-    reference = torch.cat([quantised.logits(model, batch) for batch in INPUTS])
+    reference = torch.cat([quantised.logits(model, batch) for batch in INPUTS[:1]])
     report = merge_quantized(model, INPUTS)
     model.unmerge_adapter()
     model.merge_adapter()
-    merged = torch.cat([quantised.logits(model, batch) for batch in INPUTS])
+    merged = torch.cat([quantised.logits(model, batch) for batch in INPUTS[:1]])
     assert report.end_to_end[1].kl == pytest.approx(kl(reference, merged), rel=1e-3)
 
 

@@ -157,7 +157,7 @@ def merge_quantized(
             has quantised; not merged.
         batches: as in `calibrate`: a few hundred inputs like those that the model will see, without labels. Every
             eighth batch is held out: what the merge loses end to end is measured on it. Of fewer than eight, all are
-            rounded by, and it is measured on them.
+            rounded by, and it is measured on the first.
         damping: relative to the mean of E[x^2]; see `ops.rounding.input_moment`.
         max_memory, tokenizer, text_columns, batch_size, examples, max_length, progress: as in `calibrate`.
 
@@ -316,10 +316,12 @@ class _Parts(Passes):
                 self.held_out = True
 
     def measured(self) -> Iterator[Batch]:
-        """The held-out batches, or all where there are none."""
+        """The held-out batches, or the first where there are none."""
         for i, batch in enumerate(super().one_pass(), 1):
-            if not self.held_out or i % HELD_OUT == 0:
+            if i % HELD_OUT == 0 or not self.held_out:
                 yield batch
+            if not self.held_out:
+                return
 
 
 def _end_to_end(
