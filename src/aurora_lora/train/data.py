@@ -181,11 +181,6 @@ def notes(record: Mapping[str, Any]) -> list[str]:
         few = "task.train_size takes too few, or " if record["unused"] else ""
         why = f"{few}their rows are in the validation or test data as well"
         lines.append(f"{record['untrained']:,} of the labels have no training example: {why}")
-    if (place := record.get("only_place")) is not None:
-        lines.append(
-            f"the right option is number {place + 1} in every row: with task.prompt=instruction, which answers by that "
-            "number, nothing is learned from the questions; mix the options, or take task.prompt=cloze"
-        )
     if record["repeated"]:
         out = f", {record['left_out']:,} of them left out of training or validation" if record["left_out"] else ""
         differ = f", {record['contradict']:,} of them with different labels" if record.get("contradict") else ""
