@@ -61,7 +61,9 @@ def test_a_linear_that_is_never_called_is_refused():
             super().__init__()
             self.attn = nn.MultiheadAttention(8, 2)
 
-    with pytest.raises(ValueError, match=r"'attn.out_proj' is read .*torch.nn.MultiheadAttention.*exclude_modules"):
+    with pytest.raises(
+        ValueError, match=r"'attn.out_proj' is incompatible .*torch.nn.MultiheadAttention.*exclude_modules"
+    ):
         get_peft_model(Attention(), AuroraConfig(target_modules=["out_proj"]))
 
 

@@ -155,7 +155,10 @@ def layer_class(
     # FSDP2 gathers a weight before the module is called: its mesh has no names, or the name "fsdp"
     is_split = not set(getattr(mesh, "mesh_dim_names", None) or ()) <= {"fsdp"} or hasattr(base_layer, "_hf_tp_plan")
     if is_uncalled(model, key, base_layer):
-        problem = "is read without being called (torch.nn.MultiheadAttention, or incompatible with Mamba-based models)"
+        problem = (
+            "is incompatible with Mamba-based models and torch.nn.MultiheadAttention, which read its weight without "
+            "calling it: an adapter there would do nothing"
+        )
     elif is_split:
         problem = "is split over processes: load the base without tp_plan / tp_size"
     elif _computes_otherwise(base_layer):
