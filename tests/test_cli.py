@@ -488,7 +488,7 @@ def test_missing_extra(aurora: Invoke, recipe: Path, tmp_path: Path, monkeypatch
 
 
 def test_other_processes_print_nothing(aurora: Invoke, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("accelerate.PartialState._shared_state", {})  # not joined yet
+    monkeypatch.setattr("accelerate.state.is_initialized", lambda: False)  # not joined yet
     monkeypatch.setenv("RANK", "1")
     done = aurora("train", "none.yaml", "-o", "run")
     assert done.exit_code == 2

@@ -22,9 +22,9 @@ def launched_as_main() -> bool:
     By the rank that a launcher gave it, until it has joined the others: Accelerate then knows whether there are others
     at all, as several that a scheduler has started may train each on a GPU of its own.
     """
-    joined: Any = getattr(sys.modules.get("accelerate.state"), "PartialState", None)
-    if joined is not None and "process_index" in joined._shared_state:  # which is there when all have joined
-        return bool(joined().is_main_process)
+    accelerate: Any = sys.modules.get("accelerate.state")
+    if accelerate is not None and accelerate.is_initialized():
+        return bool(accelerate.PartialState().is_main_process)
     return _rank(_OF_ALL) in (None, 0)
 
 

@@ -28,7 +28,7 @@ COMMANDS = sorted(get_command(cli.app).commands)  # type: ignore[attr-defined]
 @pytest.fixture(autouse=True)
 def not_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     """As at the start of a command: other tests of this process may have joined others."""
-    monkeypatch.setattr(PartialState, "_shared_state", {})
+    monkeypatch.setattr("accelerate.state.is_initialized", lambda: False)
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -78,7 +78,7 @@ def test_one_that_a_scheduler_has_started_alone_is_the_main_one(monkeypatch: pyt
     """A GPU each, in trainings of their own: Accelerate then does not join them, whatever MPI's variables say."""
     monkeypatch.setenv("PMI_RANK", "1")
     assert not launched_as_main()
-    monkeypatch.setattr(PartialState, "_shared_state", {"process_index": 0})
+    monkeypatch.setattr("accelerate.state.is_initialized", lambda: True)
     monkeypatch.setattr(PartialState, "__init__", lambda self: None)
     monkeypatch.setattr(PartialState, "is_main_process", True)
     assert launched_as_main()

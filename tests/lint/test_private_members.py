@@ -75,7 +75,6 @@ def test_the_rule_sees_what_it_forbids(source: str, found: list[str]) -> None:
     assert list(private_uses(source)) == found
 
 
-@pytest.mark.xfail(reason="diffusion/loop.py is still to be mended", strict=False)
 def test_no_private_member_of_a_library_is_used() -> None:
     found = {
         str(path.relative_to(SRC)): uses

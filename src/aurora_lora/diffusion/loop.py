@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
-from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import get_scheduler
@@ -42,7 +41,6 @@ def make_accelerator(recipe: SubjectRecipe) -> Accelerator:
     wanted, cpu = recipe.training, not torch.accelerator.is_available()
     share = divide(wanted, state().num_processes)
     check_precision(wanted.precision)
-    AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     accelerator = Accelerator(
         mixed_precision="no" if wanted.precision == "fp32" else wanted.precision,
         gradient_accumulation_steps=share.accumulation,
