@@ -45,6 +45,6 @@ def _below(result: dict[str, Any], name: str) -> list[str]:
 def test_every_key_of_a_result_is_on_the_page() -> None:
     shown = PAGE.read_text(encoding="utf-8").partition("### `result.json`")[2].partition("\n## ")[0]
     keys = {key for one in _results() for name in one for key in (name, *_below(one, name))}
-    assert {"samples", "data", "metric.before", "metric.chance"} <= keys
+    assert {"samples", "data", "metric.before", "metric.by_form"} <= keys
     missing = [key for key in sorted(keys) if f"`{key}" not in shown]
     assert not missing

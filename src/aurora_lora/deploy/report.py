@@ -48,7 +48,7 @@ class Report:
             return repr(self)
 
     def _repr_html_(self) -> str:
-        """The same text for a notebook."""
+        """What a notebook shows."""
         return f"<pre>{html.escape(str(self))}</pre>"
 
 
