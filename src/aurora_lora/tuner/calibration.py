@@ -139,7 +139,7 @@ class Calibration:
         return matrix
 
     def _fingerprint(self) -> list[int]:
-        """That of the matrix; empty without one, and where nothing tells."""
+        """The hash that the matrix was stored with; empty without one, and where nothing tells."""
         stored = self._matrices[self.adapter_name]()[1] if self.has_room else None
         return stored.tolist() if stored is not None and not stored.is_meta and stored.any() else []
 

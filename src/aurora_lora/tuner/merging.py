@@ -74,7 +74,9 @@ def check_takes_merge(base: nn.Module, backend: QuantizationBackend | None) -> N
             f"The weight of a {type(base).__name__} is stored in float8 or in a quantised format that PEFT has no "
             f"access to: load the base model dequantised to merge, {_BESIDE}."
         )
-    if hasattr(weight, "full_tensor"):
+    if backend is None:
+        base.state_dict()  # FSDP2's hook there puts a weight that is gathered for a forward pass back into shards
+    if hasattr(getattr(base, "weight", None), "full_tensor"):
         raise NotImplementedError(
             "The base weight is sharded (a DTensor): save the adapter, load it over an unsharded base model, and "
             "merge there (docs/trainers.md)."

@@ -117,7 +117,7 @@ class Pieces(dict[str, Piece]):
         self.files = dict(files)
 
     def changed(self, how: Callable[[str, Piece], Any]) -> Pieces:
-        """The same pieces with other rows: those that `how` gives for a name and its piece."""
+        """These pieces with other rows: those that `how` gives for a name and its piece."""
         return Pieces({name: replace(piece, data=how(name, piece)) for name, piece in self.items()}, self.files)
 
 

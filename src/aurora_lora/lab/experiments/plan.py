@@ -40,7 +40,7 @@ TRAINED_LAYER_S, FORWARD_LAYER_S, IMAGE_S = 2e-3, 0.7e-3, 0.7e-3
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of each split the examples and the tokens of its texts (None and nothing where not known), the labels, and of
+    """The examples of each split and the tokens of its texts (None and nothing where not known), the labels, and of
     questions the most choices and the tokens of the longest choice."""
 
     examples: Mapping[str, int | None]
