@@ -28,8 +28,8 @@ from .report import Report, first_table, share, worst_of
 if TYPE_CHECKING:
     from rich.table import Table
 
-HELD_OUT = 8
-"""One batch of so many is not rounded by, and tells what the merge loses end to end; of fewer, none."""
+HELD_OUT = (8, 16, 24, 32)
+"""These batches are not rounded by, and tell what the merge loses end to end."""
 UNMERGED, WITHOUT, NEAREST, BY_INPUTS = "unmerged", "without adapter", "nearest", "by inputs"
 
 
@@ -156,7 +156,7 @@ def merge_quantized(
             VeRA, OFT, (IA)^3, ...) on a base that bitsandbytes (8 bit, NF4, FP4) or torchao (int8, int4 kept as int8)
             has quantised; not merged.
         batches: as in `calibrate`: a few hundred inputs like those that the model will see, without labels. Every
-            eighth batch is held out: what the merge loses end to end is measured on it. Of fewer than eight, all are
+            eighth batch of the first 32 is held out: what the merge loses end to end is measured on it. Of fewer than eight, all are
             rounded by, and it is measured on the first.
         damping: relative to the mean of E[x^2]; see `ops.rounding.input_moment`.
         max_memory, tokenizer, text_columns, batch_size, examples, max_length, progress: as in `calibrate`.
@@ -310,17 +310,17 @@ class _Parts(Passes):
 
     def one_pass(self) -> Iterator[Batch]:
         for i, batch in enumerate(super().one_pass(), 1):
-            if i % HELD_OUT:
-                yield batch
-            else:
+            if i in HELD_OUT:
                 self.held_out = True
+            else:
+                yield batch
 
     def measured(self) -> Iterator[Batch]:
         """The held-out batches, or the first where there are none."""
         for i, batch in enumerate(super().one_pass(), 1):
-            if i % HELD_OUT == 0 or not self.held_out:
+            if i in HELD_OUT or not self.held_out:
                 yield batch
-            if not self.held_out:
+            if not self.held_out or i == HELD_OUT[-1]:
                 return
 
 
