@@ -156,8 +156,8 @@ def merge_quantized(
             VeRA, OFT, (IA)^3, ...) on a base that bitsandbytes (8 bit, NF4, FP4) or torchao (int8, int4 kept as int8)
             has quantised; not merged.
         batches: as in `calibrate`: a few hundred inputs like those that the model will see, without labels. Every
-            eighth batch of the first 32 is held out: what the merge loses end to end is measured on it. Of fewer than eight, all are
-            rounded by, and it is measured on the first.
+            eighth batch of the first 32 is held out: what the merge loses end to end is measured on it. Of fewer than
+            eight, all are rounded by, and it is measured on the first.
         damping: relative to the mean of E[x^2]; see `ops.rounding.input_moment`.
         max_memory, tokenizer, text_columns, batch_size, examples, max_length, progress: as in `calibrate`.
 
