@@ -198,7 +198,12 @@ def merge_gap(
         metric: `metric(predictions, labels)`, of all batches, which are then kept in memory: other figures, numbers by
             their names.
         max_memory: as in `merge_quantized`, for merges.
-        tokenizer, text_columns, batch_size, examples, max_length, progress: as in `calibrate`, for `rounding_batches`
+        tokenizer: as in `calibrate`.
+        text_columns: as in `calibrate`.
+        batch_size: as in `calibrate`.
+        examples: as in `calibrate`.
+        max_length: as in `calibrate`.
+        progress: as in `calibrate`, for `rounding_batches`
             too.
 
     Raises:

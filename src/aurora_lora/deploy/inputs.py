@@ -176,7 +176,9 @@ def as_batches(
     Args:
         batches: a DataLoader or another iterable of batches; or, with `tokenizer`, a `datasets.Dataset`.
         tokenizer: see `texts.tokenized`.
-        text_columns, batch_size, max_length: of a dataset; see there.
+        text_columns: of a dataset; see `Passes`.
+        batch_size: of a dataset; see `Passes`.
+        max_length: of a dataset; see `Passes`.
         examples: at most that many: an even sample of a dataset, or the first of the batches, to whole batches.
 
     Raises:

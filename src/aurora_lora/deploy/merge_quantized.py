@@ -159,7 +159,13 @@ def merge_quantized(
             eighth batch of the first 32 is held out: what the merge loses end to end is measured on it. Of fewer than
             eight, all are rounded by, and it is measured on the first.
         damping: relative to the mean of E[x^2]; see `ops.rounding.input_moment`.
-        max_memory, tokenizer, text_columns, batch_size, examples, max_length, progress: as in `calibrate`.
+        max_memory: as in `calibrate`.
+        tokenizer: as in `calibrate`.
+        text_columns: as in `calibrate`.
+        batch_size: as in `calibrate`.
+        examples: as in `calibrate`.
+        max_length: as in `calibrate`.
+        progress: as in `calibrate`.
 
     Returns:
         What rounding has cost end to end and in each layer, which a warning says in a line too.

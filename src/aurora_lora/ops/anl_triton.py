@@ -304,7 +304,9 @@ def triton_forward(z: Tensor, H: Tensor | None, W: Tensor | None, anl: ANL) -> T
 
     Args:
         z: (r, n), r <= 64, of any strides.
-        H, W, anl: as in `adaptive_nonlinear`.
+        H: as in `adaptive_nonlinear`.
+        W: as in `adaptive_nonlinear`.
+        anl: as in `adaptive_nonlinear`.
 
     Returns:
         u (r, n), contiguous, in z's dtype.
@@ -327,7 +329,10 @@ def triton_backward(
 
     Args:
         du: (r, n), of any strides.
-        z, H, W, anl: as in `triton_forward`.
+        z: as in `adaptive_nonlinear`.
+        H: as in `adaptive_nonlinear`.
+        W: as in `adaptive_nonlinear`.
+        anl: as in `triton_forward`.
 
     Returns:
         u (r, n) again, for dB; dz (r, n); and the entries of dH and dW_s, (r r + r K,), in at least float32. A part
@@ -368,7 +373,9 @@ def operator_forward(z: Tensor, H: Tensor | None, spline_weight: Tensor | None, 
 
     Args:
         z: (r, n), of any strides.
-        H, spline_weight, anl: as in `adaptive_nonlinear`.
+        H: as in `adaptive_nonlinear`.
+        spline_weight: as in `adaptive_nonlinear`.
+        anl: as in `adaptive_nonlinear`.
 
     Returns:
         u (r, n) in z's dtype, and z, which is all that is kept; bfloat16 and float16 are computed in float32.

@@ -102,7 +102,8 @@ def better_grid(weight: Tensor, first: Grid, second: Grid, importance: Tensor) -
 
     Args:
         weight: (d_out, d_in).
-        first, second: of the same levels and blocks.
+        first: of the same levels and blocks.
+        second: of the same levels and blocks.
         importance: (d_in,): E[x^2] of each input, which weighs the squared error of its column.
     """
     costs = []

@@ -142,7 +142,9 @@ def prepare_choices(pieces: Pieces, columns: Columns, labels: Sequence[str] | No
     """Questions with options, one of which is right: the `prepare` of an `OwnKind`, which says what it is given.
 
     Args:
-        pieces, columns, labels: as there; no question has labels.
+        pieces: as there.
+        columns: as there.
+        labels: as there; no question has labels.
         form: of the prompts, one of `QUESTION_FORMS`.
 
     Raises:

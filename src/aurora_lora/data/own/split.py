@@ -57,7 +57,13 @@ class Prepared:
     """Pieces that are checked and have the columns of their task: to be split, or scored whole.
 
     Args:
-        pieces, columns, key, strata, answers, least, digests: as `split_data` takes them.
+        pieces: as `split_data` takes it.
+        columns: as `split_data` takes it.
+        key: as `split_data` takes it.
+        strata: as `split_data` takes it.
+        answers: as `split_data` takes it.
+        least: as `split_data` takes it.
+        digests: as `split_data` takes it.
         finish: makes of the chosen rows of a split what the task has, where that is dear.
         record: what is known of the data beside what `split_data` says.
     """

@@ -21,10 +21,12 @@ class Answer:
 
     Args:
         ask: the question.
-        first, second: setting and form.
+        first: setting and form.
+        second: setting and form.
         metric: of the scores.
         difference: mean over the seeds.
-        low, high: its 95% interval, of Student's t over the paired differences; None below two seeds.
+        low: the lower end of the 95% interval; None below two seeds.
+        high: its 95% interval, of Student's t over the paired differences; None below two seeds.
         by_seed: the differences, of the seeds that both have.
         margin: within which the two count as equivalent, as the metric is shown (in points where it is in percent);
             None for no such verdict.

@@ -214,7 +214,8 @@ def questions_at_once(config: Any, choices: int, prompt: int, choice: int) -> in
     Args:
         config: of the language model.
         choices: of a question, at most.
-        prompt, choice: tokens of the longest.
+        prompt: tokens of the longest.
+        choice: tokens of the longest.
     """
     logits = choices * choice * getattr(config, "vocab_size", 1)
     cached = choices * (prompt + choice) * cached_width(config)
@@ -454,7 +455,8 @@ class ChoiceTrainer(RecipeTrainer):
     """The trainer of `aurora train` for questions with choices.
 
     Args:
-        recipe, kwargs: as in `RecipeTrainer`; the data collator is the one for training.
+        recipe: of the run.
+        kwargs: as in `RecipeTrainer`; the data collator is the one for training.
         questions: the collator for evaluation.
     """
 
