@@ -147,15 +147,15 @@ def test_a_run_that_goes_on_decomposes_nothing(
     first, _ = make_trainer(recipe, tmp_path / "checkpoints")
     monkeypatch.setattr(torch.linalg, "svd", None)
     again, _ = make_trainer(recipe, tmp_path / "checkpoints")
-    weights = again.module.state_dict()
-    assert all(torch.equal(value, weights[name]) for name, value in first.module.state_dict().items())
+    weights = again.model.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in first.model.state_dict().items())
 
 
 def test_lora_drop_counts_what_is_left(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     run = train(load_recipe(write_recipe(method=METHODS[2])), tmp_path / "run")
     # r (d_in + d_out) for each of 4 layers at most, of which some have no own adapter
     assert run.result["params"]["adapter"] in [4 * 32 * n for n in (1, 2, 3, 4)]
-    saved = load_file(run.folder / "adapter" / "trained.safetensors")
+    saved = load_file(run.folder / "adapter" / "model.safetensors")
     assert run.result["params"]["adapter"] == sum(v.numel() for name, v in saved.items() if name[-2:] in (".A", ".B"))
 
 

@@ -299,7 +299,8 @@ def test_the_texts_of_an_adapter_are_read_as_training_data(language_model: tuple
     (tmp_path / "latin.csv").write_text("text\ncaf\xe9 film\n", encoding="cp1252")
     done = aurora("gap", adapter, "--model", base, "--data", tmp_path / "latin.csv")
     assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
-    assert "line 2: no UTF-8 text (byte 0xe9); --encoding=cp1252 or another" in done.stderr
+    assert "latin.csv has text in another encoding" in done.stderr
+    assert "--encoding=cp1252 or another names the one that it has" in done.stderr
     measured("latin.csv", "--encoding", "cp1252")
     (tmp_path / "numbers.jsonl").write_text('{"text": 7}\n')
     done = aurora("gap", adapter, "--model", base, "--data", tmp_path / "numbers.jsonl")

@@ -119,7 +119,8 @@ def test_ranks_and_start_by_the_loss_of_the_trainer(base: str, tmp_path: Path) -
     before = model.encode(TEXTS)
     inner = model.transformers_model
     found = probe(inner, trainer.get_train_dataloader(), loss=lambda _, batch: trainer.compute_loss(model, batch))
-    model.add_adapter(ranked_config(found, "r=2 on query and value", task_type="FEATURE_EXTRACTION"))
+    budget = 2 * 4 * (32 + 32)  # as of r=2 on query and value
+    model.add_adapter(ranked_config(found, budget, target_modules=["query", "value"], task_type="FEATURE_EXTRACTION"))
     aligned = align(inner, found)
     np.testing.assert_array_equal(model.encode(TEXTS), before)  # B is zero
     directions = {each.layer: each.directions for each in found.layers}

@@ -305,11 +305,14 @@ class Runner:
         self.encoder: nn.Module | None = plain.get_encoder() if is_pair else None
         self._in_encoder = set() if self.encoder is None else set(self.encoder.modules())
         self._encoded: Tensor | None = None
+        self._has_own_masks = True
         self._hook: Any = None
 
     def __enter__(self) -> Runner:
         if self.encoder is not None:
             self._hook = self.encoder.register_forward_hook(self._remember)
+        else:
+            self._hook = self._plain.register_forward_pre_hook(self._note_mask, with_kwargs=True)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -319,6 +322,13 @@ class Runner:
 
     def _remember(self, _: nn.Module, args: Any, output: Any) -> None:
         self._encoded = output if isinstance(output, Tensor) else output[0]
+
+    def _note_mask(self, _: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+        """Of a batch whose texts are named apart (`anchor_input_ids`), as those of sentence-transformers' trainer are:
+        the model is called for one after another, each with its mask."""
+        mask = kwargs.get("attention_mask")
+        if not self._has_own_masks and isinstance(mask, Tensor) and mask.dim() == 2:
+            self.masks["attention_mask"] = mask.bool()
 
     def not_reached(self, names: Sequence[str]) -> CalibrationError:
         """What to raise where no input reached these layers, which are trained."""
@@ -366,7 +376,7 @@ class Runner:
         Raises:
             TypeError: the batch is no dict, tensor, tuple or list.
         """
-        self.masks, self._encoded = {}, None
+        self.masks, self._encoded, self._has_own_masks = {}, None, True
         first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
         if isinstance(first, Tensor) and first.dim():
             return copied(batch, self.device)
@@ -390,6 +400,7 @@ class Runner:
                 self.masks["decoder_attention_mask"] = labels != IGNORED
             elif self.masks:
                 self.masks["decoder_attention_mask"] = self.masks["attention_mask"]
+        self._has_own_masks = bool(self.masks)
         return inputs
 
     def vectors(self, module: nn.Module, x: Tensor) -> Tensor:

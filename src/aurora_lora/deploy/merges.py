@@ -158,7 +158,10 @@ class AdaptedLayer:
         if isinstance(layer, LoraLayer) and not any(layer.lora_bias.get(name) for name in names):
             variants = [layer.lora_variant[name] for name in names if name in layer.lora_variant]
         with torch.no_grad(), without_autocast(weight):
-            if isinstance(layer, AuroraLayer) or (requantises and variants == []):
+            if requantises and method == "hira":  # which tells B A alone, and computes with the stored weight
+                for name in names:
+                    dense.weight.data = dense.weight.data + weight * layer.get_delta_weight(name).to(weight)
+            elif isinstance(layer, AuroraLayer) or (requantises and variants == []):
                 for name in names:
                     dense.weight.data = dense.weight.data + layer.get_delta_weight(name).to(weight)
             elif requantises and variants and len(names) == 1:

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 
 from ..errors import UserError
 from ..temporary_attributes import temporary_attributes
-from .base import Options, PeftMethod
+from .base import Options, PeftMethod, TaskType
 from .options import TARGETS, dropout, integer, number, peft_method, positive, rank
 
 STATE_FILE = "adalora.safetensors"
@@ -121,6 +121,14 @@ def _tuner(model: nn.Module) -> Any:
     return model
 
 
+def _without_penalty(model: nn.Module) -> nn.Module:
+    """Keep PEFT from adding the penalty, which the callback takes care of, to the loss of every batch with labels: a
+    model that is loaded for inference does not even have what that needs."""
+    tuner: Any = model.base_model
+    tuner.forward = tuner.model.forward
+    return model
+
+
 @dataclass(frozen=True)
 class AdaLoRAMethod(PeftMethod):
     """The ranks are shared out by a callback."""
@@ -133,6 +141,12 @@ class AdaLoRAMethod(PeftMethod):
                 "which the ranks start from."
             )
         return checked
+
+    def apply(self, model: PreTrainedModel, task_type: TaskType, kept: Path | None = None) -> nn.Module:
+        return _without_penalty(super().apply(model, task_type, kept))
+
+    def load(self, model: PreTrainedModel, directory: Path) -> nn.Module:
+        return _without_penalty(super().load(model, directory))
 
     def callbacks(self) -> Sequence[TrainerCallback]:
         return (ShareOutRanks(),)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from .. import files
-from ..errors import CheckpointError, FormError, UserError, one_line, unknown
+from ..errors import CheckpointError, FormError, MergeError, UserError, one_line, unknown
 from ..forms import MERGED
 from ..tuner.targets import trained_whole
 from .parameters import (
@@ -285,12 +285,37 @@ class PeftMethod(Method):
 
 
 def merge_and_unload(model: Any) -> PreTrainedModel:
-    """PEFT's, with one error for what cannot be merged."""
+    """PEFT's, with one error for what cannot be merged, and the biases of LoRA at their scale.
+
+    Raises:
+        FormError: PEFT cannot merge the adapter.
+        MergeError: it trains a bias that the layer does not have; nothing is changed then.
+    """
+    _scale_biases(model)
     try:
         merged: PreTrainedModel = model.merge_and_unload()
     except NotImplementedError as error:  # a variant of LoRA
         raise FormError(f"This adapter cannot be merged: {one_line(error)}") from error
     return merged
+
+
+def _scale_biases(model: nn.Module) -> None:
+    """Give LoRA's biases the scale of the forward pass, which PEFT's own merge into a quantised layer leaves out."""
+    from peft.tuners.lora import LoraLayer
+
+    trained: list[tuple[Any, str]] = []
+    for path, layer in model.named_modules():
+        if not isinstance(layer, LoraLayer) or layer.merged:
+            continue
+        for name in layer.active_adapters:
+            if not layer.lora_bias.get(name):
+                continue
+            if getattr(layer.get_base_layer(), "bias", None) is None:
+                raise MergeError(f"{path}: the bias that lora_bias=True trains cannot be merged: the layer has none.")
+            trained.append((layer, name))
+    for layer, name in trained:
+        if type(layer).__module__.rpartition(".")[2] in ("bnb", "hqq", "torchao"):
+            layer.lora_B[name].bias.data *= layer.scaling[name]
 
 
 def sort_saved_sets(directory: Path) -> None:
