@@ -46,6 +46,15 @@ def plain_model(model: Any) -> nn.Module:
     return unwrapped(inner.get_base_model()) if hasattr(inner, "get_base_model") else inner
 
 
+def input_embeddings(model: nn.Module) -> nn.Module | None:
+    """What makes vectors of a plain model's tokens or patches; None of a model that does not say."""
+    try:
+        found = model.get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        return None
+    return found if isinstance(found, nn.Module) else None
+
+
 def output_embeddings(model: nn.Module) -> nn.Module | None:
     """The output layer of a plain language model, as pretrained as the rest; None of any other model."""
     get_output_embeddings: Any = getattr(model, "get_output_embeddings", lambda: None)
@@ -305,30 +314,29 @@ class Runner:
         self.encoder: nn.Module | None = plain.get_encoder() if is_pair else None
         self._in_encoder = set() if self.encoder is None else set(self.encoder.modules())
         self._encoded: Tensor | None = None
-        self._has_own_masks = True
+        self._texts: list[tuple[Any, Tensor]] = []
         self._hook: Any = None
 
     def __enter__(self) -> Runner:
         if self.encoder is not None:
             self._hook = self.encoder.register_forward_hook(self._remember)
-        else:
-            self._hook = self._plain.register_forward_pre_hook(self._note_mask, with_kwargs=True)
+        elif (embeddings := input_embeddings(self._plain)) is not None:
+            self._hook = embeddings.register_forward_pre_hook(self._note_text)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.masks, self._encoded = {}, None
+        self.masks, self._encoded, self._texts = {}, None, []
         if self._hook is not None:
             self._hook.remove()
 
     def _remember(self, _: nn.Module, args: Any, output: Any) -> None:
         self._encoded = output if isinstance(output, Tensor) else output[0]
 
-    def _note_mask(self, _: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
-        """Of a batch whose texts are named apart (`anchor_input_ids`), as those of sentence-transformers' trainer are:
-        the model is called for one after another, each with its mask."""
-        mask = kwargs.get("attention_mask")
-        if not self._has_own_masks and isinstance(mask, Tensor) and mask.dim() == 2:
-            self.masks["attention_mask"] = mask.bool()
+    def _note_text(self, _: nn.Module, args: Any) -> None:
+        """Note the mask of the text that the model is called with: the next layers are of its pass."""
+        for tokens, mask in self._texts:
+            if args and args[0] is tokens:
+                self.masks["attention_mask"] = mask
 
     def not_reached(self, names: Sequence[str]) -> CalibrationError:
         """What to raise where no input reached these layers, which are trained."""
@@ -376,7 +384,7 @@ class Runner:
         Raises:
             TypeError: the batch is no dict, tensor, tuple or list.
         """
-        self.masks, self._encoded, self._has_own_masks = {}, None, True
+        self.masks, self._encoded, self._texts = {}, None, []
         first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
         if isinstance(first, Tensor) and first.dim():
             return copied(batch, self.device)
@@ -400,7 +408,8 @@ class Runner:
                 self.masks["decoder_attention_mask"] = labels != IGNORED
             elif self.masks:
                 self.masks["decoder_attention_mask"] = self.masks["attention_mask"]
-        self._has_own_masks = bool(self.masks)
+        if not self.masks:
+            self._texts = _named_apart(inputs)
         return inputs
 
     def vectors(self, module: nn.Module, x: Tensor) -> Tensor:
@@ -443,6 +452,17 @@ def _is_one_argument(batch: Mapping[str, Any], parameters: Mapping[str, inspect.
     by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     needed = [one for one in parameters.values() if one.default is one.empty and one.kind in by_position]
     return len(needed) == 1 and not batch.keys() & parameters.keys()
+
+
+def _named_apart(inputs: Mapping[str, Any]) -> list[tuple[Any, Tensor]]:
+    """Tokens and mask of each text of a batch of sentence-transformers' trainer: `anchor_input_ids`,
+    `anchor_attention_mask`, and so for each column. The model is called for one after another."""
+    pairs = (
+        (tokens, inputs.get(f"{name.removesuffix('input_ids')}attention_mask"))
+        for name, tokens in inputs.items()
+        if name.endswith("_input_ids")
+    )
+    return [(tokens, mask.bool()) for tokens, mask in pairs if isinstance(mask, Tensor)]
 
 
 @contextmanager
