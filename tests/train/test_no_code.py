@@ -134,6 +134,7 @@ def test_attention(ran: Path, tmp_path: Path, model: Path, key: str) -> None:
     task, processor = get_task("tiny-sentiment"), load_tokenizer(str(folder))
     for call in (
         lambda: load_base_model(str(folder), task, processor),
+        lambda: load_base_model(ModelSection(name=str(folder), quantization="nf4"), task, processor),
         lambda: shapes(validate(tiny.recipe(folder), "recipe"), 2),
         lambda: load_classifier(str(folder), 2),
         lambda: predict(folder, ["good"]),

@@ -23,7 +23,7 @@ from ...errors import ArgumentError, UserError
 from ...extras import extra
 from ...files import expanded, file_digest, is_path, parse_json
 from ..hub import HubData
-from ..loading import cause_of, reason
+from ..loading import NO_CODE, cause_of, reason
 from ..vision import as_files
 
 if TYPE_CHECKING:
@@ -407,7 +407,7 @@ def _read_folder(path: Path, own: OwnData) -> Mapping[str, datasets.Dataset]:
         return saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
     card = path / "README.md"
     if card.is_file() and re.search(r"(?m)^configs:", card.read_text("utf-8", "replace")):
-        found: Mapping[str, datasets.Dataset] = datasets.load_dataset(str(path), own.config)
+        found: Mapping[str, datasets.Dataset] = datasets.load_dataset(str(path), own.config, **NO_CODE)
         return found
     if own.config is not None:
         raise UserError(f"task.config: '{own.config}': {path} has no README.md with `configs`")

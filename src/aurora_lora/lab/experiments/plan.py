@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ...data.loading import NO_CODE, cannot_load
+from ...data.loading import NO_CODE, cannot_load, check_attention
 from ...errors import UserError
 from ...forms import CALIBRATED
 from ...methods import ParameterCounts, count_parameters, get_method
@@ -108,6 +108,7 @@ def _shapes(
     method = get_method(method_name).bind(ordinary(fields))
     with torch.device("meta"):
         try:
+            check_attention(config)
             model: Any = getattr(transformers, FACTS[kind].auto).from_config(config, dtype=dtype, **NO_CODE)
         except ValueError as error:
             raise cannot_load("model", name, error) from error
