@@ -154,7 +154,9 @@ def load_base_model(
             more["ignore_mismatched_sizes"] = True
         kind = getattr(transformers, facts.auto)
         if base.attention is not None:
-            more["attn_implementation"] = base.attention
+            more["attn_implementation"] = config._attn_implementation = base.attention
+        else:
+            check_attention(config)
         if base.quantization is not None:
             check_quantization(base.quantization)
             with torch.device("meta"):
@@ -253,8 +255,19 @@ def from_safetensors(kind: Any, source: str, **more: Any) -> tuple[Any, dict[str
         return loaded
     except Exception as error:  # Transformers, safetensors and the hub's client raise of many kinds
         if (file := only_pickles(source, **where)) is not None:
-            raise OnlyPicklesError(file, source, kind.__name__, **where) from error
+            raise OnlyPicklesError(file, source, _converting(kind, more.get("config")), **where) from error
         raise
+
+
+def _converting(kind: Any, config: Any) -> str:
+    """The class that writes all of a checkpoint's weights again, and no new head or pooler: the one that it was
+    written by."""
+    name = str(kind.__name__)
+    head = name.removeprefix("AutoModel")
+    written = getattr(config, "architectures", None) or ()
+    if config is None or head == "ForCausalLM" or any(one.endswith(head) for one in written):
+        return name
+    return next((one for one in written if hasattr(transformers, one)), "AutoModel")
 
 
 def _belongs_to_head(model: PreTrainedModel, path: str) -> bool:
@@ -439,12 +452,18 @@ def warn_of_another_commit(folder: Path, result: Mapping[str, Any], here: str | 
         here: `commit_of` what was loaded.
     """
     there, name = result.get("model_commit"), result["model"]
-    if there is not None and here is not None and there != here:
-        warnings.warn(
-            f"{folder} was trained on commit {there} of {name}, and commit {here} was loaded: "
-            f"`model: {{name: {name}, revision: {there}}}` in its recipe.yaml loads that one",
-            stacklevel=2,
+    if there is None or here is None or there == here:
+        return
+    said = (
+        f"{folder} was trained on commit {there} of {name}, and commit {here} was loaded: "
+        f"`model: {{name: {name}, revision: {there}}}` in its recipe.yaml loads that one"
+    )
+    if there.startswith("sha256:"):  # see `digest_of`
+        said = (
+            f"{folder} was trained on another {name} than this machine has pretrained ({there:.14}, here {here:.14}), "
+            "and does not fit this one: copy its folder from the cache of the machine that trained it"
         )
+    warnings.warn(said, stacklevel=2)
 
 
 # ---------------------------------------------------------------- padding and positions
