@@ -48,6 +48,7 @@ def damaged(finished: Path, tmp_path: Path) -> Callable[..., Path]:
         path = tmp_path / "run" / "adapter" / "adapter_model.safetensors"
         weights = load_file(path)
         keys = [key for key in weights if key.endswith(weight)]
+        assert keys
         for key in keys if everywhere else keys[:1]:
             place = slice(None) if everywhere else slice(1)
             weights[key].view(-1)[place] = value(weights[key].view(-1)[place])
@@ -72,11 +73,11 @@ def refused(done: Any, words: str) -> None:
     assert words in line
 
 
-@pytest.mark.parametrize("weight", ["aurora_B", "aurora_A_cal", "classifier.weight"])
+@pytest.mark.parametrize("weight", ["aurora_B.weight", "aurora_A_cal.weight", "classifier.weight"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_no_command_takes_a_broken_adapter(damaged: Callable[..., Path], weight: str, value: float) -> None:
     run = damaged(weight, lambda _: value)
-    for command in COMMANDS if weight == "aurora_B" and value != value else COMMANDS[:1]:
+    for command in COMMANDS if weight == "aurora_B.weight" and value != value else COMMANDS[:1]:
         refused(aurora(run, *command), "holds values that are not finite (NaN or infinity)")
         out = run.parent / "out"
         assert not out.exists() or not list(out.iterdir())
@@ -86,7 +87,7 @@ def test_no_command_calls_another_form_calibrated(damaged: Callable[..., Path]) 
     def flip_a_bit(value: torch.Tensor) -> torch.Tensor:
         return (value.view(torch.int32) ^ 1).view(torch.float32)
 
-    run = damaged("aurora_H", flip_a_bit)
+    run = damaged("aurora_H.weight", flip_a_bit)
     for command in (
         ("evaluate", "RUN", "--json"),
         ("evaluate", "RUN", "--form", "calibrated"),
@@ -115,7 +116,7 @@ def test_what_overflows_on_the_way(damaged: Callable[..., Path]) -> None:
 
 
 def test_a_gap_that_is_not_finite(damaged: Callable[..., Path]) -> None:
-    run = damaged("aurora_A_cal", lambda _: 1e38, everywhere=True)
+    run = damaged("aurora_A_cal.weight", lambda _: 1e38, everywhere=True)
     done = aurora(run, "gap", "RUN", "-o", OUT)
     assert done.exit_code == 0, done.output
     assert "not finite" in done.stdout
@@ -141,14 +142,14 @@ def test_a_merged_model_with_nan_is_refused_by_predict(finished: Path, tmp_path:
 def test_a_run_does_not_end_with_nan(
     write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = RecipeTrainer.load_weights
+    load = RecipeTrainer._load_best_model
 
-    def broken(self: Any, checkpoint: Path) -> None:
-        load(self, checkpoint)
+    def broken(self: Any) -> None:
+        load(self)
         with torch.no_grad():
-            next(p for p in self.module.parameters() if p.requires_grad).view(-1)[0] = float("nan")
+            next(p for p in self.model.parameters() if p.requires_grad).view(-1)[0] = float("nan")
 
-    monkeypatch.setattr(RecipeTrainer, "load_weights", broken)
+    monkeypatch.setattr(RecipeTrainer, "_load_best_model", broken)
     with pytest.raises(NotFiniteError, match=r"^training diverged: .* not finite"):
         train(load_recipe(write_recipe(), ["training.epochs=1"]), tmp_path / "run")
     assert not (tmp_path / "run" / "result.json").exists()
