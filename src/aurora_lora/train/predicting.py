@@ -227,7 +227,7 @@ def check_answers_file(file: Path | str, output: Path, overwrite: bool = False) 
         raise ArgumentError(f"`output`: {output} is the file that is read: choose another")
     if output.is_dir():
         raise ArgumentError(f"`output`: {output} is a folder: name a file, such as {output / 'answers.jsonl'}")
-    if output.suffix.lower() in FORMATS.keys() - set(LINES):
+    if output.suffix.lower() in FORMATS.keys() - {*LINES, ".txt"}:
         raise ArgumentError(
             f"`output`: {output}: answers are written as lines of JSON: name it {output.with_suffix(LINES[0])}"
         )

@@ -279,7 +279,7 @@ def _open(own: OwnData, given: str, field: str, files: dict[str, str]) -> Any:
 def _format(path: Path) -> str | None:
     """The format of a file by its name; None of one that has no rows."""
     name = path.stem if path.suffix.lower() in PACKED else path.name
-    return {**FORMATS, ".txt": "text"}.get(Path(name).suffix.lower())
+    return FORMATS.get(Path(name).suffix.lower())
 
 
 def _read(paths: Sequence[Path], encoding: str | None) -> Any:
