@@ -121,8 +121,8 @@ def test_alpacas_history_comes_before(write: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("history", "message"),
     [
-        (["who"], r"turn 1 of 'history' is 'who', which is no pair of texts, \[user, assistant\]"),
-        ([["who", "actor"], ["who"]], r"turn 2 of 'history' is \['who'\], which is no pair"),
+        (["who"], r"'history' has 'who', which is no pair of texts, \[user, assistant\]"),
+        ([["who", "actor"], ["who"]], r"'history' has \['who'\], which is no pair"),
         ([["who", None]], "'history' is empty"),
         ("who", "'history' is 'who', which is no list of pairs of texts"),
     ],

@@ -117,9 +117,11 @@ def _plain_prompt(row: Row) -> str:
 def _history(row: Row) -> list[dict[str, Any]]:
     """The messages of Alpaca's column `history`: pairs of what was asked and answered before."""
     given = row.get("history") or []
-    turns = json_list(given) if isinstance(given, str) and given.strip() else given
+    turns = (json_list(given) if given.strip() else []) if isinstance(given, str) else given
+    if not isinstance(turns, list):
+        raise BadRow(f"'history' is {given!r:.40}, which is no list of pairs of texts")
     said: list[dict[str, Any]] = []
-    for turn in turns or []:
+    for turn in turns:
         if not isinstance(turn, list) or len(turn) != 2:
             raise BadRow(f"'history' has {turn!r:.40}, which is no pair of texts, [user, assistant]")
         roles = zip(("user", "assistant"), turn, strict=True)
