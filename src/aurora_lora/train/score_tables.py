@@ -80,11 +80,15 @@ def run_table(result: Result, reference: Result | None) -> TextTable:
 
 def shown_table(title: str, table: TextTable, width: int = 80) -> Table:
     """A table of scores for a terminal. Where it is too wide, headings are broken at their spaces."""
-    least = [max(map(len, column)) for column in zip(*table.rows, strict=True)]
+    columns = [*zip(table.headers, *table.rows, strict=True)]
+    least = [max(map(len, (*header.split(), *cells))) for header, *cells in columns]
     spaces = int(sum(least) + 3 * len(least) + 1 <= width)  # without spaces beside the borders, no name need be broken
+    room = width - sum(least) - (1 + 2 * spaces) * len(least) - 1
     shown = Table(title=title, title_justify="left", padding=(0, spaces))
-    for number, (header, letters) in enumerate(zip(table.headers, least, strict=True)):
-        shown.add_column(header, justify="right" if number else "left", min_width=letters)
+    for number, (column, letters) in enumerate(zip(columns, least, strict=True)):
+        more = min(max(map(len, column)) - letters, room)  # where there is too little, names are broken
+        shown.add_column(column[0], justify="right" if number else "left", width=max(letters + more, 1))
+        room -= more
     for name, *values in table.rows:
         shown.add_row(name, *values, style="bold" if name.endswith("deployed") else None)
     return shown
