@@ -303,7 +303,7 @@ def test_interrupted_and_gone_on_with(read: Read, tmp_path: Path, packing: str) 
         ({"messages": [{"role": "user", "content": " \n"}]}, r"row 61: message 1 of 'messages' \(user\) is empty"),
         (
             {"messages": [{"role": "usr", "content": "a"}, {"role": "assistant", "content": "b"}]},
-            "row 61: message 1 of 'messages' has the role 'usr', which is not one of system, developer, user, a",
+            "row 61: message 1 of 'messages' has the role 'usr': the roles are system, developer, user, a",
         ),
     ],
 )

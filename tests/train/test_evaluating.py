@@ -81,7 +81,7 @@ def test_conversations(tmp_path: Path) -> None:
         assert scored.by_form[form] == pytest.approx(scores, rel=1e-6, abs=1e-6)
     other = tmp_path / "other.jsonl"
     other.write_text(json.dumps(chats.row(chats.conversations(1)[0], "prompt")) + "\n")
-    with pytest.raises(UserError, match=r"other\.jsonl has conversations as 'prompt', the run's data as 'messages'"):
+    with pytest.raises(UserError, match=r"other\.jsonl has conversations as 'prompt', the training data as 'messages'"):
         evaluate_file(run, str(other))
 
 

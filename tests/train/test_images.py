@@ -455,5 +455,5 @@ def test_grey_values_of_16_bits_are_scaled(dtype: str, tmp_path: Path) -> None:
 )
 def test_what_is_no_pixel_is_refused(values: Any, tmp_path: Path) -> None:
     Pillow.fromarray(values).save(tmp_path / "grey.tiff")
-    with pytest.raises(UserError, match=r"grey\.tiff is no image that can be read: its pixels are numbers \("):
+    with pytest.raises(UserError, match=r"grey\.tiff is no image that can be read: its pixels are numbers from "):
         read_image(tmp_path / "grey.tiff")

@@ -4,13 +4,14 @@ from types import SimpleNamespace
 
 import torch
 
-from aurora_lora.train.kinds.text import MULTI_LABEL
+from aurora_lora.train.kinds.text import MultiLabel
 
 
 def test_answer() -> None:
     config = SimpleNamespace(id2label={0: "a", 1: "b", 2: "c"})
-    answer = MULTI_LABEL.answer(torch.tensor([0.5, -1.0, 2.0]), config)
+    kind = MultiLabel()
+    answer = kind.answer(torch.tensor([0.5, -1.0, 2.0]), config)
     assert answer["labels"] == ["c", "a"]
     assert answer["probabilities"].keys() == {"a", "b", "c"}
-    assert MULTI_LABEL.shown({**answer, "text": "x"}) == ("c, a", "", "x")
-    assert MULTI_LABEL.shown({"labels": [], "text": "x"})[0] == "none"
+    assert kind.shown({**answer, "text": "x"}) == ("c, a", "", "x")
+    assert kind.shown({"labels": [], "text": "x"})[0] == "none"

@@ -180,4 +180,4 @@ def test_a_run_shows_its_scores(run: TrainedRun) -> None:
     for part in ("tiny", "calibrated merge, deployed", "lora", "uniform guessing"):
         assert part in shown
         assert part in html
-    assert html.startswith("<table>")
+    assert html.startswith("<pre>")
