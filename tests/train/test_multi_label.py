@@ -9,9 +9,8 @@ from aurora_lora.train.kinds.text import MultiLabel
 
 def test_answer() -> None:
     config = SimpleNamespace(id2label={0: "a", 1: "b", 2: "c"})
-    kind = MultiLabel()
-    answer = kind.answer(torch.tensor([0.5, -1.0, 2.0]), config)
+    answer = MultiLabel().answer(torch.tensor([0.5, -1.0, 2.0]), config)
     assert answer["labels"] == ["c", "a"]
     assert answer["probabilities"].keys() == {"a", "b", "c"}
-    assert kind.shown({**answer, "text": "x"}) == ("c, a", "", "x")
-    assert kind.shown({"labels": [], "text": "x"})[0] == "none"
+    assert MultiLabel().shown({**answer, "text": "x"}) == ("c, a", "", "x")
+    assert MultiLabel().shown({"labels": [], "text": "x"})[0] == "none"
