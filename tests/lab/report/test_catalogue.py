@@ -23,7 +23,7 @@ def test_those_that_apply_are_written(runs: Path, tmp_path: Path) -> None:
 def test_what_commands_left_in_the_folders_is_drawn(runs: Path, tmp_path: Path) -> None:
     sections = load_sections([runs])
     for name in ("sigma", "gap"):
-        with pytest.raises(UserError, match=f"AuroRA runs with a {name}.json, which `aurora {name} DIR` writes"):
+        with pytest.raises(UserError, match=f"it needs runs with a {name}.json, which `aurora {name} DIR` writes"):
             write_figures(sections, tmp_path / "figures", [name])
     aurora = [folder for folder in sections[0].groups[-1].folders if folder]
     channel = {"z": [0, 1], "before": [0, 1], "after": [0, 2], "edges": [0, 1], "counts": [3]}
