@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from aurora_lora.train.weights_digest import sampled_digest
 from looking import PRIOR, PROMPTS, contents, pixels
 from PIL import Image
 from safetensors.torch import load_file
@@ -102,7 +101,6 @@ def test_generate_and_export(aurora: Train, runs: dict[str, Any], tmp_path: Path
 
 def test_another_pipeline_of_the_same_name_is_told(runs: dict[str, Any], model: Path, tmp_path: Path) -> None:
     run = load_subject_run(runs["aurora"])
-    assert run.result["model_commit"] == sampled_digest(model)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", ".*was trained on")
         export_subject(run, tmp_path / "same")

@@ -9,9 +9,8 @@ import torch
 from peft import LoraConfig
 from torch import Tensor
 
-from aurora_lora import AuroraConfig, NotCalibratedError, calibrate
+from aurora_lora import AuroraConfig, calibrate
 from aurora_lora.errors import MergeError
-from aurora_lora.tuner import aurora_layers
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 STATIC = AuroraConfig(r=4, target_modules=TARGETS, eval_form="static")
@@ -49,35 +48,6 @@ def unet_with(tiny: Any, *configs: Any) -> Any:
 def output(unet: Any, tiny: Any) -> Tensor:
     result: Tensor = unet(**inputs(tiny)).sample
     return result
-
-
-@pytest.mark.parametrize("configs", [(LORA, STATIC), (STATIC, LORA)], ids=["LoRA under", "LoRA over"])
-@pytest.mark.filterwarnings("ignore:Already ")
-def test_fused_with_a_lora_and_back(tiny: Any, configs: tuple[Any, ...]) -> None:
-    unet = unet_with(tiny, *configs)
-    before = output(unet, tiny)
-    for names in (["0", "1"], ["1", "0"]):
-        for name in names:
-            unet.fuse_lora(adapter_names=[name])
-        torch.testing.assert_close(output(unet, tiny), before, atol=1e-4, rtol=1e-4)
-        unet.unfuse_lora()
-        torch.testing.assert_close(output(unet, tiny), before, atol=1e-4, rtol=1e-4)
-    unet.unload_lora()
-    torch.testing.assert_close(output(unet, tiny), output(unet_with(tiny), tiny), atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.filterwarnings("ignore:Already ")
-def test_what_a_refused_fuse_leaves_is_taken_back_as_it_says(tiny: Any) -> None:
-    unet = unet_with(tiny, CALIBRATED)
-    with pytest.raises(NotCalibratedError, match=r"call unfuse_lora\(\).*call set_adapters\(names, weights\) before"):
-        unet.fuse_lora(lora_scale=0.5)
-    unet.unfuse_lora()
-    unet.set_adapters(["0"], [1.0])
-    calibrate(unet, [inputs(tiny, seed) for seed in range(4)])
-    before = [layer.get_delta_weight("0") for _, layer in aurora_layers(unet)]
-    unet.fuse_lora(lora_scale=0.5)
-    after = [layer.get_delta_weight("0") for _, layer in aurora_layers(unet)]
-    assert all(torch.allclose(2 * b, a) for a, b in zip(before, after, strict=True))
 
 
 def test_leaves_are_offloaded_to_disk(tiny: Any, tmp_path: Any) -> None:

@@ -1,7 +1,6 @@
 """How the loop sets a model up, and what one step after another does."""
 
 import os
-import re
 import shutil
 import signal
 from collections.abc import Callable, Sequence
@@ -10,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from aurora_lora.train.weights_digest import SAMPLED, sampled_digest
 
 from aurora_lora.data.dreambooth import subject_images
 from aurora_lora.data.own.source import sha256_of
@@ -112,23 +110,6 @@ def test_the_rate_rises_over_the_warmup_and_falls_to_the_last_step(make_loop: Ma
         rates.append(loop.optimizer.param_groups[0]["lr"])
         loop.schedule.step()
     assert rates == pytest.approx([0, 0.005, 0.01, 0.0075, 0.005, 0.0025])
-
-
-def test_a_run_goes_on_with_the_weights_it_was_started_on(make_loop: MakeLoop, model: Path) -> None:
-    first, again = make_loop(), make_loop()
-    assert first.progress.model_commit == sampled_digest(model)
-    first._save()
-    checkpoint = publish.last_intact(again.checkpoints)
-    assert checkpoint is not None
-    again.progress.model_commit = f"{SAMPLED}{'0' * 64}"
-    with pytest.raises(UserError, match=rf" was started on other weights than {re.escape(str(model))} has here: "):
-        again.resume(checkpoint)
-
-    first.progress.model_commit = None  # as in a checkpoint of an earlier version
-    first._save()
-    again.progress.model_commit = sampled_digest(model)
-    again.resume(checkpoint)
-    assert again.progress.model_commit == sampled_digest(model)
 
 
 def test_a_run_goes_on_with_the_images_it_was_started_with(make_loop: MakeLoop) -> None:

@@ -115,10 +115,6 @@ def test_images_of_the_class_of_other_settings_are_refused(tmp_path: Path) -> No
     (tmp_path / SETTINGS).write_text('{"further": 1}')
     with pytest.raises(UserError, match=r"further \(there 1, here 'not given'\), guidance_scale \(there 'not given'"):
         prepare()
-    recipe = validate_as(SubjectRecipe, {**PLAIN, "prior": {"prompt": "a dog"}}, "x")
-    prepare_class_images(recipe, tmp_path / "kept", "sampled-sha256:1")
-    with pytest.raises(UserError, match=r"weights \(there 'sampled-sha256:1', here 'sampled-sha256:2'\)"):
-        prepare_class_images(recipe, tmp_path / "kept", "sampled-sha256:2")
 
 
 def test_a_card_names_the_variant() -> None:

@@ -256,7 +256,11 @@ def test_other_settings(train: Train, tiny: Any, tmp_path: Path) -> None:
     (answer,) = train((tmp_path / "run", changes, {}))
     assert answer["status"] == 0, answer["stderr"]
     weights = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
-    trained = [value for name, value in weights.items() if name.endswith(("aurora_A", "aurora_B", "aurora_H"))]
+    trained = [
+        value
+        for name, value in weights.items()
+        if name.endswith(("aurora_A.weight", "aurora_B.weight", "aurora_H.weight"))
+    ]
     assert len(trained) == 3 * 32
     assert {str(value.dtype) for value in trained} == {"torch.float32"}
     assert all(value.isfinite().all() for value in trained)

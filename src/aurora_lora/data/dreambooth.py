@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 IMAGE_FILES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+UNREAD = (".avif", ".gif", ".heic", ".heif", ".nef", ".tif", ".tiff")
+"""What cameras and phones write too."""
 PLACEHOLDER = "[V]"
 """Stands in prompts for the word that comes to mean the subject."""
 
@@ -68,6 +70,8 @@ def subject_images(source: str, subject: str | None = None) -> list[Image]:
     if subject is not None:
         raise UserError(f"task.subject: {subject!r} names a configuration of a data set; {source} is a folder")
     kinds = ", ".join(IMAGE_FILES)
+    if unread := [path for path in folder.iterdir() if path.suffix.lower() in UNREAD and path.name[0] != "."]:
+        raise UserError(f"task.images: {min(unread)} is of a kind that is not read: convert it to one of {kinds}")
     paths = _image_files(folder)
     if not paths:
         raise UserError(f"task.images: {folder} has no images (files that end in {kinds})")

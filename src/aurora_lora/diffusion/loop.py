@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
+from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import get_scheduler
@@ -41,6 +42,7 @@ def make_accelerator(recipe: SubjectRecipe) -> Accelerator:
     wanted, cpu = recipe.training, not torch.accelerator.is_available()
     share = divide(wanted, state().num_processes)
     check_precision(wanted.precision)
+    AcceleratorState._reset_state()  # an earlier run of this process may have had another precision; nothing public does
     accelerator = Accelerator(
         mixed_precision="no" if wanted.precision == "fp32" else wanted.precision,
         gradient_accumulation_steps=share.accumulation,

@@ -196,8 +196,7 @@ def prepare_class_images(recipe: SubjectRecipe, folder: Path) -> None:
         if any(folder.glob("*.png")):
             raise UserError(f"prior.folder: {folder} holds images, but no {SETTINGS}: choose another folder")
         files.write_json(path, settings)
-    # a folder of an earlier version names no variant and no weights
-    elif odd := differences({name: settings[name] for name in ("variant", "weights")} | _settings_in(path), settings):
+    elif odd := differences(_settings_in(path), settings):
         raise UserError(
             f"prior.folder: {folder} holds images of other settings: {', '.join(odd)}: choose another folder"
         )
