@@ -38,6 +38,7 @@ from aurora_lora.ops import update
 from aurora_lora.train.models import load_base_model, load_causal_model, load_tokenizer
 from aurora_lora.train.results import device as device_name
 from aurora_lora.train.results import git_commit, versions
+from aurora_lora.tuner import aurora_layers
 
 from . import counts, paper_costs
 from .speed_report import LAYER, tables, write_figures
@@ -236,6 +237,9 @@ def build(variant: Variant, case: Case, *, training: bool) -> nn.Module:
     if case.heads and training:
         options["modules_to_save"] = list(case.heads)
     model: Any = get_peft_model(base, variant.config(**options))
+    for _, layer in aurora_layers(model) if options.get("calibrated") else ():  # a random matrix costs as any other
+        A = layer.aurora_A["default"].weight
+        layer.calibration["default"].store(torch.randn_like(A) / A.shape[1] ** 0.5)
     return (model.merge_and_unload() if variant.merged else model).train(training)
 
 

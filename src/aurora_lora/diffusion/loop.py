@@ -42,7 +42,7 @@ def make_accelerator(recipe: SubjectRecipe) -> Accelerator:
     wanted, cpu = recipe.training, not torch.accelerator.is_available()
     share = divide(wanted, state().num_processes)
     check_precision(wanted.precision)
-    AcceleratorState._reset_state()  # an earlier run of this process may have had another precision; nothing public does
+    AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     accelerator = Accelerator(
         mixed_precision="no" if wanted.precision == "fp32" else wanted.precision,
         gradient_accumulation_steps=share.accumulation,
