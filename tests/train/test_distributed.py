@@ -50,13 +50,6 @@ def train_alone(aurora: Aurora, recipe: Path, output: Path) -> None:
     assert answer["status"] == 0, answer["stderr"]
 
 
-def seed_in(states: Path) -> int:
-    """What PyTorch's random numbers on the CPU began with."""
-    generator = torch.Generator()
-    generator.set_state(torch.load(states, weights_only=False)["cpu"])
-    return generator.initial_seed()
-
-
 def recipe_with(write_recipe: Callable[..., Path], model: Path, **more: Any) -> Path:
     training = {"epochs": 2, "batch_size": 16, "learning_rate": 2e-2, "threads": 1, **more}
     return write_recipe(model=model, training=training, reference={"method": "linear-probe"})
