@@ -77,6 +77,7 @@ def test_each_machine_says_once_why_a_command_ends(
 def test_one_that_a_scheduler_has_started_alone_is_the_main_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU each, in trainings of their own: Accelerate then does not join them, whatever MPI's variables say."""
     monkeypatch.setenv("PMI_RANK", "1")
+    monkeypatch.setattr("accelerate.state.is_initialized", lambda: False)
     assert not launched_as_main()
     monkeypatch.setattr("accelerate.state.is_initialized", lambda: True)
     monkeypatch.setattr(PartialState, "__init__", lambda self: None)
