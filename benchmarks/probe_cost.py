@@ -33,7 +33,7 @@ from aurora_lora.train.recipe import validate
 from .paper_costs import LLAMA3_8B
 
 MODEL, BATCH, EPOCH = "smollm2-135m", 8, 3000
-EXAMPLES: int = PROBED["probe_examples"][1]
+EXAMPLES: int = PROBED["probe_examples"]
 BUDGET = 30 * 8 * (576 + 576 + 576 + 192)
 """Weights of LoRA r=8 on query and value."""
 TASK = {

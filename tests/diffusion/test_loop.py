@@ -19,7 +19,7 @@ from aurora_lora.diffusion.recipe import SubjectRecipe
 from aurora_lora.diffusion.run import needed_prompts
 from aurora_lora.diffusion.subject import Noised, Subject
 from aurora_lora.errors import UserError
-from aurora_lora.methods.targets import apply_method
+from aurora_lora.methods.base import apply_method
 from aurora_lora.termination import TerminatedError, deferred, watched
 from aurora_lora.train import publish
 from aurora_lora.train.recipe import validate_as

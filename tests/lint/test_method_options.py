@@ -4,7 +4,7 @@ from pathlib import Path
 
 from aurora_lora import AuroraConfig
 from aurora_lora.methods import METHODS, get_method
-from aurora_lora.methods.base import added_fields
+from aurora_lora.methods.options import added_fields
 from make.method_options import AURORA, COMMON, aurora_fields, method_options
 
 ROOT = Path(__file__).parents[2]

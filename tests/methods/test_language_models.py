@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from aurora_lora.methods import METHODS, Method, count_parameters
 from aurora_lora.methods.bottleneck import Bottleneck
-from aurora_lora.methods.linear import untie_adapted
+from aurora_lora.methods.injection import adapted_modules
 from aurora_lora.methods.parameters import WEIGHTS_FILE, head_modules
-from aurora_lora.methods.targets import adapted_modules
+from aurora_lora.methods.targets import untie_adapted
 
 MakeModel = Callable[[str], Any]
 Batches = list[dict[str, torch.Tensor]]

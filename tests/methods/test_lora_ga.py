@@ -12,8 +12,7 @@ from torch import nn
 
 from aurora_lora.errors import CheckpointError
 from aurora_lora.methods import METHODS, Sample
-from aurora_lora.methods.lora_ga import gradients
-from aurora_lora.methods.pissa_milora import START_FILE
+from aurora_lora.methods.singular import START_FILE, gradients
 
 MakeModel = Callable[[str], Any]
 OPTIONS = {"r": 3, "lora_alpha": 6, "target_modules": ["query"]}  # s = 2

@@ -15,8 +15,8 @@ from transformers import (
 from aurora_lora import AuroraConfig
 from aurora_lora.errors import CheckpointError, FormError
 from aurora_lora.methods import METHODS, count_parameters, get_method
+from aurora_lora.methods.injection import adapted_modules
 from aurora_lora.methods.parameters import head_modules, is_head, load_trained, save_trained
-from aurora_lora.methods.targets import adapted_modules
 
 OPTIONS = {"aurora": {"target_modules": ["query"]}, "lora": {"target_modules": ["query"], "r": 2}}
 MakeBert = Callable[..., nn.Module]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from aurora_lora.errors import CheckpointError
 from aurora_lora.methods import METHODS
-from aurora_lora.methods.pissa_milora import START_FILE, SingularMethod
+from aurora_lora.methods.singular import START_FILE, SingularMethod
 
 MakeModel = Callable[[str], Any]
 

@@ -14,8 +14,8 @@ from torch import nn
 from aurora_lora.errors import UserError
 from aurora_lora.methods import METHODS, Method, Sample, count_parameters, lora_drop
 from aurora_lora.methods.adalora import orthogonality
-from aurora_lora.methods.dylora import DrawRank
-from aurora_lora.methods.lora_drop import dropped_in, kind_of, layers_by_path, share, unimportant, update_norms
+from aurora_lora.methods.lora_drop import kind_of, layers_by_path, share, unimportant, update_norms
+from aurora_lora.methods.updates import DrawRank
 
 MakeModel = Callable[[str], Any]
 ARGS = SimpleNamespace(seed=0)
@@ -251,7 +251,6 @@ def test_shared_adapter_learns_from_all_its_layers(make_model: MakeModel, sample
     layers = layers_by_path(model)
     values = [path for path in layers if path.endswith("value")]
     share(layers, values)
-    assert dropped_in(model.state_dict(), layers) == values
     gradients = []
     for chosen in (values, values[:1], values[1:]):
         model.zero_grad()

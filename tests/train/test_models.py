@@ -217,21 +217,6 @@ def test_a_pooler_without_weights_is_trained_and_saved_as_the_head_is(
     torch.testing.assert_close(logits(run.recipe.method.merge(model, run.deployed_form)), found[0])
 
 
-def test_an_adapter_of_a_random_pooler_that_it_does_not_hold_is_refused(
-    write_recipe: Callable[..., Path], no_pooler: Path, tmp_path: Path
-) -> None:
-    """As an earlier version wrote it."""
-    run = load_run(
-        train(load_recipe(write_recipe(model=str(no_pooler)), ["training.epochs=1"]), tmp_path / "run").folder
-    )
-    path = run.folder / "adapter" / "adapter_config.json"
-    config = json.loads(path.read_text())
-    config["modules_to_save"].remove("bert.pooler.dense")
-    path.write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"on a bert\.pooler\.dense that started at random, and does not"):
-        load_trained_model(run)
-
-
 def _without(model: Path, part: str, folder: Path) -> Path:
     """A copy of a model without the weights whose names have this part."""
     shutil.copytree(model, folder)

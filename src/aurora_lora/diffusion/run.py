@@ -19,7 +19,7 @@ from ..deploy import calibrate
 from ..files import expanded
 from ..forms import CALIBRATED
 from ..methods import Sample, count_parameters
-from ..methods.targets import apply_method
+from ..methods.base import apply_method
 from ..train import publish
 from ..train.distributed import check_shared, on_main, own_part, peak_memory, reset_peak_memory, state
 from ..train.publish import CHECKPOINTS, LORA, RECIPE

@@ -5,45 +5,17 @@ from .adalora import ADALORA
 from .aurora import AURORAS
 from .base import Method, Sample
 from .bottleneck import ADAPTER_D, ADAPTER_H, ADAPTER_P
-from .dylora import DYLORA
-from .loda import LODA
 from .lora import DORA, LORA
 from .lora_drop import LORA_DROP
-from .lora_ga import LORA_GA
-from .loran import LORAN
-from .moslora import MOSLORA
 from .parameters import ParameterCounts, count_parameters
 from .peft_own import FOURIERFT, HIRA, NEAT, VERA
-from .pissa_milora import MILORA, PISSA
 from .plain import BITFIT, FULL, LINEAR_PROBE
-from .sine_lora import SINE_LORA
+from .singular import LORA_GA, MILORA, PISSA
+from .updates import DYLORA, LODA, LORAN, MOSLORA, SINE_LORA
 
-_ALL: tuple[Method, ...] = (
-    *AURORAS,
-    LORA,
-    DORA,
-    ADALORA,
-    DYLORA,
-    LORA_DROP,
-    PISSA,
-    MILORA,
-    LORA_GA,
-    MOSLORA,
-    FOURIERFT,
-    VERA,
-    HIRA,
-    SINE_LORA,
-    LORAN,
-    LODA,
-    NEAT,
-    ADAPTER_H,
-    ADAPTER_P,
-    ADAPTER_D,
-    BITFIT,
-    LINEAR_PROBE,
-    FULL,
-)
-METHODS: dict[str, Method] = {method.name: method for method in _ALL}
+_ADAPTERS = (ADALORA, DYLORA, LORA_DROP, PISSA, MILORA, LORA_GA, MOSLORA, FOURIERFT, VERA, HIRA)
+_MORE = (SINE_LORA, LORAN, LODA, NEAT, ADAPTER_H, ADAPTER_P, ADAPTER_D, BITFIT, LINEAR_PROBE, FULL)
+METHODS: dict[str, Method] = {method.name: method for method in (*AURORAS, LORA, DORA, *_ADAPTERS, *_MORE)}
 
 
 def get_method(name: str) -> Method:

@@ -6,17 +6,19 @@ from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from peft import AdaLoraConfig
+from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
 
 from ..errors import UserError
 from ..temporary_attributes import temporary_attributes
-from .base import Options, PeftMethod, TaskType
-from .options import TARGETS, dropout, integer, number, peft_method, positive, rank
+from .base import PeftMethod, TaskType
+from .options import Count, Dropout, Natural, NotNegative, Options, Positive, Rank, Targets
 
 STATE_FILE = "adalora.safetensors"
 UNKNOWN_STEPS = 10**9
@@ -152,24 +154,24 @@ class AdaLoRAMethod(PeftMethod):
         return (ShareOutRanks(),)
 
 
-ADALORA = peft_method(
+class AdaLoRAFields(Targets):
+    target_r: Rank = 8
+    init_r: Rank = 12
+    tinit: Natural = 0
+    tfinal: Natural = 0
+    deltaT: Count = 1  # noqa: N815  (PEFT's name)
+    beta1: Annotated[float, Field(gt=0, lt=1)] = 0.85
+    beta2: Annotated[float, Field(gt=0, lt=1)] = 0.85
+    orth_reg_weight: NotNegative = 0.5
+    lora_alpha: Positive = 8
+    lora_dropout: Dropout = 0.0
+
+
+ADALORA = AdaLoRAMethod(
     name="adalora",
     description="LoRA, ranks shared out while training (PEFT)",
-    config="AdaLoraConfig",
-    table={
-        "target_r": rank(8),
-        "init_r": rank(12),
-        "tinit": integer(0, least=0),
-        "tfinal": integer(0, least=0),
-        "deltaT": integer(1),
-        "beta1": number(0.85, gt=0, lt=1),
-        "beta2": number(0.85, gt=0, lt=1),
-        "orth_reg_weight": number(0.5, ge=0),
-        "lora_alpha": positive(8),
-        "lora_dropout": dropout(),
-        **TARGETS,
-    },
-    kind=AdaLoRAMethod,
+    config_class=AdaLoraConfig,
+    fields=AdaLoRAFields,
+    fixed={"total_step": UNKNOWN_STEPS},
     quantised_merges=(),  # PEFT's quantised layers have neither a merge nor an update to tell
-    total_step=UNKNOWN_STEPS,
 )

@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from ..forms import CALIBRATED
 from ..tuner.config import PAPER, PAPER_DYNAMIC, PAPER_STATIC, AuroraConfig
-from .base import Options, added_fields
-from .start import PROBED, ProbedMethod, probing
+from .options import Fields, Options, added_fields
+from .start import PROBED, ProbedMethod
 
 if TYPE_CHECKING:
     from torch import nn
 
     from ..forms import FormName
 
-
-def _config_maker(preset: Options) -> Callable[..., Any]:
-    def make(**options: Any) -> Any:
-        return AuroraConfig(**{**preset, **options})
-
-    return make
-
-
-def _own_fields() -> dict[str, Any]:
-    """The fields that recipes give, with their defaults as YAML has them."""
-    config = AuroraConfig()
-    # `calibrated` is set by `calibrate`, never by a recipe
-    found = {name: getattr(config, name) for name in added_fields(AuroraConfig) if name != "calibrated"}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+# the fields that recipes give, with their defaults as YAML has them; `calibrated` is set by `calibrate`
+_CONFIG = AuroraConfig()
+_OWN = {name: getattr(_CONFIG, name) for name in added_fields(AuroraConfig) if name != "calibrated"}
+_OWN = {name: list(value) if isinstance(value, tuple) else value for name, value in _OWN.items()}
 
 
 @dataclass(frozen=True)
@@ -77,14 +66,14 @@ _PRESETS: dict[str, tuple[str, Options]] = {
     },
 }
 
-_OWN = _own_fields()
 AURORAS = tuple(
     AuroraMethod(
         name=name,
         description=description,
-        make_config=probing(_config_maker(preset)),
+        config_class=AuroraConfig,
+        fields=Fields,  # AuroraConfig checks its own
         names=[*_OWN, *PROBED],
-        defaults={**_OWN, **preset},
+        recorded={**_OWN, **preset},
     )
     for name, (description, preset) in _PRESETS.items()
 )

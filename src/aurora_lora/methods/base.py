@@ -5,25 +5,21 @@ from __future__ import annotations
 import copy
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from .. import files
-from ..errors import CheckpointError, FormError, MergeError, UserError, one_line, unknown
+from ..errors import CheckpointError, FormError, MergeError, UserError, one_line
+from ..finite import check_finite
 from ..forms import MERGED
 from ..tuner.targets import trained_whole
-from .parameters import (
-    keep_in_float32,
-    keep_trained_in_float32,
-    left_random,
-    load_trained,
-    save_trained,
-    whole_modules,
-)
+from .options import Fields, Options, added_fields, check_names
+from .parameters import keep_in_float32, keep_trained_in_float32, load_trained, save_trained, whole_modules
+from .targets import check_modules, untie_adapted
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -34,7 +30,6 @@ BaseUse = Literal["frozen", "start", "trained"]
 exact values, or trains some of them, which then belong in float32."""
 
 TaskType = Literal["SEQ_CLS", "CAUSAL_LM", "FEATURE_EXTRACTION", "IMAGE_CLS", "TEXT_TO_IMAGE"]
-Options = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -87,10 +82,6 @@ class Method:
             ValueError: an unknown option or a value that is not allowed; the message names the option.
         """
         return replace(self, options=self.checked(options))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle by name and options: worker processes take recipes, and not the functions that a method is made of."""
-        return _unpickled, (self.name, dict(self.options))
 
     @abstractmethod
     def checked(self, options: Options) -> dict[str, Any]:
@@ -190,25 +181,32 @@ NEAREST, BY_INPUTS = "nearest", "by inputs"
 
 @dataclass(frozen=True)
 class PeftMethod(Method):
-    """A method of PEFT: `make_config(options, **PEFT's own fields)` gives its configuration.
+    """A method of PEFT.
 
     Args:
-        make_config: makes the PEFT configuration; raises ValueError for a value that is not allowed.
-        names: the options that a recipe may give.
-        defaults: the options that every result records, given or not.
+        config_class: PEFT's configuration.
+        fields: the options that are checked here; PEFT checks the others.
+        names: the options that a recipe may give; those of `fields` if None.
+        recorded: the options that every result records, given or not, with their values; those of `fields` if None.
+        fixed: fields of the configuration that are no options.
         is_trained_quantised: whether PEFT's layers compute the method on a base that bitsandbytes has quantised.
         quantised_merges: how an adapter can be merged into such a base.
     """
 
-    make_config: Callable[..., Any]
-    names: Collection[str]
-    defaults: Options
+    config_class: type[Any]
+    fields: type[Fields]
+    names: Collection[str] | None = None
+    recorded: Options | None = None
+    fixed: Options = field(default_factory=dict)
     is_trained_quantised: bool = True
     quantised_merges: Collection[str] = (NEAREST, BY_INPUTS)
+    not_pefts: ClassVar[Collection[str]] = ()
+    """Options that are no fields of the configuration."""
 
     def checked(self, options: Options) -> dict[str, Any]:
-        check_names(options, self.names)
-        return {**self.defaults, **options}
+        check_names(options, self.fields.names() if self.names is None else self.names)
+        self.fields.check(options)
+        return {**(self.fields.defaults() if self.recorded is None else self.recorded), **options}
 
     def bind(self, options: Options) -> Self:
         bound = super().bind(options)
@@ -222,7 +220,14 @@ class PeftMethod(Method):
     @cached_property
     def config(self) -> Any:
         """PEFT's configuration of these options."""
-        return self.make_config(**self.options)
+        known = added_fields(self.config_class)
+        options = {name: value for name, value in self.options.items() if name not in self.not_pefts}
+        given = {name: value for name, value in options.items() if name in known or value is not None}
+        try:
+            return self.config_class(**given, **self.fixed)
+        except (AttributeError, KeyError, ImportError, TypeError) as error:
+            kind = self.config_class.__name__
+            raise ValueError(f"PEFT's {kind} does not take these options: {error}") from error
 
     def apply(self, model: PreTrainedModel, task_type: TaskType, kept: Path | None = None) -> nn.Module:
         from peft import get_peft_model
@@ -265,20 +270,13 @@ class PeftMethod(Method):
         saved, own = PeftConfig.from_pretrained(str(directory)).peft_type, self.config.peft_type
         if saved != own:
             raise CheckpointError(f"{directory} holds an adapter of {saved.value}, not of {own.value}.")
-        peft_model: nn.Module = PeftModel.from_pretrained(model, directory)
-        if random := left_random(peft_model):
-            raise CheckpointError(
-                f"{directory} was trained on a {random[0]} that started at random, and does not hold it: train again."
-            )
-        return peft_model
+        return PeftModel.from_pretrained(model, directory)
 
     def save(self, model: nn.Module, directory: Path) -> None:
         model.save_pretrained(directory)  # type: ignore[operator]
-        sort_saved_sets(directory)
+        edit_config(directory, _sort_sets)
 
     def merge(self, model: nn.Module, form: str) -> PreTrainedModel:
-        from .linear import untie_adapted
-
         untie_adapted(model)
         with self.using(model, form):
             return merge_and_unload(model)
@@ -291,7 +289,21 @@ def merge_and_unload(model: Any) -> PreTrainedModel:
         FormError: PEFT cannot merge the adapter.
         MergeError: it trains a bias that the layer does not have; nothing is changed then.
     """
-    _scale_biases(model)
+    from peft.tuners.lora import LoraLayer
+
+    biases = [
+        (path, layer, name)
+        for path, layer in model.named_modules()
+        if isinstance(layer, LoraLayer) and not layer.merged
+        for name in layer.active_adapters
+        if layer.lora_bias.get(name)
+    ]
+    for path, layer, _ in biases:
+        if getattr(layer.get_base_layer(), "bias", None) is None:
+            raise MergeError(f"{path}: the bias that lora_bias=True trains cannot be merged: the layer has none.")
+    for _, layer, name in biases:
+        if type(layer).__module__.endswith(".bnb"):  # whose merge leaves out the scale of the forward pass
+            layer.lora_B[name].bias.data *= layer.scaling[name]
     try:
         merged: PreTrainedModel = model.merge_and_unload()
     except NotImplementedError as error:  # a variant of LoRA
@@ -299,34 +311,11 @@ def merge_and_unload(model: Any) -> PreTrainedModel:
     return merged
 
 
-def _scale_biases(model: nn.Module) -> None:
-    """Give LoRA's biases the scale of the forward pass, which PEFT's own merge into a quantised layer leaves out."""
-    from peft.tuners.lora import LoraLayer
-
-    trained: list[tuple[Any, str]] = []
-    for path, layer in model.named_modules():
-        if not isinstance(layer, LoraLayer) or layer.merged:
-            continue
-        for name in layer.active_adapters:
-            if not layer.lora_bias.get(name):
-                continue
-            if getattr(layer.get_base_layer(), "bias", None) is None:
-                raise MergeError(f"{path}: the bias that lora_bias=True trains cannot be merged: the layer has none.")
-            trained.append((layer, name))
-    for layer, name in trained:
-        if type(layer).__module__.rpartition(".")[2] in ("bnb", "hqq", "torchao"):
-            layer.lora_B[name].bias.data *= layer.scaling[name]
-
-
-def sort_saved_sets(directory: Path) -> None:
+def _sort_sets(saved: dict[str, Any]) -> None:
     """Sort what PEFT keeps as sets and writes in the order of a hash: two processes write the same bytes."""
-
-    def change(saved: dict[str, Any]) -> None:
-        for name in ("target_modules", "exclude_modules"):
-            if isinstance(saved.get(name), list):
-                saved[name] = sorted(saved[name])
-
-    edit_config(directory, change)
+    for name in ("target_modules", "exclude_modules"):
+        if isinstance(saved.get(name), list):
+            saved[name].sort()
 
 
 def edit_config(directory: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -340,12 +329,6 @@ def edit_config(directory: Path, change: Callable[[dict[str, Any]], None]) -> No
         files.write_text(path, json.dumps(saved, indent=2, sort_keys=True))
 
 
-def _unpickled(name: str, options: Options) -> Method:
-    from . import METHODS
-
-    return replace(METHODS[name], options=options)
-
-
 def load_finite(method: Method, model: PreTrainedModel, directory: Path) -> nn.Module:
     """`method.load`, of weights that are numbers.
 
@@ -353,8 +336,6 @@ def load_finite(method: Method, model: PreTrainedModel, directory: Path) -> nn.M
         UserError: what was saved cannot be read, or does not fit.
         NotFiniteError: NaN or infinity among the weights.
     """
-    from ..finite import check_finite
-
     try:
         loaded = method.load(model, directory)
     except Exception as error:  # PEFT and safetensors raise of many kinds on damaged files
@@ -363,17 +344,33 @@ def load_finite(method: Method, model: PreTrainedModel, directory: Path) -> nn.M
     return loaded
 
 
-def added_fields(config: type) -> list[str]:
-    """The fields that a PEFT configuration adds to those of all."""
-    from peft.config import PeftConfig
+def apply_method(method: Method, base: Any, task_type: TaskType, kept: Path | None = None) -> nn.Module:
+    """The method on a pretrained model.
 
-    inherited = {one.name for one in fields(PeftConfig)}
-    return [one.name for one in fields(config) if one.init and one.name not in inherited]
+    Args:
+        method: bound to its options.
+        base: the pretrained model.
+        task_type: of PEFT.
+        kept: see `Method.apply`.
+
+    Raises:
+        UserError: the method does not fit the model, or the memory.
+    """
+    with plain_method_errors():
+        check_modules(base, method.options)
+        return method.apply(base, task_type, kept)
 
 
-def check_names(options: Options, allowed: Iterable[str]) -> None:
-    """Raise a ValueError for the first option that is not allowed, with the nearest name that is."""
-    known = sorted(allowed)
-    for option in options:
-        if option not in known:
-            raise ValueError(f"{option}: {unknown('option', known, option)}")
+@contextmanager
+def plain_method_errors() -> Iterator[None]:
+    """What a method says of the model, the memory or a file of the run, as a UserError."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise UserError(f"{one_line(error)} Remove it to begin the run again") from error
+    except ValueError as error:
+        raise UserError(f"method: {one_line(error)}") from error
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        raise UserError(f"method: it does not fit the memory: {str(error).splitlines()[0]}") from error

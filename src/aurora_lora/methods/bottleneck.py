@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, relu, silu
+from torch.nn import functional
 
 from ..tuner.linear import linear_shape
-from .adapted_module import AdaptedModule
-from .base import BaseUse, Options
-from .injection import InjectionMethod
-from .linear import Linear, is_linear
-from .options import TARGETS, Fields, choice, fields, integer, rank
-from .targets import replace, target_paths
+from .base import BaseUse
+from .injection import AdaptedModule, InjectionMethod, trained_dtype
+from .options import Natural, Options, Rank, Targets
+from .targets import Linear, is_linear, target_paths
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "relu": relu, "silu": silu}
+
+class BottleneckFields(Targets):
+    r: Rank = 64
+    activation: Literal["gelu", "relu", "silu"] = "relu"
+    train_norms: bool = False
+    drop_layers: Natural = 0
+
+
+class HoulsbyFields(BottleneckFields):
+    activation: Literal["gelu", "relu", "silu"] = "gelu"
+    train_norms: bool = True
+
+
+class AdapterDropFields(BottleneckFields):
+    drop_layers: Natural = 3
 
 
 class Bottleneck(nn.Module):
@@ -29,10 +40,10 @@ class Bottleneck(nn.Module):
 
     def __init__(self, d: int, like: Tensor, options: Options) -> None:
         super().__init__()
-        dtype = torch.promote_types(like.dtype, torch.float32) if like.is_floating_point() else torch.float32
-        self.down = nn.Linear(d, options["r"], dtype=dtype, device=like.device)
-        self.up = nn.Linear(options["r"], d, dtype=dtype, device=like.device)
-        self.act = ACTIVATIONS[options["activation"]]
+        on: dict[str, Any] = {"dtype": trained_dtype(like), "device": like.device}
+        self.down = nn.Linear(d, options["r"], **on)
+        self.up = nn.Linear(options["r"], d, **on)
+        self.act = getattr(functional, options["activation"])
         for layer in (self.down, self.up):
             nn.init.trunc_normal_(layer.weight, std=0.01, a=-0.02, b=0.02)
             nn.init.zeros_(layer.bias)
@@ -88,106 +99,69 @@ PFEIFFER_PLACES: Places = (
 )
 
 
-def insert(model: nn.Module, options: Options, places: Places, drop_layers: int) -> None:
-    """Put adapters at the targets, except in the first `drop_layers` layers.
-
-    Raises:
-        ValueError: no target is known or found, one is neither a linear layer nor a LayerNorm, or nothing is left.
-    """
-    paths = target_paths(model, options, known_place(model, places))
-    kept = [path for path in paths if _layer_number(path) >= drop_layers]
-    if not kept:
-        raise ValueError(f"drop_layers={drop_layers} leaves no adapter: all targets are in the first layers.")
-    for path in kept:
-        module = model.get_submodule(path)
-        if not is_linear(module) and not isinstance(module, nn.LayerNorm):
-            raise ValueError(
-                f"target_modules: {path} is a {type(module).__name__}; an adapter goes after a torch.nn.Linear or a "
-                "Conv1D of transformers, or around a torch.nn.LayerNorm."
-            )
-        replace(model, path, _with_adapter, options)
-
-
-def _with_adapter(module: nn.Module, options: Options) -> AdaptedModule:
-    return AfterLinear(module, options) if is_linear(module) else AroundNorm(module, options)  # type: ignore[arg-type]
-
-
 def known_place(model: nn.Module, places: Places) -> str | None:
     """The first of the places that are all there in the model, as one pattern."""
     paths = [path for path, _ in model.named_modules()]
-
-    def is_there(pattern: str) -> bool:
-        return any(re.fullmatch(pattern, path) for path in paths)
-
-    found = next((patterns for patterns in places if all(map(is_there, patterns))), None)
-    return None if found is None else "|".join(found)
-
-
-def train_norms(model: nn.Module) -> None:
-    """Train the normalisations of the layers too, as Houlsby et al. do."""
-    for path, module in model.named_modules():
-        if "norm" in type(module).__name__.lower() and re.search(r"(layers?|\.h)\.\d+\.", path):
-            module.requires_grad_(True)
-
-
-def _layer_number(path: str) -> int:
-    found = re.search(r"\.(\d+)\.", path)
-    return int(found[1]) if found else 0
-
-
-_REFUSAL = "an adapter is a nonlinear network between layers, which no weight of the model computes"
-
-
-def _fields(activation: str, train_norms: bool, drop_layers: int) -> Fields:
-    others = [name for name in ("gelu", "relu", "silu") if name != activation]
-    table = {
-        "r": rank(64),
-        "activation": choice(activation, *others),
-        "train_norms": (bool, train_norms),
-        "drop_layers": integer(drop_layers, least=0),
-        **TARGETS,
-    }
-    return fields(table)
+    for patterns in places:
+        if all(any(re.fullmatch(pattern, path) for path in paths) for pattern in patterns):
+            return "|".join(patterns)
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class BottleneckMethod(InjectionMethod):
-    """Adapters of dimension r after linear layers or around LayerNorms.
+    """Adapters of dimension r after linear layers or around LayerNorms, except in the first `drop_layers` layers.
 
     Args:
         places: the patterns that `target_modules=None` stands for.
     """
 
     places: Places
+    refusal: str | None = "an adapter is a nonlinear network between layers, which no weight of the model computes"
 
     @property
     def base_use(self) -> BaseUse:
         return "start" if self.options["train_norms"] else "frozen"
 
     def inject(self, model: nn.Module) -> None:
-        if self.options["train_norms"]:
-            train_norms(model)
-        insert(model, self.options, self.places, self.options["drop_layers"])
+        options, dropped = self.options, self.options["drop_layers"]
+        if options["train_norms"]:  # of the layers, as Houlsby et al. do
+            for path, module in model.named_modules():
+                if "norm" in type(module).__name__.lower() and re.search(r"(layers?|\.h)\.\d+\.", path):
+                    module.requires_grad_(True)
+        paths = target_paths(model, options, known_place(model, self.places))
+        numbers = {path: re.search(r"\.(\d+)\.", path) for path in paths}
+        kept = [path for path, number in numbers.items() if (int(number[1]) if number else 0) >= dropped]
+        if not kept:
+            raise ValueError(f"drop_layers={dropped} leaves no adapter: all targets are in the first layers.")
+        for path in kept:
+            module = model.get_submodule(path)
+            if is_linear(module):
+                model.set_submodule(path, AfterLinear(module, options))
+            elif isinstance(module, nn.LayerNorm):
+                model.set_submodule(path, AroundNorm(module, options))
+            else:
+                raise ValueError(
+                    f"target_modules: {path} is a {type(module).__name__}; an adapter goes after a torch.nn.Linear or "
+                    "a Conv1D of transformers, or around a torch.nn.LayerNorm."
+                )
 
 
 ADAPTER_H = BottleneckMethod(
     name="adapter-h",
     description="Houlsby's adapters, two a layer; cannot be merged",
     places=HOULSBY_PLACES,
-    fields=_fields("gelu", train_norms=True, drop_layers=0),
-    refusal=_REFUSAL,
+    fields=HoulsbyFields,
 )
 ADAPTER_P = BottleneckMethod(
     name="adapter-p",
     description="Pfeiffer's adapters, one a layer; cannot be merged",
     places=PFEIFFER_PLACES,
-    fields=_fields("relu", train_norms=False, drop_layers=0),
-    refusal=_REFUSAL,
+    fields=BottleneckFields,
 )
 ADAPTER_D = BottleneckMethod(
     name="adapter-d",
     description="Pfeiffer's, not in the first layers; not mergeable",
     places=PFEIFFER_PLACES,
-    fields=_fields("relu", train_norms=False, drop_layers=3),
-    refusal=_REFUSAL,
+    fields=AdapterDropFields,
 )

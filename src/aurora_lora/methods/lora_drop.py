@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,16 @@ from torch.nn.functional import linear
 from ..errors import DIVERGED, UserError
 from ..temporary_attributes import kept
 from ..tuner.linear import linear_shape
-from .adapted_module import AdaptedLinear, Update
 from .base import Sample
-from .injection import UpdateMethod
-from .options import LOW_RANK, fields, integer, number
+from .injection import AdaptedLinear, Update, UpdateMethod, adapted_modules
+from .options import Count, LowRank, Share
 from .parameters import WEIGHTS_FILE
-from .targets import adapted_modules
+
+
+class LoRADropFields(LowRank):
+    threshold: Share = 0.9
+    sample_share: Share = 0.1
+    sample_epochs: Count = 3
 
 
 class LoRADrop(Update):
@@ -30,8 +34,8 @@ class LoRADrop(Update):
     def forward(self, x: Tensor) -> Tensor:
         return self.scaling * linear(linear(self.dropout(x), self.A), self.B)
 
-    def delta_weight(self) -> Tensor:
-        return self.scaling * (self.B @ self.A)
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.scaling * self.B, self.A
 
 
 LayerKind = tuple[str, int, int]
@@ -45,37 +49,6 @@ def layers_by_path(model: nn.Module) -> dict[str, AdaptedLinear]:
 def kind_of(path: str, layer: AdaptedLinear) -> LayerKind:
     """Layers of one name and shape: they are compared with each other, and can share."""
     return path.rsplit(".", 1)[-1], *linear_shape(layer.base_layer)
-
-
-def choose_and_share(model: nn.Module, options: Mapping[str, Any], sample: Sample) -> None:
-    """Train on a share of the data, see which layers matter, and let the others share one adapter; start anew.
-
-    The importance of a layer is `sum_x |dW x|^2` over the sample, as a share of its kind's total.
-    """
-    layers = layers_by_path(model)
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    start = {name: parameter.detach().clone() for name, parameter in trained.items()}
-    devices = sorted({p.device.index or 0 for p in trained.values() if p.is_cuda})
-    with torch.random.fork_rng(devices=devices), kept(model.modules(), "training"):
-        torch.manual_seed(sample.seed)
-        batches = sample.batches(options["sample_share"])
-        optimizer = torch.optim.AdamW(trained.values(), lr=sample.learning_rate, weight_decay=0.0)
-        device = next(iter(trained.values())).device.type
-        scaler = torch.amp.GradScaler(device, enabled=sample.in_float16)
-        model.train()
-        for _ in range(options["sample_epochs"]):
-            for batch in batches:
-                torch.autograd.backward(scaler.scale(sample.loss(model, batch)))
-                scaler.step(optimizer)
-                scaler.update()
-                optimizer.zero_grad()
-        model.eval()
-        found = update_norms(model, layers, batches, sample)
-    dropped = sample.agree(unimportant(found, {p: kind_of(p, one) for p, one in layers.items()}, options["threshold"]))
-    with torch.no_grad():
-        for name, parameter in trained.items():
-            parameter.copy_(start[name])
-    share(layers, dropped)
 
 
 def update_norms(
@@ -119,7 +92,7 @@ def unimportant(norms: Mapping[str, float], kinds: Mapping[str, LayerKind], thre
     return dropped
 
 
-def share(layers: Mapping[str, AdaptedLinear], dropped: list[str]) -> None:
+def share(layers: Mapping[str, AdaptedLinear], dropped: Collection[str]) -> None:
     """Let the dropped layers of each kind use one adapter: that of the first of them, marked with a buffer."""
     leaders: dict[LayerKind, Update] = {}
     for path, layer in layers.items():
@@ -131,35 +104,52 @@ def share(layers: Mapping[str, AdaptedLinear], dropped: list[str]) -> None:
                 layer.share(leader)
 
 
-def dropped_in(state: Mapping[str, Any], layers: Mapping[str, AdaptedLinear]) -> list[str]:
-    """The layers that had been dropped in a saved model: those without an own adapter, and those that share theirs."""
-    return [p for p in layers if f"{p}.update.A" not in state or f"{p}.update.is_shared" in state]
-
-
 @dataclass(frozen=True)
 class LoRADropMethod(UpdateMethod):
     """The layers are chosen before the training, and known from the saved weights afterwards."""
 
     def prepare(self, model: nn.Module, sample: Sample) -> None:
-        choose_and_share(model, self.options, sample)
+        """Train on a share of the data, see which layers matter, and let the others share one adapter; start anew.
+
+        The importance of a layer is `sum_x |dW x|^2` over the sample, as a share of its kind's total.
+        """
+        options, layers = self.options, layers_by_path(model)
+        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        start = {name: parameter.detach().clone() for name, parameter in trained.items()}
+        devices = sorted({p.device.index or 0 for p in trained.values() if p.is_cuda})
+        with torch.random.fork_rng(devices=devices), kept(model.modules(), "training"):
+            torch.manual_seed(sample.seed)
+            batches = sample.batches(options["sample_share"])
+            optimizer = torch.optim.AdamW(trained.values(), lr=sample.learning_rate, weight_decay=0.0)
+            device = next(iter(trained.values())).device.type
+            scaler = torch.amp.GradScaler(device, enabled=sample.in_float16)
+            model.train()
+            for _ in range(options["sample_epochs"]):
+                for batch in batches:
+                    torch.autograd.backward(scaler.scale(sample.loss(model, batch)))
+                    scaler.step(optimizer)
+                    scaler.update()
+                    optimizer.zero_grad()
+            model.eval()
+            norms = update_norms(model, layers, batches, sample)
+        kinds = {path: kind_of(path, layer) for path, layer in layers.items()}
+        dropped = sample.agree(unimportant(norms, kinds, options["threshold"]))
+        with torch.no_grad():
+            for name, parameter in trained.items():
+                parameter.copy_(start[name])
+        share(layers, dropped)
 
     def restore(self, model: nn.Module, directory: Path) -> None:
         with safe_open(str(directory / WEIGHTS_FILE), "pt") as saved:
-            names = dict.fromkeys(saved.keys())
+            names = set(saved.keys())
         layers = layers_by_path(model)
-        share(layers, dropped_in(names, layers))
+        # those without an adapter of their own, and those that share theirs
+        share(layers, [p for p in layers if f"{p}.update.A" not in names or f"{p}.update.is_shared" in names])
 
 
 LORA_DROP = LoRADropMethod(
     name="lora-drop",
     description="LoRA, shared by the layers where it does little",
     update=LoRADrop,
-    fields=fields(
-        {
-            **LOW_RANK,
-            "threshold": number(0.9, gt=0, le=1),
-            "sample_share": number(0.1, gt=0, le=1),
-            "sample_epochs": integer(3),
-        }
-    ),
+    fields=LoRADropFields,
 )

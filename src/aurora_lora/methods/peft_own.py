@@ -1,58 +1,75 @@
 """Methods that are PEFT's own, with their options: FourierFT, VeRA, HiRA and NEAT."""
 
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from peft import FourierFTConfig, HiraConfig, PeanutConfig, VeraConfig
 from transformers.activations import ACT2FN
 
 from ..values import is_number
-from .base import BY_INPUTS
-from .options import TARGETS, choice, dropout, integer, peft_method, positive, rank, that
+from .base import BY_INPUTS, PeftMethod
+from .options import Count, Dropout, Natural, Positive, Rank, Targets, that
 
-FOURIERFT = peft_method(
+
+class FourierFTFields(Targets):
+    n_frequency: Count = 1000
+    scaling: Positive = 150.0
+    random_loc_seed: Natural = 777
+
+
+FOURIERFT = PeftMethod(
     name="fourierft",
     description="dW from n trained Fourier coefficients (PEFT)",
-    config="FourierFTConfig",
-    table={
-        "n_frequency": integer(1000),
-        "scaling": positive(150.0),
-        "random_loc_seed": integer(777, least=0),
-        **TARGETS,
-    },
+    config_class=FourierFTConfig,
+    fields=FourierFTFields,
     quantised_merges=(BY_INPUTS,),  # PEFT adds to the stored weight, codes or packed bytes
 )
-"""FourierFT (Gao et al., ICML 2024), PEFT's own: a few spectral coefficients of dW are trained."""
+"""FourierFT (Gao et al., ICML 2024): a few spectral coefficients of dW are trained."""
 
-VERA = peft_method(
+
+class VeRAFields(Targets):
+    r: Rank = 256
+    d_initial: Annotated[Any, that(lambda value: is_number(value) and value != 0, "a number other than 0")] = 0.1
+    vera_dropout: Dropout = 0.0
+    projection_prng_key: Natural = 0
+
+
+VERA = PeftMethod(
     name="vera",
     description="Frozen random B and A, trained scales (PEFT)",
-    config="VeraConfig",
-    table={
-        "r": rank(256),
-        "d_initial": (that(lambda value: is_number(value) and value != 0, "a number other than 0"), 0.1),
-        "vera_dropout": dropout(),
-        "projection_prng_key": integer(0, least=0),
-        **TARGETS,
-    },
+    config_class=VeraConfig,
+    fields=VeRAFields,
 )
-"""VeRA (Kopiczko et al., ICLR 2024), PEFT's own: two vectors scale one frozen random pair of matrices."""
+"""VeRA (Kopiczko et al., ICLR 2024): two vectors scale one frozen random pair of matrices."""
 
-HIRA = peft_method(
+
+class HiRAFields(Targets):
+    r: Rank = 32
+    hira_dropout: Dropout = 0.0
+
+
+HIRA = PeftMethod(
     name="hira",
     description="dW = W0 * (B A), entry by entry (PEFT)",
-    config="HiraConfig",
-    table={"r": rank(32), "hira_dropout": dropout(), **TARGETS},
+    config_class=HiraConfig,
+    fields=HiRAFields,
 )
-"""HiRA (Huang et al., "HiRA: Parameter-Efficient Hadamard High-Rank Adaptation for LLMs", ICLR 2025), through PEFT."""
+"""HiRA (Huang et al., "HiRA: Parameter-Efficient Hadamard High-Rank Adaptation for LLMs", ICLR 2025)."""
 
-NEAT = peft_method(
+
+class NeatFields(Targets):
+    r: Rank = 8
+    depth: Natural = 0
+    act_fn: Literal[tuple(ACT2FN)] = "relu"  # type: ignore[valid-type]
+    scaling: Positive = 1.0
+
+
+NEAT = PeftMethod(
     name="neat",
     description="dW = s B act(A W0), a network of W0 (PEFT's PEANuT)",
-    config="PeanutConfig",
-    table={
-        "r": rank(8),
-        "depth": integer(0, least=0),
-        "act_fn": choice("relu", *(name for name in ACT2FN if name != "relu")),
-        "scaling": positive(1.0),
-        **TARGETS,
-    },
+    config_class=PeanutConfig,
+    fields=NeatFields,
     is_trained_quantised=False,  # PEFT takes the stored weight, codes or packed bytes, for W0
     quantised_merges=(),
 )

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .base import BaseUse, Method, Options, TaskType, check_names
+from .base import BaseUse, Method, TaskType
+from .options import Options, check_names
 from .parameters import is_head, keep_trained_in_float32
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ class PlainMethod(Method):
         return {}
 
     def apply(self, model: PreTrainedModel, task_type: TaskType, kept: Path | None = None) -> nn.Module:
+        body = [name for name, _ in model.named_parameters() if self.trains(name) and not is_head(model, name)]
+        if self.use == "trained" and not body:  # it would be a linear probe
+            raise ValueError(f"bitfit trains the biases, and {type(model).__name__} has none: use another method.")
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(is_head(model, name) or self.trains(name))
         if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -48,29 +52,23 @@ class PlainMethod(Method):
         return model  # type: ignore[return-value]
 
 
-@dataclass(frozen=True)
-class BitFitMethod(PlainMethod):
-    """Refuses a model without biases, where it would be a linear probe."""
-
-    def apply(self, model: PreTrainedModel, task_type: TaskType, kept: Path | None = None) -> nn.Module:
-        if not any(self.trains(name) and not is_head(model, name) for name, _ in model.named_parameters()):
-            raise ValueError(f"bitfit trains the biases, and {type(model).__name__} has none: use another method.")
-        return super().apply(model, task_type, kept)
+def _is_bias(name: str) -> bool:
+    return name.rsplit(".", 1)[-1] == "bias"
 
 
-BITFIT = BitFitMethod(
-    name="bitfit",
-    description="The biases alone",
-    trains=lambda name: name.rsplit(".", 1)[-1] == "bias",
-)
+def _all(name: str) -> bool:
+    return True
+
+
+def _none(name: str) -> bool:
+    return False
+
+
+BITFIT = PlainMethod(name="bitfit", description="The biases alone", trains=_is_bias)
 LINEAR_PROBE = PlainMethod(
     name="linear-probe",
     description="The head alone, on the frozen pretrained model",
-    trains=lambda name: False,
+    trains=_none,
     use="frozen",
 )
-FULL = PlainMethod(
-    name="full",
-    description="Every weight of the model",
-    trains=lambda name: True,
-)
+FULL = PlainMethod(name="full", description="Every weight of the model", trains=_all)

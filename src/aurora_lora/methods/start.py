@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
 from ..values import is_int
-from .base import Options, PeftMethod
-from .options import check, choice, fields, integer, or_none
+from .base import PeftMethod
+from .options import Count, Fields, Options, added_fields, that
 
 ALIGNED = "aligned"
 EVA = "eva"
 """PEFT's EVA (Paischer et al., 2024): A along the layer's inputs, and ranks by how much of them it explains."""
-PROBED = {
-    "budget": or_none("a whole number of at least 1", lambda value: is_int(value, 1)),
-    "start": choice("default", ALIGNED, EVA),
-    "probe_examples": integer(48),
-}
-"""Weights to share out, how A starts, and training examples of the pass."""
-_FIELDS = fields(PROBED)
 PATTERNS = ("rank_pattern", "alpha_pattern")
+
+
+class Probed(Fields):
+    """Weights to share out, how A starts, and training examples of the pass."""
+
+    budget: Annotated[
+        Any, that(lambda value: value is None or is_int(value, 1), "a whole number of at least 1, or null")
+    ] = None
+    start: Literal["default", "aligned", "eva"] = "default"
+    probe_examples: Count = 48
+
+
+PROBED = Probed.defaults()
 
 
 def wants_probe(options: Options) -> bool:
@@ -33,38 +39,47 @@ def ordinary(options: Options) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name not in PROBED}
 
 
-def probing(make_config: Callable[..., Any]) -> Callable[..., Any]:
-    """A maker of configurations that takes the options of this file, too, and leaves them out."""
-
-    def make(**options: Any) -> Any:
-        return make_config(**ordinary(options))
-
-    return make
-
-
 @dataclass(frozen=True)
 class ProbedMethod(PeftMethod):
     """A method of PEFT that has the options of this file; their defaults are recorded where one of them is given."""
 
+    not_pefts: ClassVar[Collection[str]] = tuple(PROBED)
+
     def checked(self, options: Options) -> dict[str, Any]:
         found = super().checked(options)
-        given = {name: value for name, value in options.items() if name in PROBED}
-        if not given:
+        if not options.keys() & PROBED.keys():
             return found
-        probed = check(given, _FIELDS)
-        if options.get("layer_replication") and (probed["budget"] is not None or probed["start"] != "default"):
-            raise ValueError("layer_replication does not go with budget or start: it numbers the probed layers anew.")
-        for name in PATTERNS if probed["budget"] is not None else ():
-            if options.get(name):
-                raise ValueError(f"{name} does not go with budget, which gives each layer its rank.")
-        if probed["start"] == EVA and "init_weights" in self.names:
-            raise ValueError("start: eva is for lora: AuroRA's z must fit the spline's range, as in start: aligned.")
-        if probed["start"] == EVA and any(options.get(name) for name in ("budget", *PATTERNS)):
-            raise ValueError(
-                f"start: eva gives each layer its rank: it does not go with budget or {' and '.join(PATTERNS)}."
-            )
-        if probed["start"] != "default" and options.get("init_lora_weights", True) is not True:
-            raise ValueError(f"init_lora_weights does not go with start: {probed['start']}.")
-        if probed["start"] == ALIGNED and options.get("init_weights", True) is False:
-            raise ValueError("init_weights: false does not go with start: aligned, which changes nothing at first.")
-        return {**found, **probed}
+        Probed.check(options)
+        for name, default in PROBED.items():
+            found.setdefault(name, default)
+        budget, start = found["budget"] is not None, found["start"]
+        refused = [
+            (
+                options.get("layer_replication") and wants_probe(found),
+                "layer_replication does not go with budget or start: it numbers the probed layers anew.",
+            ),
+            *(
+                (budget and options.get(name), f"{name} does not go with budget, which gives each layer its rank.")
+                for name in PATTERNS
+            ),
+            (
+                start == EVA and "init_weights" in added_fields(self.config_class),
+                "start: eva is for lora: AuroRA's z must fit the spline's range, as in start: aligned.",
+            ),
+            (
+                start == EVA and (budget or any(options.get(name) for name in PATTERNS)),
+                f"start: eva gives each layer its rank: it does not go with budget or {' and '.join(PATTERNS)}.",
+            ),
+            (
+                start != "default" and options.get("init_lora_weights", True) is not True,
+                f"init_lora_weights does not go with start: {start}.",
+            ),
+            (
+                start == ALIGNED and options.get("init_weights", True) is False,
+                "init_weights: false does not go with start: aligned, which changes nothing at first.",
+            ),
+        ]
+        for is_so, why in refused:
+            if is_so:
+                raise ValueError(why)
+        return found

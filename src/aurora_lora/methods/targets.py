@@ -1,23 +1,52 @@
-"""Finding the modules that a method adapts, by names as in PEFT, and replacing them."""
+"""Which modules a method adapts, by names as in PEFT: mostly linear layers, `torch.nn.Linear` and GPT-2's `Conv1D`."""
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeGuard
 
-from torch import nn
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from ..deploy.inputs import output_embeddings
-from ..errors import CheckpointError, FormError, NotFiniteError, UserError, one_line, unknown
+from ..errors import unknown
+from ..tuner.linear import upright
 from ..tuner.peft_names import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from ..tuner.targets import ALL_LINEAR, is_uncalled, model_type, named
-from .adapted_module import AdaptedModule
-from .base import Method, TaskType
-from .linear import is_linear
 from .parameters import head_modules, is_in
+
+Linear = nn.Linear | Conv1D
+
+
+def is_linear(module: nn.Module) -> TypeGuard[Linear]:
+    """Whether the module computes `W x + b`, its weight quantised or not."""
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether it does so with a weight in floating point, which can be changed."""
+    return type(module) in (nn.Linear, Conv1D) and module.weight.is_floating_point()  # type: ignore[operator]
+
+
+def matrix(layer: Linear) -> Tensor:
+    """W (d_out, d_in), a view of the layer's weight."""
+    return upright(layer, layer.weight)
+
+
+def untie_adapted(model: nn.Module) -> None:
+    """Give each adapted module whose weight another module has too (tied embeddings) one of its own.
+
+    A merge then changes the adapted module alone.
+    """
+    uses = Counter(id(weight) for module in model.modules() for weight in module.parameters(recurse=False))
+    for module in model.modules():
+        base = getattr(module, "base_layer", None)
+        weight = getattr(base, "weight", None)
+        if isinstance(base, nn.Module) and isinstance(weight, nn.Parameter) and uses[id(weight)] > 1:
+            uses[id(weight)] -= 1
+            base.weight = nn.Parameter(weight.detach().clone(), weight.requires_grad)
 
 
 def lora_targets(model: nn.Module) -> list[str] | None:
@@ -41,25 +70,19 @@ def target_paths(model: nn.Module, options: Mapping[str, Any], default: list[str
     given = options.get("target_modules")
     chosen = given if given is not None else default
     heads = head_modules(model)
+    linear = [path for path, module in model.named_modules() if is_linear(module)]
+    names = f"Its linear layers are named {', '.join(sorted({path.rsplit('.', 1)[-1] for path in linear}))}."
     if chosen is None:
-        raise ValueError(
-            f"target_modules must be given: there is no default for {type(model).__name__}. Its linear layers are "
-            f"named {', '.join(sorted(_linear_names(model)))}."
-        )
-    among = None
+        raise ValueError(f"target_modules must be given: there is no default for {type(model).__name__}. {names}")
+    among = [path for path, _ in model.named_modules() if path]
     if chosen == ALL_LINEAR:
         output = output_embeddings(model)
-        linear = [
-            path
-            for path, module in model.named_modules()
-            if is_linear(module) and module is not output and not is_uncalled(model, path, module)
-        ]
-        among = {path for path in linear if not is_in(path, heads)}
-        chosen = sorted(
-            {path.rpartition(".")[2] for path in among}
-        )  # whole paths are taken whatever their layer's number
+        modules = {path: model.get_submodule(path) for path in linear if not is_in(path, heads)}
+        among = [path for path, one in modules.items() if one is not output and not is_uncalled(model, path, one)]
+        # whole paths are taken whatever their layer's number
+        chosen = sorted({path.rpartition(".")[2] for path in among})
     paths = named(
-        [path for path, _ in model.named_modules() if path and (among is None or path in among)],
+        among,
         chosen,
         exclude_modules=options.get("exclude_modules"),
         layers_to_transform=options.get("layers_to_transform"),
@@ -68,8 +91,7 @@ def target_paths(model: nn.Module, options: Mapping[str, Any], default: list[str
     )
     if not paths:
         raise ValueError(
-            f"target_modules={chosen!r} names nothing in {type(model).__name__} that is left to adapt. Its linear "
-            f"layers are named {', '.join(sorted(_linear_names(model)))}."
+            f"target_modules={chosen!r} names nothing in {type(model).__name__} that is left to adapt. {names}"
         )
     if refused := [path for path in paths if is_uncalled(model, path, model.get_submodule(path))]:
         raise ValueError(
@@ -84,25 +106,23 @@ def blocks_and_kinds(paths: Iterable[str]) -> dict[str, tuple[int | None, str]]:
 
     Where lists of blocks have kinds in common, as encoder and decoder, what the lists differ in stands before the kind.
     """
-    matches = {path: re.search(r"(?:^|\.)(\d+)\.(.+)", path) for path in paths}
-    found: dict[str, tuple[int | None, str]] = {
-        path: (int(match[1]), match[2]) if match else (None, path) for path, match in matches.items()
-    }
-    if _are_distinct(found):
-        return found
-    before = {
-        path: list(filter(None, path[: match.start()].split("."))) if match else [] for path, match in matches.items()
-    }
-    common = set.intersection(*(set(names) for names in before.values() if names))
-    told = {
-        path: (block, ".".join((*(name for name in before[path] if name not in common), kind)))
-        for path, (block, kind) in found.items()
-    }
-    return told if _are_distinct(told) else {path: (block, path) for path, (block, _) in found.items()}
+    parts = {path: re.fullmatch(r"(?:(.*?)\.)?(\d+)\.(.+)", path) for path in paths}
+    before = {path: list(filter(None, (match[1] or "").split("."))) if match else [] for path, match in parts.items()}
+    named_before = [set(names) for names in before.values() if names]
+    common = set.intersection(*named_before) if named_before else set()
 
+    def told(path: str, *, whole: bool) -> tuple[int | None, str]:
+        match = parts[path]
+        if match is None:
+            return None, path
+        ahead = [name for name in before[path] if name not in common] if whole else []
+        return int(match[2]), ".".join((*ahead, match[3]))
 
-def _are_distinct(places: Mapping[str, tuple[int | None, str]]) -> bool:
-    return len(set(places.values())) == len(places)
+    for whole in (False, True):
+        found = {path: told(path, whole=whole) for path in parts}
+        if len(set(found.values())) == len(found):
+            return found
+    return {path: (block, path) for path, (block, _) in found.items()}
 
 
 def check_modules(model: nn.Module, options: Mapping[str, Any]) -> None:
@@ -116,6 +136,7 @@ def check_modules(model: nn.Module, options: Mapping[str, Any]) -> None:
         ValueError: the message names the option, what is not there, and the nearest that is.
     """
     paths = [path for path, _ in model.named_modules(remove_duplicate=False) if path]
+    last = [name for name in dict.fromkeys(path.rsplit(".", 1)[-1] for path in paths) if not name.isdigit()]
     for option in ("target_modules", "exclude_modules", "modules_to_save"):
         given = options.get(option)
         if isinstance(given, str):
@@ -124,21 +145,16 @@ def check_modules(model: nn.Module, options: Mapping[str, Any]) -> None:
             continue
         for name in given or ():
             if not any(path == name or path.endswith(f".{name}") for path in paths):
-                raise ValueError(f"{option}: {name!r} is an {unknown('module', _last_names(paths), name)}.")
+                raise ValueError(f"{option}: {name!r} is an {unknown('module', last, name)}.")
     for option in ("rank_pattern", "alpha_pattern"):
         for pattern in options.get(option) or ():
             if not any(re.match(rf"(.*\.)?({pattern})$", path) for path in paths):
-                raise ValueError(f"{option}: {pattern!r} is an {unknown('module', _last_names(paths), pattern)}.")
-    _check_layers(paths, options.get("layers_to_transform"), options.get("layers_pattern"))
-
-
-def _check_layers(paths: Iterable[str], numbers: Any, patterns: Any) -> None:
-    """Refuse numbers of layers that are not there; see `check_modules`."""
+                raise ValueError(f"{option}: {pattern!r} is an {unknown('module', last, pattern)}.")
+    numbers, patterns = options.get("layers_to_transform"), options.get("layers_pattern")
     if numbers is None:
         return
-    names = [patterns] if isinstance(patterns, str) else list(patterns or [r"[^.]*"])
     there: set[int] = set()
-    for name in names:
+    for name in [patterns] if isinstance(patterns, str) else patterns or [r"[^.]*"]:
         found = {int(match[1]) for path in paths if (match := re.match(rf"(?:^|.*?\.){name}\.(\d+)\.", path))}
         if not found:
             raise ValueError(f"layers_pattern: {name!r} names no list of layers.")
@@ -146,73 +162,3 @@ def _check_layers(paths: Iterable[str], numbers: Any, patterns: Any) -> None:
     for number in [numbers] if isinstance(numbers, int) else numbers:
         if number not in there:
             raise ValueError(f"layers_to_transform: there is no layer {number} ({min(there)} to {max(there)} are).")
-
-
-def _last_names(paths: Iterable[str]) -> list[str]:
-    names = dict.fromkeys(path.rsplit(".", 1)[-1] for path in paths)
-    return [name for name in names if not name.isdigit()]
-
-
-def _linear_names(model: nn.Module) -> set[str]:
-    return {path.rsplit(".", 1)[-1] for path, module in model.named_modules() if is_linear(module)}
-
-
-def replace(model: nn.Module, path: str, make: Callable[..., nn.Module], *args: Any) -> None:
-    """Put `make(module, *args)` in place of the module at `path`."""
-    parent_path, _, name = path.rpartition(".")
-    parent = model.get_submodule(parent_path)
-    setattr(parent, name, make(parent.get_submodule(name), *args))
-
-
-def adapted_modules(model: nn.Module) -> Iterator[tuple[str, AdaptedModule]]:
-    """The adapted modules of a model, with their paths."""
-    for path, module in model.named_modules():
-        if isinstance(module, AdaptedModule):
-            yield path, module
-
-
-def merge_adapted(model: nn.Module) -> None:
-    """Replace every adapted module by a plain one that computes the same.
-
-    Raises:
-        FormError, NotFiniteError: an adapted module cannot be merged; the model is then left partly merged, and of no
-            further use.
-    """
-    for path, module in list(adapted_modules(model)):
-        try:
-            plain = module.merged()
-        except (FormError, NotFiniteError) as error:
-            raise type(error)(f"{path}: {error}") from error
-        replace(model, path, lambda _, plain=plain: plain)
-
-
-def apply_method(method: Method, base: Any, task_type: TaskType, kept: Path | None = None) -> nn.Module:
-    """The method on a pretrained model.
-
-    Args:
-        method: bound to its options.
-        base: the pretrained model.
-        task_type: of PEFT.
-        kept: see `Method.apply`.
-
-    Raises:
-        UserError: the method does not fit the model, or the memory.
-    """
-    with plain_method_errors():
-        check_modules(base, method.options)
-        return method.apply(base, task_type, kept)
-
-
-@contextlib.contextmanager
-def plain_method_errors() -> Iterator[None]:
-    """What a method says of the model, the memory or a file of the run, as a UserError."""
-    try:
-        yield
-    except CheckpointError as error:
-        raise UserError(f"{one_line(error)} Remove it to begin the run again") from error
-    except ValueError as error:
-        raise UserError(f"method: {one_line(error)}") from error
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
-            raise
-        raise UserError(f"method: it does not fit the memory: {str(error).splitlines()[0]}") from error

@@ -17,9 +17,10 @@ from ..data.own.split import Splits
 from ..errors import UserError
 from ..forms import CALIBRATED
 from ..methods import Sample, count_parameters
+from ..methods.base import plain_method_errors
 from ..methods.parameters import is_head
 from ..methods.start import wants_probe
-from ..methods.targets import check_modules, plain_method_errors
+from ..methods.targets import check_modules
 from .data import Data, check_data, with_record
 from .distributed import on_main, own_part, state
 from .finished_run import TrainedRun

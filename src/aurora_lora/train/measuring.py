@@ -34,7 +34,7 @@ from ..forms import CALIBRATED, DYNAMIC
 from ..methods.aurora import AuroraMethod
 from ..methods.base import PeftMethod
 from ..methods.parameters import left_random
-from ..methods.pissa_milora import START_FILE
+from ..methods.singular import START_FILE
 from ..tuner import AuroraLayer, check_calibrated
 from ..tuner.adapters import plain_layers
 from ..tuner.peft_names import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME

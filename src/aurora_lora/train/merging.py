@@ -20,7 +20,7 @@ from ..errors import ArgumentError, UserError
 from ..files import expanded, write_json
 from ..finite import check_finite
 from ..methods.base import BY_INPUTS, NEAREST, PeftMethod, merge_and_unload
-from ..methods.linear import untie_adapted
+from ..methods.targets import untie_adapted
 from .build import base_of, load_data, load_trained_model
 from .data import check_data, data_format
 from .finished_run import MERGE_NOTE, TrainedRun, as_run, merge_note

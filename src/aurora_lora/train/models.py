@@ -36,9 +36,8 @@ from ..deploy.formats import check_quantization
 from ..deploy.inputs import plain_model
 from ..errors import ArgumentError, UserError, one_line
 from ..files import expanded, file_digest, plain_write_errors
-from ..methods.base import load_finite
+from ..methods.base import apply_method, load_finite
 from ..methods.parameters import head_modules, is_head, mark_random, marked_random
-from ..methods.targets import apply_method
 from ..values import is_number, require
 from .distributed import state
 from .kind_facts import Facts, facts_of

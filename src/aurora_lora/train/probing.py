@@ -19,11 +19,10 @@ from ..deploy.probe import Loss, Probe, probe, read_probe, write_probe
 from ..deploy.ranks import alpha_name, offered, rank_fields, share_out
 from ..errors import AuroraError, CheckpointError, UserError, one_line
 from ..methods.base import Method
-from ..methods.linear import is_linear
 from ..methods.lora import LORA
 from ..methods.options import TARGETS
 from ..methods.start import ALIGNED, EVA, PROBED, ordinary
-from ..methods.targets import check_modules, lora_targets, target_paths
+from ..methods.targets import check_modules, is_linear, lora_targets, target_paths
 from ..tuner.config import scaling_divisor
 from ..tuner.targets import ALL_LINEAR, exactly, mistakable
 from .data import Data
@@ -125,7 +124,7 @@ def start_for(recipe: Recipe, base: Any, data: Data, folder: Path, loss: Loss) -
 
 def _share(recipe: Recipe, data: Data) -> float:
     """What is probed: an even sample of the training split."""
-    examples: int = recipe.method.options.get("probe_examples", PROBED["probe_examples"][1])
+    examples: int = recipe.method.options.get("probe_examples", PROBED["probe_examples"])
     return min(1.0, examples / len(data.fixed("train")))
 
 

@@ -18,7 +18,7 @@ from .. import files, folders
 from ..errors import RunLockedError, UserError, one_line
 from ..files import file_digest, plain_write_errors
 from ..locks import held
-from ..methods.pissa_milora import START_FILE
+from ..methods.singular import START_FILE
 from ..tuner.peft_names import CONFIG_NAME
 from .recipe import RunRecipe, check_same_recipe, validate_as
 from .recipe_files import dump, read

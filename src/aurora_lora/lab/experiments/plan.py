@@ -22,8 +22,8 @@ from ...data.loading import NO_CODE, cannot_load, check_attention
 from ...errors import UserError
 from ...forms import CALIBRATED
 from ...methods import ParameterCounts, count_parameters, get_method
+from ...methods.base import apply_method
 from ...methods.start import ordinary
-from ...methods.targets import apply_method
 from ...train.kind_facts import FACTS
 from ...train.kinds.choices import BEAMS, LOGITS, NEW_TOKENS, questions_at_once
 from ...train.models import PRECISIONS, cached_width, frozen_dtype, positions, quantization_of

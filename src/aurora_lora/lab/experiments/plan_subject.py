@@ -15,7 +15,7 @@ from ...extras import extra
 from ...files import located
 from ...forms import CALIBRATED
 from ...methods import ParameterCounts, count_parameters
-from ...methods.targets import apply_method
+from ...methods.base import apply_method
 from ...train.models import PRECISIONS
 from .known import AUTOENCODER, SDXL, SDXL_UNET, Machine
 

@@ -1,34 +1,40 @@
-"""PiSSA (Meng et al., NeurIPS 2024) and MiLoRA (Wang et al., NAACL 2025): LoRAs that start as a part of W0.
+"""LoRAs that start as a part of W0: PiSSA (Meng et al., NeurIPS 2024), MiLoRA (Wang et al., NAACL 2025), LoRA-GA (Wang
+et al., NeurIPS 2024).
 
-Through PEFT's LoRA, whose own PiSSA decomposes each weight, where it is, each time that a model is made. Here it is
-done once, on the GPU where there is one, and the factors are kept: in the run until it is finished, and beside the
-adapter.
+PiSSA and MiLoRA start from singular vectors of W0, which PEFT's own PiSSA finds each time that a model is made. Here it
+is done once, on the GPU where there is one, and the factors are kept: in the run until it is finished, and beside the
+adapter. LoRA-GA starts along the gradient of the loss. PEFT's own multiplies B by the singular values of the gradient,
+and scales B alone; here it is as in the authors' code, where the sizes of A and B do not depend on how large the
+gradient is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
-from peft import PeftConfig, load_peft_weights, set_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, load_peft_weights, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..deploy.gradients import LOSS_SCALES, activation_gradients
 from ..errors import CheckpointError
 from ..files import new_file
+from ..finite import is_finite
 from ..machine import launched_as_main
 from ..tuner.adapters import plain_path
-from .base import BaseUse, PeftMethod, TaskType
-from .linear import is_plain_linear, matrix, untie_adapted
-from .lora import LORA_DEFAULTS, LORA_TABLE, lora_config, lora_names
-from .options import TARGETS, peft_method
+from ..tuner.linear import upright
+from .base import BaseUse, Sample, TaskType
+from .lora import LORA_RECORDED, LoraMethod, lora_names
+from .options import Count, Fields, LoraBasics, LoraFields, Options, Positive
 from .parameters import check_loaded, misfit
+from .targets import is_plain_linear, lora_targets, matrix, target_paths, untie_adapted
 
 ADAPTER = "default"
 START_FILE = "start.safetensors"
@@ -80,7 +86,7 @@ def start_from(layer: Any, A: Tensor, B: Tensor) -> None:
 
 
 @dataclass(frozen=True)
-class SingularMethod(PeftMethod):
+class SingularMethod(LoraMethod):
     """LoRA whose start is taken out of the base weight.
 
     The adapter belongs to the changed base weight, which is made again from the pretrained one when it is loaded.
@@ -143,9 +149,9 @@ class SingularMethod(PeftMethod):
     def load(self, model: PreTrainedModel, directory: Path) -> nn.Module:
         task_type: Any = PeftConfig.from_pretrained(str(directory)).task_type
         peft_model = self.apply(model, task_type, directory if (directory / START_FILE).exists() else None)
-        load_weights(peft_model, directory)
-        peft_model.train(False)
-        return peft_model
+        weights = load_peft_weights(str(directory), device="cpu")
+        check_loaded(peft_model, set_peft_model_state_dict(peft_model, weights), directory)
+        return peft_model.eval()
 
 
 def _read(kept: Path | None, layers: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -176,29 +182,132 @@ def _write(model: nn.Module, path: Path) -> None:
         save_file(sides, str(partial))
 
 
-def load_weights(model: nn.Module, directory: Path) -> None:
-    """Load a saved adapter into a model that has one.
+# ---------------------------------------------------------------- LoRA-GA
 
-    Raises:
-        CheckpointError: the file does not fit the model.
+
+class GradientFields(Fields):
+    """Training examples of the gradient, and gamma of the scale."""
+
+    probe_examples: Count = 64
+    stable_gamma: Positive = 16.0
+
+
+_GRADIENT = GradientFields.defaults()
+
+
+def gradients(
+    model: nn.Module, layers: Mapping[str, nn.Module], sample: Sample, batches: list[Any]
+) -> dict[str, Tensor]:
+    """The gradient of the mean loss of batches by the weight of each layer, (d_out, d_in), without dropout; of the
+    layers that the loss depends on."""
+    weights: list[Any] = [layer.weight for layer in layers.values()]
+    with activation_gradients(model):
+        try:
+            for weight in weights:
+                weight.requires_grad_(True)
+            for scale in LOSS_SCALES:
+                sums: list[Any] = [None] * len(weights)
+                for batch in batches:
+                    found = torch.autograd.grad(sample.loss(model, batch) * scale, weights, allow_unused=True)
+                    for i, one in enumerate(found):
+                        if one is not None:
+                            mean = one.float() / (scale * len(batches))
+                            sums[i] = mean if sums[i] is None else sums[i] + mean
+                if all(total is None or is_finite(total) for total in sums):
+                    break
+        finally:
+            for weight in weights:
+                weight.requires_grad_(False)  # those that were trained are so again afterwards
+    return {
+        path: upright(layer, total)
+        for (path, layer), total in zip(layers.items(), sums, strict=True)
+        if total is not None
+    }
+
+
+@dataclass(frozen=True)
+class GradientMethod(SingularMethod):
+    """LoRA with `A = c V_r^T` and `B = c U_r'` of the gradient's singular vectors, taken out of the base weight.
+
+    V_r are the r leading right ones, U_r' the left ones from r to 2 r ("ArB2r"), and `c = d_out^(1/4) / sqrt(gamma)`.
+
+    Args:
+        vectors: U (d_out, 2 r) and V^T (2 r, d_in) of each layer, once `looked` has found them.
     """
-    weights = load_peft_weights(str(directory), device="cpu")
-    check_loaded(model, set_peft_model_state_dict(model, weights), directory)
+
+    vectors: Mapping[str, tuple[Tensor, Tensor]] | None = field(default=None, compare=False)
+    looks: ClassVar[bool] = True
+
+    not_pefts: ClassVar[Collection[str]] = tuple(_GRADIENT)
+
+    def checked(self, options: Options) -> dict[str, Any]:
+        checked = super().checked(options)
+        GradientFields.check(options)
+        return {**checked, **_GRADIENT, **options}
+
+    def looked(self, model: PreTrainedModel, sample: Sample, kept: Path) -> Self:
+        if (kept / START_FILE).exists():
+            return self
+        if any(kept.glob("checkpoint-*")):  # another start would not fit their weights
+            raise CheckpointError(f"{kept} has checkpoints, but not their {START_FILE}.")
+        paths = target_paths(model, self.options, lora_targets(model))
+        layers = {path: model.get_submodule(path) for path in paths}
+        for path, layer in layers.items():
+            check_layer(self.name, path, layer)
+        batches = sample.batches(min(1.0, self.options["probe_examples"] / sample.examples))
+        r = max(self.options["r"], *(self.options.get("rank_pattern") or {"": 0}).values())
+        found = {}
+        for path, gradient in gradients(model, layers, sample, batches).items():
+            if not (is_finite(gradient) and gradient.any()):
+                what = "0" if is_finite(gradient) else "not finite"
+                raise ValueError(f"the gradient of {path} is {what}: is the model or a batch broken?")
+            U, _, Vh = singular_vectors(gradient)
+            found[path] = U[:, : 2 * r].cpu(), Vh[: 2 * r].cpu()
+        return replace(self, vectors=found)
+
+    def factors(self, path: str, layer: Any) -> tuple[Tensor, Tensor]:
+        """A and B of the start; LoRA's own, where B is 0, for a layer without a gradient."""
+        if self.vectors is None or path not in self.vectors:
+            return layer.lora_A[ADAPTER].weight.detach().clone(), layer.lora_B[ADAPTER].weight.detach().clone()
+        U, Vh = self.vectors[path]
+        r = layer.r[ADAPTER]
+        if U.shape[1] < 2 * r:
+            raise ValueError(f"r={r} is not allowed: {path} has {U.shape[1]} components, lora-ga takes 2 r of them.")
+        c = U.shape[0] ** 0.25 / self.options["stable_gamma"] ** 0.5
+        return c * Vh[:r], c * U[:, r : 2 * r]
+
+    def load(self, model: PreTrainedModel, directory: Path) -> nn.Module:
+        """A trained model from a pretrained one and what `save` wrote, the start among it.
+
+        Raises:
+            CheckpointError: the start, which cannot be made again, is missing or damaged; or the weights do not fit.
+        """
+        if not (directory / START_FILE).exists():
+            raise CheckpointError(f"{directory} has no {START_FILE}, without which the adapter is another.")
+        return super().load(model, directory)
 
 
 PISSA = SingularMethod(
     name="pissa",
     description="LoRA from the largest singular vectors of W0",
-    make_config=lora_config(),
+    config_class=LoraConfig,
+    fields=LoraFields,
     names=lora_names("init_lora_weights", "use_dora", "lora_bias"),  # PEFT loads no bias with this start
-    defaults=LORA_DEFAULTS,
+    recorded=LORA_RECORDED,
     largest=True,
     saved_as="pissa",
 )
-MILORA = peft_method(
+MILORA = SingularMethod(
     name="milora",
     description="LoRA from the smallest singular vectors of W0",
-    config="LoraConfig",
-    table={**LORA_TABLE, **TARGETS},
-    kind=SingularMethod,
+    config_class=LoraConfig,
+    fields=LoraBasics,
+)
+LORA_GA = GradientMethod(
+    name="lora-ga",
+    description="LoRA that starts along the gradient of the loss",
+    config_class=LoraConfig,
+    fields=LoraFields,
+    names=[*lora_names("init_lora_weights", "use_dora", "layer_replication"), *_GRADIENT],
+    recorded=LORA_RECORDED,
 )
