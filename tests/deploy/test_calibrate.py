@@ -1,25 +1,17 @@
 """`calibrate` against an independent least-squares solution, what it leaves behind, and what it refuses."""
 
 import contextlib
-import datetime
-import re
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.multiprocessing as mp
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from peft import get_peft_model
 from torch import nn
-from transformers import ViTConfig, ViTForImageClassification
 
-import aurora_lora
-from aurora_lora import AlreadyMergedError, AuroraConfig, CalibrationError, calibrate, merge_gap, set_form
+from aurora_lora import AuroraConfig, CalibrationError, calibrate, merge_gap, set_form
 from aurora_lora.deploy import inputs
-from aurora_lora.deploy.calibrate import RIDGES, Target, input_moments, leave_processes
+from aurora_lora.deploy.calibrate import RIDGES, Target, input_moments
 from aurora_lora.deploy.hidden import hidden_values
 from aurora_lora.deploy.inputs import Passes, Runner
 from aurora_lora.tuner import aurora_layers
@@ -97,42 +89,16 @@ def test_every_layer_gets_its_least_squares_solution_without_padding(make_bert, 
         assert 0 < entry.explained <= 1
 
 
-@given(seed=st.integers(0, 2**16), scale=st.floats(0.2, 4), ridge=st.sampled_from([0.0, 1e-4, 1e-2]))
-@settings(max_examples=25, deadline=None)
-def test_no_perturbation_lowers_the_objective(seed, scale, ridge):
-    model, layer = linear_model(eval_form="calibrated")
-    generator = torch.Generator().manual_seed(seed)
-    x = scale * torch.randn(64, 6, generator=generator)
-    report = calibrate(model, [x], ridge=ridge)
-    sigma, _ = sigma_and_z(layer, x)
-    linear = linear_in_z(layer, x)
-    x = x.double()
-
-    def objective(M):
-        return (sigma - x @ M.T).square().sum(-1).mean() + report.layers[0].ridge * (M - linear).square().sum()
-
-    best = layer.aurora_A_cal["default"].weight.double()
-    lowest = objective(best)
-    for size in (1e-3, 1e-1, 1.0):
-        direction = torch.randn(best.shape, generator=generator, dtype=torch.float64)
-        assert objective(best + size * direction) > lowest
-    M = best.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(objective(M), M)
-    rounded = 1e-7 * report.layers[0].ridge  # the matrix is stored in float32
-    assert gradient.abs().max() < 1e-5 * (1 + scale) + rounded
-
-
 def explained(layer, matrix, x):
     """Which share of E|sigma|^2 a linear map of x explains."""
     sigma, _ = sigma_and_z(layer, x)
     return 1 - float((sigma - x.double() @ matrix.double().T).square().sum() / sigma.square().sum())
 
 
-@pytest.mark.parametrize("n", [8, 32, 64, 96, 200])
-@pytest.mark.parametrize("skip", [True, False])
-def test_few_vectors_do_not_spoil_it(n, skip):
+@pytest.mark.parametrize("n", [8, 64, 200])
+def test_few_vectors_do_not_spoil_it(n):
     """As many numbers a row as vectors could fit sigma exactly, and say nothing of other inputs."""
-    model, layer = linear_model(d_in=64, skip=skip)
+    model, layer = linear_model(d_in=64)
     x, others = torch.randn(n + 2000, 64, generator=torch.Generator().manual_seed(n)).split([n, 2000])
     calibrate(model, [x])
     found = explained(layer, layer.aurora_A_cal["default"].weight, others)
@@ -146,8 +112,7 @@ def curved(n, seed):
     return torch.cat([z, z.tanh(), z**3 / 4], 1)
 
 
-@pytest.mark.parametrize("n", [20, 60, 300, 3000])
-@pytest.mark.parametrize("ridge", [1e-4, 0.05, 3.0, 200.0])
+@pytest.mark.parametrize(("n", "ridge"), [(20, 1e-4), (60, 0.05), (300, 1e-4), (3000, 3.0)])
 def test_the_ridge_is_chosen_by_generalised_cross_validation(n, ridge):
     """Against the formula, from the hat matrix itself."""
     model, layer = linear_model(d_in=24, skip=False)
@@ -167,21 +132,6 @@ def test_the_ridge_is_chosen_by_generalised_cross_validation(n, ridge):
     chosen = report.layers[0].ridge / scale
     assert min(abs(chosen / one - 1) for one in tried) < 1e-5
     assert score(chosen) <= 1.05 * min(map(score, tried))  # the trace is estimated
-
-
-def test_a_linear_sigma_is_found_exactly():
-    """On positive z, sigma(z) = z + relu(H relu(z)) is the linear map I + H, and A_cal is (I + H) A."""
-    fields = {"fixed_activation": "relu", "spline": None, "skip": True}
-    model, layer = linear_model(**fields)
-    layer.aurora_A["default"].weight.data.abs_()
-    layer.aurora_H["default"].weight.data.abs_()
-    x = torch.rand(200, 6)
-    report = calibrate(model, [x], ridge=1e-12)
-    exact = (torch.eye(2) + layer.aurora_H["default"].weight) @ layer.aurora_A["default"].weight
-    torch.testing.assert_close(layer.aurora_A_cal["default"].weight, exact.detach(), atol=1e-5, rtol=1e-5)
-    assert report.layers[0].explained == pytest.approx(1, abs=1e-8)
-    dynamic = model.train()(x)
-    torch.testing.assert_close(model.eval()(x), dynamic, atol=1e-5, rtol=1e-5)
 
 
 class CalledTwice(nn.Module):
@@ -229,24 +179,6 @@ def test_layers_that_see_one_tensor_share_its_product(make_bert, config, batches
         found = [len(together) for together in input_moments(runner, targets, Passes(batches))]
     assert sorted(found) == [1] * 7 + [3] * 2
     assert len(products) == len(batches) * (2 * 4 + 1)
-
-
-class Later(nn.Module):
-    """k joins q at the second batch only."""
-
-    def __init__(self):
-        super().__init__()
-        self.q, self.k = nn.Linear(4, 4), nn.Linear(4, 4)
-
-    def forward(self, x):
-        return self.q(x) + self.k(x) if x[0, 0] > 0 else self.q(x)
-
-
-def test_a_layer_that_comes_later_shares_nothing_that_it_has_missed():
-    torch.manual_seed(0)
-    model = get_peft_model(Later(), AuroraConfig(target_modules=["q", "k"], init_weights=False))
-    report = calibrate(model, [-torch.rand(8, 4), torch.rand(8, 4)])
-    assert [layer.vectors for layer in report.layers] == [16, 8]
 
 
 @pytest.mark.parametrize("mode", [contextlib.nullcontext, torch.inference_mode])
@@ -311,11 +243,8 @@ def test_what_is_refused(make_bert, config, batches):
     model = get_peft_model(make_bert(), config(eval_form="static"))
     with pytest.raises(CalibrationError, match="at least one batch"):
         calibrate(model, [])
-    with pytest.raises(ValueError, match=r"ridge=-1"):
+    with pytest.raises(ValueError, match="ridge=-1 is not allowed"):
         calibrate(model, batches, ridge=-1)
-    for ridge in (float("nan"), float("inf"), "1e-4"):
-        with pytest.raises(ValueError, match=f"ridge={ridge!r} is not allowed"):
-            calibrate(model, batches, ridge=ridge)
     with pytest.raises(ValueError, match=r"'other' is not an active AuroRA adapter \(active: default\)"):
         calibrate(model, batches, adapter_name="other")
     with pytest.raises(ValueError, match="no AuroRA adapter"):
@@ -323,9 +252,6 @@ def test_what_is_refused(make_bert, config, batches):
     with pytest.raises(TypeError, match="not list"):
         calibrate(model, [[1, 2]])
     with model.disable_adapter(), pytest.raises(CalibrationError, match="switched off"):
-        calibrate(model, batches)
-    model.merge_adapter()
-    with pytest.raises(AlreadyMergedError, match="unmerge_adapter"):
         calibrate(model, batches)
     assert not model.peft_config["default"].calibrated
 
@@ -355,32 +281,6 @@ def test_a_layer_that_no_input_reaches_in_training_either(max_memory, with_idle_
     assert torch.equal(merged.idle.weight, before)
 
 
-def test_a_trained_layer_that_no_input_reaches_is_named_beside_an_adapter_that_adds_nothing(with_idle_layer):
-    config = AuroraConfig(target_modules=["used", "idle"], init_weights=False)
-    model = get_peft_model(with_idle_layer(4), config)
-    model.add_adapter("two", AuroraConfig(target_modules=["used", "idle"]))
-    model.base_model.set_adapter(["default", "two"])
-    with pytest.raises(CalibrationError, match=r"No input reached idle: the inputs of merge_gap"):
-        merge_gap(model, [torch.randn(3, 4)])
-
-
-@pytest.mark.skipif(
-    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7), reason="FSDP2 of torch 2.6 does not run on a CPU"
-)
-def test_a_layer_that_no_input_reaches_in_a_sharded_model(process_group, with_idle_layer):
-    """It can be called later: its calibrated matrix is whole, as the others are."""
-    model = get_peft_model(with_idle_layer(4), AuroraConfig(target_modules=["used", "idle"]))
-    idle = model.base_model.model.idle
-    for module in (idle, model):
-        torch.distributed.fsdp.fully_shard(module)
-    calibrate(model, [torch.randn(20, 4)])
-    x = torch.randn(3, 4)
-    with torch.no_grad():
-        adapted = model.eval().base_model.model.idle(x)
-    with torch.no_grad(), model.disable_adapter():
-        assert torch.allclose(adapted, idle(x), atol=1e-6)
-
-
 def test_zero_inputs_and_rank_deficient_inputs_do_not_fail():
     model, layer = linear_model(fixed_activation="tanh", spline=None)
     report = calibrate(model, [torch.zeros(4, 6)])
@@ -390,25 +290,6 @@ def test_zero_inputs_and_rank_deficient_inputs_do_not_fail():
     assert report.layers[0].ridge > 0
     assert layer.aurora_A_cal["default"].weight.isfinite().all()
     assert report.layers[0].explained > 0.9
-
-
-def test_calibration_closes_the_gap_that_the_static_merge_opens(make_bert, config, batches, train_step, logits):
-    model = get_peft_model(make_bert(), config(init_weights="identity", target_modules=["query", "value", "dense"]))
-    train_step(model, n=30, lr=5e-2)
-    dynamic = logits(model)
-    aurora_lora.calibrate(model, batches)
-    gap = {}
-    for form in ("static", "calibrated"):
-        with set_form(model, form):
-            gap[form] = float((logits(model) - dynamic).norm())
-    assert gap["calibrated"] < 0.2 * gap["static"]
-
-
-def test_a_progress_bar(bert, batches, capfd):
-    calibrate(bert, batches)
-    assert capfd.readouterr().err == ""
-    calibrate(bert, batches, progress=True)
-    assert "calibrating, pass 1" in capfd.readouterr().err
 
 
 # ---------------------------------------------------------------- memory
@@ -421,12 +302,6 @@ def test_groups_within_the_bound_give_the_same(bert, batches):
     for source in (batches, iter(batches)):
         assert calibrate(bert, source, max_memory=3 * of_layer).passes > 3
         assert_same(matrices(bert), expected)
-
-
-def test_what_is_packed_together_fits_and_a_layer_that_needs_more_is_alone():
-    assert moments.pack([3, 4, 2, 9, 1, 1], int, 7) == [[3, 4], [2], [9], [1, 1]]
-    target = Target("q", SimpleNamespace(d_in=100, r={"default": 2, "other": 3}), ("default", "other"))
-    assert moments.moment_bytes(target) == 8 * 100 * 105
 
 
 def test_the_patches_of_a_convolution_are_laid_out_in_pieces(monkeypatch):
@@ -459,129 +334,3 @@ def test_the_patches_of_a_convolution_are_laid_out_in_pieces(monkeypatch):
     assert_same(others[2], expected)
     for key, values in z.items():
         torch.testing.assert_close(others[3][key], values)
-
-
-def test_a_failure_half_way_gives_the_earlier_calibration_back(bert, batches, monkeypatch):
-    calibrate(bert, batches[:1])
-    before = matrices(bert)
-    calls = []
-
-    def failing(*args):
-        calls.append(args)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return solve(*args)
-
-    solve = moments.solve
-    monkeypatch.setattr(moments, "solve", failing)
-    with pytest.raises(KeyboardInterrupt):
-        calibrate(bert, batches)
-    assert_same(matrices(bert), before, atol=0)
-    assert {layer.form("default") for _, layer in aurora_layers(bert.eval())} == {"calibrated"}
-
-
-# ---------------------------------------------------------------- several processes
-
-
-class Router(nn.Module):
-    """Which of two layers has the input is told by the sign of its first entry; 0 is for both."""
-
-    def __init__(self):
-        super().__init__()
-        self.one, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
-
-    def forward(self, x):
-        first = x[0, 0]
-        if first == 0:
-            return self.one(x) + self.other(x)
-        return self.one(x) if first > 0 else self.other(x)
-
-
-def router():
-    torch.manual_seed(0)
-    return get_peft_model(Router(), AuroraConfig(target_modules=["one", "other"], init_weights=False))
-
-
-POSITIVE, NEGATIVE = torch.rand(2, 12, 4, generator=torch.Generator().manual_seed(1))
-NEGATIVE = -NEGATIVE
-BOTH = torch.cat([torch.zeros(1, 4), POSITIVE[1:] - 0.5])
-OTHER_ORDERS = {
-    "opposite orders": ([POSITIVE, NEGATIVE], [NEGATIVE - 1, POSITIVE + 1]),
-    "one layer on the first process": ([POSITIVE], [POSITIVE + 1, NEGATIVE]),
-    "one tensor for both": ([BOTH], [POSITIVE, NEGATIVE]),
-    "no batches on one process": ([POSITIVE, NEGATIVE], []),
-}
-FAILURES = {
-    "no batches": (([], []), "at least one batch"),
-    "a layer that none reaches": (([POSITIVE], [POSITIVE]), "No input reached .*other: .* of calibrate must"),
-}
-
-
-def calibrate_shares(rank, world, folder):
-    """Every case above on its share. A process that waits for the other in vain fails after a while."""
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/store",
-        rank=rank,
-        world_size=world,
-        timeout=datetime.timedelta(seconds=20),
-    )
-    cases = {**OTHER_ORDERS, **{name: shares for name, (shares, _) in FAILURES.items()}}
-    found = {}
-    for name, shares in cases.items():
-        model = router()
-        try:
-            calibrate(model, shares[rank])
-            found[name] = matrices(model)
-        except CalibrationError as error:
-            found[name] = str(error)
-    torch.save(found, f"{folder}/{rank}.pt")
-    leave_processes()
-
-
-@pytest.fixture(scope="module")
-def on_two_processes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("processes")
-    mp.spawn(calibrate_shares, args=(2, str(folder)), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("case", OTHER_ORDERS)
-def test_processes_may_reach_layers_in_other_orders_or_not_at_all(on_two_processes, case):
-    expected = router()
-    calibrate(expected, OTHER_ORDERS[case][0] + OTHER_ORDERS[case][1])
-    for found in on_two_processes:
-        assert_same(found[case], matrices(expected))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("case", FAILURES)
-def test_what_fails_is_said_on_all(on_two_processes, case):
-    assert all(re.search(FAILURES[case][1], found[case]) for found in on_two_processes)
-
-
-# ---------------------------------------------------------------- states that are legitimate
-
-
-def test_an_adapter_trained_static_may_be_active_beside(make_bert, config, batches):
-    model = get_peft_model(make_bert(), config(task_type=None))
-    model.add_adapter("static", config(task_type=None, train_form="static"))
-    model.base_model.set_adapter(["default", "static"])
-    calibrate(model, batches, adapter_name="default")
-    assert model.peft_config["default"].calibrated
-
-
-def test_a_vision_model():
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 20}
-    base = ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, **sizes))
-    names = sorted(
-        {name.rsplit(".", 1)[-1] for name, _ in base.named_modules()} & {"query", "value", "q_proj", "v_proj"}
-    )
-    model = get_peft_model(base, AuroraConfig(target_modules=names, init_weights=False))
-    images = {"pixel_values": torch.randn(6, 3, 8, 8)}
-    report = calibrate(model, [images])
-    assert [entry.vectors for entry in report.layers] == [6 * 5] * 4  # four patches and the class token
-    expected = model.eval()(**images).logits
-    torch.testing.assert_close(model.merge_and_unload()(**images).logits, expected, atol=1e-5, rtol=1e-4)

@@ -45,38 +45,24 @@ def test_stock_peft_gives_the_same_logits(model, make_bert, logits, tmp_path, fo
 
 
 def test_the_config_is_a_plain_lora_of_one_rank_and_scale_1(model, tmp_path):
-    model.peft_config["default"].base_model_name_or_path = "owner/base"
+    model.peft_config["default"].base_model_name_or_path, model.peft_config["default"].revision = "owner/base", "v2"
     export_lora(model, tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["peft_type"] == "LORA"
     assert (config["r"], config["lora_alpha"], config["use_rslora"]) == (5, 5, False)
     assert (config["rank_pattern"], config["alpha_pattern"]) == ({}, {})
     assert sorted(config["target_modules"]) == ["key", "query", "value"]
-    assert (config["task_type"], config["base_model_name_or_path"]) == ("SEQ_CLS", "owner/base")
+    assert (config["task_type"], config["base_model_name_or_path"], config["revision"]) == (
+        "SEQ_CLS",
+        "owner/base",
+        "v2",
+    )
     assert sorted(config["modules_to_save"]) == ["classifier", "score"]
     weights = load_file(tmp_path / "adapter_model.safetensors")
     assert {w.shape[0] for k, w in weights.items() if "lora_A" in k} == {5}
     assert {w.shape[1] for k, w in weights.items() if "lora_B" in k} == {5}
     assert not any("aurora" in key for key in weights)
     assert any(key.endswith("classifier.weight") for key in weights)
-
-
-def test_a_head_that_was_added_several_times_is_named_once(model, make_bert, tmp_path):
-    """PEFT adds it each time that it makes or loads an adapter."""
-    again = model
-    for number in range(2):
-        again.save_pretrained(folder := tmp_path / str(number))
-        again = PeftModel.from_pretrained(make_bert(), folder)
-    names = again.peft_config["default"].modules_to_save
-    assert len(names) > len(set(names))
-    export_lora(again, tmp_path / "lora")
-    config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
-    assert sorted(config["modules_to_save"]) == ["classifier", "score"]
-
-
-def test_the_revision_of_the_base_travels(make_bert, config, tmp_path):
-    model = get_peft_model(make_bert(), config(revision="v2"))
-    assert LoraConfig.from_pretrained(export_lora(model, tmp_path / "lora", "static")).revision == "v2"
 
 
 def test_where_the_package_cannot_be_imported(model, make_bert, batches, logits, tmp_path):
@@ -128,23 +114,7 @@ def test_bias_travels(make_bert, config, logits, tmp_path, bias):
     )
 
 
-def test_a_bias_of_a_module_that_is_trained_whole_travels_once(make_bert, config, tmp_path):
-    adapter = config(bias="all", modules_to_save=["classifier"], task_type=None, eval_form="static")
-    export_lora(get_peft_model(make_bert(), adapter).eval(), tmp_path)
-    keys = load_file(tmp_path / "adapter_model.safetensors").keys()
-    assert "base_model.model.classifier.bias" in keys
-    assert not any(".modules_to_save." in key for key in keys)
-
-
-@pytest.mark.parametrize(
-    "further",
-    [
-        {"modules_to_save": ["classifier"]},
-        {"trainable_token_indices": {"word_embeddings": [1, 2]}},
-        {"bias": "aurora_only"},
-        {"bias": "all"},
-    ],
-)
+@pytest.mark.parametrize("further", [{"trainable_token_indices": {"word_embeddings": [1, 2]}}, {"bias": "all"}])
 def test_what_is_trained_beside_an_injected_adapter_travels(make_bert, config, logits, tmp_path, further):
     """PEFT names it otherwise where no `PeftModel` is around the model."""
     adapter = config(eval_form="static", task_type=None, **further)
@@ -157,10 +127,9 @@ def test_what_is_trained_beside_an_injected_adapter_travels(make_bert, config, l
     torch.testing.assert_close(logits(loaded), logits(model), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("further", [{}, {"modules_to_save": ["pooler"]}, {"bias": "aurora_only"}])
-def test_an_adapter_that_was_injected_into_a_part_of_the_model(make_bert, config, logits, tmp_path, further):
+def test_an_adapter_that_was_injected_into_a_part_of_the_model(make_bert, config, logits, tmp_path):
     model = make_bert().eval()
-    inject_adapter_in_model(config(eval_form="static", task_type=None, **further), model.bert)
+    inject_adapter_in_model(config(eval_form="static", task_type=None, modules_to_save=["pooler"]), model.bert)
     with torch.no_grad():
         for p in (p for p in model.parameters() if p.requires_grad):
             p.add_(0.3 * torch.randn_like(p))
@@ -201,47 +170,16 @@ def test_some_layers_only(make_bert, config, logits, tmp_path):
     torch.testing.assert_close(logits(PeftModel.from_pretrained(make_bert(), tmp_path)), logits(model))
 
 
-def test_a_path_that_ends_others(tmp_path):
-    """PEFT takes a target for each module whose path ends with it: here "q" would be "block.q" too."""
-
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            torch.manual_seed(0)
-            self.q = nn.Linear(6, 6)
-            self.block = nn.ModuleDict({"q": nn.Linear(6, 6)})
-
-        def forward(self, x):
-            return self.block["q"](self.q(x))
-
-    config = AuroraConfig(target_modules="q", init_weights=False, eval_form="static")
-    model = get_peft_model(Model(), config).eval()
-    x = torch.randn(3, 6)
-    export_lora(model, tmp_path)
-    lora = PeftModel.from_pretrained(Model(), tmp_path)
-    torch.testing.assert_close(lora(x), model(x))
-    assert isinstance(lora.base_model.model.block["q"], nn.Linear)
-
-
-def test_a_new_adapter_is_exported_as_a_lora_of_zeros(make_bert, config, logits, tmp_path):
-    model = get_peft_model(make_bert(), config(init_weights="identity")).eval()
-    export_lora(model, tmp_path)
-    loaded = PeftModel.from_pretrained(make_bert(), tmp_path).eval()
-    assert torch.equal(logits(loaded), logits(model))
-
-
 def test_what_is_refused(make_bert, config, batches, train_step, tmp_path):
     model = get_peft_model(make_bert(), config())
     with pytest.raises(NotCalibratedError, match="calibrate"):
         export_lora(model, tmp_path / "x")
     with pytest.raises(FormError, match="dynamic"):
         export_lora(model, tmp_path / "x", "dynamic")
-    with pytest.raises(ValueError, match="'merged'"):
-        export_lora(model, tmp_path / "x", "merged")
     with pytest.raises(ValueError, match=r"dtype=torch\.int8 .*float32, bfloat16, float16"):
         export_lora(model, tmp_path / "x", "static", dtype=torch.int8)
-    with pytest.raises(ValueError, match="format='gguf'"):
-        export_lora(model, tmp_path / "x", "static", format="gguf")
+    with pytest.raises(ValueError, match="prefix goes with format='diffusers', not with format='peft'"):
+        export_lora(model, tmp_path / "x", "static", prefix="")
     with pytest.raises(ValueError, match="no AuroRA adapter named 'other'"):
         export_lora(model, tmp_path / "x", "static", adapter_name="other")
     with pytest.raises(ValueError, match="modules_to_save"):
@@ -298,40 +236,11 @@ def test_diffusers_file(tmp_path):
         assert sorted(weights) == [f"{lead}mid_block.to_q.lora_{side}.weight" for lead in leads for side in "AB"]
 
 
-@pytest.mark.parametrize(
-    ("format", "argument", "other"),
-    [
-        ("diffusers", {"processor": object()}, "peft"),
-        ("diffusers", {"base_name": "owner/base"}, "peft"),
-        ("diffusers", {"all_layers": True}, "peft"),
-        ("peft", {"prefix": ""}, "diffusers"),
-    ],
-)
-def test_an_argument_of_the_other_format(tmp_path, format, argument, other):
-    model = get_peft_model(TinyUNet2D(), AuroraConfig(target_modules=["to_q"], eval_form="static"))
-    (name,) = argument
-    with pytest.raises(ValueError, match=f"{name} goes with format='{other}', not with format='{format}'"):
-        export_lora(model, tmp_path / "lora", format=format, **argument)
-    assert not (tmp_path / "lora").exists()
-
-
 def test_the_component_of_a_pipeline(make_bert, config, tmp_path):
-    """A U-Net or a transformer of diffusers is known by its class; a text encoder, of Transformers, is neither."""
-
-    class TinyTransformer2DModel(TinyUNet2D):
-        pass
-
-    class TinyControlNet(TinyUNet2D):
-        pass
-
-    one_layer = AuroraConfig(target_modules=["to_q"], init_weights=False, eval_form="static")
-    export_lora(get_peft_model(TinyTransformer2DModel(), one_layer), tmp_path, format="diffusers")
-    assert all(key.startswith("transformer.") for key in load_file(tmp_path / "pytorch_lora_weights.safetensors"))
+    """A U-Net of diffusers is known by its class; a text encoder, of Transformers, is named."""
     encoder = get_peft_model(make_bert(), config(task_type=None, eval_form="static"))
-    for model in (encoder, get_peft_model(TinyControlNet(), one_layer)):
-        with pytest.raises(ValueError, match=r"does not tell which component .* with prefix="):
-            export_lora(model, tmp_path / "unknown", format="diffusers")
-    assert not (tmp_path / "unknown").exists()
+    with pytest.raises(ValueError, match=r"does not tell which component .* with prefix="):
+        export_lora(encoder, tmp_path / "encoder", format="diffusers")
     export_lora(encoder, tmp_path / "encoder", format="diffusers", prefix="text_encoder")
     keys = load_file(tmp_path / "encoder" / "pytorch_lora_weights.safetensors")
     assert all(key.startswith("text_encoder.bert.encoder.") for key in keys)
@@ -367,16 +276,11 @@ def test_stock_diffusers_loads_it(tmp_path):
         torch.testing.assert_close(plain(**inputs).sample, expected, atol=1e-4, rtol=1e-4)
 
 
-# ---------------------------------------------------------------- add_weighted_adapter
-
-
 # ---------------------------------------------------------------- what is not finite
 
 
 @pytest.mark.parametrize(
-    ("weight", "value"),
-    # sigma of infinity is finite
-    [(name, float("nan")) for name in ("aurora_B", "aurora_A", "classifier")] + [("aurora_B", float("-inf"))],
+    ("weight", "value"), [("aurora_A", float("nan")), ("classifier", float("nan")), ("aurora_B", float("-inf"))]
 )
 def test_what_is_not_finite_is_not_exported(model, tmp_path, weight, value):
     with torch.no_grad():
@@ -428,52 +332,30 @@ class Processor:
 
 
 def test_what_a_tokenizer_has_written_beside_an_export_is_replaced_with_it(model, tmp_path):
-    for processor in (Processor(), Processor(), None):
+    for processor in (Processor(), None):
         export_lora(model, tmp_path / "lora", processor=processor)
         assert (tmp_path / "lora" / "bpe.codes").exists() == (processor is not None)
-    (tmp_path / "lora" / "bpe.codes").write_text("mine")
-    with pytest.raises(ValueError, match=r"lora holds bpe\.codes, which no LoRA export wrote"):
-        export_lora(model, tmp_path / "lora", processor=Processor())
 
 
-@pytest.mark.parametrize("name", ["adapter_model.safetensors", "pytorch_lora_weights.safetensors"])
-def test_a_lora_that_was_trained_elsewhere_is_left_alone(model, make_bert, tmp_path, name):
-    get_peft_model(make_bert(), LoraConfig(target_modules=["query"])).save_pretrained(tmp_path / "lora")
-    weights = tmp_path / "lora" / "adapter_model.safetensors"
-    (tmp_path / "lora" / "README.md").unlink()
-    if name != weights.name:
-        (tmp_path / "lora" / "adapter_config.json").unlink()
-        weights = weights.rename(tmp_path / "lora" / name)
+def test_a_lora_that_was_trained_elsewhere_is_left_alone(model, make_bert, tmp_path):
+    get_peft_model(make_bert(), LoraConfig(target_modules=["query"])).save_pretrained(tmp_path)
+    (tmp_path / "README.md").unlink()
+    weights = tmp_path / "adapter_model.safetensors"
     before = weights.read_bytes()
-    with pytest.raises(ValueError, match=f"lora holds {name}, which no LoRA export wrote"):
-        export_lora(model, tmp_path / "lora")
-    weights.write_bytes(before[:100])  # and what is no file of weights at all
-    with pytest.raises(ValueError, match=f"lora holds {name}, which no LoRA export wrote"):
-        export_lora(model, tmp_path / "lora")
-    assert weights.read_bytes() == before[:100]
+    with pytest.raises(ValueError, match=f"holds {weights.name}, which no LoRA export wrote"):
+        export_lora(model, tmp_path)
+    assert weights.read_bytes() == before
 
 
-def test_a_compiled_model_is_exported_under_plain_names(model, make_bert, logits, tmp_path):
-    export_lora(torch.compile(model), tmp_path)
-    assert not any("_orig_mod" in key for key in load_file(tmp_path / "adapter_model.safetensors"))
-    loaded = PeftModel.from_pretrained(make_bert(), tmp_path)
-    torch.testing.assert_close(logits(loaded), logits(model), atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("compiled", ["base", "layers"])
-def test_so_is_one_whose_base_or_layers_are_compiled(compiled, make_bert, config, logits, tmp_path):
+@pytest.mark.parametrize("compiled", ["whole", "base", "layers"])
+def test_a_compiled_model_is_exported_under_plain_names(compiled, make_bert, config, logits, tmp_path):
     base = make_bert()
-    if compiled == "base" and not hasattr(torch.compiler, "is_exporting"):
-        try:
-            logits(torch.compile(make_bert()))
-        except torch._dynamo.exc.TorchDynamoException:
-            pytest.skip("torch 2.6 cannot compile a model of this Transformers, without an adapter either")
     if compiled == "layers":
         for layer in base.bert.encoder.layer:
-            layer.attention = torch.compile(layer.attention)
+            layer.attention = torch.compile(layer.attention, backend="eager")
     fields = config(eval_form="static", modules_to_save=["pooler"], init_weights=False)
-    model = get_peft_model(torch.compile(base) if compiled == "base" else base, fields).eval()
-    export_lora(model, tmp_path)
+    model = get_peft_model(torch.compile(base, backend="eager") if compiled == "base" else base, fields).eval()
+    export_lora(torch.compile(model, backend="eager") if compiled == "whole" else model, tmp_path)
     assert not any("_orig_mod" in key for key in load_file(tmp_path / "adapter_model.safetensors"))
     loaded = PeftModel.from_pretrained(make_bert(), tmp_path).eval()
     torch.testing.assert_close(logits(loaded), logits(model), atol=1e-5, rtol=0)

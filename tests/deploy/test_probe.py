@@ -487,9 +487,9 @@ def test_what_it_refuses(make_bert, labelled, batches):
         probe(model, labelled, loss="x")
     with pytest.raises(TypeError, match="needs tokenizer="):
         probe(model, Dataset.from_dict({"text": ["a"]}))
-    with pytest.raises(CalibrationError, match="must return a tensor with one element, and gave float"):
+    with pytest.raises(CalibrationError, match="must return a tensor with one element, and gave 1"):
         probe(model, labelled, loss=lambda model, batch: 1.0)
-    with pytest.raises(CalibrationError, match=r"and gave a tensor of shape \(8, 2\)"):
+    with pytest.raises(CalibrationError, match=r"and gave tensor"):
         probe(model, labelled, loss=lambda model, batch: model(**batch).logits)
 
 

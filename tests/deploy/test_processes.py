@@ -1,6 +1,9 @@
 """Functions that one process calls, or several whose inputs differ: none waits for what the others do not do."""
 
 import datetime
+import re
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +13,13 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from aurora_lora import AuroraConfig, calibrate, merge_gap, probe
+from aurora_lora import AuroraConfig, CalibrationError, calibrate, merge_gap, probe
 from aurora_lora.deploy.calibrate import leave_processes
 from aurora_lora.tuner import aurora_layers
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from calibrated import assert_same, matrices
 
 VECTORS = torch.randn(1200, 6, generator=torch.Generator().manual_seed(1))
 UNEVEN = [[*VECTORS[:40].split(20)], [*VECTORS[40:100].split(20)]]
@@ -73,7 +80,48 @@ def calibrated_in_groups(rank):
     return report.passes, [layer.aurora_A_cal["default"].weight for _, layer in aurora_layers(model)]
 
 
-CASES = {one.__name__: one for one in (gap_of_one, probed_inside_ddp, probed, calibrated_in_groups)}
+class Router(nn.Module):
+    """Which of two layers has the input is told by the sign of its first entry; 0 is for both."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        if x[0, 0] == 0:
+            return self.one(x) + self.other(x)
+        return self.one(x) if x[0, 0] > 0 else self.other(x)
+
+
+def router():
+    torch.manual_seed(0)
+    return get_peft_model(Router(), AuroraConfig(target_modules=["one", "other"], init_weights=False))
+
+
+POSITIVE = torch.rand(12, 4, generator=torch.Generator().manual_seed(1))
+NEGATIVE = -POSITIVE.roll(1, 0)
+BOTH = torch.cat([torch.zeros(1, 4), POSITIVE[1:] - 0.5])
+SHARES = {
+    "opposite orders": ([POSITIVE, NEGATIVE], [NEGATIVE - 1, POSITIVE + 1]),
+    "one layer on the first process": ([POSITIVE], [POSITIVE + 1, NEGATIVE]),
+    "one tensor for both": ([BOTH], [POSITIVE, NEGATIVE]),
+    "no batches on one process": ([POSITIVE, NEGATIVE], []),
+}
+FAILURES = {"at least one batch": ([], []), "No input reached .*other: .* of calibrate": ([POSITIVE], [POSITIVE])}
+
+
+def routed(rank):
+    found = {}
+    for name, shares in {**SHARES, **FAILURES}.items():
+        try:
+            calibrate(model := router(), shares[rank])
+            found[name] = matrices(model)
+        except CalibrationError as error:
+            found[name] = str(error)
+    return found
+
+
+CASES = {one.__name__: one for one in (gap_of_one, probed_inside_ddp, probed, calibrated_in_groups, routed)}
 
 
 def work(rank, world, folder):
@@ -109,3 +157,11 @@ def test_passes_end_at_the_same_batch_on_all_processes(found):
         one, other = found[name]
         torch.testing.assert_close(one, other, atol=0, rtol=0)
     assert found["calibrated_in_groups"][0][0] == 2
+
+
+def test_processes_may_reach_layers_in_other_orders_or_not_at_all(found):
+    for one in found["routed"]:
+        for name, (first, second) in SHARES.items():
+            calibrate(expected := router(), first + second)
+            assert_same(one[name], matrices(expected))
+        assert all(re.search(message, one[message]) for message in FAILURES)

@@ -11,23 +11,23 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 import torch.distributed as dist
-from packaging.version import Version
 from torch import Tensor, nn
 
 from ..errors import CalibrationError, FormError, NotFiniteInputsError
 from ..forms import DYNAMIC
 from ..ops.update import full_float32, without_autocast
-from ..tuner import active_adapters
+from ..tuner import AuroraLayer, active_adapters
 from ..tuner.adapters import plain_layers
-from ..tuner.calibration import Calibration, computing_device, gathered
+from ..tuner.calibration import computing_device, gathered
+from ..values import is_number, require
 from .inputs import (
     Passes,
+    Reading,
     Runner,
-    as_batches,
     check_unmerged,
     input_geometry,
     no_batches,
@@ -39,8 +39,6 @@ from .report import Report, first_table, shown, worst_of
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-T = TypeVar("T")
 
 MAX_MEMORY = 4 * 2**30
 """Bytes of moments that are held at once, where nothing else is asked for."""
@@ -100,12 +98,8 @@ def calibrate(
     adapter_name: str | None = None,
     ridge: float = 1e-4,
     max_memory: float = MAX_MEMORY,
-    tokenizer: Any = None,
-    text_columns: str | Sequence[str] | None = None,
-    batch_size: int | None = None,
-    examples: int | None = None,
-    max_length: int | None = None,
     progress: bool = False,
+    **reading: Unpack[Reading],
 ) -> CalibrationReport:
     """Find and store, for each AuroRA layer, the linear map that stands in for the trained adapter best:
 
@@ -135,13 +129,9 @@ def calibrate(
         max_memory: bytes of the moments, 8 d_in (d_in + r) for a layer, that are held at once; a layer that needs more
             is worked on alone. Layers are worked through in groups that fit, with a pass over the batches for each.
             Beside them are up to four times the largest layer's.
-        tokenizer: turns the texts of a `datasets.Dataset` into tokens.
-        text_columns: the column of the dataset with the texts, "text" if None, or the two of pairs of texts.
-            Conversations need none: see `texts.tokenized`.
-        batch_size: examples of the dataset in a batch; 32 if None.
-        examples: at most that many: an even sample of a dataset, or the first of the batches.
-        max_length: tokens; longer texts of the dataset are cut, as in the training. None: what the tokenizer allows.
         progress: show a progress bar.
+        reading: `examples`, the number of examples to run at most; and for a dataset `tokenizer`, `text_columns`,
+            `batch_size` and `max_length`. See `Reading`.
 
     Returns:
         A report with the explained share of each layer.
@@ -157,39 +147,31 @@ def calibrate(
     """
     check_ridge(ridge)
     start = time.perf_counter()
-    source = as_batches(
-        batches, tokenizer, text_columns=text_columns, batch_size=batch_size, examples=examples, max_length=max_length
-    )
-    data = Passes(source, "calibrating" if progress else "")
+    data = Passes(batches, "calibrating" if progress else "", **reading)
     targets = _targets(model, adapter_name)
     sliced = ridge >= LEAST_RIDGE_OF_SLICES
     with trained_state(model), Runner(model, "calibrate") as runner:
         moments = input_moments(runner, targets, data, max_memory, sliced=sliced)
         solved = (pair for together in moments for pair in solve(together, ridge))
         found = {(one.layer, one.adapter): (matrix, one) for matrix, one in solved}
-    for target in targets:
-        for name in target.adapters:
-            # where no input reached the layer B is 0, and any matrix stands in exactly
-            nothing = (
-                target.module.calibration[name].simplest_matrix(),
-                LayerCalibration(target.name, name, 0, 1.0, 0.0),
+    pairs = []
+    for target, name in [(one, name) for one in targets for name in one.adapters]:
+        held = target.module.calibration[name]
+        A = held.simplest_matrix()  # where no input reached the layer B is 0, and any matrix stands in exactly
+        matrix, one = found.get((target.name, name), (A, LayerCalibration(target.name, name, 0, 1.0, 0.0)))
+        if not matrix.to(A.dtype).isfinite().all():
+            raise CalibrationError(
+                f"The calibrated matrix of {target.name} is not finite in {A.dtype}: try a larger ridge."
             )
-            matrix, _ = found.setdefault((target.name, name), nothing)
-            dtype = nothing[0].dtype
-            if not matrix.to(dtype).isfinite().all():
-                raise CalibrationError(
-                    f"The calibrated matrix of {target.name} is not finite in {dtype}: try a larger ridge."
-                )
-    pairs = [(target, name, *found[target.name, name]) for target in targets for name in target.adapters]
-    for target, name, matrix, _ in pairs:  # when all are there
-        target.module.calibration[name].store(matrix)
+        pairs.append((held, matrix, one))
+    for held, matrix, _ in pairs:  # when all are there
+        held.store(matrix)
     return CalibrationReport(tuple(one for *_, one in pairs), data.passes, time.perf_counter() - start)
 
 
 def check_ridge(ridge: float) -> None:
     """Raise a ValueError for a `ridge` that is not allowed."""
-    if not (isinstance(ridge, (int, float)) and 0 <= ridge < math.inf):
-        raise ValueError(f"ridge={ridge!r} is not allowed: it must be a finite number of at least 0.")
+    require(is_number(ridge) and ridge >= 0, "ridge", ridge, "a finite number of at least 0")
 
 
 def _targets(model: nn.Module, adapter_name: str | None) -> list[Target]:
@@ -202,15 +184,11 @@ def _targets(model: nn.Module, adapter_name: str | None) -> list[Target]:
     if targets := calibrated_layers(model, names):
         return targets
     layers = [(layer, name) for _, layer in plain_layers(model) for name in names if name in layer.aurora_A]
-    static = next((name for layer, name in layers if not layer.forms_coincide(name)), None)
-    if static is not None:
-        raise FormError(
-            f"Adapter {static!r} was trained in the static form, which merges exactly: nothing to calibrate."
-        )
-    raise FormError(
-        f"Nothing of {', '.join(names)} can be calibrated: plain LoRA (sigma is the identity) and embeddings merge "
-        "exactly as they are."
-    )
+    if any(not layer.forms_coincide(name) for layer, name in layers):
+        why = "what was trained in the static form merges exactly"
+    else:
+        why = "plain LoRA (sigma is the identity) and embeddings merge exactly as they are"
+    raise FormError(f"Nothing of {', '.join(names)} can be calibrated: {why}.")
 
 
 def calibrated_layers(model: nn.Module, names: Sequence[str] | None = None) -> list[Target]:
@@ -230,13 +208,12 @@ def calibrated_layers(model: nn.Module, names: Sequence[str] | None = None) -> l
             and not layer.forms_coincide(name)
         )
         if adapters:
-            held = [layer.calibration[name] for name in adapters]
-            targets.append(Target(path, layer, adapters, partial(_are_idle, held)))
+
+            def is_idle(layer: AuroraLayer = layer, adapters: tuple[str, ...] = adapters) -> bool:
+                return all(layer.calibration[name].is_idle for name in adapters)
+
+            targets.append(Target(path, layer, adapters, is_idle))
     return targets
-
-
-def _are_idle(calibrations: Sequence[Calibration]) -> bool:
-    return all(one.is_idle for one in calibrations)
 
 
 # -------------------------------------------------------------------- the sums
@@ -317,7 +294,7 @@ def input_moments(
         CalibrationError: no batches, or no input reached a layer whose adapters add something.
         NotFiniteInputsError: an input, or a sigma, that is not finite.
     """
-    groups = pack(targets, moment_bytes, max_memory)
+    groups = _groups(targets, max_memory)
     if len(groups) > 1:
         data.hold()
     for group in groups:
@@ -331,21 +308,17 @@ def input_moments(
             yield together
 
 
-def moment_bytes(target: Target) -> int:
-    """Memory of the sums of a layer."""
-    return FLOAT64_BYTES * target.d_in * (target.d_in + sum(int(target.module.r[a]) for a in target.adapters))
-
-
-def pack(units: Iterable[T], need: Callable[[T], int], bound: float) -> list[list[T]]:
-    """Units together in their order, as long as what they need fits in the bound."""
-    groups: list[list[T]] = []
-    taken = 0
-    for unit in units:
-        taken += need(unit)
-        if not groups or taken > bound:
+def _groups(targets: Sequence[Target], max_memory: float) -> list[list[Target]]:
+    """Layers in their order, as many together as there is memory for their sums; one that needs more is alone."""
+    groups: list[list[Target]] = []
+    taken = math.inf
+    for target in targets:
+        need = FLOAT64_BYTES * target.d_in * (target.d_in + sum(int(target.module.r[a]) for a in target.adapters))
+        taken += need
+        if taken > max_memory:
             groups.append([])
-            taken = need(unit)
-        groups[-1].append(unit)
+            taken = need
+        groups[-1].append(target)
     return groups
 
 
@@ -354,7 +327,7 @@ def _collect(runner: Runner, targets: Sequence[Target], batches: Iterable[Any], 
     every = [Moments(target) for target in targets]
     products = _Products(runner, sliced)
     n = 0
-    with watched_inputs((one.target.module, partial(products.see, one)) for one in every):
+    with watched_inputs([(one.target.module, partial(products.see, one)) for one in every]):
         for batch in batches:
             runner.run(batch, [target.module for target in targets])
             products.last = None
@@ -402,24 +375,21 @@ class _Products:
             self.product = self.product.zero_() if fits else torch.zeros_like(one.total)
         for vectors in self.runner.pieces(layer, x):
             one.vectors += len(vectors)
-            self._add(one, vectors, shared)
-        one.total += self.product
-
-    def _add(self, one: Moments, vectors: Tensor, shared: bool) -> None:
-        layer, device = one.target.module, one.total.device
-        sigmas = {
-            a: layer.sigma(a, layer.hidden_values(a, vectors)).to(device).double() for a in one.target.adapters
-        }  # as the layer itself computes it
-        for adapter, sigma in sigmas.items():
-            one.power[adapter] += sigma.square().sum()
-        sliced = self.sliced and has_slow_float64(device) and vectors.dtype != torch.float64
-        for rows in row_pieces(len(vectors), vectors.shape[1]):
-            narrow = vectors[rows].to(device)
-            wide = narrow.double()
-            if not shared:
-                add_gram(self.product, narrow if sliced else wide, sliced)
+            device = one.total.device
+            sigmas = {
+                a: layer.sigma(a, layer.hidden_values(a, vectors)).to(device).double() for a in one.target.adapters
+            }  # as the layer itself computes it
             for adapter, sigma in sigmas.items():
-                one.cross[adapter].addmm_(sigma[rows].T, wide)
+                one.power[adapter] += sigma.square().sum()
+            sliced = self.sliced and has_slow_float64(device) and vectors.dtype != torch.float64
+            for rows in row_pieces(len(vectors), vectors.shape[1]):
+                narrow = vectors[rows].to(device)
+                wide = narrow.double()
+                if not shared:
+                    add_gram(self.product, narrow if sliced else wide, sliced)
+                for adapter, sigma in sigmas.items():
+                    one.cross[adapter].addmm_(sigma[rows].T, wide)
+        one.total += self.product
 
 
 # -------------------------------------------------------------------- the calibrated matrix
@@ -521,9 +491,8 @@ LEAST_RIDGE_OF_SLICES = 1e-4
 def add_gram(total: Tensor, x: Tensor, sliced: bool) -> None:
     """Add x^T x to the lower triangle of `total`; what lies above it is not kept up: see `mirror`.
 
-    One float32 product for each chunk is not enough: with the default ridge, on inputs that are ill-conditioned as
-    hidden states are, the calibrated matrix is then further than 1e-5 from the float64 one
-    (tests/deploy/test_products.py).
+    One float32 product for each chunk is not enough: on ill-conditioned inputs, as hidden states are, the calibrated
+    matrix is then further than 1e-5 from the float64 one (tests/deploy/test_products.py).
 
     Args:
         total: (d, d), float64.
@@ -636,13 +605,9 @@ def sum_over_processes(*totals: Tensor) -> None:
 
 
 def leave_processes() -> None:
-    """Leave the distributed run, if this process is in one: gloo's threads would abort it where they end after Python.
-
-    DDP's wrappers, which hold such threads too, are freed first. torch before 2.8 waits for ever for a thread that
-    still frees the tensors of the last exchange (pytorch/pytorch#154976): it gets the time for that here.
-    """
+    """Leave the distributed run, if this process is in one: gloo's threads would abort it where they end after Python,
+    and so would those of DDP's wrappers, which are freed first."""
     if dist.is_available() and dist.is_initialized():
         gc.collect()
-        if Version(torch.__version__).release < (2, 8):
-            time.sleep(0.1)
+        time.sleep(0.1)  # torch before 2.8 waits for ever for a thread that still frees tensors (pytorch#154976)
         dist.destroy_process_group()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,8 @@ from .calibrate import MAX_MEMORY, ROUNDING, alone, row_pieces, to_float64
 from .formats import check_quantization
 from .inputs import (
     Passes,
+    Reading,
     Runner,
-    as_batches,
     check_unmerged,
     dynamic_adapters,
     evaluated,
@@ -33,7 +33,7 @@ from .inputs import (
     watched_inputs,
 )
 from .merges import AdaptedLayer, LayerLoss, MergeLoss, MergeSums, linear_layers
-from .predictions import EndToEndGap, Metric, compare
+from .predictions import EndToEndGap, Metric, compare, end_to_end_table
 from .report import Report, first_table, share, short_names, shown, table, worst_of
 
 if TYPE_CHECKING:
@@ -103,22 +103,18 @@ class MergeGap(Report):
         return tuple(tables)
 
     def _layer_table(self) -> Table:
-        """One row for each layer; the worst are marked."""
+        """One row for each layer."""
         forms = list(dict.fromkeys(entry.form for entry in self.layers))
-        last = [entry for entry in self.layers if entry.form == forms[-1]]
-        marked = {(e.layer, e.adapter) for e in worst_of(last, lambda entry: entry.relative_error, 3)}
         names, where = short_names([entry.layer for entry in self.layers])
         rows: dict[tuple[str, str], list[str]] = {}
         for entry in self.layers:
-            mark = "*" if (entry.layer, entry.adapter) in marked else " "
-            cells = rows.setdefault((entry.layer, entry.adapter), [f"{mark} {names[entry.layer]}"])
+            cells = rows.setdefault((entry.layer, entry.adapter), [names[entry.layer]])
             # a dash where the adapter's effect does not vary
             no_variance = math.isfinite(entry.relative_error) and math.isnan(entry.explained_variance)
             explained = None if no_variance else entry.explained_variance
             cells += [shown(entry.relative_error, ".1%"), shown(explained, ".1%")]
         headings = ["layer", *(heading for form in forms for heading in (f"{form} err", "expl."))]
-        title = f"layers{where}: relative error, explained variance (* loses most)"
-        return table(title, headings, list(rows.values()))
+        return table(f"layers{where}: relative error, explained variance", headings, list(rows.values()))
 
     def _merge_table(self) -> Table:
         """One row for each of the layers that lose most in some merge, the worst first."""
@@ -134,23 +130,6 @@ class MergeGap(Report):
         )
 
 
-def end_to_end_table(what: str, entries: Sequence[EndToEndGap], predictions: int) -> Table:
-    """One row for each form or merge."""
-    names = list(entries[0].metric)
-    rows = [
-        [
-            entry.form,
-            shown(entry.kl, ".5f"),
-            shown(entry.largest_logit_difference, ".3f"),
-            shown(entry.agreement, ".2%"),
-            *(shown(entry.metric[name], ".4f") for name in names),
-        ]
-        for entry in entries
-    ]
-    headings = [what, "KL from trained", "largest logit diff", "same argmax", *names]
-    return table(f"end to end, {predictions:,} predictions", headings, rows)
-
-
 @alone()
 def merge_gap(
     model: nn.Module,
@@ -161,12 +140,8 @@ def merge_gap(
     rounding_batches: Any = None,
     metric: Metric | None = None,
     max_memory: float = MAX_MEMORY,
-    tokenizer: Any = None,
-    text_columns: str | Sequence[str] | None = None,
-    batch_size: int | None = None,
-    examples: int | None = None,
-    max_length: int | None = None,
     progress: bool = False,
+    **reading: Unpack[Reading],
 ) -> MergeGap:
     """Measure what a merge would lose, by layer and end to end, beside the model as it was trained.
 
@@ -198,13 +173,8 @@ def merge_gap(
         metric: `metric(predictions, labels)`, of all batches, which are then kept in memory: other figures, numbers by
             their names.
         max_memory: as in `merge_quantized`, for merges.
-        tokenizer: as in `calibrate`.
-        text_columns: as in `calibrate`.
-        batch_size: as in `calibrate`.
-        examples: as in `calibrate`.
-        max_length: as in `calibrate`.
-        progress: as in `calibrate`, for `rounding_batches`
-            too.
+        reading: as in `calibrate`: `tokenizer`, `text_columns`, `batch_size`, `examples`, `max_length`.
+        progress: as in `calibrate`, for `rounding_batches` too.
 
     Raises:
         CalibrationError: no batches, a layer that no input reached, an adapter that gives NaN or infinity, or that is
@@ -217,13 +187,6 @@ def merge_gap(
         ValueError: no active adapter that changes a weight, or `rounding_batches` where no merge rounds by inputs.
         FormError, NotCalibratedError, StaleCalibrationError: AuroRA has no forms to compare, or none to merge.
     """
-
-    def as_passes(given: Any, doing: str) -> Passes:
-        source = as_batches(
-            given, tokenizer, text_columns=text_columns, batch_size=batch_size, examples=examples, max_length=max_length
-        )
-        return Passes(source, doing if progress else "")
-
     if metric is not None and not callable(metric):
         raise TypeError(f"metric={metric!r} is not allowed: it must be a function of (predictions, labels).")
     names, layers, rounds = _merges_to_measure(model, merges, quantizations)
@@ -231,9 +194,10 @@ def merge_gap(
         raise ValueError("The model has no active adapter that changes a weight: merge_gap has nothing to measure.")
     if rounding_batches is not None and not rounds:
         raise ValueError("rounding_batches are not used: no merge into a quantised format is measured.")
-    data = as_passes(batches, "measuring")
+    data = Passes(batches, "measuring" if progress else "", **reading)
     if layers:
-        rounding = None if rounding_batches is None else as_passes(rounding_batches, "reading inputs to round by")
+        doing = "reading inputs to round by" if progress else ""
+        rounding = None if rounding_batches is None else Passes(rounding_batches, doing, **reading)
         found = _gap_of_merges(model, layers, names, data, rounding, metric, max_memory)
     else:
         found = _gap_of_forms(model, data, metric)

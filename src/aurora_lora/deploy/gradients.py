@@ -14,21 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
-from torch.nn import grad as weight_gradients
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..temporary_attributes import called_as, temporary_attributes
 from ..tuner import aurora_layers
 from ..tuner.adapters import plain_path
-from ..tuner.conv import padded_by_group, project_patches
+from ..tuner.conv import project_patches
 from ..tuner.linear import has_linear_shape, linear_shape
 from ..tuner.peft_names import AuxiliaryTrainingWrapper, BaseTunerLayer
 from .inputs import evaluated, output_embeddings, plain_model, trained_state
-
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_WEIGHT_GRADIENTS = (weight_gradients.conv1d_weight, weight_gradients.conv2d_weight, weight_gradients.conv3d_weight)
-
 
 LOSS_SCALES = (2.0**14, 2.0**10, 2.0**6, 2.0**2, 1.0)
 """What to multiply a loss by before its backward pass: the first with which all gradients are finite.
@@ -45,10 +40,7 @@ class Weight:
 
     def __init__(self, layer: Any) -> None:
         self.layer = layer
-        self.d_out, self.d_in = self._shape()
-
-    def _shape(self) -> tuple[int, int]:
-        return linear_shape(self.layer)
+        self.d_out, self.d_in = linear_shape(layer)
 
     def project(self, x: Tensor, matrix: Tensor) -> Tensor:
         """`matrix` (k, d_in) times each vector of the input x: (groups, n, k)."""
@@ -66,9 +58,9 @@ class Weight:
 class _ConvolutionWeight(Weight):
     """The vectors are the patches of each group."""
 
-    def _shape(self) -> tuple[int, int]:
-        self.groups = self.layer.groups
-        return len(self.layer.weight), self.layer.weight[0].numel()
+    def __init__(self, layer: Any) -> None:
+        self.layer, self.groups = layer, layer.groups
+        self.d_out, self.d_in = len(layer.weight), layer.weight[0].numel()
 
     def project(self, x: Tensor, matrix: Tensor) -> Tensor:
         return project_patches(self.layer, x, matrix).transpose(0, 1).flatten(1, 2)
@@ -80,21 +72,10 @@ class _ConvolutionWeight(Weight):
         return by_group.permute(1, 0, 3, 2).flatten(1, 2)
 
     def gather(self, x: Tensor, s: Tensor) -> Tensor:
-        base = self.layer
-        x = padded_by_group(base, x)
-        sizes = [
-            (size - dilation * (kernel - 1) - 1) // stride + 1
-            for size, dilation, kernel, stride in zip(
-                x.shape[2:], base.dilation, base.kernel_size, base.stride, strict=True
-            )
-        ]
-        k, n = s.shape[-1], len(x) // self.groups
-        by_example = s.reshape(self.groups, n, -1, k).transpose(0, 1)  # (N, groups, positions, k)
-        of_output = by_example.transpose(-1, -2).reshape(len(x), k, *sizes)
-        weight_gradient: Any = _WEIGHT_GRADIENTS[len(base.kernel_size) - 1]
-        shape = (k, x.shape[1], *base.kernel_size)
-        found: Tensor = weight_gradient(x, shape, of_output, base.stride, 0, base.dilation)
-        return found.reshape(k, -1).T
+        with torch.enable_grad():  # the gradient of `project`, which is linear in the matrix
+            matrix = x.new_zeros(s.shape[-1], self.d_in).requires_grad_()
+            (found,) = torch.autograd.grad(self.project(x, matrix), matrix, s)
+        return found.T
 
 
 def weight_of(module: nn.Module) -> Weight | None:
@@ -104,7 +85,7 @@ def weight_of(module: nn.Module) -> Weight | None:
     own = (*module._parameters, *module._buffers)
     if isinstance(getattr(module, "weight", None), Tensor) and "weight" not in own:
         return None
-    if isinstance(module, _CONVOLUTIONS):
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         return _ConvolutionWeight(module)
     alone = isinstance(module, nn.Linear) or not any(True for _ in module.children())
     return Weight(module) if alone and has_linear_shape(module) else None
@@ -145,14 +126,14 @@ See = Callable[[Tensor, Tensor], None]
 
 
 class _Seen(torch.autograd.Function):
-    """The output of a layer, changed in nothing; its gradient is shown to `see(kept, g)` when it comes.
+    """The output of a layer, changed in nothing; when its gradient comes, it is shown to `see(x, g)`.
 
-    What is kept is kept as autograd keeps things: gradient checkpointing drops it, and computes it again.
+    The input x is kept as autograd keeps things: gradient checkpointing drops it, and computes it again.
     """
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, kept: Tensor, tracked: Tensor, see: See) -> Tensor:
-        ctx.save_for_backward(kept)
+    def forward(ctx: Any, y: Tensor, x: Tensor, tracked: Tensor, see: See) -> Tensor:
+        ctx.save_for_backward(x)
         ctx.see = see
         ctx.mark_dirty(y)  # no view of it, which nothing could change in place
         return y
@@ -164,30 +145,24 @@ class _Seen(torch.autograd.Function):
         return g, None, None, None
 
 
-Keep = Callable[[Tensor], tuple[Tensor, See]]
-"""What to keep of a layer's input, and what to do with that when the gradient of the output comes."""
-
-
 @contextmanager
-def watched_gradients(layers: Sequence[tuple[nn.Module, Keep]]) -> Iterator[Callable[[Tensor], Any]]:
-    """Within the block, the function that it gives runs a backward pass from a loss, in which the gradient of each
-    layer's output is shown; no `.grad` changes, in the model or outside."""
+def watched_gradients(layers: Sequence[tuple[nn.Module, See]]) -> Iterator[Callable[[Tensor], Any]]:
+    """Within the block, the function that it gives runs a backward pass from a loss, in which each layer shows its
+    input and the gradient of its output; no `.grad` changes, in the model or outside."""
     tracked = torch.empty(0, requires_grad=True)
 
-    def hook(keep: Keep, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Any) -> Any:
+    def hook(see: See, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Any) -> Any:
         # a router that is a linear layer may give more than a tensor: which experts it chose
         if not torch.is_grad_enabled() or not isinstance(y, Tensor):
             return y
         x = args[0] if args else next(iter(kwargs.values()))
-        with torch.no_grad(), torch.autocast(y.device.type, enabled=False):
-            kept, see = keep(x.detach())
         if y._is_view() and (y.grad_fn is None or isinstance(y.grad_fn, BackwardCFunction)):
             y = y.clone()  # of bitsandbytes' int8: not to be changed in place
-        return _Seen.apply(y, kept, tracked, see)  # type: ignore[no-untyped-call]
+        return _Seen.apply(y, x.detach(), tracked, see)  # type: ignore[no-untyped-call]
 
     with ExitStack() as stack:
-        for module, keep in layers:
-            stack.callback(module.register_forward_hook(partial(hook, keep), with_kwargs=True).remove)
+        for module, see in layers:
+            stack.callback(module.register_forward_hook(partial(hook, see), with_kwargs=True).remove)
         yield lambda loss: torch.autograd.grad(loss, [tracked], allow_unused=True)
 
 

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from copy import copy
+from numbers import Integral
 from operator import length_hint
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import torch
+from accelerate.utils import recursively_apply  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from ..errors import AlreadyMergedError, CalibrationError, abridged
+from ..errors import CalibrationError, abridged
 from ..forms import DYNAMIC, FormName
 from ..tuner import AuroraLayer, active_configs, set_form
-from ..tuner.adapters import plain_layers
+from ..tuner.adapters import check_not_merged, plain_layers
 from ..tuner.calibration import computing_device, ordinary_tensors
 
 IGNORED = -100
@@ -57,8 +58,7 @@ def input_embeddings(model: nn.Module) -> nn.Module | None:
 
 def output_embeddings(model: nn.Module) -> nn.Module | None:
     """The output layer of a plain language model, as pretrained as the rest; None of any other model."""
-    get_output_embeddings: Any = getattr(model, "get_output_embeddings", lambda: None)
-    found: nn.Module | None = get_output_embeddings()
+    found: nn.Module | None = getattr(model, "get_output_embeddings", lambda: None)()
     return found
 
 
@@ -135,7 +135,7 @@ def check_in_use(path: str, layer: Any, action: str) -> None:
         CalibrationError: they are switched off.
     """
     if layer.merged:
-        raise AlreadyMergedError(f"{path} is merged: call unmerge_adapter() before {action}.")
+        check_not_merged(path, layer, action)
     if layer.disable_adapters:
         raise CalibrationError(f"The adapters of {path} are switched off: enable them before {action}.")
 
@@ -171,6 +171,24 @@ def no_batches(action: str) -> CalibrationError:
     return CalibrationError(f"{action} needs at least one batch of inputs, and was given none.")
 
 
+class Reading(TypedDict, total=False):
+    """How inputs are read: arguments of `calibrate`, `merge_gap`, `merge_quantized` and `probe`, all of them None
+    unless given."""
+
+    tokenizer: Any
+    """Turns the texts and conversations of a `datasets.Dataset` into tokens."""
+    text_columns: str | Sequence[str] | None
+    """The column of the dataset with the texts, or the two of pairs of texts. None is "text", or else conversations or
+    preferences as TRL has them: `messages`, or `prompt` and `completion`, or `chosen` with or without `prompt`, by the
+    tokenizer's template, which gets `tools` and `chat_template_kwargs`. Prompts alone are `"prompt"`."""
+    batch_size: int | None
+    """Examples of the dataset in a batch; 32 if None."""
+    examples: int | None
+    """At most that many: an even sample of a dataset, or the first of the batches, to whole batches."""
+    max_length: int | None
+    """Tokens; longer texts of the dataset are cut, as in the training. None: what the tokenizer allows."""
+
+
 def as_batches(
     batches: Any,
     tokenizer: Any = None,
@@ -180,28 +198,20 @@ def as_batches(
     examples: int | None = None,
     max_length: int | None = None,
 ) -> Iterable[Batch]:
-    """The batches to run: what was given, or a split of `datasets` put through a tokenizer.
-
-    Args:
-        batches: a DataLoader or another iterable of batches; or, with `tokenizer`, a `datasets.Dataset`.
-        tokenizer: see `texts.tokenized`.
-        text_columns: of a dataset; see `Passes`.
-        batch_size: of a dataset; see `Passes`.
-        max_length: of a dataset; see `Passes`.
-        examples: at most that many: an even sample of a dataset, or the first of the batches, to whole batches.
+    """The batches to run: those that were given, or a `datasets.Dataset` put through a tokenizer; see `Reading`.
 
     Raises:
         TypeError: a dataset without a tokenizer, or what goes with a dataset where there is none.
-        ValueError: a number below 1; as `texts.tokenized`.
+        ValueError: a number below 1; as `texts.Tokenized`.
     """
-    of_texts = {"text_columns": text_columns, "batch_size": batch_size, "max_length": max_length}
-    for name, value in (*of_texts.items(), ("examples", examples)):
-        if name != "text_columns" and value is not None and not (isinstance(value, (int, np.integer)) and value >= 1):
+    of_texts: dict[str, Any] = {"text_columns": text_columns, "batch_size": batch_size, "max_length": max_length}
+    for name, value in (("batch_size", batch_size), ("max_length", max_length), ("examples", examples)):
+        if value is not None and not (isinstance(value, Integral) and value >= 1):
             raise ValueError(f"{name}={value!r} is not allowed: it must be a whole number of at least 1.")
     if tokenizer is not None:
-        from .texts import tokenized
+        from .texts import Tokenized
 
-        return tokenized(batches, tokenizer, text_columns, batch_size, examples, max_length)
+        return Tokenized(batches, tokenizer, **of_texts, examples=examples)
     if hasattr(batches, "column_names"):
         raise TypeError(
             "A datasets.Dataset needs tokenizer=, to make tokens of its texts. One that has tokens already goes into a "
@@ -225,9 +235,8 @@ class _First:
         left = self.examples
         for batch in self.batches:
             yield batch
-            values = (
-                batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else [batch]
-            )
+            parts = batch.values() if isinstance(batch, Mapping) else batch
+            values = [parts] if isinstance(parts, Tensor) else parts
             left -= next((len(value) for value in values if isinstance(value, Tensor) and value.dim()), 1)
             if left <= 0:
                 return
@@ -239,12 +248,17 @@ class Passes:
 
     They are read anew, from the random state of the first time: by that a loader shuffles, unless it has a generator of
     its own.
+
+    Args:
+        batches: see `as_batches`.
+        progress: what a bar on stderr says; without one, there is none.
+        reading: see `Reading`.
     """
 
-    def __init__(self, batches: Iterable[Batch], progress: str = "") -> None:
-        self.batches = batches
+    def __init__(self, batches: Any, progress: str = "", **reading: Unpack[Reading]) -> None:
+        self.batches = as_batches(batches, **reading)
         self.passes = 0
-        self.progress = progress  # what a bar on stderr says; without one, there is none
+        self.progress = progress
         self._begin = random_state_of_now()
 
     def hold(self) -> None:
@@ -264,27 +278,6 @@ class Passes:
 
         bar: dict[str, Any] = {"desc": f"{self.progress}, pass {self.passes}", "unit": " batches", "leave": False}
         return iter(tqdm(self.batches, total=length_hint(self.batches) or None, **bar))
-
-
-def copied(batch: Any, device: torch.device | None = None) -> Any:
-    """A batch with a copy of each tensor in its dicts, lists and tuples: what is done to one does not reach the other.
-
-    Args:
-        batch: what is none of these is the same in the copy.
-        device: that of the copies; None is where each tensor is.
-    """
-    if isinstance(batch, Tensor):
-        alone = batch.detach().requires_grad_(batch.requires_grad)
-        return alone.to(device or batch.device, copy=True)
-    if isinstance(batch, MutableMapping):
-        twin = copy(batch)
-        for key, value in batch.items():
-            twin[key] = copied(value, device)
-        return twin
-    if isinstance(batch, (tuple, list)):
-        values = [copied(value, device) for value in batch]
-        return batch._make(values) if hasattr(batch, "_make") else type(batch)(values)  # a named tuple has names
-    return batch
 
 
 # -------------------------------------------------------------------- what layers see
@@ -386,14 +379,18 @@ class Runner:
         """
         self.masks, self._encoded, self._texts = {}, None, []
         first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+
+        def copied(tensor: Tensor) -> Tensor:
+            return tensor.detach().requires_grad_(tensor.requires_grad).to(self.device, copy=True)
+
         if isinstance(first, Tensor) and first.dim():
-            return copied(batch, self.device)
+            return recursively_apply(copied, batch)
         if not isinstance(batch, Mapping) and not hasattr(batch, "keys"):
             raise TypeError(
                 "A batch must be a dict of tensors, a tensor of several examples, or a tuple or list that starts with "
                 f"one, not {type(batch).__name__}."
             )
-        inputs: dict[str, Any] = copied(dict(batch.items()), self.device)  # type: ignore[union-attr]
+        inputs: dict[str, Any] = recursively_apply(copied, dict(batch.items()))  # type: ignore[union-attr]
         for name in ("attention_mask", "decoder_attention_mask"):
             mask = inputs.get(name)
             if isinstance(mask, Tensor) and mask.dim() in (2, 3):  # several texts an example are one long batch

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import MethodType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +20,15 @@ from ..tuner import AuroraLayer
 from ..tuner.merging import OriginalWeight, parameter_like
 from ..tuner.model import check_before_merge
 from .calibrate import MAX_MEMORY
-from .inputs import Batch, Passes, Runner, as_batches, evaluated
+from .inputs import Batch, Passes, Reading, Runner, evaluated
 from .merges import AdaptedLayer, input_moments, layers_with_adapters
-from .predictions import EndToEndGap, compare
+from .predictions import EndToEndGap, compare, end_to_end_table
 from .report import Report, first_table, share, worst_of
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-HELD_OUT = (8, 16, 24, 32)
+HELD_OUT = (8, 24)
 """These batches are not rounded by, and tell what the merge loses end to end."""
 UNMERGED, WITHOUT, NEAREST, BY_INPUTS = "unmerged", "without adapter", "nearest", "by inputs"
 
@@ -108,8 +108,6 @@ class QuantizedMerge(Report):
 
     def tables(self) -> tuple[Table, ...]:
         """End to end, and layer by layer, those that lose most first, for a terminal. Needs rich."""
-        from .gap import end_to_end_table
-
         what = "held out" if self.held_out else "rounded by"
         rows = [
             (layer.layer, [layer.format, share(layer.nearest), share(layer.by_inputs)])
@@ -136,12 +134,8 @@ def merge_quantized(
     *,
     damping: float = 1e-3,
     max_memory: float = MAX_MEMORY,
-    tokenizer: Any = None,
-    text_columns: str | Sequence[str] | None = None,
-    batch_size: int | None = None,
-    examples: int | None = None,
-    max_length: int | None = None,
     progress: bool = False,
+    **reading: Unpack[Reading],
 ) -> QuantizedMerge:
     """Merge the active adapters into a quantised base model, rounding by the inputs that its layers see.
 
@@ -155,16 +149,12 @@ def merge_quantized(
         model: a `PeftModel` of any method that changes a weight (AuroRA in its mergeable form, LoRA and its variants,
             VeRA, OFT, (IA)^3, ...) on a base that bitsandbytes (8 bit, NF4, FP4) or torchao (int8, int4 kept as int8)
             has quantised; not merged.
-        batches: as in `calibrate`: a few hundred inputs like those that the model will see, without labels. Every
-            eighth batch of the first 32 is held out: what the merge loses end to end is measured on it. Of fewer than
+        batches: as in `calibrate`: a few hundred inputs like those that the model will see, without labels. The
+            eighth batch and the 24th are held out: what the merge loses end to end is measured on them. Of fewer than
             eight, all are rounded by, and it is measured on the first.
         damping: relative to the mean of E[x^2]; see `ops.rounding.input_moment`.
         max_memory: as in `calibrate`.
-        tokenizer: as in `calibrate`.
-        text_columns: as in `calibrate`.
-        batch_size: as in `calibrate`.
-        examples: as in `calibrate`.
-        max_length: as in `calibrate`.
+        reading: as in `calibrate`: `tokenizer`, `text_columns`, `batch_size`, `examples`, `max_length`.
         progress: as in `calibrate`.
 
     Returns:
@@ -184,10 +174,7 @@ def merge_quantized(
     if not 0 < damping < math.inf:
         raise ValueError(f"damping={damping!r} is not allowed: it must be a finite number above 0.")
     start = time.perf_counter()
-    source = as_batches(
-        batches, tokenizer, text_columns=text_columns, batch_size=batch_size, examples=examples, max_length=max_length
-    )
-    data = _Parts(source, "reading inputs" if progress else "")
+    data = _Parts(batches, "reading inputs" if progress else "", **reading)
     every = layers_with_adapters(model, "merge_quantized")
     layers = {layer.path: layer for layer in every if layer.format is not None}
     others = [layer for layer in every if layer.format is None]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,10 @@ from torch.nn import functional
 
 from .calibrate import float64_pieces
 from .inputs import IGNORED, Batch, Runner, no_batches, plain_model
+from .report import shown, table
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 Metric = Callable[[Tensor, Tensor], Mapping[str, float]]
 PredictionKind = Literal["classes", "labels", "values"]
@@ -34,6 +38,23 @@ class EndToEndGap:
     """Share of positions at which the largest logit is the same; None where the model predicts no classes."""
     metric: dict[str, float] = field(default_factory=dict)
     """The metric, where the batches have labels; see `merge_gap`."""
+
+
+def end_to_end_table(what: str, entries: Sequence[EndToEndGap], predictions: int) -> Table:
+    """One row for each form or merge."""
+    names = list(entries[0].metric)
+    rows = [
+        [
+            entry.form,
+            shown(entry.kl, ".5f"),
+            shown(entry.largest_logit_difference, ".3f"),
+            shown(entry.agreement, ".2%"),
+            *(shown(entry.metric[name], ".4f") for name in names),
+        ]
+        for entry in entries
+    ]
+    headings = [what, "KL from trained", "largest logit diff", "same argmax", *names]
+    return table(f"end to end, {predictions:,} predictions", headings, rows)
 
 
 Variants = Mapping[str, Callable[[], AbstractContextManager[Any]]]
@@ -76,12 +97,13 @@ def compare(
                 output = runner.run(batch)
             logits = _predictions(output)
             if reference is None:
-                reference, kind = logits, _kind(runner.model, output, logits)
-                keep = _positions(runner, logits)
+                kind, keep = _kind(runner.model, output, logits), _positions(runner, logits)
                 labels = None if _is_matched(output) else _labels(runner.model, batch, logits)
                 if labels is None and perplexity and causal:
                     labels = next_tokens(batch, logits.device)
-            found[name].compare(_rows(logits, keep), _rows(reference, keep), kind)
+            rows = logits[keep] if keep is not None else logits.reshape(-1, logits.shape[-1])
+            reference = rows if reference is None else reference
+            found[name].compare(rows, reference, kind)
             if labels is not None and (scored := _scored(logits, labels, kind, causal)):
                 found[name].score(*scored)
     if n == 0:
@@ -105,12 +127,16 @@ class _Sums:
         """(n, classes) each; a class that both mask, by a logit of -inf, adds nothing."""
         self.n += len(logits)
         self.classes = kind == "classes"
+        if logits is reference and not logits.isnan().any():
+            self.same += len(logits)
+            return
         for mine, theirs in float64_pieces(logits, reference):
-            difference = torch.where(mine == theirs, 0.0, mine - theirs).abs().max()
-            self.largest = torch.maximum(self.largest, difference.cpu())  # a NaN stays
-            if self.classes:
-                p, q = theirs.log_softmax(-1), mine.log_softmax(-1)
-                self.kl += float(torch.where(p == -math.inf, 0.0, p.exp() * (p - q)).sum())
+            off = torch.where(mine == theirs, 0.0, theirs - mine)
+            self.largest = torch.maximum(self.largest, off.abs().max().cpu())  # a NaN stays
+            if self.classes:  # log p - log q is the difference of the logits less that of their normalisers
+                total, mine_total = theirs.logsumexp(-1, keepdim=True), mine.logsumexp(-1, keepdim=True)
+                weighted = torch.where(theirs == -math.inf, 0.0, (theirs - total).exp() * off)
+                self.kl += float(weighted.sum() - (total - mine_total).sum())
                 self.same += _count(mine.argmax(-1) == theirs.argmax(-1), mine, theirs)
 
     def score(self, logits: Tensor, labels: Tensor) -> None:
@@ -155,15 +181,12 @@ def _count(true: Tensor, *logits: Tensor) -> float:
     return math.nan if any(bool(values.isnan().any()) for values in logits) else float(true.sum())
 
 
-def _rows(logits: Tensor, keep: Tensor | None) -> Tensor:
-    return logits[keep] if keep is not None else logits.reshape(-1, logits.shape[-1])
-
-
 def _positions(runner: Runner, logits: Tensor) -> Tensor | None:
     """Which of the positions of (batch, tokens, classes) predictions are not padding."""
     mask = runner.masks.get("attention_mask" if runner.encoder is None else "decoder_attention_mask")
-    fits = mask is not None and logits.dim() == 3 and mask.shape == logits.shape[:2]
-    return mask.to(logits.device) if mask is not None and fits else None
+    if mask is None or logits.dim() != 3 or mask.shape != logits.shape[:2] or mask.all():
+        return None
+    return mask.to(logits.device)
 
 
 def _scored(logits: Tensor, labels: Tensor, kind: PredictionKind, causal: bool) -> tuple[Tensor, Tensor] | None:

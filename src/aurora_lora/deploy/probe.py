@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,10 +20,10 @@ from ..forms import DYNAMIC
 from ..tuner import active_layers
 from ..tuner.adapters import check_not_merged, plain_path
 from ..tuner.targets import ALL_LINEAR, named
-from ..values import short
+from ..values import is_int, require, short
 from .calibrate import ROUNDING, float64_device, several_processes, sum_over_processes
 from .gradients import LOSS_SCALES, See, Weight, activation_gradients, frozen_weights, watched_gradients
-from .inputs import Passes, Runner, as_batches, gpus_of, no_batches, plain_model, watched_inputs
+from .inputs import Passes, Reading, Runner, gpus_of, no_batches, plain_model, watched_inputs
 from .predictions import next_tokens, predicts_next_token, tensor_of
 from .report import Report, first_table, shown
 
@@ -87,20 +87,18 @@ class Probe(Report):
 
     def tables(self) -> tuple[Table, ...]:
         """Layer by layer, those with the largest singular values first, for a terminal. Needs rich."""
-        squares = {layer.layer: float(layer.singular_values.double().square().sum()) for layer in self.layers}
-        total = sum(squares.values())
-        largest = {layer.layer: float(layer.singular_values[0]) for layer in self.layers}
+        squares = {one.layer: float(one.singular_values.double().square().sum()) for one in self.layers}
         rows = [
             (
-                layer.layer,
+                one.layer,
                 [
-                    f"{layer.d_out} x {layer.d_in}",
-                    str(len(layer.singular_values)),
-                    shown(largest[layer.layer], ".2e"),
-                    shown(squares[layer.layer] / total, ".1%"),
+                    f"{one.d_out} x {one.d_in}",
+                    str(len(one.singular_values)),
+                    shown(float(one.singular_values[0]), ".2e"),
+                    shown(squares[one.layer] / sum(squares.values()), ".1%"),
                 ],
             )
-            for layer in sorted(self.layers, key=lambda layer: largest[layer.layer], reverse=True)
+            for one in sorted(self.layers, key=lambda one: float(one.singular_values[0]), reverse=True)
         ]
         left_out = self.without_gradient and f"no gradient came through {counted(len(self.without_gradient), 'layer')}"
         title = f"layers{{}}: singular values S of the gradient, mean over {self.batches:,} batches"
@@ -181,31 +179,16 @@ def check_probe(found: Any) -> None:
 # -------------------------------------------------------------------- the loss
 
 
-def chosen_loss(loss: Loss | None, model: nn.Module, of_texts: bool = False) -> Loss:
-    """The loss that was given, or else the model's own; of texts that of each next token.
-
-    Raises:
-        TypeError: the loss is no function, or the texts are for a model that predicts something else.
-    """
-    if loss is not None:
-        if not callable(loss):
-            raise TypeError(f"loss={short(loss)} is not allowed: it must be a function of (model, batch).")
-        return loss
-    if of_texts and not predicts_next_token(model):
+def _loss_of_texts(model: Any, batch: Any) -> Tensor:
+    if not predicts_next_token(model):
         raise TypeError(
             "The texts of a datasets.Dataset have no labels, which only a causal language model can do without: give "
             "loss=, or a DataLoader of batches with labels."
         )
-    return loss_of_texts if of_texts else own_loss
+    return _own_loss(model, {**batch, "labels": next_tokens(batch, batch["input_ids"].device)})
 
 
-def loss_of_texts(model: Any, batch: Any) -> Tensor:
-    """The model's own loss of each next token."""
-    return own_loss(model, {**batch, "labels": next_tokens(batch, batch["input_ids"].device)})
-
-
-def own_loss(model: Any, batch: Any) -> Tensor:
-    """The loss that the model computes from the labels in a batch."""
+def _own_loss(model: Any, batch: Any) -> Tensor:
     outputs = model(**batch) if isinstance(batch, dict) else None
     if (found := tensor_of(outputs, "loss")) is None:
         raise CalibrationError("The model gives no loss: labels are needed in the batches, or loss(model, batch).")
@@ -225,12 +208,8 @@ def probe(
     exclude_modules: Sequence[str] | str | None = None,
     power_iterations: int = 1,
     seed: int = 0,
-    tokenizer: Any = None,
-    text_columns: str | Sequence[str] | None = None,
-    batch_size: int | None = None,
-    examples: int | None = None,
-    max_length: int | None = None,
     progress: bool = False,
+    **reading: Unpack[Reading],
 ) -> Probe:
     """Find the directions of each frozen weight's gradient along which a low-rank adapter would learn most at first.
 
@@ -259,11 +238,7 @@ def probe(
         power_iterations: further ones sharpen the directions where singular values lie close together, at two backward
             passes each.
         seed: of the random columns.
-        tokenizer: as in `calibrate`.
-        text_columns: as in `calibrate`.
-        batch_size: as in `calibrate`.
-        examples: as in `calibrate`.
-        max_length: as in `calibrate`.
+        reading: as in `calibrate`: `tokenizer`, `text_columns`, `batch_size`, `examples`, `max_length`.
         progress: as in `calibrate`.
 
     Returns:
@@ -278,14 +253,13 @@ def probe(
         ValueError: an argument that is not allowed, or `target_modules` that name no layer.
     """
     for name, value, least in (("rank", rank, 1), ("power_iterations", power_iterations, 1), ("seed", seed, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name}={value!r} is not allowed: it must be a whole number of at least {least}.")
+        require(is_int(value, least), name, value, f"a whole number of at least {least}")
     start = time.perf_counter()
-    source = as_batches(
-        batches, tokenizer, text_columns=text_columns, batch_size=batch_size, examples=examples, max_length=max_length
-    )
-    loss = chosen_loss(loss, model, tokenizer is not None)
-    data = Passes(source, "probing" if progress else "")
+    data = Passes(batches, "probing" if progress else "", **reading)
+    if loss is None:
+        loss = _own_loss if reading.get("tokenizer") is None else _loss_of_texts
+    if not callable(loss):
+        raise TypeError(f"loss={short(loss)} is not allowed: it must be a function of (model, batch).")
     data.hold()
     for path, layer, name in active_layers(model):
         if layer.aurora_config[name].train_form == DYNAMIC:  # merged, the static one is what it is trained in
@@ -336,7 +310,7 @@ def _inputs(runner: Runner, data: Passes, seed: int) -> Iterable[Any]:
 
 
 def _backward(
-    runner: Runner, data: Passes, loss: Loss, seed: int, sketches: list[Sketch], begin: Callable[[Sketch], Any]
+    runner: Runner, data: Passes, loss: Loss, seed: int, sketches: list[Sketch], begin: Callable[[Sketch], See]
 ) -> int:
     """A pass with gradients over the batches, whose number it gives; the sums are over all of them, and processes."""
     for scale in LOSS_SCALES:
@@ -346,10 +320,7 @@ def _backward(
                 count += 1
                 value = loss(runner.model, inputs)
                 if not isinstance(value, Tensor) or value.numel() != 1:
-                    found = (
-                        f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-                    )
-                    raise CalibrationError(f"loss must return a tensor with one element, and gave {found}.")
+                    raise CalibrationError(f"loss must return a tensor with one element, and gave {short(value)}.")
                 if value.requires_grad:
                     backward(value * scale)
         sum_over_processes(count, *(one.total for one in sketches))
@@ -383,41 +354,28 @@ class Sketch:
         held = next((p for p in (*weight.layer.parameters(), *weight.layer.buffers()) if not p.is_meta), None)
         self.device = runner.device if held is None or hasattr(held, "device_mesh") else held.device
         self.dtype = torch.float64 if held is not None and held.dtype == torch.float64 else torch.float32
-        self.rows: Tensor | None = None  # V^T, (columns, d_in), once it is found
+        self.rows: Any = None  # V^T, (columns, d_in), once it is found
         self.basis = torch.empty(0)  # Q, (d_out, columns), until then
         self.total = torch.empty(0)
         self.singular_values = torch.zeros(1)
         self.count = torch.zeros(())
 
-    def _directions(self) -> Tensor:
-        """V^T of the wanted rank."""
-        assert self.rows is not None
-        return self.rows[: self.rank]
-
-    def sees_inputs(self) -> Any:
-        """For the range: of each input x, x Omega is kept, or x where that is smaller; V in place of Omega where it is
-        there."""
+    def sees_inputs(self) -> See:
+        """For the range: sums of g (x Omega)^T, with V in place of Omega where it is there."""
         draw = torch.Generator().manual_seed(self.seed)
         omega = torch.randn(self.columns, self.weight.d_in, generator=draw, dtype=self.dtype, device="cpu")
         rows, weight = (omega if self.rows is None else self.rows).to(self.device), self.weight
         self.total = rows.new_zeros(weight.d_out, self.columns)
 
-        def keep(x: Tensor) -> tuple[Tensor, See]:
+        def see(x: Tensor, g: Tensor) -> None:
             seen = weight.project(x.to(self.device, self.dtype), rows)
-            # of a narrow layer, and of each group of a convolution, x Omega can be many times x
-            return (seen, see) if seen.nbytes <= x.nbytes else (x, see_input)
-
-        def see_input(x: Tensor, g: Tensor) -> None:
-            see(weight.project(x.to(self.device, self.dtype), rows), g)
-
-        def see(seen: Tensor, g: Tensor) -> None:
             by_group = weight.outputs(g).to(self.device, self.dtype).transpose(1, 2) @ seen
             self.total += by_group.reshape(self.total.shape)
 
-        return keep
+        return see
 
-    def sees_both(self) -> Any:
-        """For the co-range: the inputs themselves are kept until the gradient has come."""
+    def sees_both(self) -> See:
+        """For the co-range: sums of x (g Q)^T."""
         weight = self.weight
         by_group = self.basis.to(self.device).view(weight.groups, -1, self.columns)
         self.total = by_group.new_zeros(weight.d_in, self.columns)
@@ -426,7 +384,7 @@ class Sketch:
             outputs = weight.outputs(g).to(self.device, self.dtype)
             self.total += weight.gather(x.to(self.device, self.dtype), outputs @ by_group)
 
-        return lambda x: (x, see)
+        return see
 
     def end_of_range(self, batches: int) -> None:
         """Y -> Q."""
@@ -449,9 +407,9 @@ class Sketch:
             raise CalibrationError(f"The gradient of {self.name} is not finite: is the model or a batch broken?")
         return mean
 
-    def sees_vectors(self) -> Any:
+    def sees_vectors(self) -> Callable[[Tensor], None]:
         """For the deviations: sums of 1, z and z^2 over the vectors that are no padding."""
-        rows, weight = self._directions().to(self.device), self.weight
+        rows, weight = self.rows[: self.rank].to(self.device), self.weight
         self.total = torch.zeros(2, self.rank, dtype=torch.float64, device=float64_device(self.device))
         self.count = torch.zeros((), dtype=torch.int64, device=self.device)
 
@@ -472,6 +430,6 @@ class Sketch:
         # the same z for all inputs, but for rounding, which is as large where the parts of z cancel out
         variance[variance <= ROUNDING**2 * square.max()] = 0
         weight = self.weight
-        values, directions = self.singular_values.float(), self._directions().float()
+        values, directions = self.singular_values.float(), self.rows[: self.rank].float()
         deviations = variance.sqrt().float()
         return LayerProbe(self.name, weight.d_out, weight.d_in, weight.groups, values, directions, deviations)

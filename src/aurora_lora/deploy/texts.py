@@ -17,60 +17,49 @@ def even_sample(total: int, count: int | None) -> list[int]:
     return [index * total // count for index in range(count)]
 
 
-def tokenized(
-    dataset: Any,
-    tokenizer: Any,
-    text_columns: str | Sequence[str] | None = None,
-    batch_size: int | None = None,
-    examples: int | None = None,
-    max_length: int | None = None,
-) -> Tokenized:
-    """A dataset as padded batches of tokens; can be iterated again.
+class Tokenized:
+    """A `datasets.Dataset` as padded batches of tokens; can be iterated again.
 
     Args:
-        dataset: a `datasets.Dataset`.
+        dataset: of texts or conversations.
         tokenizer: of Transformers; without a padding token it pads with its end of text.
-        text_columns: the one or two text columns that it reads. None is "text"; a dataset that has no such column but
-            conversations as TRL has them, `messages` or `prompt` and `completion`, is read as those, by the tokenizer's
-            template; one of preferences, `chosen` with or without `prompt`, likewise; prompts alone as `"prompt"`.
-            Prompts and completions that are texts are joined, as TRL does. The template gets `tools` and
-            `chat_template_kwargs`.
-        batch_size: examples in a batch; 32 if None.
-        examples: an even sample of at most that many.
-        max_length: tokens; longer texts are cut. None is what the tokenizer allows.
+        text_columns: this and the following as in `inputs.Reading`.
+        batch_size: examples in a batch.
+        examples: an even sample of so many.
+        max_length: tokens.
 
     Raises:
         TypeError: no dataset, or a streamed one.
         ValueError: the dataset has no such column; the tokenizer has no chat template or nothing to pad with.
     """
-    columns = getattr(dataset, "column_names", None)
-    if not isinstance(columns, list) or not hasattr(dataset, "__len__"):
-        raise TypeError(
-            f"tokenizer goes with a datasets.Dataset, not with {type(dataset).__name__}. Of a streamed one give the "
-            "first rows: datasets.Dataset.from_list(list(stream.take(256)))."
-        )
-    if text_columns is None:
-        # prompts alone must be asked for: beside them may be answers under any name
-        kinds = (names for names in CONVERSATIONS if names != ("prompt",) and set(names) <= set(columns))
-        read: tuple[str, ...] = ("text",) if "text" in columns else next(kinds, ("text",))
-    else:
-        read = (text_columns,) if isinstance(text_columns, str) else tuple(text_columns)
-    if missing := [column for column in read if column not in columns]:
-        raise ValueError(f"The dataset has no column {missing[0]!r} (it has {', '.join(columns)}).")
-    if getattr(tokenizer, "pad_token_id", 0) is None and tokenizer.eos_token_id is None:
-        raise ValueError("The tokenizer has neither a padding token nor one for the end of a text: set its pad_token.")
-    if examples is not None and examples < len(dataset):
-        dataset = dataset.select(even_sample(len(dataset), int(examples)))
-    return Tokenized(dataset, tokenizer, read, int(batch_size or 32), max_length)
-
-
-class Tokenized:
-    """See `tokenized`."""
 
     def __init__(
-        self, dataset: Any, tokenizer: Any, columns: tuple[str, ...], batch_size: int, max_length: int | None
+        self,
+        dataset: Any,
+        tokenizer: Any,
+        text_columns: str | Sequence[str] | None = None,
+        batch_size: int | None = None,
+        max_length: int | None = None,
+        examples: int | None = None,
     ) -> None:
-        self.dataset, self.tokenizer, self.columns, self.batch_size = dataset, tokenizer, columns, batch_size
+        columns = getattr(dataset, "column_names", None)
+        if not isinstance(columns, list) or not hasattr(dataset, "__len__"):
+            raise TypeError(
+                f"tokenizer goes with a datasets.Dataset, not with {type(dataset).__name__}. Of a streamed one give "
+                "the first rows: datasets.Dataset.from_list(list(stream.take(256)))."
+            )
+        if text_columns is None:
+            # prompts alone must be asked for: beside them may be answers under any name
+            kinds = (names for names in CONVERSATIONS if names != ("prompt",) and set(names) <= set(columns))
+            text_columns = "text" if "text" in columns else next(kinds, "text")
+        self.columns = (text_columns,) if isinstance(text_columns, str) else tuple(text_columns)
+        if missing := [column for column in self.columns if column not in columns]:
+            raise ValueError(f"The dataset has no column {missing[0]!r} (it has {', '.join(columns)}).")
+        if getattr(tokenizer, "pad_token_id", 0) is None and tokenizer.eos_token_id is None:
+            raise ValueError("The tokenizer has neither a padding token nor one for the end of a text: set pad_token.")
+        if examples is not None and examples < len(dataset):
+            dataset = dataset.select(even_sample(len(dataset), int(examples)))
+        self.dataset, self.tokenizer, self.batch_size = dataset, tokenizer, int(batch_size or 32)
         self._options: dict[str, Any] = {"padding": True, "truncation": True, "return_tensors": "pt"}
         if max_length is not None:
             self._options["max_length"] = int(max_length)

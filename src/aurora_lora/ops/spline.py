@@ -13,7 +13,6 @@ beta_3(u) = ((2 - |u|)_+^3 - 4 (1 - |u|)_+^3) / 6.
 from __future__ import annotations
 
 import math
-from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -118,30 +117,11 @@ def piecewise_polynomials(
     middles = torch.zeros(n + 2, dtype=torch.float64, device="cpu")
     middles[1:-1] = (boundaries[1:] + boundaries[:-1]) / 2
     coefficients = torch.zeros(n + 2, order + 1, K, dtype=torch.float64, device="cpu")
-    for piece, polynomial in enumerate(_cardinal_pieces(order)):
-        for j, value in enumerate(polynomial):
+    # N_p on its unit interval i, in the distance s from the middle: sum_k (-1)^k C(p + 1, k) (s + i - k + 1/2)^p / p!
+    for i in range(order + 1):
+        for j in range(order + 1):
+            terms = ((-1) ** k * math.comb(order + 1, k) * (2 * (i - k) + 1) ** (order - j) for k in range(i + 1))
+            value = sum(terms) / (2 ** (order - j) * math.factorial(j) * math.factorial(order - j))
             for k in range(K):
-                coefficients[1 + k + piece, j, k] = float(value) / step**j
+                coefficients[1 + k + i, j, k] = value / step**j
     return boundaries, middles, coefficients
-
-
-def _cardinal_pieces(order: int) -> list[list[Fraction]]:
-    """The cardinal B-spline on [0, order + 1): for each unit interval its polynomial in the distance from the middle.
-
-    N_p(v) = v/p N_{p-1}(v) + (p + 1 - v)/p N_{p-1}(v - 1): on piece i both have the argument s + i + 1/2.
-    """
-    pieces = [[Fraction(1)]]
-    for p in range(1, order + 1):
-        empty = [Fraction(0)] * p
-        longer = []
-        for i in range(p + 1):
-            here = pieces[i] if i < p else empty
-            before = pieces[i - 1] if i > 0 else empty
-            middle = Fraction(2 * i + 1, 2)
-            polynomial = [Fraction(0)] * (p + 1)
-            for j in range(p):
-                polynomial[j] += (middle * here[j] + (p + 1 - middle) * before[j]) / p
-                polynomial[j + 1] += (here[j] - before[j]) / p
-            longer.append(polynomial)
-        pieces = longer
-    return pieces

@@ -38,15 +38,6 @@ def project_patches(base: Any, x: Tensor, matrix: Tensor) -> Tensor:
     return by_group.transpose(-1, -2)
 
 
-def padded_by_group(base: Any, x: Tensor) -> Tensor:
-    """The input of a convolution, padded as it pads, each group by itself: (N * groups, C / groups, *size)."""
-    if x.dim() == len(base.kernel_size) + 1:
-        x = x.unsqueeze(0)
-    mode = "constant" if base.padding_mode == "zeros" else base.padding_mode
-    x = functional.pad(x, base._reversed_padding_repeated_twice, mode=mode)
-    return x.reshape(len(x) * base.groups, x.shape[1] // base.groups, *x.shape[2:])
-
-
 class _AuroraConv(AuroraLayer):
     """AuroRA on a convolution: at each output position, `h = W0 x + s B sigma(A x)` for the patch x (docs/method.md).
 
@@ -130,7 +121,11 @@ class _AuroraConv(AuroraLayer):
     def _patches(self, x: Tensor) -> Tensor:
         """(N * groups, *positions, channels of a group, *kernel): a view of the padded input."""
         base: Any = self.get_base_layer()
-        x = padded_by_group(base, x)
+        if x.dim() == self.dimensions + 1:
+            x = x.unsqueeze(0)
+        mode = "constant" if base.padding_mode == "zeros" else base.padding_mode
+        x = functional.pad(x, base._reversed_padding_repeated_twice, mode=mode)
+        x = x.reshape(len(x) * base.groups, x.shape[1] // base.groups, *x.shape[2:])
         for i in range(self.dimensions):  # each appends its window as a last dimension
             reach = base.dilation[i] * (base.kernel_size[i] - 1) + 1
             x = x.unfold(2 + i, reach, base.stride[i])[..., :: base.dilation[i]]
