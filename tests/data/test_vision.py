@@ -1,6 +1,11 @@
 """The loaders of the eight image data sets on copies in the hub's own form; how they are split."""
 
+import base64
+import gzip
+import hashlib
 import itertools
+import json
+import struct
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,11 +16,11 @@ import image_copy
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_digits
 
-from aurora_lora.data import TASKS, SplitSizes, get_task
-from aurora_lora.data.vision import VISION, class_names, read_image, rgb, split_images, with_rows
+from aurora_lora.data import SplitSizes, get_task, vision
+from aurora_lora.data.vision import VISION, class_names, png, read_image, rgb, split_images, with_rows
 from aurora_lora.errors import UserError
-from aurora_lora.train.kinds import kind_of
 
 REPOS = {repo["repo"]: repo for repo in hub_copy.read("vision.json")["repos"]}
 ALL = SplitSizes(None, None, None)
@@ -78,15 +83,15 @@ def test_each_data_set(task: Any, copies: Any) -> None:
             seen.add(key)
 
 
+def numbered(count: int, name: str) -> datasets.Dataset:
+    return with_rows(datasets.Dataset.from_dict({"label": [0] * count}, split=name))
+
+
 @pytest.mark.parametrize("task", VISION, ids=lambda task: task.name)
 def test_sizes_are_those_of_table_10(task: Any) -> None:
     classes, train, validation, test, there = TABLE_10[task.name]
     names = ("train", "validation", "test")
-    pieces = {
-        name: with_rows(datasets.Dataset.from_dict({"label": [0] * count}, split=name))
-        for name, count in zip(names, there, strict=True)
-        if count
-    }
+    pieces = {name: numbered(count, name) for name, count in zip(names, there, strict=True) if count}
     data = split_images(pieces, task.sizes, 0, task.name)
     assert tuple(len(data[name]) for name in names) == (train, validation, test)
     assert (task.num_labels, task.train_examples) == (classes, train)
@@ -98,10 +103,10 @@ def test_sizes_are_those_of_table_10(task: Any) -> None:
 
 
 def test_the_seed_decides_and_smaller_sizes_are_parts() -> None:
-    whole = {"train": with_rows(datasets.Dataset.from_dict({"label": [0] * 50}, split="train"))}
+    whole, own = {"train": numbered(50, "train")}, {name: numbered(50, name) for name in ("train", "test")}
 
-    def rows(seed: int, *sizes: int | None) -> dict[str, list[int]]:
-        return {name: split["row"][:] for name, split in split_images(whole, SplitSizes(*sizes), seed, "x").items()}
+    def rows(seed: int, *sizes: int | None, pieces: Any = whole) -> dict[str, list[int]]:
+        return {name: split["row"][:] for name, split in split_images(pieces, SplitSizes(*sizes), seed, "x").items()}
 
     assert rows(3, None, 5, 10) == rows(3, None, 5, 10)
     assert rows(3, None, 5, 10)["validation"] != rows(4, None, 5, 10)["validation"]
@@ -110,34 +115,17 @@ def test_the_seed_decides_and_smaller_sizes_are_parts() -> None:
     assert more["validation"] == few["validation"]
     assert rows(3, 10, 8, 15)["train"] == few["train"]  # whatever is held out
     assert [len(part) for part in rows(0, None, None, None).values()] == [36, 4, 10]
-
-
-def test_the_seed_decides_what_is_taken_of_a_split_of_its_own() -> None:
-    pieces = {
-        name: with_rows(datasets.Dataset.from_dict({"label": [0] * 50}, split=name)) for name in ("train", "test")
-    }
-
-    def rows(seed: int, size: int) -> list[int]:
-        return split_images(pieces, SplitSizes(None, None, size), seed, "x")["test"]["row"][:]
-
-    assert set(rows(0, 10)) != set(range(10))
-    assert set(rows(0, 10)) != set(rows(1, 10))
-    assert rows(0, 10)[:4] == rows(0, 4)
-
-
-@pytest.mark.parametrize(
-    ("sizes", "message"),
-    [
+    # and what is taken of a split of its own
+    ten = rows(0, None, None, 10, pieces=own)["test"]
+    assert set(range(10)) != set(ten) != set(rows(1, None, None, 10, pieces=own)["test"])
+    assert ten[:4] == rows(0, None, None, 4, pieces=own)["test"]
+    for sizes, message in (
         ((60, None, None), "task.train_size: 60 is more than the 36 images of x that are left"),
         ((None, 60, None), "task.validation_size: 60 is more than the 39 images of x to hold out from"),
         ((None, None, 50), "task.test_size: 50 is more than the 49 images of x to hold out from"),
-    ],
-)
-def test_sizes_that_the_data_cannot_give(sizes: Any, message: str) -> None:
-    whole = {"train": with_rows(datasets.Dataset.from_dict({"label": [0] * 50}, split="train"))}
-    with pytest.raises(UserError) as error:
-        split_images(whole, SplitSizes(*sizes), 0, "x")
-    assert str(error.value) == message
+    ):
+        with pytest.raises(UserError, match=message):
+            rows(0, *sizes)
 
 
 def test_a_split_of_its_own_can_be_taken_in_part(copies: Any) -> None:
@@ -169,18 +157,75 @@ def test_odd_copies(copies: Any) -> None:
     copies(train, {**test, "classes": test["classes"][::-1]})
     with pytest.raises(UserError, match=r"the classes of train and test differ"):
         get_task("cifar10").load_splits(ALL, 0)
+    copies(train)
+    with pytest.raises(UserError, match="the test split of Multimodal-Fatima/CIFAR10_test cannot be loaded"):
+        get_task("cifar10").load_splits(ALL, 0)
 
 
-def test_what_cannot_be_had(copies: Any) -> None:
-    copies(repos_of("fgvc")[0])
-    with pytest.raises(UserError, match="the test split of Multimodal-Fatima/FGVC_Aircraft_test cannot be loaded"):
-        get_task("fgvc").load_splits(ALL, 0)
+# ---------------------------------------------------------------- packaged
+
+IMAGES = np.arange(4 * 6 * 5, dtype=np.uint8).reshape(4, 6, 5)
 
 
-def test_the_packaged_images_are_the_hubs_test_images() -> None:
-    assert TASKS["cifar10"].never_after == ("cifar10-10k",)
-    assert {task.group for task in VISION} == {"images"}
-    assert all(kind_of(task).facts.task_type == "IMAGE_CLS" and task.metric == "accuracy" for task in VISION)
+def write_idx(path: Path, values: np.ndarray) -> None:
+    """LeCun's format: two zero bytes, the type, the number of dimensions, the sizes, the values."""
+    head = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
+    path.write_bytes(gzip.compress(head + values.tobytes()))
+
+
+def test_fashion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, sizes = get_task("fashion-mnist"), SplitSizes(None, 1, None)
+    monkeypatch.setattr(vision, "FASHION_FOLDER", tmp_path / "none")
+    monkeypatch.setenv("AURORA_LORA_DATA", str(tmp_path))
+    with pytest.raises(UserError, match=r"apt-get install dataset-fashion-mnist.*zalando-datasets/fashion_mnist"):
+        task.load_splits(sizes, 0)
+    monkeypatch.setattr(vision, "FASHION_FOLDER", tmp_path)
+    labels = np.array([3, 1, 0, 9], np.uint8)
+    for prefix in ("train", "t10k"):
+        write_idx(tmp_path / f"{prefix}-images-idx3-ubyte.gz", IMAGES)
+        write_idx(tmp_path / f"{prefix}-labels-idx1-ubyte.gz", labels)
+    with pytest.raises(UserError, match=r"train-images-idx3-ubyte\.gz is missing or altered: install the package"):
+        task.load_splits(sizes, 0)
+    names = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in tmp_path.glob("*.gz")}
+    monkeypatch.setattr(vision, "FASHION_FILES", names)
+    data = task.load_splits(sizes, 0)
+    assert data.num_rows == {"train": 3, "validation": 1, "test": 4}
+    assert data["test"]["label"][:] == labels.tolist()
+    for example in data["train"]:
+        assert np.array_equal(np.asarray(example["image"]), IMAGES[example["row"]])
+        assert example["label"] == labels[example["row"]]
+    assert (str(data["validation"].split), str(data["test"].split)) == ("train", "test")
+
+
+def test_digits() -> None:
+    found = load_digits()
+    data = get_task("digits").load_splits(get_task("digits").sizes, 0)
+    assert data.num_rows == {"train": 1_097, "validation": 200, "test": 500}
+    for example in data["validation"]:
+        pixels = np.asarray(example["image"])
+        assert np.abs(pixels / 255 * 16 - found.images[example["row"]]).max() < 0.05
+        assert example["label"] == found.target[example["row"]]
+    assert sorted({row for split in data.values() for row in split["row"][:]}) == list(range(1_797))
+
+
+def test_cifar10_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shades = {10: "ship", 200: "bird", 90: "cat"}
+    rows = [
+        {
+            "input": base64.b64encode(png(np.full((4, 4, 3), shade, np.uint8))).decode(),
+            "target_scores": {name: int(name == label) for name in vision.CIFAR10_LABELS},
+        }
+        for shade, label in shades.items()
+    ]
+    (tmp_path / "cifar10.json").write_text(json.dumps({"examples": rows}))
+    monkeypatch.setattr(vision, "fetch", lambda _: tmp_path)
+    data = get_task("cifar10-10k").load_splits(SplitSizes(1, 1, 1), 0)
+    for example in (example for split in data.values() for example in split):
+        assert vision.CIFAR10_LABELS[example["label"]] == shades[np.asarray(example["image"])[0, 0, 0]]
+    assert {str(split.split) for split in data.values()} == {"test"}
+
+
+# ---------------------------------------------------------------- how images are read
 
 
 @pytest.mark.parametrize("clear", [5, bytes(range(256)), b"\0\x80"], ids=["one colour", "each colour", "two colours"])

@@ -1,26 +1,16 @@
 """Tasks and models: what to train on and from. A new task is one dataclass and one `TASKS` line."""
 
 from ..errors import UserError, unknown
-from .bigbench import BIG_BENCH
 from .commonsense import COMMONSENSE
 from .glue import GLUE
-from .movie_sentences import MOVIE_RATING, MOVIE_SENTIMENT
+from .packaged import BIG_BENCH, MOVIES
 from .task import SplitSizes, Task
 from .vision import PACKAGED_IMAGES, VISION
 
 __all__ = ["TASKS", "SplitSizes", "Task", "get_task"]
 
 TASKS: dict[str, Task] = {
-    task.name: task
-    for task in (
-        MOVIE_SENTIMENT,
-        MOVIE_RATING,
-        *BIG_BENCH,
-        *GLUE,
-        COMMONSENSE,
-        *VISION,
-        *PACKAGED_IMAGES,
-    )
+    task.name: task for task in (*MOVIES, *BIG_BENCH, *GLUE, COMMONSENSE, *VISION, *PACKAGED_IMAGES)
 }
 
 

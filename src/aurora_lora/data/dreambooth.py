@@ -70,18 +70,15 @@ def subject_images(source: str, subject: str | None = None) -> list[Image]:
     if subject is not None:
         raise UserError(f"task.subject: {subject!r} names a configuration of a data set; {source} is a folder")
     kinds = ", ".join(IMAGE_FILES)
-    if unread := [path for path in folder.iterdir() if path.suffix.lower() in UNREAD and path.name[0] != "."]:
-        raise UserError(f"task.images: {min(unread)} is of a kind that is not read: convert it to one of {kinds}")
-    paths = _image_files(folder)
+    if unread := _files(folder, UNREAD):
+        raise UserError(f"task.images: {unread[0]} is of a kind that is not read: convert it to one of {kinds}")
+    paths = _files(folder, IMAGE_FILES)
     if not paths:
         raise UserError(f"task.images: {folder} has no images (files that end in {kinds})")
-    images = []
-    for path in paths:
-        try:
-            images.append(read_image(path, "diffusion"))
-        except UserError as error:
-            raise UserError(f"task.images: {error}") from error
-    return images
+    try:
+        return [read_image(path, "diffusion") for path in paths]
+    except UserError as error:
+        raise UserError(f"task.images: {error}") from error
 
 
 def images_digest(source: str) -> str | None:
@@ -90,11 +87,10 @@ def images_digest(source: str) -> str | None:
     if not folder.is_dir():
         return None
     digest = hashlib.sha256()
-    for path in _image_files(folder):
+    for path in _files(folder, IMAGE_FILES):
         digest.update(f"{path.name}\0{file_digest(path)}\n".encode())
     return digest.hexdigest()
 
 
-def _image_files(folder: Path) -> list[Path]:
-    shown = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    return [path for path in shown if path.suffix.lower() in IMAGE_FILES]
+def _files(folder: Path, kinds: tuple[str, ...]) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.name[0] != "." and path.suffix.lower() in kinds)

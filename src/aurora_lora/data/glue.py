@@ -24,45 +24,34 @@ SEEDS = (0, 11111, 22222, 33333, 44444)
 REPO = "nyu-mll/glue"
 ALL = SplitSizes(None, None, None)
 
-_PAIR = ("sentence1", "sentence2")
-_INFERENCE = ("entailment", "not_entailment")
-_TASKS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...], int, int]] = {
-    # question, columns, labels, examples of training and of validation
-    "cola": ("Is a sentence acceptable English?", ("sentence",), ("unacceptable", "acceptable"), 8_551, 1_043),
-    "sst2": ("Is a film-review phrase negative or positive?", ("sentence",), ("negative", "positive"), 67_349, 872),
-    "mrpc": ("Do two news sentences say the same?", _PAIR, ("not_equivalent", "equivalent"), 3_668, 408),
-    "stsb": ("How alike are two sentences, from 0 to 5?", _PAIR, (), 5_749, 1_500),
-    "qqp": (
-        *("Do two questions ask the same?", ("question1", "question2"), ("not_duplicate", "duplicate")),
-        *(363_846, 40_430),
-    ),
+_INFERENCE = "entailment not_entailment"
+_TASKS = {  # question, columns, labels, examples of training and of validation
+    "cola": ("Is a sentence acceptable English?", "sentence", "unacceptable acceptable", 8_551, 1_043),
+    "sst2": ("Is a film-review phrase negative or positive?", "sentence", "negative positive", 67_349, 872),
+    "mrpc": ("Do two news sentences say the same?", "sentence1 sentence2", "not_equivalent equivalent", 3_668, 408),
+    "stsb": ("How alike are two sentences, from 0 to 5?", "sentence1 sentence2", "", 5_749, 1_500),
+    "qqp": ("Do two questions ask the same?", "question1 question2", "not_duplicate duplicate", 363_846, 40_430),
     "mnli": (
-        *("Does a premise entail a hypothesis, leave it open, or contradict it?", ("premise", "hypothesis")),
-        *(("entailment", "neutral", "contradiction"), 392_702, 19_647),
+        "Does a premise entail a hypothesis, leave it open, or contradict it?",
+        *("premise hypothesis", "entailment neutral contradiction", 392_702, 19_647),
     ),
-    "qnli": ("Does a sentence hold the answer to a question?", ("question", "sentence"), _INFERENCE, 104_743, 5_463),
-    "rte": ("Does one sentence entail another?", _PAIR, _INFERENCE, 2_490, 277),
+    "qnli": ("Does a sentence hold the answer to a question?", "question sentence", _INFERENCE, 104_743, 5_463),
+    "rte": ("Does one sentence entail another?", "sentence1 sentence2", _INFERENCE, 2_490, 277),
 }
 _METRICS = {"cola": ("matthews", ("matthews",)), "stsb": ("pearson", ("spearman",))}
 _METRICS |= dict.fromkeys(("mrpc", "qqp"), ("accuracy", ("f1",)))
 
 
 def _split(config: str, split: str, name: str, size: int | None, split_seed: int) -> datasets.Dataset:
-    """A split, once its labels are known to mean what the task says.
-
-    Raises:
-        UserError: other class names, an example without a label (-1, as in the test splits), or an unknown one.
-    """
-    _, columns, labels, *_ = _TASKS[config]
-    data = subset(HubData(REPO, config).load(split, (*columns, "label")), name, size, split_seed, config)
-    what, names = f"{REPO} ({config}), {split}", class_names(data)
-    if labels and names and names != labels:
-        raise UserError(f"{what}: the labels are {', '.join(names)}, expected {', '.join(labels)}")
-    for row, label in enumerate(data["label"]):
-        if label is None or label == -1:
-            raise UserError(f"{what}, row {row}: there is no label")
-        if labels and label not in range(len(labels)):
-            raise UserError(f"{what}, row {row}: label {label} is not one of 0 to {len(labels) - 1}")
+    """A split, once its labels are known to mean what the task says."""
+    _, columns, names, *_ = _TASKS[config]
+    labels, hub = tuple(names.split()), HubData(REPO, config)
+    data = subset(hub.load(split, (*columns.split(), "label")), name, size, split_seed, config)
+    if labels:
+        there = class_names(data)
+        if there and there != labels:
+            raise UserError(f"{hub}, {split}: the labels are {', '.join(there)}, expected {', '.join(labels)}")
+        hub.check_labels(data["label"][:], len(labels), split)
     return data
 
 
@@ -95,10 +84,10 @@ GLUE = tuple(
         name=name,
         description=question,
         kind="classification" if labels else "regression",
-        labels=labels,
+        labels=tuple(labels.split()),
         metric=_METRICS.get(name, ("accuracy", ()))[0],
         also=_METRICS.get(name, ("accuracy", ()))[1],
-        text_columns=columns,
+        text_columns=tuple(columns.split()),
         source=f"GLUE (Wang et al., 2019), hub {REPO}, configuration {name}",
         license="that of each of its sources",
         load=functools.partial(_load, name),

@@ -40,19 +40,18 @@ class HubData:
     revision: str | None = None
     files: Mapping[str, str] | None = None
 
-    def load(self, split: str, columns: Sequence[str]) -> datasets.Dataset:
+    def load(self, split: str, columns: Sequence[str] = ()) -> datasets.Dataset:
         """One split.
 
         Raises:
             UserError: it cannot be had, or lacks a column.
         """
         found, _ = self._loaded(split)
-        missing = [column for column in columns if column not in found.column_names]
-        if missing:
-            raise UserError(
-                f"{self.copy() or self.repo}, {split}: there is no column {missing[0]!r} (it has "
-                f"{', '.join(found.column_names)})"
-            )
+        for column in columns:
+            if column not in found.column_names:
+                raise UserError(
+                    f"{self}, {split}: there is no column {column!r} (it has {', '.join(found.column_names)})"
+                )
         return found
 
     def load_all(self) -> tuple[datasets.DatasetDict, str]:
@@ -78,9 +77,8 @@ class HubData:
             what, why = "the data" if split is None else f"the {split} split", reason(cause_of(error))
             if copy is not None:
                 raise UserError(f"{copy}: {what} cannot be loaded: {why}") from error
-            repo = self.repo if self.config is None else f"{self.repo} ({self.config})"
             raise UserError(
-                f"{what} of {repo} cannot be loaded from the Hugging Face hub: {why}; {COPIES}=FOLDER names a folder "
+                f"{what} of {self} cannot be loaded from the Hugging Face hub: {why}; {COPIES}=FOLDER names a folder "
                 f"with copies of data sets, this one in FOLDER/{self.repo}"
             ) from error
 
@@ -89,6 +87,15 @@ class HubData:
         folder = os.environ.get(COPIES)
         path = expanded(folder) / self.repo if folder else None
         return path if path is not None and path.is_dir() else None
+
+    def __str__(self) -> str:
+        return f"{self.copy() or self.repo}{f' ({self.config})' if self.config else ''}"
+
+    def check_labels(self, labels: Sequence[Any], classes: int, split: str) -> None:
+        """Raise a UserError that names the first row whose label is none of 0 to `classes - 1`."""
+        for row, label in enumerate(labels):
+            if label is None or label not in range(classes):
+                raise UserError(f"{self}, {split}, row {row}: label {label} is not one of 0 to {classes - 1}")
 
 
 def subset(data: datasets.Dataset, name: str, size: int | None, split_seed: int, task: str) -> datasets.Dataset:
@@ -104,7 +111,6 @@ def subset(data: datasets.Dataset, name: str, size: int | None, split_seed: int,
     Raises:
         UserError: there are fewer.
     """
-    if size is None:
+    if check_size(name, size, len(data), f"examples of {task}") is None:
         return data
-    check_size(name, size, len(data), f"examples of {task}")
     return data.select(seeded_order(len(data), split_seed)[:size])

@@ -12,15 +12,12 @@ from ..files import expanded
 NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 """An argument of each such call. Without it Transformers asks whether to run the code of a folder, and takes a `yes`
 from wherever stdin comes from."""
+_LONGEST = 200
 
 
 def check_attention(config: Any) -> None:
-    """Raise a ValueError where a model's configuration names code of the hub for its attention, `owner/kernel`, which
-    Transformers would fetch and run.
-
-    Args:
-        config: of Transformers, with those of its parts.
-    """
+    """Raise a ValueError where a configuration of Transformers, or a part of it, names code of the hub for its
+    attention, `owner/kernel`, which Transformers would fetch and run."""
     for field, value in vars(config).items():
         if "implementation" in field and "/" in str(value):
             raise ValueError(
@@ -29,20 +26,6 @@ def check_attention(config: Any) -> None:
             )
         if hasattr(value, "model_type"):
             check_attention(value)
-
-
-_OWN_CODE = "it comes with code of its own, to be run when it is loaded, and aurora-lora never runs such code"
-_WANTS_CODE = re.compile(r"trust_remote_code|custom code|Dataset scripts")
-
-
-def wants_code(error: BaseException) -> bool:
-    """Whether something was not loaded because it brings code to be run."""
-    return _WANTS_CODE.search(str(error)) is not None
-
-
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-_OF_TRAINERS = re.compile(r"(?:training_args|optimizer|scheduler|scaler|rng_state\w*)\.\w+")
-"""Pickles that hold no model."""
 
 
 def only_pickles(model: str, revision: str | None = None) -> str | None:
@@ -62,10 +45,11 @@ def only_pickles(model: str, revision: str | None = None) -> str | None:
             names = sorted(list_repo_files(model, revision=revision))
     except Exception:  # the hub's client raises many kinds; what loads the model says more
         return None
-    pickles = [
-        name for name in names if name.endswith(_PICKLES) and not _OF_TRAINERS.fullmatch(PurePosixPath(name).name)
-    ]
-    return pickles[0] if pickles and not any(name.endswith(".safetensors") for name in names) else None
+    if any(name.endswith(".safetensors") for name in names):
+        return None
+    of_trainers = re.compile(r"(?:training_args|optimizer|scheduler|scaler|rng_state\w*)\.\w+")
+    pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    return next((name for name in pickles if not of_trainers.fullmatch(PurePosixPath(name).name)), None)
 
 
 class OnlyPicklesError(ValueError):
@@ -80,22 +64,16 @@ class OnlyPicklesError(ValueError):
 
     def __init__(self, file: str, model: str, kind: str, revision: str | None = None) -> None:
         of = "" if revision is None else f', revision="{revision}"'
-        convert = f'{kind}.from_pretrained("{model}"{of}).save_pretrained("FOLDER")'
         super().__init__(
             f"{file} is a pickle, which can run code: only safetensors are loaded. If you trust it, convert it in "
-            f"Python, by Transformers' {convert}; save the tokenizer or image processor there in the same way, and "
-            "name FOLDER instead"
+            f'Python, by Transformers\' {kind}.from_pretrained("{model}"{of}).save_pretrained("FOLDER"); save the '
+            "tokenizer or image processor there in the same way, and name FOLDER instead"
         )
 
 
 def cannot_load(field: str, name: str, error: Exception | str) -> UserError:
     """The error that what a field of a recipe names cannot be loaded, and why."""
     return UserError(f"{field}: {name!r} cannot be loaded: {error if isinstance(error, str) else reason(error)}")
-
-
-_LONGEST = 200
-_CONFIGURATIONS = re.compile(r"pick one among the available configs: \[(.*)\]")
-"""What `datasets` says in a later line."""
 
 
 def cause_of(error: BaseException) -> BaseException:
@@ -111,9 +89,9 @@ def reason(error: BaseException) -> str:
     text = str(error)
     if isinstance(error, OnlyPicklesError):
         return text
-    if wants_code(error):
-        return _OWN_CODE
-    if found := _CONFIGURATIONS.search(text):
+    if re.search(r"trust_remote_code|custom code|Dataset scripts", text):
+        return "it comes with code of its own, to be run when it is loaded, and aurora-lora never runs such code"
+    if found := re.search(r"pick one among the available configs: \[(.*)\]", text):  # a later line of `datasets`
         return f"it has several configurations, of which task.config names one: {found[1]}"[:_LONGEST]
     if type(error).__name__ == "CastError":  # of `datasets`, which says in its first line only that it could not cast
         there, asked = (set(getattr(error, f"{which}_column_names")) for which in ("table", "requested"))

