@@ -14,9 +14,7 @@ from typer.testing import CliRunner
 from aurora_lora import cli
 from aurora_lora.chat_template import without_none
 from aurora_lora.data import SplitSizes
-from aurora_lora.data.own.chat import Question, answer_of, conversation, format_of, opening, question_of
-from aurora_lora.data.own.source import Piece
-from aurora_lora.data.own.split import BadRow
+from aurora_lora.data.own.chat import Question, question_of
 from aurora_lora.errors import UserError
 from aurora_lora.train.build import load_data
 from aurora_lora.train.data import keep_data
@@ -26,9 +24,15 @@ from aurora_lora.train.models import load_tokenizer
 from aurora_lora.train.predicting import load_predictor, predict_file
 
 pytest.importorskip("trl")
+
 TOOLS = [{"name": "actor", "parameters": {"type": "object", "default": None}}]
+
+
 OTHER_TOOLS = [{"name": "director", "parameters": {"type": "array", "items": "film"}}]
+
+
 ASIDE = {"aside": "scene"}
+HISTORY = json.dumps([["who", "actor"]])
 
 
 def data(folder: Path, base: Path, rows: list[Any]) -> Any:
@@ -38,27 +42,13 @@ def data(folder: Path, base: Path, rows: list[Any]) -> Any:
     return load_data(recipe, load_tokenizer(str(base)))
 
 
-def test_sharegpts_own_system(tmp_path: Path) -> None:
-    base = chats.save_model(tmp_path / "base")
-    turns = chats.conversations(40)
-    given = [{**chats.row(one, "conversations"), "system": "the scene"} for one in turns]
-    found = data(tmp_path, base, given)
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    for one in found.splits["train"]:
-        assert tokenizer.decode(one["input_ids"]).split()[2:4] == ["the", "scene"]  # after its role and a colon
-    asked = found.asked[0]["prompt"].messages
-    assert asked[0] == {"role": "system", "content": "the scene"}
-    assert question_of(given[0]) == Question([asked[0], *turns[0][:-1]])
-
-
-@pytest.mark.parametrize("with_it", ["train", "test"])
-def test_columns_that_one_file_alone_has(with_it: str, tmp_path: Path) -> None:
+def test_columns_that_one_file_alone_has(tmp_path: Path) -> None:
     """Rows without them are trained, or asked, as rows whose columns say nothing."""
     base = chats.save_model(tmp_path / "base", chats.WITH_TOOLS + chats.GENERATION)
     turns = chats.conversations(40)
     further = {"system": "the scene", "tools": TOOLS, "chat_template_kwargs": ASIDE}
     for name, some in (("train", turns[:30]), ("test", turns[30:])):
-        rows = [{"messages": one, **(further if name == with_it else {})} for one in some]
+        rows = [{"messages": one, **(further if name == "test" else {})} for one in some]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     files = [f"task.data={tmp_path / 'train.jsonl'}", f"task.test_data={tmp_path / 'test.jsonl'}"]
     recipe = chats.read(tmp_path, base, "messages", *files)
@@ -67,10 +57,10 @@ def test_columns_that_one_file_alone_has(with_it: str, tmp_path: Path) -> None:
     for name in ("train", "test"):
         said = [tokenizer.decode(one["input_ids"]) for one in found.splits[name]]
         assert said
-        assert all(("the scene" in one) == (name == with_it) for one in said)
-        assert all(("actor" in one.split()[:2]) == (name == with_it) for one in said)
+        assert all(("the scene" in one) == (name == "test") for one in said)
+        assert all(("actor" in one.split()[:2]) == (name == "test") for one in said)
     asked = found.asked[0]["prompt"]
-    assert ("tools" in asked.options) == (asked.messages[0]["role"] == "system") == (with_it == "test")
+    assert ("tools" in asked.options) == (asked.messages[0]["role"] == "system")
 
 
 @pytest.mark.parametrize("form", ["messages", "prompt"])
@@ -91,20 +81,10 @@ def test_a_system_beside_messages(form: str, tmp_path: Path) -> None:
     assert asked.messages[0] == {"role": "system", "content": "the scene"}
 
 
-def test_a_system_beside_a_text() -> None:
-    row = {"prompt": "the film", "completion": "good", "system": " "}
-    assert conversation(row, "prompt") == {"prompt": "the film", "completion": "good"}
-    for call in (lambda row: conversation(row, "prompt"), question_of):
-        with pytest.raises(BadRow, match="'system' goes with messages, and 'prompt' is a text"):
-            call({**row, "system": "the scene"})
-
-
-@pytest.mark.parametrize("write", [list, json.dumps])
-def test_alpacas_history_comes_before(write: Any, tmp_path: Path) -> None:
+def test_alpacas_history_comes_before(tmp_path: Path) -> None:
     base = chats.save_model(tmp_path / "base")
     rows = [
-        {"instruction": f"the film {n}", "output": "good", "system": "the scene", "history": write([["who", "actor"]])}
-        for n in range(20)
+        {"instruction": f"the film {n}", "output": "good", "system": "the scene", "history": HISTORY} for n in range(20)
     ]
     for row in rows[10:]:
         row["history"] = None
@@ -116,28 +96,6 @@ def test_alpacas_history_comes_before(write: Any, tmp_path: Path) -> None:
     asked = question_of({name: value for name, value in rows[0].items() if name != "output"})
     assert isinstance(asked, Question)
     assert [one["content"] for one in asked.messages] == ["the scene", "who", "actor", "the film 0"]
-
-
-@pytest.mark.parametrize(
-    ("history", "message"),
-    [
-        (["who"], r"'history' has 'who', which is no pair of texts, \[user, assistant\]"),
-        ([["who", "actor"], ["who"]], r"'history' has \['who'\], which is no pair"),
-        ([["who", None]], "'history' is empty"),
-        ("who", "'history' is 'who', which is no list of pairs of texts"),
-    ],
-)
-def test_what_is_no_history(history: Any, message: str) -> None:
-    with pytest.raises(BadRow, match=message):
-        conversation({"instruction": "a", "output": "b", "history": history}, "instruction")
-
-
-@pytest.mark.parametrize("given", [1, ["a"]], ids=str)
-def test_what_is_no_input(given: Any) -> None:
-    row = {"instruction": "a", "input": given, "output": "b"}
-    for ask in (lambda: conversation(row, "instruction"), lambda: question_of(row)):
-        with pytest.raises(BadRow, match=f"^'input' is {re.escape(repr(given))}, which is no text$"):
-            ask()
 
 
 REFUSES = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + chats.PLAIN
@@ -161,38 +119,6 @@ def test_a_row_to_predict_that_the_template_refuses_is_named(tmp_path: Path) -> 
     assert not answered
 
 
-ASKED: dict[tuple[str, ...], str] = {
-    ("prompt", "completion", "instruction"): "prompt",
-    ("prompt", "completion", "text"): "prompt",
-    ("instruction", "output", "prompt"): "instruction",
-    ("instruction", "output", "text"): "instruction",
-    ("text", "prompt"): "text",
-    ("prompt", "instruction"): "instruction",  # no format is complete
-    ("instruction",): "instruction",
-    ("prompt",): "prompt",
-}
-
-
-@pytest.mark.parametrize("there", ASKED)
-def test_a_row_is_asked_by_the_column_that_training_learns_from(there: tuple[str, ...]) -> None:
-    row = {name: f"the {name}" for name in there}
-    assert _words(question_of(row)) == f"the {ASKED[there]}"
-    if "completion" in there or "output" in there or "text" in there:
-        piece = Piece(Dataset.from_list([row]), "rows.jsonl")
-        assert format_of(piece) == ASKED[there]
-
-
-def _words(question: Question | str) -> str:
-    return question if isinstance(question, str) else question.messages[-1]["content"]
-
-
-def test_a_column_that_is_null_is_not_asked() -> None:
-    row = {"messages": None, "prompt": None, "completion": None, "instruction": "the film"}
-    assert _words(question_of(row)) == _words(question_of(row, "prompt")) == "the film"
-    with pytest.raises(BadRow, match="'prompt'"):
-        question_of({"prompt": None, "completion": None})
-
-
 @pytest.mark.parametrize(
     ("given", "asked"),
     [
@@ -210,6 +136,8 @@ def test_a_run_knows_which_columns_it_was_trained_on(given: dict[str, str], aske
 
 
 CALLS = {"type": "function", "function": {"name": "find", "arguments": {"film": "a"}}}
+
+
 OTHERS = {"type": "function", "function": {"name": "rate", "arguments": {"stars": 3, "of": "b"}}}
 
 
@@ -242,29 +170,11 @@ def test_a_tool_call_has_the_fields_that_it_was_given(tmp_path: Path, suffix: st
                     ]
 
 
-def test_of_several_turns_the_last_answer_is_asked_for() -> None:
-    turns = [{"role": role, "content": f"{role} {n}"} for n in (1, 2) for role in ("user", "assistant")]
-    for row in ({"messages": turns}, {"messages": [*turns, {"role": "user", "content": "thanks"}]}):
-        assert opening(row) == Question(turns[:3])
-        assert answer_of(row) == "assistant 2"
-
-
-def test_an_answer_that_only_calls_a_tool() -> None:
-    asked, call = {"role": "user", "content": "a"}, {"role": "assistant", "content": None, "tool_calls": [CALLS]}
-    for row in ({"messages": [asked, call]}, {"prompt": [asked], "completion": [call]}):
-        assert json.loads(answer_of(row)) == [CALLS]
-    for said in ("", []):
-        assert json.loads(answer_of({"messages": [asked, {**call, "content": said}]})) == [CALLS]
-    del call["content"]
-    assert json.loads(answer_of({"messages": [asked, call]})) == [CALLS]
-
-
-@pytest.mark.parametrize("tools", [TOOLS, json.dumps(TOOLS)])
-def test_tools_in_training_and_in_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tools: Any) -> None:
+def test_tools_in_training_and_in_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = chats.save_model(tmp_path / "base", chats.WITH_TOOLS + chats.GENERATION)
     tokenizer: Any = AutoTokenizer.from_pretrained(base)
     turns = chats.conversations(40)
-    rows = [{"messages": one, "tools": tools, "chat_template_kwargs": ASIDE} for one in turns]
+    rows = [{"messages": one, "tools": TOOLS, "chat_template_kwargs": ASIDE} for one in turns]
     found = data(tmp_path, base, rows)
     for one in found.splits["train"]:
         assert tokenizer.decode(one["input_ids"]).split()[:2] == ["actor", "scene"]
@@ -292,7 +202,6 @@ def test_tools_in_training_and_in_answers(tmp_path: Path, monkeypatch: pytest.Mo
     ("column", "message"),
     [
         ({"tools": "[{"}, "'tools' is no JSON: Expecting property name"),
-        ({"tools": '{"name": "actor"}'}, "'tools' is {'name': 'actor'}, which is no list"),
         ({"chat_template_kwargs": "slow"}, "'chat_template_kwargs' is 'slow', which is no mapping"),
     ],
 )

@@ -146,7 +146,7 @@ def test_what_is_refused(run: None) -> None:
             "'positive')",
         ),
         (("none.csv",), "none.csv, row 1: it has no label"),
-        (("there/new.csv",), "--data: 'there/new.csv' is no file, no folder and no data set of the hub (owner/name)"),
+        (("there/new.csv",), "'there/new.csv' is no file, no folder and no data set of the hub (owner/name)"),
         (("label.csv", "--split", "test"), "--split goes without --data: all examples of FILE are scored"),
     ):
         done = aurora("evaluate", "run", "--data", *more)

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from ..data import SplitSizes
 from ..data.own.kinds import OWN
-from ..data.own.source import open_data, open_test
+from ..data.own.source import open_data, open_given
 from ..errors import ArgumentError, UserError
 from .build import make_trainer
 from .data import check_record, cut_notes
@@ -120,8 +120,9 @@ def evaluate_file(
     own = own if encoding is None else replace(own, encoding=encoding)
     columns |= {name: given for name, given in run.columns.items() if name == "format"}
     prompt: dict[str, Any] = {"form": section.prompt} if section.prompt else {}
-    ready = kind.prepare(open_test(own, data), columns, run.labels, **prompt)
-    piece, keys = ready.pieces[TEST], ready.keys(TEST)
+    ready = kind.prepare(open_given(data, own, TEST), columns, run.labels, **prompt)
+    piece = ready.pieces[TEST]
+    keys = ready.keys(piece)
     in_training, note = _in_training(run, keys)
     task = {"data": data, "validation_data": None, "test_data": None, "test_size": None}
     recipe = run.recipe.model_copy(update={"task": section.model_copy(update=task)})

@@ -19,7 +19,7 @@ from transformers import set_seed
 from ..data.loading import reason
 from ..data.models import packaged_name
 from ..data.own.columns import number, text
-from ..data.own.source import open_file
+from ..data.own.source import OwnData, open_given
 from ..data.own.split import BadRow
 from ..deploy import MergeGap, merge_gap
 from ..deploy.formats import check_quantization
@@ -310,7 +310,7 @@ def _settings(adapter: Path) -> tuple[dict[str, Any], int | None]:
 def _rows(file: Path, column: str, encoding: str | None) -> list[tuple[int, str, Any]]:
     """The rows that have a text: the number from 1, the text, and what stands in a column `label`."""
     try:
-        piece = open_file(str(file), encoding)
+        piece = open_given(str(file), OwnData(str(file), encoding=encoding))["train"]
     except ArgumentError as error:
         raise ArgumentError(str(error).removeprefix("`split`: ")) from error  # there is no such argument here
     names = piece.data.column_names

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from transformers import AutoConfig
 from .. import files
 from ..data.loading import NO_CODE, reason
 from ..data.own.kinds import OWN
-from ..data.own.source import FORMATS, OwnData, open_file
+from ..data.own.source import FORMATS, OwnData, open_given
 from ..data.own.split import BadRow, bad_row
 from ..data.vision import as_files
 from ..deploy.export import DTYPES
@@ -270,7 +270,9 @@ def predict_file(
     check_count("batch_size", batch_size)
     kind = predictor.kind
     named = {**predictor.columns, **(kind.named(columns) if columns else {})}
-    piece = open_file(file, encoding, predictor.data, split)
+    own = predictor.data or OwnData(file)
+    own = own if encoding is None else replace(own, encoding=encoding)
+    piece = open_given(file, own, split=split)["train"]
     rows, cut = as_files(piece.data), []
 
     def asked(number: int, row: Mapping[str, Any]) -> Any:

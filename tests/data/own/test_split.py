@@ -1,7 +1,5 @@
 """Splitting: no example in two splits, the same ones for the same seed, and everything said that was left out."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +8,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from aurora_lora.data.own.source import Piece, Pieces
-from aurora_lora.data.own.split import BadRow, Splits, split_data
+from aurora_lora.data.own.split import BadRow, Prepared, Splits
 from aurora_lora.data.task import SplitSizes
 from aurora_lora.errors import UserError
 
@@ -26,9 +24,7 @@ def _pieces(**texts: list[str]) -> Pieces:
 
 
 def _split(pieces: Pieces, sizes: SplitSizes = ALL, seed: int = 0, **more: Any) -> Splits:
-    return split_data(
-        pieces, columns=["text"], key=lambda row: row["text"].casefold(), sizes=sizes, split_seed=seed, **more
-    )
+    return Prepared(pieces, ["text"], lambda row: row["text"].casefold(), **more).split(sizes, seed)
 
 
 def _texts(splits: Splits) -> dict[str, set[str]]:
@@ -48,25 +44,8 @@ def test_one_file() -> None:
     assert splits.record["examples"] == {name: len(split) for name, split in splits.items()}
     again = _split(_pieces(train=texts))
     assert [split.to_dict() for split in splits.values()] == [split.to_dict() for split in again.values()]
+    assert _texts(_split(_pieces(train=texts[::-1]))) == found
     assert _texts(_split(_pieces(train=texts), seed=1)) != found
-
-
-def test_a_digest_of_the_rows_of_each_piece() -> None:
-    def digests(**texts: list[str]) -> Any:
-        return _split(_pieces(**texts), digests="found").record["found"]
-
-    train, test = [f"text {n}" for n in range(30)], ["a", "b"]
-    before = digests(train=train, test=test)
-    assert set(before) == {"train", "test"}
-    assert digests(train=train, test=test) == before
-    assert digests(train=train, test=["a", "c"]) == {**before, "test": digests(train=train, test=["a", "c"])["test"]}
-    assert digests(train=train, test=["a", "c"]) != before
-    assert "found" not in _split(_pieces(train=train)).record
-
-
-def test_the_split_does_not_depend_on_the_order_of_the_rows() -> None:
-    texts = [f"text {n}" for n in range(60)]
-    assert _texts(_split(_pieces(train=texts))) == _texts(_split(_pieces(train=texts[::-1])))
 
 
 def test_a_smaller_size_gives_a_part_of_a_larger_one() -> None:
@@ -85,13 +64,6 @@ def test_given_splits_keep_their_rows_and_training_loses_them() -> None:
     assert splits.record["left_out"] == 4  # c, C and e of train, T of validation
     smaller = _split(pieces, SplitSizes(None, None, 1))
     assert _texts(smaller)["train"] == {"a", "b", "d"}  # whatever of the test file is scored
-
-
-def test_a_given_test_file_and_a_share_for_validation() -> None:
-    pieces = _pieces(train=[f"text {n}" for n in range(30)], test=["text 3", "other"])
-    splits = _split(pieces)
-    assert splits.record["examples"] == {"train": 26, "validation": 3, "test": 2}
-    assert "text 3" not in _texts(splits)["train"] | _texts(splits)["validation"]
 
 
 def test_the_seed_decides_what_is_taken_of_a_given_test_file() -> None:
@@ -122,22 +94,6 @@ def test_examples_with_different_labels_are_counted() -> None:
     record = contradicting(A=1, C=1)
     assert (record["repeated"], record["contradict"]) == (8, 4)
     assert "contradict" not in _split(pieces).record
-
-
-def test_every_class_stays_in_training() -> None:
-    texts = [f"text {n}" for n in range(100)]
-    classes = [["common"]] * 80 + [[f"rare {n // 2}"] for n in range(20)]
-    for seed in range(5):
-        splits = _split(_pieces(train=texts), SplitSizes(None, 20, 20), seed, strata=classes)
-        assert {one for n in splits["train"]["n"] for one in classes[n]} == {one for some in classes for one in some}
-
-
-def test_classes_whose_rows_are_test_data_as_well_are_counted() -> None:
-    """They are left out of training: of their labels none is trained."""
-    texts = [f"text {n}" for n in range(30)] + ["rare 0", "rare 1"]
-    classes = [["a"]] * 30 + [["b"]] * 2
-    splits = _split(_pieces(train=texts, test=["rare 0", "rare 1", "text 0"]), strata=classes)
-    assert splits.record["untrained"] == 1
 
 
 def test_classes_that_a_small_training_split_leaves_out_are_counted() -> None:
@@ -253,44 +209,4 @@ def test_what_cannot_be_split(texts: list[str], sizes: SplitSizes, message: str)
         return str(row["text"])
 
     with pytest.raises(UserError, match=message):
-        split_data(_pieces(train=texts), columns=["text"], key=key, sizes=sizes, split_seed=0)
-
-
-def test_a_validation_file_that_the_test_file_holds() -> None:
-    pieces = _pieces(train=[f"text {n}" for n in range(20)], validation=["a", "b"], test=["b", "a", "c"])
-    with pytest.raises(UserError, match="each of its rows is in the test data as well"):
-        split_data(pieces, columns=["text"], key=lambda row: str(row["text"]), sizes=ALL, split_seed=0)
-
-
-@pytest.mark.parametrize(
-    ("test", "message"),
-    [
-        (list("abc"), "train.csv: 6 rows, 6 of them in the validation or test data as well"),
-        (
-            list("ab"),
-            "train.csv: 6 rows, 4 of them in the validation or test data as well, 1 without duplicates, are too",
-        ),
-    ],
-)
-def test_training_data_that_the_test_file_holds(test: list[str], message: str) -> None:
-    pieces = _pieces(train=list("abcabc"), test=test)
-    with pytest.raises(UserError) as raised:
-        split_data(pieces, columns=["text"], key=lambda row: str(row["text"]), sizes=ALL, split_seed=0)
-    assert str(raised.value).startswith(message)
-
-
-def test_conversations_are_passed_through(tmp_path: Path) -> None:
-    from aurora_lora.data.own.source import OwnData, open_data
-
-    rows = [
-        {"messages": [{"role": "user", "content": f"{n % 9}?"}, {"role": "assistant", "content": f"{n}!"}]}
-        for n in range(30)
-    ]
-    path = tmp_path / "chats.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    key = lambda row: row["messages"][0]["content"]  # noqa: E731
-    splits = split_data(open_data(OwnData(str(path))), columns=["messages"], key=key, sizes=ALL, split_seed=0)
-    asked = {name: {one[0]["content"] for one in split["messages"]} for name, split in splits.items()}
-    assert not asked["train"] & asked["test"]
-    assert all(row in rows for split in splits.values() for row in split)
-    assert splits.record["repeated"] == 21
+        Prepared(_pieces(train=texts), ["text"], key).split(sizes, 0)

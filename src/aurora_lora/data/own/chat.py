@@ -26,14 +26,9 @@ FORMATS: dict[str, tuple[str, ...]] = {
 """The columns by which a format is known. TRL's are `messages`, `prompt` with `completion`, and `text`."""
 FURTHER = ("input", "history", "system", "tools", "chat_template_kwargs")
 """Columns that go with them, where they are there: Alpaca's, and those that TRL gives to the template."""
-ROLES = {
-    **dict.fromkeys(("human", "user"), "user"),
-    **dict.fromkeys(("gpt", "assistant", "chatgpt", "model"), "assistant"),
-    **dict.fromkeys(("observation", "tool"), "tool"),
-    "system": "system",
-}
-"""What the `from` of ShareGPT's messages means."""
-OF_TEMPLATES = (
+SHAREGPT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "observation": "tool"}
+"""What the `from` of ShareGPT's messages means, where it is no role."""
+ROLES = (
     *("system", "developer", "user", "assistant", "tool", "function", "ipython"),
     *("model", "observation", "environment", "context", "document", "documents", "tool_call", "tool_response"),
 )
@@ -81,14 +76,8 @@ def conversation(row: Row, form: str) -> dict[str, Any]:
 
 
 def template_options(row: Row) -> dict[str, Any]:
-    """What the chat template gets beside the messages, as TRL gives it.
-
-    Args:
-        row: with `tools`, a list or its JSON, and `chat_template_kwargs`, where there are any.
-
-    Raises:
-        BadRow: they are not that.
-    """
+    """What the chat template gets beside the messages: `tools`, a list or its JSON, and `chat_template_kwargs`; a
+    BadRow where they are not that."""
     try:
         return chat_template.template_options(row)
     except ValueError as error:
@@ -96,7 +85,6 @@ def template_options(row: Row) -> dict[str, Any]:
 
 
 def _said(row: Row, column: str) -> str:
-    """The text of a column; empty where there is none, or nothing in it."""
     said = row.get(column) or ""
     if not isinstance(said, str):
         raise BadRow(f"'{column}' is {said!r:.40}, which is no text")
@@ -118,15 +106,10 @@ def _history(row: Row) -> list[dict[str, Any]]:
     """The messages of Alpaca's column `history`: pairs of what was asked and answered before."""
     given = row.get("history") or []
     turns = (json_list(given) if given.strip() else []) if isinstance(given, str) else given
-    if not isinstance(turns, list):
-        raise BadRow(f"'history' is {given!r:.40}, which is no list of pairs of texts")
-    said: list[dict[str, Any]] = []
-    for turn in turns:
-        if not isinstance(turn, list) or len(turn) != 2:
-            raise BadRow(f"'history' has {turn!r:.40}, which is no pair of texts, [user, assistant]")
-        roles = zip(("user", "assistant"), turn, strict=True)
-        said += [{"role": role, "content": text(one, "history")} for role, one in roles]
-    return said
+    if not isinstance(turns, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in turns):
+        raise BadRow(f"'history' is {given!r:.40}, which is no list of pairs of texts, [user, assistant]")
+    said = [part for turn in turns for part in zip(("user", "assistant"), turn, strict=True)]
+    return [{"role": role, "content": text(one, "history")} for role, one in said]
 
 
 def _messages(row: Row, column: str) -> list[dict[str, Any]]:
@@ -134,35 +117,26 @@ def _messages(row: Row, column: str) -> list[dict[str, Any]]:
     value = row[column]
     if not isinstance(value, list) or not value:
         raise BadRow(f"'{column}' is no list of messages" if value else f"'{column}' is empty")
-    found = []
-    for number, one in enumerate(value, start=1):
-        where = f"message {number} of '{column}'"
-        one = without_none(one)
-        if column == "conversations" and isinstance(one, Mapping) and "from" in one:
-            if one["from"] not in ROLES:
-                raise BadRow(f"{where} is from {one['from']!r:.40}, which is not one of {', '.join(ROLES)}")
-            one = {"role": ROLES[one["from"]], "content": one.get("value")}
-        if not isinstance(one, Mapping) or one.get("role") not in OF_TEMPLATES:
-            role = f"the role {one['role']!r:.40}" if isinstance(one, Mapping) and one.get("role") else "no role"
-            raise BadRow(f"{where} has {role}: the roles are {', '.join(OF_TEMPLATES)}")
-        one = with_text(one)
-        said = one.get("content")
-        if not isinstance(said, str | None):
-            raise BadRow(f"{where} is {said!r:.40}, which is no text")
-        if not (said or "").strip() and not one.get("tool_calls"):
-            raise BadRow(f"{where} ({one['role']}) is empty")
-        found.append(one)
+    found = [_message(one, f"message {number} of '{column}'") for number, one in enumerate(value, start=1)]
     return found if column == "completion" or found[0]["role"] == "system" else [*_system(row), *found]
 
 
-def with_text(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message with one text, where its content is a list of parts of text: most templates leave such parts out, or
-    write the list as Python shows it."""
-    said = message.get("content")
-    are_texts = isinstance(said, list) and all(
-        isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str) for part in said
-    )
-    return {**message, "content": "".join(part["text"] for part in said)} if said and are_texts else dict(message)
+def _message(given: Any, where: str) -> dict[str, Any]:
+    one = without_none(given) if isinstance(given, Mapping) else {}
+    if "from" in one:
+        one = {"role": SHAREGPT.get(one["from"], one["from"]), "content": one.get("value")}
+    if one.get("role") not in ROLES:
+        role = f"the role {one['role']!r:.40}" if "role" in one else "no role"
+        raise BadRow(f"{where} has {role}: the roles are {', '.join(ROLES)}")
+    said = one.get("content")
+    if isinstance(said, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in said):
+        said = "".join(str(part.get("text") or "") for part in said)  # most templates leave such parts out
+        one = {**one, "content": said}
+    if not isinstance(said, str | None):
+        raise BadRow(f"{where} is {said!r:.40}, which is no text")
+    if not (said or "").strip() and not one.get("tool_calls"):
+        raise BadRow(f"{where} ({one['role']}) is empty")
+    return dict(one)
 
 
 def _with_answer(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -180,7 +154,7 @@ def question_of(row: Row, trained: str | None = None) -> Question | str:
 
     Args:
         row: read in the format `trained`, where it has the question's column; else in the one that training would take
-            it for; else by a column with a question, `instruction` before `prompt`. A column that is null is none.
+            it for; else by a column with a question. A column that is null is none.
         trained: the format that the model was trained in, where it is known.
 
     Raises:
@@ -189,13 +163,11 @@ def question_of(row: Row, trained: str | None = None) -> Question | str:
     """
     options = template_options(row)
     given = {name for name, value in row.items() if value is not None}
-    there = given if any(columns[0] in given for columns in FORMATS.values()) else row.keys()
+    there = given if any(columns[0] in given for columns in FORMATS.values()) else set(row)
     asked = [name for name, columns in FORMATS.items() if columns[0] in there]
-    asked.sort(key=("prompt", "text").__contains__)
-    whole = [name for name, columns in FORMATS.items() if there >= set(columns)]
-    form = trained if trained in asked else next(iter([*whole, *asked]), None)
-    if form is None:
+    if not asked:
         raise KeyError("messages")
+    form = min(asked, key=lambda name: (name != trained, not there >= set(FORMATS[name]), name in ("prompt", "text")))
     if form == "instruction":
         return Question(conversation({**row, "output": "?"}, "instruction")["prompt"], options)
     if form in ("prompt", "text") and not isinstance(row[form], list):
@@ -219,16 +191,15 @@ def opening(row: Row) -> Question | str | None:
 
 def answer_of(row: Row) -> str:
     """The last answer of a row in TRL's format."""
-    if "completion" in row:
-        said = row["completion"]
-        return said if isinstance(said, str) else text_of(said[-1])
-    return text_of([one for one in row["messages"] if one["role"] == "assistant"][-1])
+    if isinstance(said := row.get("completion"), str):
+        return said
+    return text_of([one for one in said or row["messages"] if one["role"] == "assistant"][-1])
 
 
 def text_of(message: Mapping[str, Any]) -> str:
     """What a message says, for people; of one that only calls tools, the calls."""
     if (content := message.get("content")) or not message.get("tool_calls"):
-        return "" if content is None else str(content)
+        return str(content or "")
     return json.dumps(without_none(message.get("tool_calls")), ensure_ascii=False)
 
 
@@ -265,10 +236,17 @@ def prepare_chats(pieces: Pieces, columns: Mapping[str, Sequence[str]], labels: 
         return with_rows(data)
 
     def key(row: Row) -> str:
+        """Who says what and calls which tools, whatever else messages have and in whatever order."""
         shown = conversation(row, form)
         template_options(row)
-        said = _on_one_line([_told(shown[name]) for name in sorted(shown)])
-        return same_text(json.dumps(said, ensure_ascii=False, default=str))
+        said: list[Any] = []
+        for _, value in sorted(shown.items()):
+            for one in value if isinstance(value, list) else ():
+                calls = without_none(one.get("tool_calls"), sorted)
+                more = {"tool_calls": calls} if calls else {}
+                said.append({"role": one["role"], "content": without_none(one.get("content"), sorted), **more})
+            said += [] if isinstance(value, list) else [value]
+        return same_text(json.dumps(_on_one_line(said), ensure_ascii=False, default=str))
 
     def finish(split: Any) -> Any:
         def made(row: Row) -> dict[str, Any]:
@@ -276,30 +254,17 @@ def prepare_chats(pieces: Pieces, columns: Mapping[str, Sequence[str]], labels: 
             more = {"tools": without_none(options.pop("tools", None)), "chat_template_kwargs": without_none(options)}
             return {**conversation(row, form), **{name: more[name] or None for name in more if name in there}}
 
-        types = {
-            name: List(Json()) if isinstance(one, list) else Value("string") for name, one in made(split[0]).items()
+        first, types = made(split[0]), {"tools": List(Json()), "chat_template_kwargs": Json()}
+        of = {
+            name: types.get(name, List(Json()) if isinstance(one, list) else Value("string"))
+            for name, one in first.items()
         }
-        kwargs = {"tools": List(Json()), "chat_template_kwargs": Json()}
-        types |= {name: kind for name, kind in kwargs.items() if name in there}
-        gone = [name for name in there if name not in types]
-        features = Features({**types, "row": split.features["row"]})
+        features = Features({**of, "row": split.features["row"]})
         # a cache knows a function by its name, and would give what an earlier version has made
+        gone = [name for name in there if name not in of]
         return split.map(made, remove_columns=gone, features=features, load_from_cache_file=False)
 
     return Prepared(pieces.changed(prepared), there, key, finish=finish, record={"format": form})
-
-
-def _told(value: Any) -> Any:
-    """Who says what and calls which tools in a list of messages, whatever else they have and in whatever order."""
-    if not isinstance(value, list):
-        return value
-    said = []
-    for message in value:
-        one = {"role": message["role"], "content": without_none(message.get("content"), sorted)}
-        if calls := without_none(message.get("tool_calls"), sorted):
-            one["tool_calls"] = calls
-        said.append(one)
-    return said
 
 
 def _on_one_line(value: Any) -> Any:
@@ -318,10 +283,10 @@ def format_of(piece: Piece, trained: str | None = None) -> str:
         UserError: none.
     """
     there = piece.data.column_names
-    for name in dict.fromkeys([*([trained] if trained in FORMATS else []), *FORMATS]):
-        if set(FORMATS[name]) <= set(there):
-            return name
-    raise UserError(
-        f"{piece.name} has no conversations: it has the columns {', '.join(map(repr, there))}, and would need "
-        "messages; prompt and completion; text; instruction and output (Alpaca's); or conversations (ShareGPT's)"
-    )
+    found = [name for name, columns in FORMATS.items() if set(columns) <= set(there)]
+    if not found:
+        raise UserError(
+            f"{piece.name} has no conversations: it has the columns {', '.join(map(repr, there))}, and would need "
+            "messages; prompt and completion; text; instruction and output (Alpaca's); or conversations (ShareGPT's)"
+        )
+    return trained if trained in found else found[0]

@@ -11,7 +11,7 @@ from typing import Any
 from ...extras import extra
 from ..prompts import QUESTION_FORMS
 from . import columns as cells
-from .source import Columns, Piece, Pieces, check_columns
+from .source import Columns, Piece, Pieces
 from .split import BadRow, NoLabel, Prepared, Row
 
 WAYS = {
@@ -30,32 +30,23 @@ class Options:
 
     Args:
         texts: those that are not blank.
-        labels: what the data call them.
-        places: of the options, blank ones counted.
+        places: of these, blank ones counted.
+        names: what each of these is called, by each of `WAYS`.
         are_numbers: whether there are numbers among them, not texts alone.
     """
 
     texts: list[str]
-    labels: list[str]
     places: list[int]
+    names: dict[str, list[str]]
     are_numbers: bool
 
-    def names(self, columns: Sequence[str]) -> dict[str, list[str]]:
-        """What each option is called, by each of `WAYS`; `columns` are those that they come from, blank ones too."""
-        return {
-            "label": self.labels,
-            "column": [columns[place] for place in self.places] if len(columns) > max(self.places) else [],
-            "text": self.texts,
-            "letter": [chr(ord("A") + place) for place in self.places],
-            "number": [str(place) for place in self.places],
-        }
 
-
-def options_of(value: Any) -> Options:
+def options_of(value: Any, columns: Sequence[str] = ()) -> Options:
     """The options of a question.
 
     Args:
         value: a list of texts, also as JSON in a text, or `{"text": [...], "label": [...]}`, as on the hub.
+        columns: that the options come from, blank ones too, where each has its own.
 
     Raises:
         BadRow: fewer than two, one that is no text, or two that are the same.
@@ -73,23 +64,22 @@ def options_of(value: Any) -> Options:
         raise BadRow(f"there are {len(found)} options: a question needs two")
     if twice := next((one for one, count in Counter(found).items() if count > 1), None):
         raise BadRow(f"two of the options are {twice!r:.40}: each must be another")
-    are_numbers = any(isinstance(value[place], int | float) for place in places)
-    return Options(found, [labels[place] for place in places if place < len(labels)], places, are_numbers)
+    names = {
+        "label": [labels[place] for place in places if place < len(labels)],
+        "column": [columns[place] for place in places] if len(columns) > max(places) else [],
+        "text": found,
+        "letter": [chr(ord("A") + place) for place in places],
+        "number": [str(place) for place in places],
+    }
+    return Options(found, places, names, any(isinstance(value[place], int | float) for place in places))
 
 
-def way_of(answers: Iterable[tuple[Any, Options]], columns: Sequence[str]) -> tuple[str, int]:
+def _way_of(answers: Iterable[tuple[Any, Options]]) -> tuple[str, int]:
     """The way in which a column of answers names options, and how many rows it fits: the first of `WAYS` that fits
-    every row, or else the one that fits most.
-
-    A whole number that is no text counts options before it is the text of one, unless the options are numbers.
-
-    Args:
-        answers: as they stand in the data, each with its options.
-        columns: that the options come from.
-    """
+    most. A whole number that is no text counts options before it is the text of one, unless the options are numbers."""
     fits, are_counted = Counter[str](), True
     for value, options in answers:
-        fits.update(way for way, names in options.names(columns).items() if _word(value) in names)
+        fits.update(way for way, names in options.names.items() if _word(value) in names)
         are_counted &= not options.are_numbers and (value is None or isinstance(value, int | float))
     ways = list(WAYS)
     if are_counted:
@@ -98,33 +88,18 @@ def way_of(answers: Iterable[tuple[Any, Options]], columns: Sequence[str]) -> tu
     return found, fits[found]
 
 
-def right_option(value: Any, options: Options, columns: Sequence[str], way: str) -> int:
-    """Which option is right.
-
-    Args:
-        value: the answer as it stands in the data.
-        options: one of which it is.
-        columns: that these come from.
-        way: of `WAYS`, in which it names one.
-
-    Raises:
-        BadRow: none of them, or there is none.
-    """
-    word, names = _word(value), options.names(columns)
+def _right_option(value: Any, options: Options, way: str) -> int:
+    """Which option an answer names in a way; a BadRow where it is none of them."""
+    word, names = _word(value), options.names
     if word in names[way]:
         return names[way].index(word)
     if not word:
         raise NoLabel("it has no answer")
     if other := next((WAYS[one] for one in WAYS if word in names[one]), None):
-        raise BadRow(
-            f"the answer {word!r:.40} names an option by {other}, and those of other rows by {WAYS[way]}: all must do "
-            "it in one way"
-        )
-    letters = names["letter"]
-    raise BadRow(
-        f"the answer {word!r:.40} is none of the options: it must be one of them, {letters[0]} to {letters[-1]}, or 0 "
-        f"to {options.places[-1]}"
-    )
+        raise BadRow(f"the answer {word!r:.40} names an option by {other}, and those of other rows by {WAYS[way]}")
+    first, *_, last = names["letter"]
+    allowed = f"it must be one of them, {first} to {last}, or 0 to {options.places[-1]}"
+    raise BadRow(f"the answer {word!r:.40} is none of the options: {allowed}")
 
 
 def _word(value: Any) -> str:
@@ -133,31 +108,19 @@ def _word(value: Any) -> str:
 
 def _written(value: Any) -> Any:
     """A number as people write it, whole ones without a point: a column may have made them floats."""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value) if isinstance(value, int | float) else value
+    return (f"{value:.0f}" if float(value).is_integer() else str(value)) if isinstance(value, int | float) else value
 
 
 def prepare_choices(pieces: Pieces, columns: Columns, labels: Sequence[str] | None, form: str = "cloze") -> Prepared:
-    """Questions with options, one of which is right: the `prepare` of an `OwnKind`, which says what it is given.
-
-    Args:
-        pieces: as there.
-        columns: as there.
-        labels: as there; no question has labels.
-        form: of the prompts, one of `QUESTION_FORMS`.
-
-    Raises:
-        UserError: a column is not there, or a row cannot be used.
-    """
+    """Questions with options, one of which is right, in a form of `QUESTION_FORMS`: the `prepare` of an `OwnKind`."""
     with extra("train"):
         from datasets import Dataset
-    check_columns(pieces, columns)
+    pieces.check_columns(columns)
     (question,), (answer,), named = columns["question"], columns["answer"], columns["options"]
     used = list(dict.fromkeys((question, answer, *named)))
 
     def given(row: Row) -> tuple[Any, Options]:
-        return row[answer], options_of(row[named[0]] if len(named) == 1 else [row[name] for name in named])
+        return row[answer], options_of(row[named[0]] if len(named) == 1 else [row[name] for name in named], named)
 
     def answers_of(pieces: Pieces) -> Iterator[tuple[Any, Options]]:
         for piece in pieces.values():
@@ -173,18 +136,17 @@ def prepare_choices(pieces: Pieces, columns: Columns, labels: Sequence[str] | No
         return piece.data.remove_columns(answer).add_column(answer, list(cells.values(piece, (answer,))))
 
     renamed = pieces.changed(by_name)
-    way, fits = way_of(answers_of(renamed), named)
+    way, fits = _way_of(answers_of(renamed))
     rows = sum(len(piece.data) for piece in pieces.values())
     is_from_0 = any("0" in (cells.declared(piece, answer) or "0") for piece in pieces.values())
     if 2 * fits <= rows or (way == "number" and not is_from_0):  # from 1, perhaps: the place of a class counts
-        way, _ = way_of(answers_of(pieces), named)
+        way, _ = _way_of(answers_of(pieces))
     else:
         pieces = renamed
 
     def read(row: Row) -> tuple[str, list[str], int]:
         value, options = given(row)
-        right = right_option(value, options, named, way)
-        return cells.text(row[question], question), options.texts, right
+        return cells.text(row[question], question), options.texts, _right_option(value, options, way)
 
     def key(row: Row) -> str:
         asked, found, _ = read(row)

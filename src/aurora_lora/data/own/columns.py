@@ -89,9 +89,8 @@ def read(pieces: Pieces, columns: Sequence[str], convert: Callable[[Any], Any]) 
     Raises:
         UserError: one that cannot be; names its row.
     """
-    found: Values = {}
+    found: Values = {name: [] for name in pieces}
     for name, piece in pieces.items():
-        found[name] = []
         for number, value in enumerate(values(piece, columns), start=1):
             try:
                 found[name].append(convert(value))
@@ -109,7 +108,7 @@ def json_list(value: str) -> list[Any] | None:
     return found if isinstance(found, list) else None
 
 
-# ---------------------------------------------------------------- one label
+# ---------------------------------------------------------------- labels
 
 
 def class_name(value: Any) -> str:
@@ -134,13 +133,11 @@ def number(value: Any) -> float:
     Raises:
         BadRow: it is none.
     """
+    if value in (None, ""):
+        raise NoLabel("it has no label")
     try:
-        if isinstance(value, str) and "_" in value:  # which Python takes between digits
-            raise ValueError(value)
-        found = float(value)
+        found = float("_" if isinstance(value, str) and "_" in value else value)  # which Python takes between digits
     except (TypeError, ValueError):
-        if value in (None, ""):
-            raise NoLabel("it has no label") from None
         raise BadRow(f"the label {value!r:.40} is no number") from None
     if not math.isfinite(found):
         raise BadRow(f"the label {value!r} is not finite")
@@ -156,9 +153,6 @@ def measured(value: Any) -> float:
     return found
 
 
-# ---------------------------------------------------------------- several labels
-
-
 def label_set(value: Any) -> tuple[str, ...]:
     """The labels of one example, each once: of a list, also one written as JSON or Python shows it, or of a text with
     commas, semicolons or bars between them.
@@ -167,15 +161,15 @@ def label_set(value: Any) -> tuple[str, ...]:
         BadRow: one that is none, or what looks like a list and is none.
     """
     if isinstance(value, str):
-        listed = [] if value.strip() == "set()" else json_list(value)
-        if listed is None and re.match(r"\s*(\[|\{.*\}\s*$|\(.*\)\s*$)", value, re.DOTALL):
+        listed: Any = json_list(value)
+        if listed is None and re.match(r"\s*(\[|\{.*\}\s*$|\(.*,.*\)\s*$|set\(\))", value, re.DOTALL):
             try:
-                listed = list(ast.literal_eval(value.strip()))
+                listed = ast.literal_eval(value.strip())
             except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-                listed = None if value.lstrip().startswith("(") else [[]]
-            if listed == [[]] or re.search(r"['\"]\s+['\"]", value):  # of texts side by side Python makes one
+                listed = None
+            if listed is None or re.search(r"['\"]\s+['\"]", value):  # of texts side by side Python makes one
                 raise BadRow(f"the labels {value!r:.40} look like a list and are none")
-        value = [part for part in re.split(r"[,;|]", value) if part.strip()] if listed is None else listed
+        value = [part for part in re.split(r"[,;|]", value) if part.strip()] if listed is None else list(listed)
     several = () if value is None else value if isinstance(value, list | tuple) else (value,)
     return tuple(dict.fromkeys(map(class_name, several)))
 
@@ -186,19 +180,14 @@ def switches(value: Any, names: Sequence[str]) -> tuple[str, ...]:
     Raises:
         BadRow: one that is neither on (1, true, yes) nor off (0, false, no).
     """
-    on = []
-    for name, one in zip(names, value, strict=True):
-        word = str(one).strip().casefold().removesuffix(".0")
+    words = [str(one).strip().casefold().removesuffix(".0") for one in value]
+    for name, word, one in zip(names, words, value, strict=True):
         if word not in ("0", "1", "true", "false", "yes", "no"):
             raise BadRow(f"'{name}' is {one!r:.40}, which is neither 0 nor 1")
-        on += [name] if word in ("1", "true", "yes") else []
-    return tuple(on)
+    return tuple(name for name, word in zip(names, words, strict=True) if word in ("1", "true", "yes"))
 
 
-# ---------------------------------------------------------------- classes
-
-
-def in_order(names: Collection[str]) -> list[str]:
+def _in_order(names: Collection[str]) -> list[str]:
     """Class names as people sort them: numbers by their size."""
     whole = all(re.fullmatch(r"-?\d+", name) for name in names)
     return sorted(names, key=lambda name: (int(name), name) if whole else (0, name))
@@ -207,43 +196,39 @@ def in_order(names: Collection[str]) -> list[str]:
 def classes_of(
     pieces: Pieces, labels: dict[str, list[tuple[str, ...]]], learned: Sequence[str] | None, known: list[str] | None
 ) -> dict[str, int]:
-    """The classes, in label order, each with the number of rows of all pieces that have it.
-
-    Args:
-        pieces: the data.
-        labels: the labels of each row of each piece.
-        learned: the classes of a finished run; None where the training rows are to say them.
-        known: those that the data declares.
+    """The classes, in label order, each with the number of rows of all pieces that have it: those that a finished run
+    has `learned`, that the data declares (`known`), or that the training rows have.
 
     Raises:
         UserError: a class that training has not seen, one class alone, or one with a single example where train and
             test come from the same rows.
     """
-    if learned is None:
-        train = pieces["train"].name
-        counts = Counter(one for some in labels["train"] for one in some)
-        names, allowed = known or in_order(counts), set(counts)
-        otherwise = f"is in no row of {train} (its labels: "
-    else:
-        names, allowed, otherwise = list(learned), set(learned), "is none of those that the run has learned (allowed: "
-    shown = abridged([repr(name) for name in names if name in allowed])
+    counts = Counter(one for some in labels.get("train", ()) for one in some)
+    names = list(learned) if learned is not None else known or _in_order(counts)
+    allowed = set(counts if learned is None else learned)
+    train = pieces["train"].name if learned is None else ""
+    of = (
+        f"in no row of {train} (its labels: "
+        if learned is None
+        else "none of those that the run has learned (allowed: "
+    )
     for name, piece in pieces.items():
         for row, some in enumerate(labels[name], start=1):
             if unseen := [one for one in some if one not in allowed]:
-                raise UserError(f"{piece.name}, row {row}: the label '{unseen[0]}' {otherwise}{shown})")
-    if learned is None:
-        if len(counts) < 2:
-            only = "".join(map(repr, counts)) or "none"
-            raise UserError(f"{train} has one label only, {only}: there is nothing to tell apart")
-        single = {one for one, count in counts.items() if count == 1}
-        if single and len(pieces) == 1:
-            row, one = next((row, one) for row, some in enumerate(labels["train"], 1) for one in some if one in single)
-            more = f" (as have {len(single) - 1:,} more)" if len(single) > 1 else ""
-            numbers = 2 * len(single) > len(counts) and all(re.fullmatch(r"-?[\d.]+", name) for name in counts)
-            hint = "is this regression?" if numbers else "add examples, or leave it out"
-            raise UserError(
-                f"{train}, row {row}: the label '{one}' has one example{more}, and training and testing need one each: "
-                f"{hint}"
-            )
+                shown = abridged([repr(name) for name in names if name in allowed])
+                raise UserError(f"{piece.name}, row {row}: the label '{unseen[0]}' is {of}{shown})")
+    if learned is None and len(counts) < 2:
+        only = "".join(map(repr, counts)) or "none"
+        raise UserError(f"{train} has one label only, {only}: there is nothing to tell apart")
+    single = {one for one, count in counts.items() if count == 1}
+    if learned is None and single and len(pieces) == 1:
+        row, one = next((row, one) for row, some in enumerate(labels["train"], 1) for one in some if one in single)
+        more = f" (as have {len(single) - 1:,} more)" if len(single) > 1 else ""
+        numbers = 2 * len(single) > len(counts) and all(re.fullmatch(r"-?[\d.]+", name) for name in counts)
+        hint = "is this regression?" if numbers else "add examples, or leave it out"
+        raise UserError(
+            f"{train}, row {row}: the label '{one}' has one example{more}, and training and testing need one each: "
+            f"{hint}"
+        )
     every = Counter(one for found in labels.values() for some in found for one in some)
     return {name: every[name] for name in names}

@@ -1,9 +1,4 @@
-"""The kinds of tasks that a user's own data can be: which columns each reads, and what it makes of them.
-
-Here are those of texts and images with labels: classes, numbers, or any number of labels each. Each `prepare_` is the
-`prepare` of an `OwnKind`, which says what it is given, and raises a UserError where a column is not there, a row cannot
-be used, or there is nothing to tell apart.
-"""
+"""The kinds of tasks that a user's own data can be: which columns each reads, and what it makes of them."""
 
 from __future__ import annotations
 
@@ -23,7 +18,7 @@ from ..task import SplitSizes, Task
 from . import columns as cells
 from .chat import prepare_chats
 from .choices import prepare_choices
-from .source import Columns, OwnData, Piece, Pieces, check_columns, one_line, open_data
+from .source import Columns, OwnData, Piece, Pieces, one_line, open_data
 from .split import BadRow, Prepared, Row, Splits, bad_row
 
 
@@ -37,10 +32,12 @@ class OwnKind:
         description: in one line.
         columns: the fields that name columns, and the column that each is by default.
         prepare: `prepare(pieces, columns, labels)` gives the data ready to be split; `labels` are the classes of a
-            finished run, in their order, None where the training rows are to say them.
+            finished run, in their order, None where the training rows are to say them. It raises a UserError where a
+            column is not there, a row cannot be used, or there is nothing to tell apart.
         metric: that is reported and selected by.
         also: further metrics.
         several: how many columns a field may name, where that is not one.
+        text_columns: of the task.
         more: what else the task has.
     """
 
@@ -109,23 +106,29 @@ def _labels(piece: Piece) -> Iterator[Hashable]:
         yield frozenset(row["label"]) if isinstance(row["label"], list) else row["label"]
 
 
-def _classes(pieces: Pieces, label: str, labels: Labels) -> tuple[Any, cells.Values, dict[str, Any]]:
-    """The type of the classes, the place in them of each row's, and what else is known of them."""
+def _classes(
+    pieces: Pieces, found: cells.Values, labels: Labels, known: list[str] | None
+) -> tuple[Any, cells.Values, dict[str, Any]]:
+    """The type of a class, the places of those of each row among them, and what else is known of them."""
     with extra("train"):
         from datasets import ClassLabel
-    found = cells.read(pieces, (label,), lambda value: (cells.class_name(value),))
-    known = cells.declared(pieces["train"], label) if labels is None else None
     classes = cells.classes_of(pieces, found, labels, known)
     places = {name: place for place, name in enumerate(classes)}
-    chosen = {name: [places[one] for (one,) in some] for name, some in found.items()}
-    strata = [(one,) for one in chosen["train"]] if "train" in chosen else None
-    return ClassLabel(names=list(classes)), chosen, {"strata": strata, "record": {"classes": classes}}
+    chosen = {name: [[places[one] for one in row] for row in some] for name, some in found.items()}
+    return ClassLabel(names=list(classes)), chosen, {"strata": chosen.get("train"), "record": {"classes": classes}}
+
+
+def _one_class(pieces: Pieces, label: str, labels: Labels) -> tuple[Any, cells.Values, dict[str, Any]]:
+    found = cells.read(pieces, (label,), lambda value: (cells.class_name(value),))
+    known = cells.declared(pieces["train"], label) if labels is None else None
+    feature, chosen, more = _classes(pieces, found, labels, known)
+    return feature, {name: [one for (one,) in some] for name, some in chosen.items()}, more
 
 
 def prepare_classification(pieces: Pieces, columns: Columns, labels: Labels) -> Prepared:
     """Texts, or pairs of texts, of one class each."""
-    check_columns(pieces, columns)
-    feature, found, more = _classes(pieces, columns["label"][0], labels)
+    pieces.check_columns(columns)
+    feature, found, more = _one_class(pieces, columns["label"][0], labels)
     return _texts(pieces, columns, found, feature, **more)
 
 
@@ -133,7 +136,7 @@ def prepare_regression(pieces: Pieces, columns: Columns, labels: Labels) -> Prep
     """Texts, or pairs of texts, with a number each."""
     with extra("train"):
         from datasets import Value
-    check_columns(pieces, columns)
+    pieces.check_columns(columns)
     numbers = cells.read(pieces, columns["label"], cells.measured)
     trained = numbers.get("train", [])
     if len(trained) > 1 and len(set(trained)) == 1:
@@ -144,12 +147,11 @@ def prepare_regression(pieces: Pieces, columns: Columns, labels: Labels) -> Prep
 def prepare_multi_label(pieces: Pieces, columns: Columns, labels: Labels) -> Prepared:
     """Texts, or pairs of texts, with any number of labels each."""
     with extra("train"):
-        from datasets import ClassLabel, List
-    check_columns(pieces, columns)
-    given = columns["label"]
+        from datasets import List
+    pieces.check_columns(columns)
+    given, known = columns["label"], None
     convert = cells.label_set if len(given) == 1 else functools.partial(cells.switches, names=given)
     found = cells.read(pieces, given, convert)
-    known = None
     if labels is None:
         known = list(given) if len(given) > 1 else cells.declared(pieces["train"], given[0])
         if known is None and {one.casefold() for some in found["train"] for one in some} <= {"0", "1", "true", "false"}:
@@ -157,11 +159,8 @@ def prepare_multi_label(pieces: Pieces, columns: Columns, labels: Labels) -> Pre
                 f"task.label: '{given[0]}' has 0 and 1 in place of labels: multi-label takes lists of names, or one "
                 "column of 0 and 1 for each label; one label a row is a matter of classification"
             )
-    classes = cells.classes_of(pieces, found, labels, known)
-    places = {name: place for place, name in enumerate(classes)}
-    chosen = {name: [[places[one] for one in row] for row in some] for name, some in found.items()}
-    feature = List(ClassLabel(names=list(classes)))
-    return _texts(pieces, columns, chosen, feature, strata=chosen.get("train"), record={"classes": classes})
+    feature, chosen, more = _classes(pieces, found, labels, known)
+    return _texts(pieces, columns, chosen, List(feature), **more)
 
 
 # ---------------------------------------------------------------- images
@@ -171,9 +170,9 @@ def prepare_images(pieces: Pieces, columns: Columns, labels: Labels) -> Prepared
     """Images of one class each."""
     with extra("vision"):
         from datasets import Dataset, Image
-    check_columns(pieces, columns)
+    pieces.check_columns(columns)
     (image,), (label,) = columns["image"], columns["label"]
-    feature, places, more = _classes(pieces, label, labels)
+    feature, places, more = _one_class(pieces, label, labels)
 
     def prepared(name: str, piece: Piece) -> Any:
         data = piece.data.select_columns([image])
@@ -214,11 +213,7 @@ def path_found(path: Any, folder: Path | None) -> Any:
 
 
 def image_file(value: Any, column: str) -> bytes:
-    """The bytes of an image.
-
-    Args:
-        value: its `bytes` or `path`, or one of them alone.
-        column: where it stands.
+    """The bytes of an image, of which `value` has the `bytes` or the `path`, or is one of them.
 
     Raises:
         BadRow: there is none, or it is no image, is cut off or too large, or has other numbers than pixels have.

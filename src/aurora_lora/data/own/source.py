@@ -1,7 +1,4 @@
-"""Opens data of the user's own: a file, a folder, or a data set of the hub; and finds its splits.
-
-CSV files are read by pandas, every column as text; JSON by Python's own reader; everything else by `datasets`.
-"""
+"""Opens data of the user's own: a file, a folder, or a data set of the hub; and finds its splits."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ import json
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,6 +41,8 @@ SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev
 """The splits, and the names that they are looked for under."""
 ROWS, ROWS_OF_IMAGES = 1000, 16
 """How many rows are in memory at a time when a table is read, and when its rows have images."""
+Columns = Mapping[str, tuple[str, ...]]
+"""The user's columns, by the field of a recipe's `task` that names them."""
 
 
 @dataclass(frozen=True)
@@ -82,17 +81,6 @@ class Piece:
     folder: Path | None = None
     split_field: str | None = None
 
-    def need(self, column: str, field: str) -> None:
-        """Raise a UserError where there is no such column; `field` is where the recipe names it."""
-        there = self.data.column_names
-        if column not in there:
-            folded = {one.strip().casefold(): one for one in there}
-            near = difflib.get_close_matches(column.strip().casefold(), folded, n=1)
-            hint = f"; did you mean '{folded[near[0]]}'?" if near else ""
-            raise UserError(
-                f"task.{field}: {self.name} has no column '{column}' (it has {', '.join(map(repr, there))}{hint})"
-            )
-
     def rows(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Columns of each row, a batch at a time; an image as its file: `bytes` or `path`.
 
@@ -120,17 +108,16 @@ class Pieces(dict[str, Piece]):
         """These pieces with other rows: those that `how` gives for a name and its piece."""
         return Pieces({name: replace(piece, data=how(name, piece)) for name, piece in self.items()}, self.files)
 
-
-Columns = Mapping[str, tuple[str, ...]]
-"""The user's columns, by the field of a recipe's `task` that names them."""
-
-
-def check_columns(pieces: Pieces, columns: Columns) -> None:
-    """Raise a UserError where a piece has not a column that is named."""
-    for piece in pieces.values():
-        for where, names in columns.items():
-            for name in names:
-                piece.need(name, where)
+    def check_columns(self, columns: Columns) -> None:
+        """Raise a UserError where a piece has not a column that is named."""
+        for piece in self.values():
+            there = piece.data.column_names
+            folded = {one.strip().casefold(): one for one in there}
+            for field, column in ((field, name) for field, names in columns.items() for name in names):
+                if column not in there:
+                    near = difflib.get_close_matches(column.strip().casefold(), folded, n=1)
+                    has = ", ".join(map(repr, there)) + (f"; did you mean '{folded[near[0]]}'?" if near else "")
+                    raise UserError(f"task.{field}: {piece.name} has no column '{column}' (it has {has})")
 
 
 # ---------------------------------------------------------------- splits
@@ -165,59 +152,35 @@ def open_data(own: OwnData) -> Pieces:
     return Pieces(found, files)
 
 
-def open_file(file: str, encoding: str | None = None, own: OwnData | None = None, split: str | None = None) -> Piece:
-    """The rows of a file that no recipe names, or of a folder, or of a data set of the hub.
+def open_given(given: str, own: OwnData | None = None, name: str = "train", split: str | None = None) -> Pieces:
+    """A file, a folder or a data set of the hub that a command is given, as the one piece of a name.
 
     Args:
-        file: which; of several splits, `split`, or `train` if None.
-        encoding: of text files; None is that of `own`.
-        own: of the recipe of what is to answer the rows. Its configuration and revision are taken for what it names.
-        split: the name of a split.
+        given: which.
+        own: of a recipe: its encoding is taken, and what else it says of data where it names the same.
+        name: `train` or `test`.
+        split: of several splits, which; None is the recipe's, the one of the piece's name, or the only one.
 
     Raises:
         ArgumentError: it cannot be found, read or understood, or has no such split.
     """
-    own = own or OwnData(file)
-    own = own if _is_named(own, file) else OwnData(file, encoding=own.encoding)
-    try:
-        found = _open(own if encoding is None else replace(own, encoding=encoding), file, "data", {})
-        return replace(_split_of(found, file, "train", split), split_field=None)
-    except UserError as error:
-        said = str(error).removeprefix("task.data: ").replace("task.train_split:", "`split`:")
-        raise ArgumentError(said.replace("task.encoding", "`encoding`")) from error
-
-
-def open_test(own: OwnData, data: str) -> Pieces:
-    """`test` alone: what `task.test_data` would be of data that the recipe does not name.
-
-    Args:
-        own: of the recipe. A configuration of the hub and a revision are taken for what it names itself alone, a
-            configuration for other data sets of the hub too.
-        data: a file, a folder, or a data set of the hub; of several splits, `test`, or the one of the recipe.
-
-    Raises:
-        ArgumentError: it cannot be found, read or understood, or has no such split.
-    """
+    own = own or OwnData(given)
+    named = [expanded(one) for one in (own.data, own.validation_data, own.test_data) if one is not None]
+    if expanded(given) not in named:  # up to `./` and a slash at the end
+        own = OwnData(given, encoding=own.encoding)
     files: dict[str, str] = {}
-    is_named = _is_named(own, data)
-    config = own.config if is_named or not expanded(data).exists() else None
     try:
-        found = _open(replace(own, config=config, revision=own.revision if is_named else None), data, "data", files)
-        piece = _split_of(found, data, "test", own.test_split if own.test_split in found else None)
+        found = _open(own, given, "data", files)
+        recipes = getattr(own, f"{name}_split")
+        piece = _split_of(found, given, name, split or (recipes if recipes in found else None))
     except UserError as error:
-        said = re.sub(r"^task\.(data|test_split):", "`data`:", str(error))
+        said = re.sub(r"^task\.(\w+): ", lambda field: "`split`: " if "split" in field[1] else "", str(error))
         raise ArgumentError(said.replace("task.encoding", "`encoding`")) from error
-    return Pieces({"test": replace(piece, split_field=None)}, files)
-
-
-def _is_named(own: OwnData, data: str) -> bool:
-    """Whether a recipe names the same file, folder or data set, up to `./` and a slash at the end."""
-    named = (own.data, own.validation_data, own.test_data)
-    return any(one is not None and expanded(one) == expanded(data) for one in named)
+    return Pieces({name: replace(piece, split_field=None)}, files)
 
 
 def _split_of(source: Mapping[str, datasets.Dataset], given: str, name: str, wanted: str | None) -> Piece:
-    """The split that a recipe asks for, or the one that is called so, or the only one."""
+    """The split that is asked for, or the one that is called so, or the only one."""
     names = SPLITS[name] if wanted is None else (wanted,)
     chosen = next((each for each in names if each in source), None)
     if chosen is None and wanted is None and len(source) == 1:
@@ -256,19 +219,15 @@ def _open(own: OwnData, given: str, field: str, files: dict[str, str]) -> Any:
     path = expanded(given)
     with one_line(given, f"task.{field}: "):
         if path.is_file():
-            files[given] = file_digest(path)
             if _format(path) is None:
                 raise UserError(f"task.{field}: {given}: '{path.suffix}' is not one of {', '.join(FORMATS)}")
+            files[given] = file_digest(path)
             return {"train": _read([path], own.encoding)}
         if path.is_dir():
             files[given] = folder_digest(path)
             return _read_folder(path, own)
     if "/" not in given or is_path(given) or _format(path):
-        beside = {one.name: one for one in (path.parent.iterdir() if path.parent.is_dir() else ())}
-        near = [name for name, one in beside.items() if one.stem == path.name]  # the suffix was left out
-        near += difflib.get_close_matches(path.name, beside, n=1, cutoff=0.75)
-        hint = f"; did you mean '{path.with_name(near[0])}'?" if near else ""
-        raise UserError(f"task.{field}: '{given}' is no file, no folder and no data set of the hub (owner/name){hint}")
+        raise UserError(f"task.{field}: '{given}' is no file, no folder and no data set of the hub (owner/name)")
     hub = HubData(given, own.config, own.revision)
     found, commit = hub.load_all()
     copy = hub.copy()
@@ -286,116 +245,66 @@ def _read(paths: Sequence[Path], encoding: str | None) -> Any:
     """The rows of files of one format, one after the other."""
     with extra("train"):
         import datasets
+        import pandas
     kind, named = _format(paths[0]), encoding or "utf-8-sig"  # which leaves out the mark that some files begin with
     try:
         codecs.lookup(named)
     except LookupError as error:
         raise UserError(f"task.encoding: '{encoding}' is no encoding, such as utf-8, cp1252 or utf-16") from error
+    if kind == "parquet":
+        return datasets.Dataset.from_parquet([str(path.absolute()) for path in paths])
+    if kind == "arrow":
+        return datasets.concatenate_datasets([datasets.Dataset.from_file(str(path.absolute())) for path in paths])
     if kind == "csv":
-        import pandas
-
+        # nothing is guessed: `007`, `NA` and `1e3` stay what they are
+        plain: dict[str, Any] = {"dtype": str, "keep_default_na": False, "index_col": False, "encoding": named}
         tables = []
         for path in paths:
             with one_line(path):
-                tables.append(
-                    pandas.read_csv(
-                        path,
-                        sep=_separator(path, named),
-                        dtype=str,  # nothing is guessed: `007`, `NA` and `1e3` stay what they are
-                        keep_default_na=False,
-                        index_col=False,
-                        encoding=named,
-                    )
-                )
+                header = _content(path, named, is_header=True)
+                by_semicolons = ";" in header and "," not in header  # as spreadsheets of many countries write it
+                separator = "\t" if ".csv" not in path.name.lower() else ";" if by_semicolons else ","
+                tables.append(pandas.read_csv(path, sep=separator, **plain))
         return datasets.Dataset.from_pandas(pandas.concat(tables, ignore_index=True), preserve_index=False)
-    if kind == "json":
-        return from_rows([row for path in paths for row in _json_rows(path, named)], paths[0])
     if kind == "text":
-        lines = [line for path in paths for line in _content(path, named).rstrip("\n").split("\n")]
-        return datasets.Dataset.from_dict({"text": lines})
-    files = [str(path.absolute()) for path in paths]
-    if kind == "arrow":
-        return datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in files])
-    return datasets.Dataset.from_parquet(files)
+        texts = [line for path in paths for line in _content(path, named).rstrip("\n").split("\n")]
+        return datasets.Dataset.from_dict({"text": texts})
+    rows = [row for path in paths for row in _json_rows(path, named)]
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: _of_one_type([row.get(name) for row in rows]) for name in names}
+    with one_line(paths[0]):
+        return datasets.Dataset.from_dict(columns, on_mixed_types="use_json")  # each value stays what it is
 
 
-def _separator(path: Path, encoding: str) -> str:
-    """A tab by the suffix; a semicolon where the header has no comma, as spreadsheets of many countries write it."""
-    if ".csv" not in path.name.lower():
-        return "\t"
-    header = _content(path, encoding, is_header=True)
-    return ";" if ";" in header and "," not in header else ","
+def _of_one_type(values: list[Any]) -> list[Any]:
+    """Texts for numbers and switches where there are texts among them: "1" and 1 are the same label."""
+    kinds = {type(value) for value in values} - {type(None)}
+    if len(kinds) < 2 or str not in kinds or not kinds <= {str, int, float, bool}:
+        return values
+    return [one if one is None or isinstance(one, str) else json.dumps(one) for one in values]
 
 
 def _content(path: Path, encoding: str, is_header: bool = False) -> str:
     """A text file, unpacked, or its first line."""
     import fsspec
 
-    with (
-        one_line(path),
-        fsspec.open(str(path.absolute()), "rt", encoding=encoding, compression="infer") as file,
-    ):
+    with one_line(path), fsspec.open(str(path.absolute()), "rt", encoding=encoding, compression="infer") as file:
         return str(file.readline() if is_header else file.read())
 
 
-def _json_rows(path: Path, encoding: str) -> Iterator[Mapping[str, Any]]:
+def _json_rows(path: Path, encoding: str) -> list[dict[str, Any]]:
     """The rows of a list of objects, or of lines of objects."""
-    text = _content(path, encoding)
+    text, rows = _content(path, encoding), []
     is_list = text.lstrip().startswith("[")
-    lines = [(0, text)] if is_list else [(number, line) for number, line in enumerate(text.split("\n"), start=1)]
-    number = 0
-    for at, line in lines:
-        if not line.strip():
-            continue
+    for line, part in enumerate([text] if is_list else text.split("\n"), start=1):
         try:
-            found = parse_json(line)
+            found = parse_json(part) if part.strip() else []
         except ValueError as error:
-            raise UserError(f"{path}{f', line {at}' if at else ''}: no JSON: {error}") from error
-        for row in found if is_list else [found]:
-            number += 1
-            if not isinstance(row, dict):
-                raise UserError(f'{path}, row {number}: it is no object with named fields, such as {{"text": ...}}')
-            yield row
-
-
-def from_rows(rows: Iterable[Mapping[str, Any]], where: object) -> datasets.Dataset:
-    """Rows as a data set, in memory: each has the columns of all of them, and objects stay as they are.
-
-    Raises:
-        UserError: the values of a column are of types that do not go together.
-    """
-    with extra("train"):
-        import pyarrow
-        from datasets import Dataset, Features
-    rows = list(rows)
-    names = dict.fromkeys(name for row in rows for name in row)
-    columns = {name: [row.get(name) for row in rows] for name in names}
-    types: dict[str, Any] = {}
-    for name, values in columns.items():
-        types[name] = object_type(values)
-        if types[name] is None:
-            kinds = {type(value) for value in values} - {type(None)}
-            if len(kinds) > 1 and str in kinds and kinds <= {str, int, float, bool}:  # "1" and 1 are the same label
-                values = [one if one is None or isinstance(one, str) else json.dumps(one) for one in values]
-                columns[name] = values
-            try:
-                kind = pyarrow.array(values).type
-            except (pyarrow.ArrowException, ValueError, OverflowError) as error:
-                raise UserError(f"{where}: the values of '{name}' are not of one type: {reason(error)}") from error
-            types[name] = Features.from_arrow_schema(pyarrow.schema([(name, kind)]))[name]
-    return Dataset.from_dict(columns, features=Features(types))
-
-
-def object_type(values: Sequence[Any]) -> Any:
-    """The type of a column of objects, or of lists of them, which keeps each as it is; None of other values."""
-    from datasets import Json, List
-
-    given = [value for value in values if value is not None]
-    lists = [value for value in given if isinstance(value, list)]
-    has_objects = any(isinstance(one, Mapping) for some in lists for one in some)
-    if any(isinstance(value, Mapping) for value in given) or (has_objects and len(lists) < len(given)):
-        return Json()
-    return List(Json()) if has_objects else None
+            raise UserError(f"{path}{'' if is_list else f', line {line}'}: no JSON: {error}") from error
+        rows += found if isinstance(found, list) else [found]
+    if (bad := next((at for at, row in enumerate(rows, start=1) if not isinstance(row, dict)), None)) is not None:
+        raise UserError(f'{path}, row {bad}: it is no object with named fields, such as {{"text": ...}}')
+    return rows
 
 
 def _read_folder(path: Path, own: OwnData) -> Mapping[str, datasets.Dataset]:
@@ -422,19 +331,13 @@ def _read_folder(path: Path, own: OwnData) -> Mapping[str, datasets.Dataset]:
     if len(formats) != 1:
         several = f"files of several formats ({', '.join(sorted(formats))}): name one" if formats else "no files"
         raise UserError(f"{path} has {several} of {', '.join(FORMATS)}, or images")
-    by_split: dict[str, list[Path]] = {}
-    for file in (one for one, kind in tables.items() if kind in formats):
-        by_split.setdefault(_split_by_name(file.relative_to(path)), []).append(file)
-    left = by_split.pop("", [])
-    if by_split and left:
-        raise UserError(f"{path}: the name of {left[0].relative_to(path)} tells no split, as those of other files do")
-    found = {name: _read(by_split[name], own.encoding) for name in SPLITS if name in by_split}
-    found = found or {"train": _read(left, own.encoding)}
+    by_split = _by_split([file for file, kind in tables.items() if kind in formats], path)
+    read = {name: _read(some, own.encoding) for name, some in by_split.items()}
     if described:  # paths beside the table
-        for name, data in found.items():
-            beside = [str(by_split.get(name, left)[0].parent / file) for file in data["file_name"]]
-            found[name] = data.remove_columns("file_name").add_column("image", beside)
-    return found
+        for name, data in read.items():
+            beside = [str(by_split[name][0].parent / file) for file in data["file_name"]]
+            read[name] = data.remove_columns("file_name").add_column("image", beside)
+    return read
 
 
 @functools.cache
@@ -453,29 +356,37 @@ def _images_by_class(folder: Path, images: Sequence[Path]) -> Mapping[str, datas
     """
     from datasets import Dataset
 
-    parts = {file: file.relative_to(folder).parts for file in images}
-    depth, _ = Counter(map(len, parts.values())).most_common(1)[0]
-    if other := next((file for file in images if len(parts[file]) != depth), None):
+    depths = {file: len(file.relative_to(folder).parts) for file in images}
+    depth, _ = Counter(depths.values()).most_common(1)[0]
+    if other := next((file for file, its in depths.items() if its != depth), None):
         raise UserError(f"{other} is not in the folder of a class, as the others are: move it into one, or away")
-    tops = {file: _split_by_name(Path(names[-3])) if depth > 2 else "" for file, names in parts.items()}
-    if any(tops.values()) and (other := next((file for file in images if not tops[file]), None)):
-        raise UserError(f"{folder}: the folder of {other} tells no split, as those of other images do")
-    by_split = {name: [file for file in images if tops[file] == name] for name in SPLITS}
+    by_split = _by_split(images, folder, of=lambda file: Path(file.parts[-3])) if depth > 2 else {"train": images}
     return {
         name: Dataset.from_dict({"image": list(map(str, some)), "label": [file.parent.name for file in some]})
-        for name, some in (by_split if any(tops.values()) else {"train": list(images)}).items()
-        if some
+        for name, some in by_split.items()
     }
 
 
-def _split_by_name(file: Path) -> str:
-    """The split that a word in the name of a file, or else of a folder that it is in, stands for; empty if none."""
-    for part in reversed(file.parts):
-        words = re.split(r"[\W_\d]+", part.casefold())
-        for name, known in SPLITS.items():
-            if not set(words).isdisjoint(known):
-                return name
-    return ""
+def _by_split(
+    files: Sequence[Path], folder: Path, of: Callable[[Path], Path] = lambda file: file
+) -> dict[str, Sequence[Path]]:
+    """Files of a folder by the split that a word in their names, or else of a folder that they are in, stands for: all
+    for training where none does.
+
+    Raises:
+        UserError: some tell a split, and others do not.
+    """
+    found: dict[str, Sequence[Path]] = {}
+    left = []
+    for file in files:
+        words = [set(re.split(r"[\W_\d]+", part.casefold())) for part in reversed(of(file.relative_to(folder)).parts)]
+        split = next((name for some in words for name, known in SPLITS.items() if some & set(known)), None)
+        left += [file] if split is None else []
+        if split is not None:
+            found[split] = [*found.get(split, ()), file]
+    if found and left:
+        raise UserError(f"{folder}: the name of {left[0].relative_to(folder)} tells no split, as those of others do")
+    return {name: found[name] for name in SPLITS if name in found} or {"train": left}
 
 
 # ---------------------------------------------------------------- what it was

@@ -57,15 +57,15 @@ class Prepared:
     """Pieces that are checked and have the columns of their task: to be split, or scored whole.
 
     Args:
-        pieces: as `split_data` takes it.
-        columns: as `split_data` takes it.
-        key: as `split_data` takes it.
-        strata: as `split_data` takes it.
-        answers: as `split_data` takes it.
-        least: as `split_data` takes it.
-        digests: as `split_data` takes it.
+        pieces: `train`, and `validation` and `test` where they are given; or `test` alone.
+        columns: what `key` reads.
+        key: identifies an example; raises a `BadRow` for one that cannot be used.
+        strata: of each row of `train`, its classes: of each, an example stays in the training split.
+        answers: what is learned of each row of a piece; None where the key says it.
+        least: rows of a split that is held out.
+        digests: what the record calls the sha256 over the keys of each piece's rows; None where `files` says it all.
         finish: makes of the chosen rows of a split what the task has, where that is dear.
-        record: what is known of the data beside what `split_data` says.
+        record: what is known of the data beside what `split` says.
     """
 
     pieces: Pieces
@@ -79,7 +79,21 @@ class Prepared:
     record: Mapping[str, Any] = field(default_factory=dict)
 
     def split(self, sizes: SplitSizes, split_seed: int) -> Splits:
-        """Train, validation and test; the errors are those of `split_data`."""
+        """Train, validation and test from the pieces that the data comes in.
+
+        The seed alone fixes one order of the examples of `train`, by a hash of their keys: the test split, where there
+        is none, is taken from its head, validation follows, and training examples are taken from its tail, so that a
+        smaller size gives a part of a larger one. Rows with the same key go to one split together: to training where
+        they are more than a held-out split still takes, which then has the next that fit. Those of `train` that a given
+        validation or test split has too are left out.
+
+        Args:
+            sizes: None is all of a given split; of one that is held out, a tenth, but no more than 2,000 rows.
+            split_seed: of all three.
+
+        Raises:
+            UserError: a row that cannot be used, or more rows asked for than there are.
+        """
         return self._finished(self._chosen(sizes, split_seed))
 
     def whole(self, name: str) -> Splits:
@@ -89,147 +103,93 @@ class Prepared:
             Splits({name: data}, {"files": self.pieces.files, "rows": len(data), "examples": {name: len(data)}})
         )
 
-    def keys(self, name: str) -> list[bytes]:
-        """A digest of the example in each row of a piece; the errors are those of `row_keys`."""
-        return row_keys(self.pieces[name], self.columns, self.key)
+    def keys(self, piece: Piece) -> list[bytes]:
+        """A digest of the example in each row of a piece.
+
+        Raises:
+            UserError: a row that cannot be used; names the first of them.
+        """
+        found = []
+        for number, row in enumerate(piece.rows(self.columns), start=1):
+            try:
+                key = self.key(row).encode("utf-8", "surrogatepass")
+            except BadRow as error:
+                raise bad_row(piece, number, error) from error
+            found.append(hashlib.blake2b(key, digest_size=16).digest())
+        return found
 
     def keys_of_training(self, sizes: SplitSizes, split_seed: int) -> tuple[set[bytes], dict[str, Any]]:
         """The examples of the training split as `keys` has them, and the record of the splits."""
         splits = self._chosen(sizes, split_seed)
-        chosen = replace(self.pieces["train"], data=splits["train"])
-        return set(row_keys(chosen, self.columns, self.key)), splits.record
-
-    def _chosen(self, sizes: SplitSizes, split_seed: int) -> Splits:
-        same = {name: getattr(self, name) for name in ("columns", "key", "strata", "answers", "least", "digests")}
-        return split_data(self.pieces, sizes=sizes, split_seed=split_seed, **same)
+        return set(self.keys(replace(self.pieces["train"], data=splits["train"]))), splits.record
 
     def _finished(self, splits: Splits) -> Splits:
         with one_line(next(iter(self.pieces.values())).name):
             finished = {name: self.finish(split) for name, split in splits.items()}
         return Splits(finished, {**splits.record, **self.record})
 
-
-def split_data(
-    pieces: Pieces,
-    *,
-    columns: Sequence[str],
-    key: Callable[[Row], str],
-    sizes: SplitSizes,
-    split_seed: int,
-    strata: Sequence[Iterable[Hashable]] | None = None,
-    answers: Callable[[Piece], Iterable[Hashable]] | None = None,
-    least: int = 1,
-    digests: str | None = None,
-) -> Splits:
-    """Train, validation and test from the pieces that the data comes in.
-
-    The seed alone fixes one order of the examples of `train`, by a hash of their keys: the test split, where there is
-    none, is taken from its head, validation follows, and training examples are taken from its tail, so that a smaller
-    size gives a part of a larger one. Rows with the same key go to one split together: to training where they are more
-    than a held-out split still takes, which then has the next that fit. Those of `train` that a given validation or
-    test split has too are left out.
-
-    Args:
-        pieces: `train`, and `validation` and `test` where they are given.
-        columns: what `key` reads.
-        key: identifies an example; raises a `BadRow` for one that cannot be used.
-        sizes: None is all of a given split; of one that is held out, a tenth, but no more than 2,000 rows.
-        split_seed: of all three.
-        strata: of each row of `train`, its classes: of each, an example stays in the training split.
-        answers: what is learned of each row of a piece; None where the key says it.
-        least: rows of a split that is held out.
-        digests: what the record calls the sha256 over the keys of each piece's rows; None where `files` says it all.
-
-    Raises:
-        UserError: a row that cannot be used, or more rows asked for than there are.
-    """
-    keys = {name: row_keys(piece, columns, key) for name, piece in pieces.items()}
-    chosen: dict[str, list[int]] = {}
-    given: set[bytes] = set()
-    left_out = 0
-    for name in HELD_OUT:
-        if name in pieces:
-            fresh = [row for row, one in enumerate(keys[name]) if one not in given]
-            if not fresh:
-                raise UserError(f"{pieces[name].name}: each of its rows is in the {HELD_OUT[0]} data as well")
-            left_out += len(keys[name]) - len(fresh)
-            given.update(keys[name])
-            size = check_size(name, getattr(sizes, name), len(fresh), _ROWS)
-            chosen[name] = fresh if size is None else [fresh[at] for at in seeded_order(len(fresh), split_seed)[:size]]
-    groups: dict[bytes, list[int]] = {}
-    for row, one in enumerate(keys["train"]):
-        if one not in given:
-            groups.setdefault(one, []).append(row)
-    left_out += len(keys["train"]) - _rows(groups.values())
-    order = sorted(groups, key=lambda one: place(one, split_seed))
-    # training begins with a row of each class, or one at all: of its largest group, the last in the order
-    first_of: dict[Hashable, int] = {}
-    for one in sorted(order, key=lambda one: len(groups[one])):  # stable
-        for row in groups[one]:
-            first_of.update(dict.fromkeys((None,) if strata is None else strata[row], row))
-    first = set(first_of.values())
-    stays = {keys["train"][row] for row in first}
-    free = {one: groups[one] for one in order if one not in stays}
-    share = max(least, _share(groups.values()))
-    for name in HELD_OUT:
-        if name not in pieces:
-            size = check_size(name, getattr(sizes, name), _rows(free.values()), _ROWS)
-            chosen[name] = _take(free, share if size is None else size)
-    rest = [row for one in reversed(order) if one in stays or one in free for row in groups[one]]
-    if not rest or not all(chosen.values()):
-        total, there = len(keys["train"]), len(keys["train"]) - _rows(groups.values())
-        why = f", {there:,} of them in the validation or test data as well" if there else ""
-        why += f", {len(groups):,} without duplicates" if 0 < len(groups) < total - there else ""
-        name = pieces["train"].name
-        raise UserError(f"{name}: {total:,} rows{why}{',' if why else ''} are too few to train and to test on")
-    rest.sort(key=lambda row: row not in first)
-    chosen["train"] = rest[: check_size("train", sizes.train, len(rest), _ROWS)]
-    every = [one for some in keys.values() for one in some]
-    examples = {name: len(chosen[name]) for name in SPLITS}
-    record: dict[str, Any] = {
-        "files": pieces.files,
-        "rows": len(every),
-        "examples": examples,
-        "repeated": len(every) - len(set(every)),
-        "left_out": left_out,
-        "unused": len(every) - sum(examples.values()) - left_out,
-    }
-    if answers is not None:
-        record["contradict"] = _contradictions(pieces, keys, answers) if record["repeated"] else 0
-    if digests is not None:
-        record[digests] = {name: hashlib.sha256(b"".join(some)).hexdigest() for name, some in keys.items()}
-    if strata is not None:
-        trained = {one for row in chosen["train"] for one in strata[row]}
-        record["untrained"] = len({one for some in strata for one in some} - trained)
-    return Splits({name: pieces.get(name, pieces["train"]).data.select(chosen[name]) for name in SPLITS}, record)
-
-
-def row_keys(piece: Piece, columns: Sequence[str], key: Callable[[Row], str]) -> list[bytes]:
-    """A short digest of the key of each row.
-
-    Raises:
-        UserError: a row that cannot be used; names the first of them.
-    """
-    found = []
-    for number, row in enumerate(piece.rows(columns), start=1):
-        try:
-            found.append(hashlib.blake2b(key(row).encode("utf-8", "surrogatepass"), digest_size=16).digest())
-        except BadRow as error:
-            raise bad_row(piece, number, error) from error
-    return found
-
-
-def _contradictions(
-    pieces: Pieces, keys: Mapping[str, Sequence[bytes]], answers: Callable[[Piece], Iterable[Hashable]]
-) -> int:
-    """The rows, but for the first, of each example that has more than one answer."""
-    times = Counter(one for some in keys.values() for one in some)
-    found: dict[bytes, set[Hashable]] = {one: set() for one, count in times.items() if count > 1}
-    for name, piece in pieces.items():
-        for one, answer in zip(keys[name], answers(piece), strict=True):
-            if one in found:
-                found[one].add(answer)
-    return sum(times[one] - 1 for one, several in found.items() if len(several) > 1)
+    def _chosen(self, sizes: SplitSizes, split_seed: int) -> Splits:
+        pieces, strata = self.pieces, self.strata
+        keys = {name: self.keys(piece) for name, piece in pieces.items()}
+        chosen: dict[str, list[int]] = {}
+        given: set[bytes] = set()
+        left_out = 0
+        for name in HELD_OUT:
+            if name in pieces:
+                fresh = [row for row, one in enumerate(keys[name]) if one not in given]
+                if not fresh:
+                    raise UserError(f"{pieces[name].name}: each of its rows is in the {HELD_OUT[0]} data as well")
+                left_out += len(keys[name]) - len(fresh)
+                given.update(keys[name])
+                size = check_size(name, getattr(sizes, name), len(fresh), _ROWS)
+                order_of = None if size is None else seeded_order(len(fresh), split_seed)[:size]
+                chosen[name] = fresh if order_of is None else [fresh[at] for at in order_of]
+        groups: dict[bytes, list[int]] = {}
+        for row, one in enumerate(keys["train"]):
+            if one not in given:
+                groups.setdefault(one, []).append(row)
+        left_out += len(keys["train"]) - _rows(groups.values())
+        order = sorted(groups, key=lambda one: place(one, split_seed))
+        # training begins with a row of each class, or one at all: of its largest group, the last in the order
+        first_of: dict[Hashable, int] = {}
+        for one in sorted(order, key=lambda one: len(groups[one])):  # stable
+            for row in groups[one]:
+                first_of.update(dict.fromkeys((None,) if strata is None else strata[row], row))
+        first = set(first_of.values())
+        stays = {keys["train"][row] for row in first}
+        free = {one: groups[one] for one in order if one not in stays}
+        share = max(self.least, _share(groups.values()))
+        for name in HELD_OUT:
+            if name not in pieces:
+                size = check_size(name, getattr(sizes, name), _rows(free.values()), _ROWS)
+                chosen[name] = _take(free, share if size is None else size)
+        rest = [row for one in reversed(order) if one in stays or one in free for row in groups[one]]
+        if not rest or not all(chosen.values()):
+            total, there = len(keys["train"]), len(keys["train"]) - _rows(groups.values())
+            why = f", {there:,} of them in the validation or test data as well" if there else ""
+            why += f", {len(groups):,} without duplicates" if 0 < len(groups) < total - there else ""
+            name = pieces["train"].name
+            raise UserError(f"{name}: {total:,} rows{why}{',' if why else ''} are too few to train and to test on")
+        rest.sort(key=lambda row: row not in first)
+        chosen["train"] = rest[: check_size("train", sizes.train, len(rest), _ROWS)]
+        times = Counter(one for some in keys.values() for one in some)
+        rows, examples = times.total(), {name: len(chosen[name]) for name in SPLITS}
+        record: dict[str, Any] = {"files": pieces.files, "rows": rows, "examples": examples}
+        record |= {"repeated": rows - len(times), "left_out": left_out}
+        record["unused"] = rows - sum(examples.values()) - left_out
+        if self.answers is not None:  # the rows, but for the first, of each example that has more than one answer
+            told: dict[bytes, set[Hashable]] = {one: set() for one, count in times.items() if count > 1}
+            for name, piece in pieces.items() if told else ():
+                for one, answer in zip(keys[name], self.answers(piece), strict=True):
+                    if one in told:
+                        told[one].add(answer)
+            record["contradict"] = sum(times[one] - 1 for one, several in told.items() if len(several) > 1)
+        if self.digests is not None:
+            record[self.digests] = {name: hashlib.sha256(b"".join(some)).hexdigest() for name, some in keys.items()}
+        if strata is not None:
+            trained = {one for row in chosen["train"] for one in strata[row]}
+            record["untrained"] = len({one for some in strata for one in some} - trained)
+        return Splits({name: pieces.get(name, pieces["train"]).data.select(chosen[name]) for name in SPLITS}, record)
 
 
 def _share(groups: Collection[Sequence[int]]) -> int:

@@ -1,19 +1,111 @@
-"""Opening data: what is a file, a folder or a data set of the hub, and which of it is which split."""
+"""Opening data: every format gives the same rows, which of it is which split, and every mistake is one line."""
 
+import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
-from own_rows import ALL, QUESTION, TEXT, load
+from datasets import ClassLabel, Dataset, Features, Value
+from own_rows import ALL, QUESTION, REVIEWS, TEXT, load, save_images, write_csv
+from PIL import Image
 from pyarrow import parquet
 
-from aurora_lora.data.own import source
 from aurora_lora.data.own.kinds import OWN
-from aurora_lora.data.own.source import OwnData, open_data, open_file, open_test
+from aurora_lora.data.own.source import OwnData, folder_digest, open_data, open_given
 from aurora_lora.errors import ArgumentError, UserError
+
+FORMATS: dict[str, Callable[[Path], object]] = {
+    "rows.csv": write_csv,
+    "semicolons.CSV": lambda path: write_csv(path, ";"),
+    "rows.jsonl": lambda path: path.write_text("\n".join(map(json.dumps, REVIEWS)), encoding="utf-8"),
+    "rows.jsonl.gz": lambda path: path.write_bytes(gzip.compress("\n".join(map(json.dumps, REVIEWS)).encode())),
+    "rows.parquet": lambda path: Dataset.from_list(REVIEWS).to_parquet(path),
+    "saved": lambda path: Dataset.from_list(REVIEWS).save_to_disk(path),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_formats(name: str, tmp_path: Path) -> None:
+    FORMATS[name](tmp_path / name)
+    pieces = open_data(OwnData(name))
+    assert list(pieces) == ["train"]
+    assert pieces["train"].data.to_list() == REVIEWS
+    assert len(pieces.files[name]) == 64
+
+
+def test_json_stays_what_it_is(tmp_path: Path) -> None:
+    """Dates are texts, numbers have all their digits, and objects only the fields that they were given."""
+    rows = [
+        {"at": "2024-05-01", "price": 0.12345678901234567, "meta": {"a": 1}, "tools": [{"x": None}, {"y": "3"}]},
+        {"at": None, "price": 1, "meta": {"b": "2"}, "tools": []},
+    ]
+    (tmp_path / "odd.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert open_data(OwnData("odd.jsonl"))["train"].data.to_list() == rows
+
+
+BROKEN = {
+    "fields.csv": ("text,label\na,x\nb,y,z\n", r"fields\.csv cannot be read: .*Expected 2 fields in line 3, saw 3"),
+    "line.jsonl": ('{"text": "a"}\n{"text": }\n', r"line\.jsonl, line 2: no JSON: "),
+    "list.json": ('[{"text": "a"}, 3]', r"list\.json, row 2: it is no object"),
+    "half.jsonl": ('{"text": "\\ud83d"}', r"half\.jsonl has text .*surrogates not allowed"),
+    "latin.csv": ("text,label\n\udce9,x\n", r"latin\.csv has text in another encoding .*task\.encoding=cp1252"),
+    "no.parquet": ("text", r"no\.parquet cannot be read: "),
+    "rows.doc": ("text", r"rows\.doc: '\.doc' is not one of \.csv"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_broken_ends_in_one_line(name: str, tmp_path: Path) -> None:
+    text, message = BROKEN[name]
+    (tmp_path / name).write_text(text, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(UserError, match=message) as raised:
+        open_data(OwnData(name))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_folder_of_files_is_read_by_the_splits_in_their_names(tmp_path: Path) -> None:
+    (tmp_path / "data" / "test").mkdir(parents=True)
+    for name in ("train-0.csv", "train-1.csv", "my_dev.csv", "test/0.csv"):
+        (tmp_path / "data" / name).write_text(f"text,label\n007,{name}\n")
+    (tmp_path / "data" / "README.md").write_text("# Films")
+    pieces = open_data(OwnData("data"))
+    assert {name: piece.data["label"][:] for name, piece in pieces.items()} == {
+        "train": ["train-0.csv", "train-1.csv"],
+        "validation": ["my_dev.csv"],
+        "test": ["test/0.csv"],
+    }
+    assert pieces["train"].data["text"][:] == ["007"] * 2
+    before = folder_digest(tmp_path / "data")
+    (tmp_path / "data" / "other.csv").write_text("text,label\na,b\n")
+    assert folder_digest(tmp_path / "data") != before
+    with pytest.raises(UserError, match=r"data: the name of other\.csv tells no split, as those of others do"):
+        open_data(OwnData("data"))
+    (tmp_path / "data" / "other.csv").rename(tmp_path / "data" / "train.jsonl")
+    with pytest.raises(UserError, match=r"data has files of several formats \(csv, json\)"):
+        open_data(OwnData("data"))
+
+
+@pytest.mark.parametrize("tops", [[""], ["train", "valid", "test"], ["bus", "train", "car"]])
+def test_no_image_is_left_out(tops: list[str], tmp_path: Path) -> None:
+    """Folders that are called like splits are splits where all of them are and the classes are in them."""
+    for top in tops:
+        if top == "" or "test" in tops:
+            save_images(tmp_path / "pictures [1]" / top, 6)
+        else:
+            (tmp_path / "pictures [1]" / top).mkdir(parents=True)
+            Image.new("RGB", (4, 4)).save(tmp_path / "pictures [1]" / top / "0.png")
+    pieces = open_data(OwnData("pictures [1]"))
+    classes = {"bus", "train", "car"} if "bus" in tops else {"red", "green", "blue"}
+    assert all(set(piece.data["label"][:]) == classes for piece in pieces.values())
+    assert sum(len(piece.data) for piece in pieces.values()) == (3 if "bus" in tops else 6 * len(tops))
+    assert len(pieces) == (3 if "test" in tops else 1)
+    Image.new("RGB", (4, 4)).save(tmp_path / "pictures [1]" / "stray.png")
+    with pytest.raises(UserError, match=r"stray\.png is not in the folder of a class"):
+        open_data(OwnData("pictures [1]"))
+
 
 ROWS = [{"review": f"film {n}", "stars": str(n % 3)} for n in range(12)]
 
@@ -27,32 +119,6 @@ def _cards(folder: Path) -> None:
     for split, rows in (("train", ROWS[:8]), ("dev", ROWS[8:])):
         path = folder / "owner" / "name" / f"{split}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def test_a_field_that_nothing_uses_is_refused(tmp_path: Path) -> None:
-    _csv(tmp_path / "rows.csv")
-    Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
-    with pytest.raises(UserError, match=r"^task\.config: 'x' goes with a data set of the hub, not with a file"):
-        open_data(OwnData("rows.csv", config="x"))
-    with pytest.raises(UserError, match=r"^task\.revision: 'x' goes with a data set of the hub, not with a file"):
-        open_data(OwnData("rows.csv", test_data="saved", revision="x"))
-    with pytest.raises(
-        UserError, match="no data set of the hub"
-    ):  # where any of them may have a use for it, it is open
-        open_data(OwnData("rows.csv", test_data="none", revision="x"))
-
-
-def test_files_for_the_splits(tmp_path: Path) -> None:
-    for name in ("one.csv", "two.csv"):
-        _csv(tmp_path / name)
-    (tmp_path / "three.jsonl").write_text("\n".join(map(json.dumps, ROWS[:2])), encoding="utf-8")
-    pieces = open_data(OwnData("one.csv", validation_data="two.csv", test_data="three.jsonl"))
-    assert {name: (piece.name, len(piece.data)) for name, piece in pieces.items()} == {
-        "train": ("one.csv", 12),
-        "validation": ("two.csv", 12),
-        "test": ("three.jsonl", 2),
-    }
-    assert set(pieces.files) == {"one.csv", "two.csv", "three.jsonl"}
 
 
 @pytest.mark.parametrize("where", ["folder", "copy of the hub"])
@@ -83,10 +149,6 @@ def test_a_split_found_by_its_name_gives_way_to_one_that_is_asked_for(tmp_path: 
     assert sizes(test_split="validation") == {"train": 8, "test": 3}
     assert sizes(validation_split="test") == {"train": 8, "validation": 2}
     assert sizes(train_split="test") == {"train": 2, "validation": 3}
-    assert sizes(validation_split="test", test_split="validation") == {"train": 8, "validation": 2, "test": 3}
-    for splits in ({"test_split": "train"}, {"test_split": "validation", "validation_split": "validation"}):
-        with pytest.raises(UserError, match=r"task\.\w+_split: .* is another split already"):
-            sizes(**splits)
 
 
 @pytest.mark.parametrize("kind", ["classification", "regression", "choices"])
@@ -128,72 +190,32 @@ def test_the_split_to_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     )
     monkeypatch.setenv("AURORA_LORA_DATA", str(tmp_path / "copies"))
     own = OwnData("owner/name", config="short")
-    assert len(open_file("owner/name", own=own).data) == 4
+    assert len(open_given("owner/name", own)["train"].data) == 4
     for same in ("copies/owner/name/", "./copies/owner/name"):
-        assert len(open_file(same, own=OwnData("copies/owner/name", config="short")).data) == 4
-    assert len(open_file("owner/name", own=own, split="test").data) == 3
+        assert len(open_given(same, OwnData("copies/owner/name", config="short"))["train"].data) == 4
+    assert len(open_given("owner/name", own, split="test")["train"].data) == 3
     with pytest.raises(ArgumentError, match=r"^`split`: owner/name has no split 'exam' \(it has train, test\)"):
-        open_file("owner/name", own=own, split="exam")
+        open_given("owner/name", own, split="exam")
     with pytest.raises(ArgumentError, match=r"^`split`: owner/name has no split 'train' \(it has dev, test\)"):
-        open_file("owner/name", own=OwnData("owner/name", config="long"))
+        open_given("owner/name", OwnData("owner/name", config="long"))
     with pytest.raises(
         ArgumentError, match=r"it has several configurations, of which task\.config names one: 'short', "
     ):
-        open_file("owner/name", own=OwnData("other/name", config="short"))
+        open_given("owner/name", OwnData("other/name", config="short"))
     with pytest.raises(ArgumentError, match=r"^'none' is no file, no folder"):
-        open_file("none", own=own)
-
-
-def test_configuration_and_revision_are_those_of_what_a_run_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    class Hub:
-        def __init__(self, repo: str, config: str | None, revision: str | None) -> None:
-            asked.append((repo, config, revision))
-
-        def load_all(self) -> tuple[DatasetDict, str]:
-            return DatasetDict({"train": Dataset.from_list(ROWS)}), "commit"
-
-        def copy(self) -> None:
-            return None
-
-    monkeypatch.setattr(source, "HubData", Hub)
-    own = OwnData("owner/name", config="short", revision="v2")
-    open_file("owner/name", own=own)
-    open_file("other/name", own=own)
-    open_test(own, "owner/name")
-    open_test(own, "other/name")
-    assert asked == [
-        ("owner/name", "short", "v2"),
-        ("other/name", None, None),
-        ("owner/name", "short", "v2"),
-        ("other/name", "short", None),
-    ]
+        open_given("none", own)
 
 
 def test_a_column_that_is_not_there(tmp_path: Path) -> None:
     _csv(tmp_path / "reviews.csv")
-    piece = open_data(OwnData("reviews.csv"))["train"]
-    piece.need("review", "text")
+    pieces = open_data(OwnData("reviews.csv"))
+    pieces.check_columns({"text": ("review",)})
     for wrong in ("reviw", "REVIEW"):
         with pytest.raises(UserError) as raised:
-            piece.need(wrong, "text")
+            pieces.check_columns({"text": (wrong,)})
         assert str(raised.value) == (
             f"task.text: reviews.csv has no column '{wrong}' (it has 'review', 'stars'; did you mean 'review'?)"
         )
-
-
-@pytest.mark.parametrize(("given", "hint"), [("imdb", ""), ("revews.csv", "reviews.csv"), ("table", "table.parquet")])
-def test_a_file_that_is_not_there(given: str, hint: str, tmp_path: Path) -> None:
-    """A name is suggested where it is near."""
-    for name in ("im13b", "reviews.csv", "table.parquet"):
-        (tmp_path / name).touch()
-    with pytest.raises(UserError) as raised:
-        open_data(OwnData(given))
-    assert str(raised.value) == (
-        f"task.data: '{given}' is no file, no folder and no data set of the hub (owner/name)"
-        + (f"; did you mean '{hint}'?" if hint else "")
-    )
 
 
 def test_texts_of_a_parquet_file_that_are_no_text() -> None:
@@ -202,21 +224,3 @@ def test_texts_of_a_parquet_file_that_are_no_text() -> None:
     parquet.write_table(pa.table({"text": texts, "label": [0, 1] * 15}), "rows.parquet")
     with pytest.raises(UserError, match=r"rows\.parquet has text in another encoding .* byte 0xff"):
         load("classification", "rows.parquet")
-
-
-def test_few_images_are_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thousand photos in a table can be gigabytes."""
-    images = [{"bytes": bytes([n]), "path": None} for n in range(50)]
-    rows = Dataset.from_dict({"image": images, "label": list(range(50))}).cast_column("image", Image())
-    rows.to_parquet(tmp_path / "rows.parquet")
-    piece = open_data(OwnData("rows.parquet"))["train"]
-    own, sizes = Dataset.iter, []
-
-    def read(data: Dataset, batch_size: int) -> Any:
-        sizes.append(batch_size)
-        return own(data, batch_size)
-
-    monkeypatch.setattr(Dataset, "iter", read)
-    assert [row["image"]["bytes"][0] for row in piece.rows(["image", "label"])] == list(range(50))
-    assert [row["label"] for row in piece.rows(["label"])] == list(range(50))
-    assert sizes == [16, 1000]

@@ -1,4 +1,4 @@
-"""A column of images: where they are looked for, and what is wrong with one."""
+"""Images of own data: where they are looked for, what is wrong with one, and how they are split."""
 
 import io
 from pathlib import Path
@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from datasets import Audio, Dataset, DatasetInfo, Features, Image, List, Value
+from datasets import Dataset
 from own_rows import load, save_images
 from PIL import Image as Pillow
-from PIL.PngImagePlugin import PngInfo
 
 from aurora_lora.data import vision
 from aurora_lora.data.own.kinds import image_file
+from aurora_lora.data.task import SplitSizes
 from aurora_lora.errors import UserError
 
 COLUMNS_OF_IMAGES = {"image": ("image",), "label": ("label",)}
@@ -55,13 +55,6 @@ def test_paths_in_a_table_are_looked_for_beside_it_first() -> None:
     )
 
 
-def test_a_file_that_is_no_image() -> None:
-    save_images(Path("pictures"))
-    Path("pictures/red/broken.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"pictures, row \d+: .*broken\.png is no image that can be read"):
-        load("images", "pictures", {"image": ("image",), "label": ("label",)})
-
-
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp"])
 def test_an_image_that_is_cut_off(suffix: str) -> None:
     save_images(Path("pictures"))
@@ -82,52 +75,11 @@ def test_whole_images_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert image_file(file.getvalue(), "image") == file.getvalue()
 
 
-def test_an_image_with_very_long_texts_in_it() -> None:
-    """Such as what image editors note there; Pillow raises a ValueError."""
-    save_images(Path("pictures"))
-    noted = PngInfo()
-    noted.add_itxt("XML:com.adobe.xmp", "x" * 2_000_000, zip=True)
-    Pillow.new("RGB", (8, 8)).save("pictures/red/noted.png", pnginfo=noted)
-    with pytest.raises(UserError, match=r"noted\.png is no image that can be read: Decompressed data too large"):
-        load("images", "pictures", {"image": ("image",), "label": ("label",)})
-    with pytest.raises(UserError, match=r"noted\.png is no image that can be read"):
-        vision.read_image(Path("pictures/red/noted.png"))
-
-
 @pytest.mark.parametrize("values", [list(range(20)), [["a.png"]] * 20], ids=["numbers", "lists"])
 def test_a_column_that_holds_no_images(values: list[Any]) -> None:
     Dataset.from_dict({"image": values, "label": ["a", "b"] * 10}).to_parquet("rows.parquet")
     with pytest.raises(UserError, match=r"task\.image: rows\.parquet: column 'image' cannot be read"):
         load("images", "rows.parquet", {"image": ("image",), "label": ("label",)})
-
-
-def test_what_is_not_asked_for_is_not_decoded() -> None:
-    """Sound, for which a package may be missing, and images in lists, whose repr has an address."""
-    save_images(Path("pictures"))
-    image = {"path": "pictures/red/0.png", "bytes": None}
-    sound = Dataset.from_dict({"sound": [{"bytes": b"RIFF", "path": "a.wav"}]})
-    types = Features({"one": Image(), "several": List(Image()), "text": Value("string")})
-    data = Dataset.from_list([{"one": image, "several": [image], "text": "x"}], features=types)
-    (row,) = vision.as_files(data)
-    assert row == {"one": image, "several": [image], "text": "x"}
-    told = Features({"sound": Audio()})
-    (row,) = vision.as_files(Dataset(sound.data, info=DatasetInfo(features=told)))
-    assert row == {"sound": {"path": "a.wav", "bytes": b"RIFF"}}
-
-
-def test_an_image_that_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    save_images(Path("pictures"))
-    Pillow.new("1", (30, 30)).save("pictures/red/huge.png")
-    monkeypatch.setattr(Pillow, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(UserError, match=r"row \d+: .*huge\.png is no image that can be read: .* decompression bomb"):
-        load("images", "pictures", {"image": ("image",), "label": ("label",)})
-
-
-def test_pixels_that_have_other_numbers() -> None:
-    save_images(Path("pictures"))
-    Pillow.fromarray(np.full((8, 8), 0.5, np.float32)).save("pictures/red/float.tiff")
-    with pytest.raises(UserError, match=r"float\.tiff is no image .*numbers from 0\.5 to 0\.5"):
-        load("images", "pictures", {"image": ("image",), "label": ("label",)})
 
 
 @pytest.mark.parametrize("most", [255, 4095])
@@ -142,7 +94,43 @@ def test_grey_values_that_are_black_in_16_bits_are_refused(most: int) -> None:
         load("images", "pictures", COLUMNS_OF_IMAGES)
 
 
-def test_a_table_of_images_without_labels() -> None:
-    Path("images.csv").write_text("image\na.png\nb.png\n")
-    with pytest.raises(UserError, match=r"task\.label: images\.csv has no column 'label' \(it has 'image'\)"):
-        load("images", "images.csv", {"image": ("image",), "label": ("label",)})
+def test_a_table_of_images(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        save_images(tmp_path / "all" / split, 30 if split == "train" else 6)
+        files = sorted((tmp_path / "all" / split).rglob("*.png"))
+        lines = [f"{file.relative_to(tmp_path / 'all' / split)},00{file.parent.name}" for file in files]
+        (tmp_path / "all" / split / "metadata.csv").write_text("\n".join(["file_name,label", *lines]))
+    splits = load("images", "all", {"image": ("image",), "label": ("label",)})
+    assert len(splits["test"]) == 6
+    assert splits["test"].features["label"].names == ["00blue", "00green", "00red"]
+    assert splits["test"][0]["image"].size == (8, 8)
+
+
+def test_images_by_class() -> None:
+    save_images(Path("pictures"))
+    (Path("pictures") / "red" / "again.png").write_bytes((Path("pictures") / "red" / "0.png").read_bytes())
+    splits = load("images", "pictures", {"image": ("image",), "label": ("label",)})
+    assert splits.record["examples"] == {"train": 23, "validation": 4, "test": 4}
+    assert splits.record["repeated"] == 1
+    assert splits["train"].features["label"].names == ["blue", "green", "red"]
+    assert all({0: 2, 1: 1, 2: 0}[np.asarray(row["image"])[0, 0, 0] % 3] == row["label"] for row in splits["train"])
+
+
+def test_each_class_of_images_stays_in_training() -> None:
+    for n in range(40):
+        path = Path("pictures", "rare" if n < 2 else ("dog", "cat")[n % 2], f"{n}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Pillow.new("L", (4, 4), n).save(path)
+    columns = {"image": ("image",), "label": ("label",)}
+    for seed in range(10):
+        splits = load("images", "pictures", columns, SplitSizes(2, 12, 12), seed)
+        assert splits.record["untrained"] == 1
+        assert 2 in load("images", "pictures", columns, SplitSizes(None, 12, 12), seed)["train"]["label"]
+
+
+def test_images_in_folders_of_splits() -> None:
+    save_images(Path("pictures/train"))
+    save_images(Path("pictures/test"), 6)
+    splits = load("images", "pictures", {"image": ("image",), "label": ("label",)})
+    assert splits.record["examples"] == {"train": 21, "validation": 3, "test": 6}
+    assert splits.record["left_out"] == 6

@@ -1,14 +1,22 @@
-"""Splits of conversations: equal ones, however they are written, are in one of them."""
+"""Conversations of own data: their formats, and splits in which equal ones, however they are written, are together."""
 
 import json
 from typing import Any
 
 import pytest
+from datasets import Dataset
 from own_rows import load
 
+from aurora_lora.data.own.chat import Question, answer_of, conversation, format_of, opening, question_of
+from aurora_lora.data.own.source import Piece
+from aurora_lora.data.own.split import BadRow
 from aurora_lora.errors import UserError
 
+pytest.importorskip("trl")
+
 CALL = {"function": {"name": "look", "arguments": {"at": "x", "by": None}}, "type": "function"}
+
+
 SAID: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "fields in another order": (
         {"role": "assistant", "content": "It is {n}."},
@@ -76,3 +84,60 @@ def test_other_calls_are_another_conversation() -> None:
         for n in range(30)
     ]
     assert load("chat", rows, {}).record["repeated"] == 0
+
+
+@pytest.mark.parametrize(
+    ("history", "message"),
+    [
+        ([["who", "actor"], ["who"]], "'history' is .* which is no list of pairs"),
+        ([["who", None]], "'history' is empty"),
+    ],
+)
+def test_what_is_no_history(history: Any, message: str) -> None:
+    with pytest.raises(BadRow, match=message):
+        conversation({"instruction": "a", "output": "b", "history": history}, "instruction")
+
+
+ASKED: dict[tuple[str, ...], str] = {
+    ("prompt", "completion", "instruction"): "prompt",
+    ("prompt", "completion", "text"): "prompt",
+    ("instruction", "output", "prompt"): "instruction",
+    ("instruction", "output", "text"): "instruction",
+    ("text", "prompt"): "text",
+    ("prompt", "instruction"): "instruction",  # no format is complete
+    ("instruction",): "instruction",
+    ("prompt",): "prompt",
+}
+
+
+@pytest.mark.parametrize("there", ASKED)
+def test_a_row_is_asked_by_the_column_that_training_learns_from(there: tuple[str, ...]) -> None:
+    row = {name: f"the {name}" for name in there}
+    assert _words(question_of(row)) == f"the {ASKED[there]}"
+    if "completion" in there or "output" in there or "text" in there:
+        piece = Piece(Dataset.from_list([row]), "rows.jsonl")
+        assert format_of(piece) == ASKED[there]
+
+
+def _words(question: Question | str) -> str:
+    return question if isinstance(question, str) else question.messages[-1]["content"]
+
+
+CALLS = {"type": "function", "function": {"name": "find", "arguments": {"film": "a"}}}
+
+
+def test_of_several_turns_the_last_answer_is_asked_for() -> None:
+    turns = [{"role": role, "content": f"{role} {n}"} for n in (1, 2) for role in ("user", "assistant")]
+    for row in ({"messages": turns}, {"messages": [*turns, {"role": "user", "content": "thanks"}]}):
+        assert opening(row) == Question(turns[:3])
+        assert answer_of(row) == "assistant 2"
+
+
+def test_an_answer_that_only_calls_a_tool() -> None:
+    asked, call = {"role": "user", "content": "a"}, {"role": "assistant", "content": None, "tool_calls": [CALLS]}
+    for row in ({"messages": [asked, call]}, {"prompt": [asked], "completion": [call]}):
+        assert json.loads(answer_of(row)) == [CALLS]
+    for said in ("", []):
+        assert json.loads(answer_of({"messages": [asked, {**call, "content": said}]})) == [CALLS]
+    del call["content"]
+    assert json.loads(answer_of({"messages": [asked, call]})) == [CALLS]

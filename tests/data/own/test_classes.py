@@ -1,0 +1,197 @@
+"""Labels of own data: how they may be written, which classes they make, and their mistakes as one line with the row."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from datasets import ClassLabel, Dataset, Features, List, Value
+from own_rows import QUESTION, TEXT, labelled, load
+
+from aurora_lora.data.own.columns import same_text
+from aurora_lora.data.task import SplitSizes
+from aurora_lora.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("A pretentious mess.", "...a  pretentious\tMESS...", True),
+        ("Straße", "STRASSE", True),
+        ("¿qué?", "Qué", True),
+        ("one of the best films", "one of the worst films", False),
+        ("!!!", "???", False),
+        ("5 + 3", "5 < 3", False),
+        ("की", "का", False),
+        ("great 😀", "great 😡", False),
+    ],
+)
+def test_what_counts_as_the_same_text(one: str, other: str, same: bool) -> None:
+    assert (same_text(one) == same_text(other)) is same
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (["bad", "good", " fine "], ["bad", "fine", "good"]),
+        ([2, 10, 1], ["1", "2", "10"]),
+        ([True, False], ["False", "True"]),
+    ],
+)
+def test_classes(labels: list[Any], names: list[str]) -> None:
+    splits = load("classification", labelled(labels * 10))
+    assert splits["train"].features["label"].names == names
+    for split in splits.values():
+        for row in split:
+            n = int(row["text"].split()[1])
+            assert names[row["label"]] == str(labels[n % len(labels)]).strip().removesuffix(".0")
+
+
+def test_how_many_rows_have_each_class() -> None:
+    rows = labelled(["good", "bad", "bad", "godo", "godo"] * 4)
+    splits = load("classification", rows, test_data=[{"text": "another", "label": "good"}])
+    assert splits.record["classes"] == {"bad": 8, "godo": 8, "good": 5}
+    assert list(splits.record["classes"]) == splits["train"].features["label"].names
+    assert load("multi-label", labelled([["a", "b"], [], ["b"]] * 5)).record["classes"] == {"a": 5, "b": 10}
+    assert "classes" not in load("regression", labelled([1, 2, 3] * 5)).record
+
+
+def test_classes_that_the_data_declares_keep_their_order() -> None:
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["zero", "one ", "never"])})
+    Dataset.from_list(labelled([0, 1] * 10), features=features).to_parquet("rows.parquet")
+    splits = load("classification", "rows.parquet")
+    assert splits["train"].features["label"].names == ["zero", "one", "never"]
+    assert splits.record["classes"] == {"zero": 10, "one": 10, "never": 0}
+    assert all(row["label"] == int(row["text"].split()[1]) % 2 for row in splits["train"])
+    Dataset.from_list(labelled([0, 1] * 10 + [-1]), features=features).to_parquet("rows.parquet")
+    with pytest.raises(UserError, match=r"rows\.parquet, row 21: it has no label"):
+        load("classification", "rows.parquet")
+
+
+@pytest.mark.parametrize("label", [List, lambda one: one], ids=["list", "one"])
+def test_several_labels_that_the_data_declares(label: Callable[[Any], Any]) -> None:
+    several = not isinstance(label(None), type(None))
+    given: list[Any] = [[1, 0], [], [1]] if several else [1, 0, 1]
+    features = Features({"text": Value("string"), "label": label(ClassLabel(names=["urgent", "billing", "never"]))})
+    Dataset.from_list(labelled(given * 10), features=features).to_parquet("rows.parquet")
+    splits = load("multi-label", "rows.parquet")
+    assert splits["train"].features["label"].feature.names == ["urgent", "billing", "never"]
+    for row in splits["train"]:
+        expected = given[int(row["text"].split()[1]) % 3]
+        assert row["label"] == (expected if several else [expected])
+
+
+@pytest.mark.parametrize(
+    ("labels", "columns"),
+    [
+        ([["a", "b"], [], ["c"]], None),
+        (["a, b", "", "c"], None),
+        (['["a", "b"]', "[]", '["c"]'], None),
+        (["['a', 'b']", "[]", "['c']"], None),  # as pandas writes them
+        (["{'b', 'a'}", "set()", "{'c'}"], None),
+        ([(1, 1, 0), (0, 0, 0), (0, 0, 1)], ("a", "b", "c")),
+    ],
+)
+def test_several_labels(labels: list[Any], columns: tuple[str, ...] | None) -> None:
+    rows = [{"text": f"text {n}"} for n in range(15)]
+    for n, row in enumerate(rows):
+        row |= {"label": labels[n % 3]} if columns is None else dict(zip(columns, map(str, labels[n % 3]), strict=True))
+    splits = load("multi-label", rows, {"text": ("text",), "label": columns or ("label",)})
+    assert splits["train"].features["label"].feature.names == ["a", "b", "c"]
+    for row in splits["train"]:
+        assert set(row["label"]) == ({0, 1}, set(), {2})[int(row["text"].split()[1]) % 3]
+
+
+@pytest.mark.parametrize("kind", ["classification", "multi-label"])
+def test_a_label_of_the_test_file_that_training_has_not(kind: str) -> None:
+    with pytest.raises(
+        UserError, match=r"test_data\.jsonl, row 3: the label 'c' is in no row of rows\.jsonl \(its labels: 'a', 'b'\)"
+    ):
+        load(kind, labelled(["a", "b"] * 9), test_data=labelled(["a", "b", "c"]))
+    load(kind, labelled(["a", "b", "c"] * 9), test_data=[{"text": "new", "label": "c"}])
+
+
+def test_two_text_columns_and_columns_called_label_and_text() -> None:
+    rows = [{"label": f"first {n}", "text": f"second {n}", "stars": n % 2} for n in range(20)]
+    splits = load("classification", rows, {"text": ("label", "text"), "label": ("stars",)})
+    assert splits["train"].column_names == ["text", "text_b", "label"]
+    assert {(row["text"].split()[0], row["text_b"].split()[0]) for row in splits["train"]} == {("first", "second")}
+
+
+def test_texts_that_differ_in_case_and_punctuation_are_the_same() -> None:
+    splits = load("classification", [*labelled(["a", "b"] * 10), {"text": "TEXT 3!", "label": "a"}])
+    assert splits.record["repeated"] == 1
+
+
+def test_each_of_several_labels_stays_in_training() -> None:
+    rows = labelled([["rare", "a"]] * 2 + [["a"], ["b"]] * 19)
+    for seed in range(10):
+        splits = load("multi-label", rows, sizes=SplitSizes(None, 12, 12), seed=seed)
+        assert splits.record["untrained"] == 0
+        assert 2 in {one for row in splits["train"]["label"] for one in row}
+
+
+DIFFER: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]] = {
+    "classification": (
+        labelled(["a", "b"] * 10),
+        [{"text": "Text 3!", "label": "b"}],
+        [{"text": "Text 3!", "label": "a"}],
+    ),
+    "regression": (labelled([1, 2] * 10), [{"text": "text 3", "label": 2}], [{"text": "text 3", "label": 2.5}]),
+    "multi-label": (
+        labelled([["a", "b"], ["b"]] * 10),
+        [{"text": "text 2", "label": ["b", "a"]}],
+        [{"text": "text 2", "label": ["a"]}],
+    ),
+    "choices": (
+        [{"question": f"{n}", "options": ["yes", "no"], "answer": n % 2} for n in range(20)],
+        [{"question": "3", "options": ["No", "yes"], "answer": 0}],
+        [{"question": "3", "options": ["No", "yes"], "answer": 1}],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DIFFER)
+def test_the_same_example_with_another_label_is_counted(kind: str) -> None:
+    rows, same, other = DIFFER[kind]
+    columns = QUESTION if kind == "choices" else TEXT
+    for more, count in ((same, 0), (other, 1)):
+        record = load(kind, [*rows, *more], columns).record
+        assert (record["repeated"], record["contradict"]) == (1, count)
+
+
+AB = labelled(["a", "b"] * 5)
+MISTAKES: dict[str, tuple[str, list[dict[str, Any]], str]] = {
+    "no text": ("classification", [*AB, {"text": " ", "label": "a"}], r"row 11: 'text' is empty"),
+    "a number": ("classification", [{"text": n, "label": n % 2} for n in range(9)], "row 1: 'text' is 0, which is no"),
+    "no label": ("classification", labelled(["a", "b", None] * 5), "row 3: it has no label"),
+    "fractions": ("classification", labelled([1.5, 2.5] * 5), r"row 1: the label 1\.5 .*is this regression\?"),
+    "one class": ("classification", labelled(["a"] * 9), r"rows\.jsonl has one label only, 'a'"),
+    "one example": (
+        "classification",
+        [*AB, *labelled(["c"])],
+        r"row 11: the label 'c' has one example, .*add ex",
+    ),
+    "many": ("classification", labelled(list(range(9))), r"the label '0' has one example \(as have 8 more\).*regr"),
+    "no number": ("regression", labelled([1, 2, 3, "1_000"]), "row 4: the label '1_000' is no number"),
+    "switches": ("regression", labelled([True, False] * 5), r"row 1: the label True is no number: is this class"),
+    "one number": ("regression", labelled([1.5] * 9), r"rows\.jsonl has one label only, 1\.5"),
+    "large": ("regression", labelled([1, 2, 3, 1e39]), r"row 4: the label 1e\+39 is beyond 3\.4e\+38"),
+    "vectors": ("multi-label", labelled(["[0, 1, 1]", "1, 0, 0"] * 5), r"task\.label: 'label' has 0 and 1 in place of"),
+    "two in one": ("multi-label", labelled(["a", "['a', 'b' 'c']"] * 5), "row 2: the labels .* look like a list"),
+    "a database's": ("multi-label", labelled(["a", "{a,b}"] * 5), "row 2: the labels '{a,b}' look like a list"),
+    "one option": ("choices", [{"question": "q", "options": ["a"], "answer": 0}] * 9, "row 1: there are 1 options"),
+    "no list": ("choices", [{"question": "q", "options": "a", "answer": 0}] * 9, "row 1: the options are no list"),
+    "no answer": (
+        "choices",
+        [{"question": "q", "options": ["yes", "no"], "answer": "2"}] * 9,
+        "row 1: the answer '2' is none of the options: it must be one of them, A to B, or 0 to 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes(mistake: str) -> None:
+    kind, rows, message = MISTAKES[mistake]
+    with pytest.raises(UserError, match=message) as raised:
+        load(kind, rows, QUESTION if kind == "choices" else TEXT)
+    assert "\n" not in str(raised.value)
