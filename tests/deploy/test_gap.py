@@ -1,12 +1,10 @@
 """`merge_gap` against the same figures computed by hand."""
 
-import io
 import math
 
 import pytest
 import torch
 from peft import AdaLoraConfig, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
-from rich.console import Console
 from torch import nn
 from transformers import (
     BertConfig,
@@ -18,10 +16,9 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
-from transformers.utils import ModelOutput
 
 import aurora_lora
-from aurora_lora import AlreadyMergedError, AuroraConfig, CalibrationError, FormError, merge_gap, set_form
+from aurora_lora import AuroraConfig, CalibrationError, FormError, merge_gap, set_form
 from aurora_lora.deploy import inputs, predictions
 from aurora_lora.deploy.gap import LayerGap, MergeGap
 from aurora_lora.deploy.merges import LayerLoss, MergeLoss
@@ -60,15 +57,13 @@ def test_end_to_end_figures(model, labelled):
     assert calibrated.kl < static.kl
 
 
-@pytest.mark.parametrize("calibrated", [False, True])
-def test_an_adapter_trained_static_beside(make_bert, config, batches, calibrated):
+def test_an_adapter_trained_static_beside(make_bert, config, batches):
     """It is the same in all forms of the other, and has no forms to compare."""
     model = get_peft_model(make_bert(), config(task_type=None, init_weights=False))
     model.add_adapter("static", config(task_type=None, train_form="static", init_weights=False))
     model.base_model.set_adapter(["default", "static"])
-    if calibrated:
-        aurora_lora.calibrate(model, batches, adapter_name="default")
-    forms = ["dynamic", "static", *(["calibrated"] if calibrated else [])]
+    aurora_lora.calibrate(model, batches, adapter_name="default")
+    forms = ["dynamic", "static", "calibrated"]
     gap = merge_gap(model, batches)
     assert {layer.adapter for layer in gap.layers} == {"default"}
     assert [entry.form for entry in gap.end_to_end] == forms
@@ -79,8 +74,7 @@ def test_an_adapter_trained_static_beside(make_bert, config, batches, calibrated
     for entry in gap.end_to_end:
         off = float((logits[entry.form] - logits["dynamic"]).abs().max())
         assert entry.largest_logit_difference == pytest.approx(off, abs=1e-6)
-    if calibrated:
-        assert merge_gap(model, batches, merges=True).end_to_end == gap.end_to_end
+    assert merge_gap(model, batches, merges=True).end_to_end == gap.end_to_end
 
 
 def test_layer_figures(model, batches):
@@ -181,32 +175,6 @@ def test_an_encoder_decoder_model_is_scored_on_the_token_at_its_position(t5):
     assert gap.end_to_end[0].metric["nll"] == pytest.approx(float(loss), abs=1e-5)
 
 
-def test_classes_that_a_model_masks():
-    """Their logits are -inf: neither the form nor the trained model gives them any probability."""
-
-    class Masked(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.lin = nn.Linear(6, 4)
-
-        def forward(self, x):
-            masked = torch.tensor([False, True, False, False])
-            return ModelOutput(logits=self.lin(x).masked_fill(masked, -math.inf))
-
-    torch.manual_seed(0)
-    model = get_peft_model(Masked(), AuroraConfig(target_modules=["lin"], init_weights=False)).eval()
-    x = torch.randn(50, 6)
-    trained, static = merge_gap(model, [x]).end_to_end
-    assert (trained.kl, trained.largest_logit_difference, trained.agreement) == (0, 0, 1)
-    with torch.no_grad(), set_form(model, "dynamic"):
-        theirs = model(x).logits[:, [0, 2, 3]].double()
-    with torch.no_grad(), set_form(model, "static"):
-        mine = model(x).logits[:, [0, 2, 3]].double()
-    kl = nn.functional.kl_div(mine.log_softmax(-1), theirs.log_softmax(-1), log_target=True, reduction="batchmean")
-    assert static.kl == pytest.approx(float(kl))
-    assert static.largest_logit_difference == pytest.approx(float((mine - theirs).abs().max()))
-
-
 @pytest.mark.parametrize(
     ("mine", "expected"),
     [(-math.inf, (math.inf, math.inf)), (math.nan, (math.nan, math.nan)), (1.0, (0, 0))],
@@ -240,8 +208,6 @@ def test_several_labels_have_no_single_class(model, batches):
     assert (static.kl, static.agreement) == (None, None)
     expected = nn.functional.binary_cross_entropy_with_logits(logits, labels)
     assert static.metric == {"nll": pytest.approx(float(expected), abs=1e-6)}
-    shapes = merge_gap(model, given, metric=lambda *both: {str(one.shape): 1.0 for one in both}).end_to_end[1].metric
-    assert set(shapes) == {str(labels.shape)}
 
 
 def test_what_is_refused(make_bert, config, batches):
@@ -258,25 +224,7 @@ def test_what_is_refused(make_bert, config, batches):
         merge_gap(get_peft_model(make_bert(), config()), [])
 
 
-def test_a_layer_without_input_does_not_look_exact():
-    torch.manual_seed(0)
-
-    class Router(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.one, self.other = nn.Linear(4, 3), nn.Linear(4, 3)
-
-        def forward(self, x):
-            return self.one(x) if x[0, 0] > 0 else self.other(x)
-
-    model = get_peft_model(Router(), AuroraConfig(target_modules=["one", "other"], init_weights=False))
-    x = torch.rand(5, 4)
-    with pytest.raises(CalibrationError, match=r"No input reached other: the inputs of merge_gap must use"):
-        merge_gap(model, [x])
-    assert all(entry.relative_error > 0 for entry in merge_gap(model, [x, -x]).layers)
-
-
-@pytest.mark.parametrize("way", ["function", "method", "forward"])
+@pytest.mark.parametrize("way", ["method", "forward"])
 def test_a_compiled_model_is_measured_as_any_other(way):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
@@ -284,51 +232,31 @@ def test_a_compiled_model_is_measured_as_any_other(way):
     model = get_peft_model(net, AuroraConfig(**fields)).eval()
     x = torch.randn(40, 6)
     expected = merge_gap(model, [x])
-    compiled = torch.compile(model, backend="eager") if way == "function" else model
     if way == "method":
         model.compile(backend="eager")
-    elif way == "forward":
+    else:
         net.forward = torch.compile(net.forward, backend="eager")
     with torch.no_grad():
-        compiled(x)
-    found = [entry.relative_error for entry in merge_gap(compiled, [x]).layers]
+        model(x)
+    found = [entry.relative_error for entry in merge_gap(model, [x]).layers]
     assert found == [entry.relative_error for entry in expected.layers]
-    assert all(layer.vectors == 40 for layer in aurora_lora.calibrate(compiled, [x]).layers)
+    assert all(layer.vectors == 40 for layer in aurora_lora.calibrate(model, [x]).layers)
 
 
-@pytest.mark.parametrize("rows", [1, 7, 1000])
 @pytest.mark.parametrize("linear", [False, True])
-def test_the_variance_of_what_does_not_vary_is_not_explained(rows, linear):
+def test_the_variance_of_what_does_not_vary_is_not_explained(linear):
     """A form that is exact loses nothing all the same."""
     torch.manual_seed(0)
     sigma = {"fixed_activation": None, "spline": None, "skip": True} if linear else {}
     model = get_peft_model(
         nn.Sequential(nn.Linear(6, 4)), AuroraConfig(target_modules=["0"], init_weights=False, **sigma)
     )
-    gap = merge_gap(model, [torch.randn(1, 6).expand(rows, 6)] * 3)
+    gap = merge_gap(model, [torch.randn(1, 6).expand(7, 6)] * 3)
     for entry in gap.layers:
         assert (entry.relative_error < 1e-6) == linear
         assert entry.explained_variance == 1 if linear else math.isnan(entry.explained_variance)
     shown = str(gap)
     assert ("100.0%" in shown, "not finite" in shown, "nan" in shown) == (linear, False, False)
-
-
-def test_a_layer_is_measured_on_inputs_as_its_adapter_reads_them():
-    """In bfloat16, say, where what they lose by that is not what the form loses."""
-    torch.manual_seed(0)
-    model = get_peft_model(nn.Sequential(nn.Linear(6, 4)), AuroraConfig(target_modules=["0"]))
-    layer = model.base_model.model[0]
-    nn.init.normal_(layer.aurora_B["default"].weight)
-    for holder in (layer.aurora_A, layer.aurora_B, layer.aurora_H, layer.aurora_spline_weight):
-        holder.bfloat16()
-    x = torch.randn(50, 6)
-    with torch.no_grad():
-        read = x.bfloat16()
-        A, B = (factor.double() for factor in layer.get_factors("default", "static"))
-        sigma = layer.sigma("default", read @ layer.aurora_A["default"].weight.T).double()
-        expected = ((sigma - read.double() @ A.T) @ B.T).norm() / (sigma @ B.T).norm()
-    (entry,) = merge_gap(model, [x]).layers
-    assert entry.relative_error == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_pieces_add_up_to_the_same(model, labelled, monkeypatch):
@@ -344,14 +272,6 @@ def test_pieces_add_up_to_the_same(model, labelled, monkeypatch):
         assert one.metric == pytest.approx(other.metric, rel=1e-9)
 
 
-def test_merged_or_switched_off_adapters_are_refused(model, batches):
-    with model.disable_adapter(), pytest.raises(CalibrationError, match="switched off"):
-        merge_gap(model, batches)
-    model.merge_adapter()
-    with pytest.raises(AlreadyMergedError, match="unmerge_adapter"):
-        merge_gap(model, batches)
-
-
 def test_a_broken_form_does_not_look_perfect(model, batches, labelled):
     layer = next(layer for _, layer in aurora_layers(model))
     layer.aurora_A_cal["default"].weight[0, 0] = float("nan")
@@ -363,46 +283,16 @@ def test_a_broken_form_does_not_look_perfect(model, batches, labelled):
     assert gap.worst("calibrated", n=1) == (broken,)
     scored = merge_gap(model, labelled)
     assert all(map(math.isnan, scored.end_to_end[2].metric.values()))
-    console = Console(width=100, record=True, file=io.StringIO())
-    for table in scored.tables():
-        console.print(table)
-    text = console.export_text()
-    assert "nan" not in text.casefold()
-    assert text.count("not finite") == 2 + 5  # the layer's two, and the form's five
+    assert "nan" not in str(scored).casefold()
+    assert str(scored).count("not finite") == 2 + 5  # the layer's two, and the form's five
 
 
-@pytest.mark.parametrize(
-    ("weight", "value"),
-    # sigma of infinity is finite
-    [("aurora_A", math.nan), ("aurora_H", math.nan), ("aurora_B", math.nan), ("aurora_B", math.inf)],
-)
-def test_a_broken_adapter_has_no_gap(model, batches, weight, value):
+def test_a_broken_adapter_has_no_gap(model, batches):
     layer = list(aurora_layers(model))[-1][1]
     with torch.no_grad():
-        getattr(layer, weight)["default"].weight[0, 0] = value
+        layer.aurora_H["default"].weight[0, 0] = math.nan
     with pytest.raises(CalibrationError, match=r"gives no finite numbers"):
         merge_gap(model, batches)
-
-
-def test_hidden_states_are_no_distribution():
-    """A model without logits, such as an encoder or a UNet."""
-
-    class Output:
-        def __init__(self, sample):
-            self.sample = sample
-
-    class Images(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.lin = nn.Linear(6, 6)
-
-        def forward(self, x):
-            return Output(self.lin(x))
-
-    torch.manual_seed(0)
-    model = get_peft_model(Images(), AuroraConfig(target_modules=["lin"], init_weights=False))
-    gap = merge_gap(model, [torch.randn(2, 3, 6)])
-    assert (gap.end_to_end[1].kl, gap.end_to_end[1].agreement) == (None, None)
 
 
 def test_tables_of_all_linear_layers_in_80_columns():
@@ -425,7 +315,7 @@ def test_tables_of_all_linear_layers_in_80_columns():
     assert "layers of bert.encoder.layer: " in by_layer
     for text in (by_layer, by_merge):
         rows = [line.split() for line in text.splitlines() if "%" in line]
-        assert [next(word for word in row if word != "*") for row in rows] == shown
+        assert [row[0] for row in rows] == shown
 
 
 def adapted_net(net, **fields):
@@ -433,39 +323,13 @@ def adapted_net(net, **fields):
     return get_peft_model(net.eval(), AuroraConfig(init_weights=False, **fields)).eval()
 
 
-def make_segformer(kind=SegformerForSemanticSegmentation, num_labels=3):
+@pytest.mark.parametrize("left_out", [255, -100])
+def test_pixels_of_the_labels_resolution_are_scored(left_out):
+    """But those that the model's own loss leaves out."""
     torch.manual_seed(0)
     sizes = {"hidden_sizes": [8, 8, 8, 8], "depths": [1] * 4, "decoder_hidden_size": 8}
-    net = kind(SegformerConfig(num_labels=num_labels, num_attention_heads=[1] * 4, **sizes))
-    return adapted_net(net, target_modules=r".*attention.*(query|q_proj)")
-
-
-@pytest.fixture
-def segformer():
-    """Its logits have a quarter of the image's height and width."""
-    return make_segformer()
-
-
-def test_the_classes_of_pixels_are_the_second_axis(segformer):
-    """Segmentation: (batch, classes, height, width), with labels of another resolution, which are left out."""
-    batches = [{"pixel_values": torch.randn(2, 3, 64, 64), "labels": torch.randint(3, (2, 64, 64))} for _ in range(2)]
-    gap = merge_gap(segformer, batches)
-    assert gap.predictions == 2 * 2 * 16 * 16
-    agree = []
-    with torch.no_grad():
-        for batch in batches:
-            with set_form(segformer, "dynamic"):
-                theirs = segformer(batch["pixel_values"]).logits.argmax(1)
-            with set_form(segformer, "static"):
-                agree.append(segformer(batch["pixel_values"]).logits.argmax(1) == theirs)
-    static = next(entry for entry in gap.end_to_end if entry.form == "static")
-    assert static.agreement == pytest.approx(torch.cat(agree).double().mean().item())
-    assert static.metric == {}
-
-
-@pytest.mark.parametrize("left_out", [255, -100])
-def test_pixels_of_the_labels_resolution_are_scored(segformer, left_out):
-    """But those that the model's own loss leaves out."""
+    net = SegformerForSemanticSegmentation(SegformerConfig(num_labels=3, num_attention_heads=[1] * 4, **sizes))
+    segformer = adapted_net(net, target_modules=r".*attention.*(query|q_proj)")
     segformer.config.semantic_loss_ignore_index = left_out
     labels = torch.randint(3, (2, 16, 16))
     labels[0, :5] = left_out
@@ -495,21 +359,13 @@ def test_images_beside_texts_predict_which_text():
         second = model(**batch).logits_per_image
     assert static.largest_logit_difference == pytest.approx(float((first - second).abs().max()), rel=1e-4)
     assert static.kl is not None
-    of_another_task = {"labels": torch.full((5,), 7)}
-    pairs = [batch | of_another_task, {name: part[:1] for name, part in batch.items()}]
-    static = next(entry for entry in merge_gap(model, pairs).end_to_end if entry.form == "static")
-    assert static.kl is not None  # though the last batch has one pair
-    assert static.metric == {}
 
 
-@pytest.mark.parametrize("constant", ["start_logits", "end_logits"])
-def test_an_answers_two_ends_are_predictions(constant):
-    """One of them is the same at every position and in every form."""
+def test_an_answers_two_ends_are_predictions():
     names = ("start_logits", "end_logits")
     torch.manual_seed(0)
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     base = BertForQuestionAnswering(BertConfig(vocab_size=20, initializer_range=0.5, **sizes))
-    base.qa_outputs.weight.data[names.index(constant)] = 0
     model = adapted_net(base, target_modules=["query", "value"], alpha=64)
     batch = {"input_ids": torch.randint(1, 20, (16, 6))}
     gap = merge_gap(model, [batch])
@@ -526,37 +382,14 @@ def test_an_answers_two_ends_are_predictions(constant):
     assert static.agreement == float((first.argmax(-1) == second.argmax(-1)).double().mean()) < 1
 
 
-def test_labels_that_are_none_of_the_predictions_are_left_out():
-    """As the letters of what is said are: fewer than the positions that are heard."""
-    net = nn.Sequential(nn.Linear(6, 5))
-    model = adapted_net(Heard(net), target_modules=["0"])
-    gap = merge_gap(model, [{"x": torch.randn(2, 7, 6), "labels": torch.randint(5, (2, 3))}])
-    assert gap.predictions == 14
-    assert all(entry.metric == {} for entry in gap.end_to_end)
-
-
-class Heard(nn.Module):
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-
-    def forward(self, x, labels=None):
-        return ModelOutput(logits=self.net(x))
-
-
-def count_and_least(logits, labels):
-    return {"n": float(len(labels)), "least": float(labels.min())}
-
-
-@pytest.mark.parametrize("metric", [None, count_and_least])
-def test_examples_without_a_class_are_not_scored(model, labelled, metric):
+def test_examples_without_a_class_are_not_scored(model, labelled):
     """-100, which the loss of classifiers leaves out."""
     for batch in labelled:
         batch["labels"] = batch["labels"].clone()
         batch["labels"][::2] = -100
-    gap = merge_gap(model, labelled, metric=metric)
+    gap = merge_gap(model, labelled)
     kept = [{name: value[1::2] for name, value in batch.items()} for batch in labelled]
-    alone = merge_gap(model, kept, metric=metric)
+    alone = merge_gap(model, kept)
     assert gap.predictions == sum(len(batch["labels"]) for batch in labelled) > alone.predictions
     for entry, other in zip(gap.end_to_end, alone.end_to_end, strict=True):
         assert entry.metric == pytest.approx(other.metric, abs=1e-6)
@@ -566,14 +399,6 @@ def test_rows_of_embeddings_that_are_trained_are_no_layers_to_round(make_gpt2, b
     config = LoraConfig(target_modules=["c_attn"], trainable_token_indices=[3], init_lora_weights=False)
     gap = merge_gap(get_peft_model(make_gpt2(), config), batches)
     assert {layer.layer.rsplit(".", 1)[-1] for merge in gap.merges for layer in merge.layers} == {"c_attn"}
-
-
-def test_a_metric_is_not_asked_without_labels(model, labelled):
-    for batch in labelled:
-        batch["labels"] = torch.full_like(batch["labels"], -100)
-    with pytest.warns(UserWarning, match="metric was never called: no batch has labels"):
-        gap = merge_gap(model, labelled, metric=count_and_least)
-    assert all(entry.metric == {} for entry in gap.end_to_end)
 
 
 def test_which_merges_are_measured(model, make_bert, batches):

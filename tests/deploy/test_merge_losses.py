@@ -2,29 +2,23 @@
 
 import copy
 import math
-import re
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from peft import (
-    GloraConfig,
     IA3Config,
-    LoHaConfig,
     LoraConfig,
     OFTConfig,
-    RoadConfig,
     get_peft_model,
-    inject_adapter_in_model,
 )
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM
 
 import aurora_lora
-from aurora_lora import AlreadyMergedError, CalibrationError, FormError, MergeError, NotCalibratedError, merge_gap
-from aurora_lora.deploy import merges
+from aurora_lora import CalibrationError, FormError, MergeError, NotCalibratedError, merge_gap
 from aurora_lora.deploy.merges import linear_layers
 from aurora_lora.errors import UserError
 from aurora_lora.tuner.peft_names import BaseTunerLayer
@@ -33,7 +27,6 @@ TARGETS = ["query", "value"]
 METHODS = {
     "lora": lambda: LoraConfig(target_modules=TARGETS, init_lora_weights=False),
     "dora": lambda: LoraConfig(target_modules=TARGETS, init_lora_weights=False, use_dora=True),
-    "loha": lambda: LoHaConfig(target_modules=TARGETS, r=4, init_weights=False),
     "oft": lambda: OFTConfig(target_modules=TARGETS, oft_block_size=8, init_weights=False),
     "ia3": lambda: IA3Config(target_modules=TARGETS, feedforward_modules=[], init_ia3_weights=False),
 }
@@ -174,16 +167,6 @@ def test_perplexity_of_texts_that_are_padded_on_the_left(make_gpt2, batches):
     assert one == pytest.approx(other, rel=1e-5)
 
 
-def test_the_metric_of_the_task(make_bert, batches, labelled):
-    model = adapted(make_bert())
-    gap = merge_gap(model, labelled)
-    labels = torch.cat([batch["labels"] for batch in labelled])
-    expected = float((all_logits(model, batches).argmax(-1) == labels).double().mean())
-    assert gap.end_to_end[0].metric["accuracy"] == pytest.approx(expected)
-    own = merge_gap(model, labelled, metric=lambda predictions, _: {"n": len(predictions)})
-    assert [merge.end_to_end.metric for merge in own.merges] == [{"n": 32}, {"n": 32}]
-
-
 def nearest(weight, name):
     """What bitsandbytes itself makes of a weight."""
     functional = pytest.importorskip("bitsandbytes.functional")
@@ -247,8 +230,6 @@ def test_nothing_is_changed(make_bert, batches, logits):
 
 BIASED = {
     "ia3": METHODS["ia3"],
-    "road": lambda: RoadConfig(target_modules=TARGETS, group_size=16, init_weights=False),
-    "glora": lambda: GloraConfig(target_modules=TARGETS, init_weights=False),
     "lora_bias": lambda: LoraConfig(target_modules=TARGETS, init_lora_weights=False, lora_bias=True),
 }
 
@@ -305,26 +286,6 @@ def test_aurora_has_its_forms_and_the_merges(make_bert, config, batches, train_s
     assert [end.form for end in merge_gap(static, batches, merges=True).end_to_end] == ["unmerged"]
 
 
-def test_an_adapter_that_does_nothing(make_bert, batches):
-    model = get_peft_model(make_bert(), LoraConfig(target_modules=TARGETS)).eval()
-    merges = by_name(merge_gap(model, batches))
-    assert all(loss.relative_error == 0 for loss in merges["float32"].layers)
-    assert all(math.isinf(loss.relative_error) for loss in merges["bfloat16"].layers)  # rounded for nothing
-
-
-@pytest.mark.parametrize("column", [0, 1])
-def test_what_is_not_finite_comes_with_the_worst(column, make_bert, batches, monkeypatch):
-    measured = [0.1, 0.3, math.nan, 0.2]  # by layer, in one of the two merges
-    shares = iter([loss if place == column else 0.05 for loss in measured for place in range(2)])
-    monkeypatch.setattr(merges, "lost_share", lambda *_: next(shares))
-    gap = merge_gap(adapted(make_bert()), batches)
-    lost = [loss.relative_error for loss in gap.merges[column].layers]
-    assert math.isnan(lost[0])
-    assert lost[1:] == [0.3, 0.2, 0.1]
-    rows = [re.findall(r"[\d.]+%|not finite", row) for row in str(gap).splitlines() if "attention.self" in row]
-    assert [row[column] for row in rows] == ["not finite", "30.00%", "20.00%", "10.00%"]
-
-
 def test_mistakes(make_bert, batches, monkeypatch):
     model = adapted(make_bert())
     with pytest.raises(CalibrationError, match="merge_gap needs at least one batch"):
@@ -336,9 +297,6 @@ def test_mistakes(make_bert, batches, monkeypatch):
         with pytest.raises(UserError, match=r"'bitsandbytes' is missing: pip install 'aurora-lora\[quantized\]'"):
             merge_gap(model, batches, quantizations=["nf4"])
     with model.disable_adapter(), pytest.raises(CalibrationError, match="switched off"):
-        merge_gap(model, batches)
-    model.merge_adapter()
-    with pytest.raises(AlreadyMergedError, match="unmerge_adapter"):
         merge_gap(model, batches)
     embedding = get_peft_model(make_bert(), LoraConfig(target_modules=["word_embeddings"], init_lora_weights=False))
     with pytest.raises(MergeError, match=r"word_embeddings: merge_gap measures merges of linear layers, not of Embed"):
@@ -372,24 +330,12 @@ def test_a_quantised_base_is_measured_in_its_own_format(quantised, tmp_path):
     assert gap["bfloat16"].end_to_end.kl < gap["nf4 by inputs"].end_to_end.kl < gap["nf4 nearest"].end_to_end.kl
 
 
-@pytest.mark.parametrize("kind", ["nf4, double", "torchao int4"])
-def test_an_adapter_that_does_nothing_to_a_quantised_base(quantised, tmp_path, kind):
+def test_an_adapter_that_does_nothing_to_a_quantised_base(quantised, tmp_path):
     """The weight stays what it is, and is not rounded once more."""
-    base = quantised.load(quantised.save_base(tmp_path), kind)
+    base = quantised.load(quantised.save_base(tmp_path), "nf4, double")
     gap = by_name(merge_gap(get_peft_model(base, LoraConfig(target_modules=["q_proj"])), quantised.batches()[:1]))
     for name, merge in gap.items():
         assert name == "bfloat16" or all(layer.relative_error == 0 for layer in merge.layers)
-
-
-def test_a_quantised_layer_says_what_it_computes_in(quantised, tmp_path):
-    base = quantised.load(quantised.save_base(tmp_path), "nf4")
-    for module in base.modules():
-        if hasattr(module, "compute_dtype"):
-            module.compute_dtype = torch.bfloat16
-    assert {layer.dtype for layer in linear_layers(quantised.adapted(base, "lora"))} == {torch.bfloat16}
-    for kind in ("torchao int8", "torchao int4"):
-        base = quantised.load(str(tmp_path), kind, dtype=torch.bfloat16)
-        assert {layer.dtype for layer in linear_layers(quantised.adapted(base, "lora"))} == {torch.bfloat16}
 
 
 def with_output_layer(base):
@@ -403,7 +349,7 @@ def with_output_layer(base):
     return model
 
 
-@pytest.mark.parametrize("quantisation", ["nf4", "int8", "torchao int8"])
+@pytest.mark.parametrize("quantisation", ["nf4", "torchao int8"])
 def test_what_a_quantised_base_has_in_float_stays_in_float(quantised, quantisation, tmp_path):
     """As the merges of PEFT and `merge_quantized` leave it."""
     inputs = quantised.batches()
@@ -423,20 +369,7 @@ def test_what_a_quantised_base_has_in_float_stays_in_float(quantised, quantisati
             True: True,
             False: False,
         }
-        if name != "int8":  # which rounds the inputs of a quantised layer, too
-            assert loss.end_to_end.kl == pytest.approx(kl(reference, merged), rel=2e-2)
-
-
-def test_so_does_what_alone_is_adapted_there(quantised, tmp_path):
-    config = quantised.FORMATS["nf4"]()
-    config.llm_int8_skip_modules = ["lm_head", "q_proj"]
-    folder = quantised.save_base(tmp_path)
-    base = AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, device_map={"": "cpu"})
-    model = get_peft_model(base, LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).eval()
-    gap = by_name(merge_gap(model, quantised.batches(), quantizations=["nf4"]))
-    own = next(iter(gap.values())).layers[0].relative_error
-    assert own < 1e-2
-    assert {loss.layers[0].relative_error for name, loss in gap.items() if name.startswith("nf4")} == {own}
+        assert loss.end_to_end.kl == pytest.approx(kl(reference, merged), rel=2e-2)
 
 
 def test_layers_in_several_formats_keep_each_its_own():
@@ -467,30 +400,21 @@ def test_the_output_layer_is_not_quantised(quantised, tmp_path):
         assert min(lost.values()) > 1e-2
 
 
-def test_a_layer_that_no_input_reaches_and_that_adds_nothing(with_idle_layer):
-    """It is rounded to the nearest values by each merge, and has no loss of its own."""
-    pytest.importorskip("bitsandbytes")
-    model = get_peft_model(with_idle_layer(64), LoraConfig(target_modules=["used", "idle"], init_lora_weights=False))
-    x = torch.randn(40, 64)
-    with pytest.raises(CalibrationError, match="No input reached idle: the inputs of merge_gap must use"):
-        merge_gap(model, [x], quantizations=["nf4"])
-    nn.init.zeros_(model.base_model.model.idle.lora_B["default"].weight)
-    gap = merge_gap(model, [x], quantizations=["nf4"])
-    assert all([loss.layer for loss in merge.layers] == ["used"] for merge in gap.merges)
-    assert {"nf4 nearest", "nf4 by inputs"} <= {merge.merge for merge in gap.merges}
-
-
-@pytest.mark.parametrize("target", ["c_attn", "attn.c_proj"])
-def test_aurora_on_conv1d(make_gpt2, batches, config, target):
-    """Whose weight is held transposed; a square one would not be noticed."""
-    fields = {"target_modules": [target], "fan_in_fan_out": True, "task_type": "CAUSAL_LM", "train_form": "static"}
+def test_aurora_on_conv1d(make_gpt2, batches, config):
+    """Whose weight is held transposed, also a square one."""
+    fields = {
+        "target_modules": ["c_attn", "attn.c_proj"],
+        "fan_in_fan_out": True,
+        "task_type": "CAUSAL_LM",
+        "train_form": "static",
+    }
     model = get_peft_model(make_gpt2(), config(**fields)).eval()
     gap = merge_gap(model, batches, merges=True)
     assert by_name(gap)["float32"].end_to_end.kl < 1e-9
     assert all(loss.relative_error < 1e-4 for loss in by_name(gap)["float32"].layers)
 
 
-@pytest.mark.parametrize("methods", [("dora", "dora"), ("lora", "dora"), ("dora", "lora"), ("lora", "lora")])
+@pytest.mark.parametrize("methods", [("dora", "dora"), ("lora", "dora")])
 def test_several_adapters_are_merged_as_peft_does(make_bert, methods):
     """DoRA's norms are those of the base weight, whatever was merged before."""
     model = get_peft_model(make_bert(), METHODS[methods[0]]())
@@ -504,35 +428,3 @@ def test_several_adapters_are_merged_as_peft_does(make_bert, methods):
     model.base_model.merge_adapter(adapter_names=["default", "other"])
     for path, layer in layers(model).items():
         torch.testing.assert_close(found[path], layer.get_base_layer().weight.data, atol=1e-5, rtol=1e-4)
-
-
-def test_an_adapter_around_another_ones_layer_is_refused(make_bert, batches):
-    """Each would be merged without the other."""
-    model = adapted(make_bert())
-    inject_adapter_in_model(METHODS["loha"](), model.base_model.model, "outer")
-    with pytest.raises(MergeError, match="is no change of the weight"):
-        merge_gap(model, batches)
-
-
-@pytest.mark.parametrize("measure", [lambda model, x: merge_gap(model, x, merges=True), aurora_lora.merge_quantized])
-def test_a_weight_in_float8_is_refused_by_name(measure):
-    class FP8Linear(nn.Linear):
-        def __init__(self):
-            super().__init__(6, 6, bias=False)
-            self.weight = nn.Parameter(self.weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
-            self.weight_scale_inv = nn.Parameter(torch.ones(1, 1))
-
-        def forward(self, x):
-            return nn.functional.linear(x.float(), self.weight.float() * self.weight_scale_inv)
-
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.lin = FP8Linear()
-
-        def forward(self, x):
-            return self.lin(x)
-
-    config = aurora_lora.AuroraConfig(target_modules=["lin"], train_form="static", init_weights=False)
-    with pytest.raises(MergeError, match=r"^lin: .*float8"):
-        measure(get_peft_model(Net(), config).eval(), [torch.randn(4, 6)])

@@ -10,18 +10,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.multiprocessing as mp
-from peft import IA3Config, LilyConfig, LoraConfig, RoadConfig, get_peft_model
+from peft import IA3Config, LilyConfig, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
-    MixtralConfig,
-    MixtralForCausalLM,
 )
 
 from aurora_lora import (
-    AlreadyMergedError,
     AuroraConfig,
     CalibrationError,
     MergeError,
@@ -111,28 +108,6 @@ def test_merge_and_back(quantisation, method, folder):
         assert 0 < (held - exact[n]).norm() < (exact[n] - stored[n]).norm()
 
 
-def test_a_lora_on_fused_experts_is_merged_as_ever(tmp_path):
-    """PEFT wraps a module once for each of its adapted parameters: no adapters of two kinds."""
-    sizes = {"vocab_size": 32, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 2, "num_experts_per_tok": 1}
-    torch.manual_seed(0)
-    MixtralForCausalLM(MixtralConfig(**sizes, **heads)).save_pretrained(tmp_path)
-    base = quantised.load(str(tmp_path), "nf4")
-    experts = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
-    fields = {"target_modules": ["q_proj"], "target_parameters": experts, "r": 2, "init_lora_weights": False}
-    model = get_peft_model(base, LoraConfig(**fields)).eval()
-    ids = torch.randint(0, 32, (4, 12))
-    with torch.no_grad():
-        expected = model(ids).logits
-        with model.disable_adapter():
-            effect = (model(ids).logits - expected).norm()
-        report = merge_quantized(model, [{"input_ids": ids}])
-        assert (model(ids).logits - expected).norm() < 0.3 * effect
-    assert [layer.layer for layer in report.layers] == ["model.layers.0.self_attn.q_proj"]
-    model.unmerge_adapter()
-    torch.testing.assert_close(model(ids).logits, expected, atol=1e-4, rtol=1e-4)
-
-
 def test_a_method_that_cannot_be_merged_is_said():
     model = get_peft_model(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), LilyConfig(r=2, target_modules=["0", "1"]))
     with pytest.raises(MergeError, match=r"^0: PEFT cannot merge its adapters of lily: This method is not supported"):
@@ -167,10 +142,9 @@ def test_reported_errors_are_those_of_the_outputs(folder):
     assert found.by_inputs == pytest.approx(float(off) ** 0.5, rel=1e-3)
 
 
-@pytest.mark.parametrize("method", ["aurora", "lora", "dora"])
-def test_the_sum_within_autocast_is_as_exact(method, folder):
+def test_the_sum_within_autocast_is_as_exact(folder):
     """Only the inputs that the layers see are then those of a model in bfloat16."""
-    model = quantised.adapted(quantised.load(folder, "nf4"), method)
+    model = quantised.adapted(quantised.load(folder, "nf4"), "dora")
     layer = layers_with_adapters(model, "a test")[0]
     exact = layer.weights()[1]
     with torch.autocast("cpu", torch.bfloat16):
@@ -216,15 +190,8 @@ def test_the_result_is_an_ordinary_quantised_model(quantisation, folder, tmp_pat
     assert torch.equal(quantised.logits(plain, TEST), merged)
     plain.save_pretrained(tmp_path / "merged")
     save_file(TEST, tmp_path / "inputs")
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-c",
-        SCRIPT,
-        *(str(tmp_path / n) for n in ("merged", "inputs", "outputs")),
-    ]
-    subprocess.run(command, check=True, capture_output=True)
+    files = [str(tmp_path / name) for name in ("merged", "inputs", "outputs")]
+    subprocess.run([sys.executable, "-W", "ignore", "-c", SCRIPT, *files], check=True, capture_output=True)
     torch.testing.assert_close(load_file(tmp_path / "outputs")["logits"], merged, atol=1e-5, rtol=1e-5)
 
 
@@ -267,10 +234,9 @@ def test_rows_that_blocks_do_not_divide(tmp_path):
     assert (merged - expected).norm() < (quantised.logits(model, TEST) - expected).norm()
 
 
-@pytest.mark.parametrize("quantisation", ["int8", "nf4"])
-def test_what_is_merged_is_what_the_next_call_computes_with(folder, quantisation):
+def test_what_is_merged_is_what_the_next_call_computes_with(folder):
     """The scales of an 8-bit weight are held twice, the second time from the last call on."""
-    model = quantised.adapted(quantised.load(folder, quantisation), "lora")
+    model = quantised.adapted(quantised.load(folder, "int8"), "lora")
     merge_quantized(model, INPUTS)
     merged = {path: dense(layer, model) for path, layer in layers(model).items()}
     quantised.logits(model, TEST)
@@ -331,25 +297,6 @@ def test_aurora_merges_the_form_that_it_evaluates(folder):
     assert (merged - expected).norm() < (quantised.logits(model, TEST) - expected).norm()
 
 
-def test_weights_are_not_packed_on_the_way(folder):
-    """At a call in eval mode on some CPUs bitsandbytes rounds the scales of all 4-bit weights to bfloat16."""
-    model = quantised.adapted(quantised.load(folder, "nf4", packing=True), "lora")
-    scales = model.base_model.model.model.layers[0].mlp.gate_proj.weight.quant_state.absmax.clone()
-    merge_quantized(model, INPUTS)
-    assert torch.equal(model.base_model.model.model.layers[0].mlp.gate_proj.weight.quant_state.absmax, scales)
-
-
-def test_a_copy_is_unmerged_by_itself(folder):
-    model = quantised.adapted(quantised.load(folder, "nf4"), "lora")
-    expected = quantised.logits(model, TEST)
-    merge_quantized(model, INPUTS)
-    merged = quantised.logits(model, TEST)
-    other = copy.deepcopy(model)
-    other.unmerge_adapter()
-    assert torch.equal(quantised.logits(other, TEST), expected)
-    assert torch.equal(quantised.logits(model, TEST), merged)
-
-
 def test_unquantised_layers_are_merged_as_ever(folder):
     config = LoraConfig(target_modules=[*quantised.TARGETS, "lm_head"], init_lora_weights=False)
     model = get_peft_model(quantised.load(folder, "nf4"), config).eval()
@@ -362,15 +309,11 @@ def test_unquantised_layers_are_merged_as_ever(folder):
 QKV = ["q_proj", "v_proj"]
 BIASED = {
     "ia3": lambda: IA3Config(target_modules=QKV, feedforward_modules=[], init_ia3_weights=False),
-    "road": lambda: RoadConfig(target_modules=QKV, group_size=32, init_weights=False),
     "lora_bias": lambda: LoraConfig(target_modules=QKV, init_lora_weights=False, lora_bias=True, lora_alpha=24),
 }
 
 
-@pytest.mark.parametrize(
-    ("quantisation", "method"),
-    [("torchao int8", "ia3"), ("torchao int8", "road"), ("nf4", "lora_bias"), ("int8", "lora_bias")],
-)
+@pytest.mark.parametrize(("quantisation", "method"), [("torchao int8", "ia3"), ("nf4", "lora_bias")])
 def test_a_bias_that_the_adapter_changes_is_merged_too(quantisation, method, tmp_path):
     """With half of the layers' output in the bias, a merge that left it out would be far off."""
     torch.manual_seed(0)
@@ -434,22 +377,6 @@ def test_a_layer_that_refuses_leaves_the_model_as_it_was(folder):
     assert torch.equal(quantised.logits(model, TEST), expected)
 
 
-def test_what_a_failed_merge_did_not_come_to_is_not_undone(folder, monkeypatch):
-    config = LoraConfig(target_modules=["q_proj", "lm_head"], init_lora_weights=False)
-    model = get_peft_model(quantised.load(folder, "nf4"), config).eval()
-    before = state(model)
-
-    def fail(*_, **__):
-        raise NotImplementedError("no merge")
-
-    monkeypatch.setattr(model.base_model.model.lm_head, "merge", fail)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", "Already unmerged")
-        with pytest.raises(NotImplementedError, match="no merge"):
-            merge_quantized(model, INPUTS)
-    assert same(state(model), before)
-
-
 def test_an_error_after_the_merge_undoes_it(folder):
     config = AuroraConfig(target_modules=[*quantised.TARGETS, "lm_head"], train_form="static", init_weights=False)
     model = get_peft_model(quantised.load(folder, "nf4"), config).eval()
@@ -475,9 +402,7 @@ def refused(model, inputs, kind, match, **options):
 def test_mistakes(folder):
     lora = quantised.adapted(quantised.load(folder, "nf4"), "lora")
     refused(lora, [], CalibrationError, "at least one batch")
-    for damping in (0, -1.0, float("nan")):
-        match = f"damping={damping!r} is not allowed: it must be a finite number above 0"
-        refused(lora, INPUTS, ValueError, match, damping=damping)
+    refused(lora, INPUTS, ValueError, "damping=0 is not allowed: it must be a finite number above 0", damping=0)
     with lora.disable_adapter():
         refused(lora, INPUTS, CalibrationError, "switched off")
     with torch.no_grad():
@@ -529,12 +454,6 @@ def test_a_layer_without_input(folder):
     report = merge_quantized(model, INPUTS)  # what adds nothing needs no input
     assert sum(one.by_inputs == 0 for one in report.layers) == len(idle) > 0
     assert all(torch.equal(one.get_base_layer().weight, weight) for one, weight in zip(idle, weights, strict=True))
-
-
-def test_merged_already(folder):
-    model = quantised.adapted(quantised.load(folder, "nf4"), "lora")
-    merge_quantized(model, INPUTS)
-    refused(model, INPUTS, AlreadyMergedError, "is merged: call unmerge_adapter")
 
 
 def test_calibrating_leaves_every_weight_as_it_is_saved(folder, tmp_path):
@@ -593,7 +512,7 @@ def kl(reference, other):
     return float(((p - q) * p.exp()).sum(-1).mean())
 
 
-@pytest.mark.parametrize(("quantisation", "n"), [("nf4", 6), ("nf4", 9), ("int8", 9)])
+@pytest.mark.parametrize(("quantisation", "n"), [("nf4", 6), ("int8", 9)])
 def test_what_is_lost_end_to_end_is_measured_on_inputs_that_are_held_out(quantisation, n, folder):
     inputs = quantised.batches(n)
     measured = inputs[7:8] if n > 7 else inputs[:1]

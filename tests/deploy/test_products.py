@@ -61,7 +61,7 @@ def check(x):
     return found, distance(in_float64(layer, x, report.ridge, plain), exact)
 
 
-def hostile(name):
+def hostile():
     g = torch.Generator().manual_seed(1)
     x = torch.randn(N, D, generator=g)
     falling = x * torch.logspace(0, -4, D) @ torch.linalg.qr(torch.randn(D, D, generator=g)).Q
@@ -81,46 +81,28 @@ def hostile(name):
         "a channel of zeros": x * (torch.arange(D) != 3),
         "tiny": x * 1e-20,
         "huge": x * 1e15,
-    }[name]
+    }
 
 
-CASES = (
-    "outlier channels",
-    "massive tokens",
-    "far from zero",
-    "falling spectrum",
-    "a spectrum in bfloat16",
-    "fewer inputs than dimensions",
-    "channels over six decades",
-    "a channel of zeros",
-    "tiny",
-    "huge",
-)
+HOSTILE = hostile()
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", HOSTILE)
 def test_the_matrix_is_that_of_float64(slow, name):
-    found, _ = check(hostile(name))
+    found, _ = check(HOSTILE[name])
     assert found < 1e-5
 
 
 @pytest.mark.parametrize("name", ["falling spectrum", "fewer inputs than dimensions"])
 def test_plain_float32_products_would_not_do(slow, name):
-    _, plain = check(hostile(name))
+    _, plain = check(HOSTILE[name])
     assert plain > 1e-5
 
 
-def test_a_small_ridge_takes_float64_itself(slow, monkeypatch):
+def test_a_small_ridge_and_inputs_in_float64_take_float64_itself(slow, monkeypatch):
     monkeypatch.setattr(moments, "_add_sliced", None)
-    model, _ = one_layer(x := hostile("far from zero"))
+    model, _ = one_layer(x := HOSTILE["far from zero"])
     calibrate(model, [x], ridge=1e-6)
-    with pytest.raises(TypeError):
-        calibrate(model, [x], ridge=RIDGE)
-
-
-def test_inputs_in_float64_take_float64_itself(slow, monkeypatch):
-    monkeypatch.setattr(moments, "_add_sliced", None)
-    model, _ = one_layer(x := hostile("far from zero"))
     calibrate(model.double(), [x.double()], ridge=RIDGE)
     with pytest.raises(TypeError):
         calibrate(model.float(), [x], ridge=RIDGE)
@@ -136,30 +118,25 @@ def test_the_lower_triangle_is_enough(d, sliced):
     assert torch.equal(total, x.double().T @ x.double() + 1)
 
 
-PRODUCTS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
-HAS_BOTH = hasattr(torch.backends.cuda.matmul, "fp32_precision")  # torch 2.9
-
-
 @pytest.mark.parametrize("chosen", ["high", "medium"])
 def test_the_precision_that_a_process_has_chosen_comes_back(slow, monkeypatch, chosen):
-    during, round_ = [], torch.Tensor.__matmul__
+    during, product, cuda = [], torch.Tensor.__matmul__, torch.backends.cuda.matmul
 
-    def precisions():
-        return [one.fp32_precision for one in PRODUCTS] if HAS_BOTH else torch.get_float32_matmul_precision()
+    def noting(a, b):
+        has_own = hasattr(cuda, "fp32_precision")  # torch 2.9
+        during.append(cuda.fp32_precision if has_own else torch.get_float32_matmul_precision())
+        return product(a, b)
 
-    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: (during.append(precisions()), round_(a, b))[1])
+    monkeypatch.setattr(torch.Tensor, "__matmul__", noting)
     try:
         torch.set_float32_matmul_precision(chosen)
-        earlier = precisions()
-        total = torch.zeros(4, 4, dtype=torch.float64)
-        add_gram(total, torch.ones(2, 4), sliced=True)
+        add_gram(torch.zeros(4, 4, dtype=torch.float64), torch.ones(2, 4), sliced=True)
         assert torch.get_float32_matmul_precision() == chosen
-        assert precisions() == earlier
         assert torch.backends.cuda.matmul.allow_tf32
     finally:
         torch.set_float32_matmul_precision("highest")
+    assert set(during) <= {"ieee", "highest"}
     assert during
-    assert all(one == (["ieee", "ieee"] if HAS_BOTH else "highest") for one in during)
 
 
 @pytest.mark.parametrize(("capability", "is_slow"), [((8, 9), True), ((12, 0), True), ((8, 0), False), ((9, 0), False)])
@@ -170,19 +147,11 @@ def test_which_gpus_are_slow(monkeypatch, capability, is_slow):
     assert not has_slow_float64(torch.device("cpu"))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_products_within_autocast_are_as_exact(slow, dtype):
+def test_products_within_autocast_are_as_exact(slow):
     """It would take them in its dtype."""
-    torch.manual_seed(0)
-    x = torch.randn(N, D)
+    x = torch.randn(N, D, generator=torch.Generator().manual_seed(0))
     total, within = torch.zeros(2, D, D, dtype=torch.float64)
     add_gram(total, x, sliced=True)
-    with torch.autocast("cpu", dtype):
+    with torch.autocast("cpu", torch.bfloat16):
         add_gram(within, x, sliced=True)
     assert torch.equal(within, total)
-    model, layer = one_layer(x)
-    calibrate(model, x.split(400), ridge=RIDGE)
-    expected = layer.aurora_A_cal["default"].weight.clone()
-    with torch.autocast("cpu", dtype):
-        calibrate(model, x.split(400), ridge=RIDGE)
-    assert distance(layer.aurora_A_cal["default"].weight.double().numpy(), expected.double().numpy()) < 0.05

@@ -3,14 +3,13 @@
 import html
 import json
 import math
-import pickle
 import sys
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from aurora_lora import AuroraConfig, Probe, align, calibrate, merge_gap, probe, ranked_config
+from aurora_lora import Probe, align, calibrate, merge_gap, probe, ranked_config
 from aurora_lora.deploy.calibrate import CalibrationReport, LayerCalibration
 from aurora_lora.deploy.merge_quantized import LayerMerge, QuantizedMerge
 from aurora_lora.deploy.predictions import EndToEndGap
@@ -71,9 +70,8 @@ def test_the_worst(kind):
     report = reports([0.1, 0.4, math.nan, 0.2])[kind]
     assert [layer.layer for layer in report.worst()] == ["blocks.2.a", "blocks.1.a", "blocks.3.a"]
     assert len(report.worst(n=1)) == 1
-    for n in (0, -1, 1.5, "2"):
-        with pytest.raises(ValueError, match=r"n=.* is not allowed: it must be a whole number of at least 1"):
-            report.worst(n=n)
+    with pytest.raises(ValueError, match="n=0 is not allowed: it must be a whole number of at least 1"):
+        report.worst(n=0)
 
 
 @pytest.mark.parametrize("kind", ["calibrate", "merge_quantized", "probe"])
@@ -96,22 +94,11 @@ def test_the_forms_and_merges_of_a_gap(make_bert, config, batches, labelled):
     assert len(gap.worst("static", n=100)) == 6
     with pytest.raises(ValueError, match=r"form='foo' .*: 'float32', 'bfloat16', 'static', 'calibrated'"):
         gap.worst("foo")
-    with pytest.raises(ValueError, match="n=-1 is not allowed"):
-        gap.worst("static", n=-1)
     metric = json.loads(json.dumps(gap.to_dict(), allow_nan=False))["end_to_end"][0]["metric"]
     assert (type(metric["mean"]), metric["none"]) == (float, None)
     lora = get_peft_model(make_bert(), LoraConfig(target_modules=["query"], init_lora_weights=False))
     gap = merge_gap(lora, batches)
     assert gap.worst(n=1) == gap.worst("bfloat16", n=1) == gap.merges[-1].layers[:1]
-
-
-def test_a_probe_can_be_compared(make_bert, labelled):
-    """By identity: its tensors have no one truth."""
-    found = probe(make_bert(), labelled, rank=2)
-    assert found == found
-    assert found != pickle.loads(pickle.dumps(found))
-    assert found.layers[0] != found.layers[1]
-    assert len({found, *found.layers}) == 1 + len(found.layers)
 
 
 def test_a_probe_in_a_file(make_bert, labelled, tmp_path):
@@ -142,12 +129,6 @@ def test_a_file_that_keeps_no_probe(tmp_path):
         Probe.load(path)
     probed(("l", [1.0])).save(path)
     assert Probe.load(path).layers[0].layer == "l"
-
-
-def test_the_class_of_a_configuration_is_kept(make_bert, labelled):
-    found = probe(make_bert(), labelled, rank=2)
-    assert type(ranked_config(found, 500)) is AuroraConfig
-    assert type(ranked_config(found, 500, LoraConfig)) is LoraConfig
 
 
 def test_the_summary_of_a_merge_opens_with_what_is_lost_end_to_end():

@@ -20,7 +20,7 @@ from ..forms import DYNAMIC
 from ..tuner import active_layers
 from ..tuner.adapters import check_not_merged, plain_path
 from ..tuner.targets import ALL_LINEAR, named
-from ..values import is_int, require, short
+from ..values import short
 from .calibrate import ROUNDING, float64_device, several_processes, sum_over_processes
 from .gradients import LOSS_SCALES, See, Weight, activation_gradients, frozen_weights, watched_gradients
 from .inputs import Passes, Reading, Runner, gpus_of, no_batches, plain_model, watched_inputs
@@ -253,7 +253,8 @@ def probe(
         ValueError: an argument that is not allowed, or `target_modules` that name no layer.
     """
     for name, value, least in (("rank", rank, 1), ("power_iterations", power_iterations, 1), ("seed", seed, 0)):
-        require(is_int(value, least), name, value, f"a whole number of at least {least}")
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name}={value!r} is not allowed: it must be a whole number of at least {least}.")
     start = time.perf_counter()
     data = Passes(batches, "probing" if progress else "", **reading)
     if loss is None:
