@@ -19,7 +19,7 @@ from packaging.version import Version
 from torch import nn
 
 import aurora_lora
-from aurora_lora.import_noise import drop_import_noise
+from aurora_lora.extras import drop_import_noise
 
 drop_import_noise()
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from aurora_lora import files, folders
+from aurora_lora import files
 from aurora_lora.errors import UserError
 from aurora_lora.lab.experiments.runs_file import read_runs
 from aurora_lora.train import recipe_files
@@ -167,7 +167,7 @@ def test_files_are_as_open_as_the_process_makes_them(mask: int, tmp_path: Path) 
     try:
         with files.new_file(tmp_path / "alone") as partial:
             save_file({"a": torch.zeros(1)}, partial)
-        with folders.new_folder(tmp_path / "folder") as folder:
+        with files.new_folder(tmp_path / "folder") as folder:
             save_file({"a": torch.zeros(1)}, folder / "a")
             (folder / "deep").mkdir()
             (folder / "deep" / "program").touch(0o700)

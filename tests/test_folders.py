@@ -1,6 +1,5 @@
 """Writing whole folders, or nothing."""
 
-import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,12 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from aurora_lora import files, folders
+from aurora_lora import files
 from aurora_lora.errors import UserError
 
 
 def write(folder: Path, text: str) -> None:
-    with folders.new_folder(folder) as partial:
+    with files.new_folder(folder) as partial:
         (partial / "file").write_text(text, encoding="utf-8")
 
 
@@ -44,7 +43,7 @@ def test_an_interrupted_write_leaves_the_earlier_folder(tmp_path: Path) -> None:
 def test_an_interrupted_replace_leaves_a_whole_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
     """At whatever call it is interrupted, one of the two is there."""
     write(tmp_path / "folder", "first")
-    own, left = getattr(folders, at), [0]
+    own, left = getattr(files, at), [0]
 
     def interrupted(path: Path) -> None:
         left[0] -= 1
@@ -52,7 +51,7 @@ def test_an_interrupted_replace_leaves_a_whole_folder(tmp_path: Path, monkeypatc
             raise KeyboardInterrupt
         own(path)
 
-    monkeypatch.setattr(folders, at, interrupted)
+    monkeypatch.setattr(files, at, interrupted)
     for call in range(1, 5):
         left[0] = call
         try:
@@ -69,7 +68,7 @@ def test_half_a_trash_is_never_put_back(tmp_path: Path) -> None:
     """A kill while it was deleted, and then the folder was removed by hand: nothing is to come back."""
     (tmp_path / f".folder{files.TRASH}").mkdir()
     (tmp_path / f".folder{files.TRASH}" / "file").write_text("half")
-    folders.settle(tmp_path / "folder")
+    files.settle(tmp_path / "folder")
     assert names(tmp_path) == set()
 
 
@@ -80,16 +79,16 @@ def test_a_replacement_that_was_killed_is_finished(tmp_path: Path, empty: bool) 
         write(tmp_path / f".folder{ending}", ending)
     if empty:
         (tmp_path / "folder").mkdir()
-    folders.settle(tmp_path / "folder")
+    files.settle(tmp_path / "folder")
     assert names(tmp_path) == {"folder"}
     assert (tmp_path / "folder" / "file").read_text() == files.PARTIAL
 
 
 def finished(folder: Path, text: str) -> None:
-    """Three entries, of which one says that all are there."""
-    with folders.new_folder(folder, last=["mark"]) as partial:
+    """Three entries."""
+    with files.new_folder(folder) as partial:
         (partial / "sub").mkdir()
-        for name in ("a", "mark", "sub/z"):
+        for name in ("a", "b", "sub/z"):
             (partial / name).write_text(text, encoding="utf-8")
 
 
@@ -100,48 +99,26 @@ def held(folder: Path) -> dict[str, str]:
 
 
 def whole(text: str) -> dict[str, str]:
-    return dict.fromkeys(("a", "mark", "sub/z"), text)
+    return dict.fromkeys(("a", "b", "sub/z"), text)
 
 
-def mounted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a folder be a mount point, which cannot be renamed."""
-    folder.mkdir(exist_ok=True)
-    rename = os.rename
-
-    def refused(old: Any, new: Any) -> None:
-        if Path(old) == folder or Path(new) == folder:
-            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
-        rename(old, new)
-
-    monkeypatch.setattr(os, "rename", refused)
-    monkeypatch.setattr(os, "replace", refused)
-    monkeypatch.setattr(Path, "is_mount", lambda self: self == folder)
-
-
-def test_a_mount_point_gets_the_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "volume"
-    mounted(folder, monkeypatch)
-    for text in ("first", "second"):
-        finished(folder, text)
-        assert held(folder) == whole(text)
-        assert names(folder) == {"a", "mark", "sub"}
-        assert names(tmp_path) == {"volume"}
-
-
-def test_the_current_folder_stays_the_one_that_people_are_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    for path, text in ((Path(), "first"), (folder, "second")):
-        finished(path, text)
-        assert held(Path()) == whole(text)
-        assert names(Path()) == {"a", "mark", "sub"}
-        assert names(tmp_path) == {"here"}
+def test_a_folder_that_cannot_be_renamed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mounted volume, and the folder that people are in."""
+    for folder in (tmp_path / "volume", tmp_path / "here"):
+        folder.mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda self: self == tmp_path / "volume")
+    monkeypatch.chdir(tmp_path / "here")
+    for folder in (tmp_path / "volume", Path()):
+        with pytest.raises(UserError, match=r"and cannot be replaced: name one in it$"):
+            files.check_new_folder(folder)
+        with pytest.raises(UserError, match=r"and cannot be replaced: name one in it$"):
+            finished(folder, "first")
+        assert names(folder) == set()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
 def test_a_kill_on_the_way_leaves_a_whole_folder(tmp_path: Path) -> None:
-    """At whatever change of the disk: with the mark, all entries are of one kind; after `settle`, so they are."""
+    """At whatever change of the disk: what is there is whole, and something is after `settle`."""
     folder = tmp_path / "volume"
     calls = {name: getattr(os, name) for name in ("rename", "replace", "mkdir", "unlink", "rmdir", "fsync")}
     seen, call, killed = set(), 0, True
@@ -165,17 +142,17 @@ def test_a_kill_on_the_way_leaves_a_whole_folder(tmp_path: Path) -> None:
             finished(folder, "second")
             os._exit(0)
         killed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-        there = {name: text for name, text in held(folder).items() if not name.startswith(".")}
-        if "mark" in there:
-            assert there in (whole("first"), whole("second"))
-        if call % 2 and folder.exists():
-            folders.clear_leftovers(folder)
+        there = folder.exists()
+        if there:
+            assert held(folder) in (whole("first"), whole("second"))
+        if call % 2 and there:
+            files.clear_leftovers(folder)
         else:
-            folders.settle(folder)
+            files.settle(folder)
         assert held(folder) in (whole("first"), whole("second"))
-        assert names(folder) == {"a", "mark", "sub"}
+        assert names(folder) == {"a", "b", "sub"}
         assert names(tmp_path) == {"volume"}
-        seen.add((held(folder)["mark"], "mark" in there))
+        seen.add((held(folder)["a"], there))
     assert seen == {("first", True), ("second", False), ("second", True)}
 
 
@@ -197,10 +174,10 @@ def test_a_link_is_removed_but_not_what_it_leads_to(tmp_path: Path) -> None:
     real, link = tmp_path / "real", tmp_path / "link"
     write(real, "first")
     link.symlink_to(real)
-    folders.remove(link)
+    files.remove(link)
     assert names(tmp_path) == {"real"}
     assert (real / "file").read_text() == "first"
-    folders.remove(tmp_path / "nothing")
+    files.remove(tmp_path / "nothing")
 
 
 def test_what_others_call_their_leftovers_stays(tmp_path: Path) -> None:
@@ -209,8 +186,8 @@ def test_what_others_call_their_leftovers_stays(tmp_path: Path) -> None:
         (tmp_path / name).write_text("years of work")
     for text in ("first", "second"):
         write(tmp_path / "real", text)
-    folders.remove(tmp_path / "real")
-    folders.clear_leftovers(tmp_path)
+    files.remove(tmp_path / "real")
+    files.clear_leftovers(tmp_path)
     assert names(tmp_path) == mine
 
 
@@ -219,16 +196,16 @@ def test_what_a_folder_holds_beside_ours(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "empty").mkdir()
-    assert folders.others(tmp_path, {"ours", "sub/ours"}) == [".hidden", "empty", "mine", "sub/mine"]
-    assert folders.others(tmp_path / "nothing", ()) == []
+    assert files.others(tmp_path, {"ours", "sub/ours"}) == [".hidden", "empty", "mine", "sub/mine"]
+    assert files.others(tmp_path / "nothing", ()) == []
 
 
 def test_a_check_leaves_no_folder(tmp_path: Path) -> None:
     folder = tmp_path / "one" / "two"
-    folders.check_new_folder(folder)
+    files.check_new_folder(folder)
     assert names(tmp_path) == set()
     folder.parent.mkdir()
-    folders.check_new_folder(folder)
+    files.check_new_folder(folder)
     assert names(folder.parent) == set()
 
 
@@ -237,7 +214,7 @@ def test_a_disk_that_is_full_while_a_tokenizer_is_written(tmp_path: Path) -> Non
     tokenizer = Tokenizer(WordLevel({"a": 0}, unk_token="a"))
 
     def write_full() -> None:
-        with folders.new_folder(tmp_path / "folder") as partial:
+        with files.new_folder(tmp_path / "folder") as partial:
             (partial / "tokenizer.json").symlink_to("/dev/full")
             tokenizer.save(str(partial / "tokenizer.json"))
 

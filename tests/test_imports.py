@@ -9,7 +9,7 @@ import textwrap
 import pytest
 
 import aurora_lora
-from aurora_lora.import_noise import NOISE, drop_import_noise
+from aurora_lora.extras import NOISE, drop_import_noise
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:

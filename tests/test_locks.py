@@ -13,15 +13,15 @@ from aurora_lora.data import models as gguf
 from aurora_lora.data.fetch import Archive, fetch
 from aurora_lora.data.models import VIT_FASHION
 from aurora_lora.errors import UserError
+from aurora_lora.files import held
 from aurora_lora.lab.experiments.jobs import InProcess, run_job
 from aurora_lora.lab.experiments.study import load_study
 from aurora_lora.lab.experiments.sweep import Sweep
-from aurora_lora.locks import held
 from aurora_lora.train import pretraining
 
 HOLD = """
 import pathlib, sys
-from aurora_lora.locks import held
+from aurora_lora.files import held
 with held(pathlib.Path(sys.argv[1])):
     print(flush=True)
     input()

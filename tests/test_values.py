@@ -1,12 +1,14 @@
 """What a value may be, and what is said of one that may not."""
 
+import math
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
 
-from aurora_lora.values import is_grid, is_int, is_number, one_of, require, short
+from aurora_lora.errors import UserError
+from aurora_lora.values import check_loss, is_grid, is_int, is_number, one_of, require, short
 
 
 @pytest.mark.parametrize("value", [0, -1.5, Fraction(1, 2), np.float32(2), np.int64(3)])
@@ -45,3 +47,11 @@ def test_long_values_are_cut() -> None:
     assert short("a" * 300) == "'" + "a" * 199 + "..."
     assert short(10**5000) == "<int>"
     assert short(endless) == "[[...], [...]]"
+
+
+def test_a_loss_that_is_no_number_ends_a_training() -> None:
+    check_loss(1e30, 3)
+    for loss in (math.nan, math.inf, -math.inf):
+        said = f"^training diverged: the loss is {loss} at step 3; lower training.learning_rate$"
+        with pytest.raises(UserError, match=said):
+            check_loss(loss, 3)

@@ -6,28 +6,6 @@ Everything here derives from `AuroraError`. Bad values in an `AuroraConfig` rais
 import difflib
 from collections.abc import Iterable, Sequence
 
-__all__ = [
-    "DIVERGED",
-    "AlreadyMergedError",
-    "ArgumentError",
-    "AuroraError",
-    "CalibrationError",
-    "CheckpointError",
-    "FormError",
-    "MergeError",
-    "NotCalibratedError",
-    "NotFiniteError",
-    "NotFiniteInputsError",
-    "RunLockedError",
-    "StaleCalibrationError",
-    "UserError",
-    "abridged",
-    "check_count",
-    "counted",
-    "one_line",
-    "unknown",
-]
-
 DIVERGED = "training diverged"
 """How the message of a `UserError` begins where a loss or the scores are no longer numbers."""
 

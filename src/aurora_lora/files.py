@@ -1,4 +1,4 @@
-"""Writing so that nothing is ever half there: under another name first, flushed to disk, renamed as the last step.
+"""Files and folders that are never half there: written under another name, flushed to disk, renamed as the last step.
 
 What was on its way has a name that starts with a dot and that no one else gives, and is cleared away by the next run.
 """
@@ -12,11 +12,12 @@ import json
 import math
 import os
 import re
+import shutil
 import stat
 import tempfile
 import unicodedata
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,7 @@ NOT_FINITE = "not finite"
 """What people read for NaN, infinity, and the null that stands for them in JSON."""
 
 PARTIAL, TRASH = ".aurora-lora-partial", ".aurora-lora-trash"
-"""How the names of what is being written and of what is being removed end: nothing else is ever cleared away.
-
-These names alone are those of the two within a folder that stays where it is; see `folders.new_folder`.
-"""
+"""How the names of what is being written and of what is being removed end: nothing else is ever cleared away."""
 
 
 @contextmanager
@@ -228,3 +226,177 @@ def flush(path: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+# ---------------------------------------------------------------- folders
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `path` when the block ends without an error; an earlier one is replaced.
+
+    A link stays, and the folder that it leads to is replaced.
+
+    Raises:
+        UserError: it cannot be written, or is a mounted volume or the current folder, which cannot be replaced.
+    """
+    with plain_write_errors(path):
+        path = path.resolve()
+        _check_replaceable(path)
+        partial = _partial_of(path)
+        settle(path)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            publish(partial, path)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def is_occupied(path: Path) -> bool:
+    """Whether a folder that holds something, or what is no folder, is there."""
+    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+
+def settle(folder: Path) -> None:
+    """Finish what an interrupted write has left of a folder, or else undo it."""
+    with plain_write_errors(folder):
+        folder = folder.resolve()
+        if not folder.name or not os.access(folder.parent, os.W_OK):
+            return
+        partial, trash = _partial_of(folder), _trash_of(folder)
+        # where both are there they are whole: the earlier one steps aside for one that is on the disk
+        if partial.is_dir() and trash.is_dir():
+            with suppress(OSError):  # a folder that is not there, or that holds something
+                folder.rmdir()
+            if not os.path.lexists(folder):
+                partial.rename(folder)
+                flush(folder.parent)
+        remove(partial)
+        _delete(trash)
+
+
+def publish(partial: Path, path: Path) -> None:
+    """Flush a folder to disk and rename it to `path`.
+
+    What was there steps aside just before, and is deleted only when the new folder has its place. After a kill between
+    the two renames nothing is at `path`, and both are beside it; see `settle`.
+    """
+    mode = partial.stat().st_mode
+    for within, _, names in os.walk(partial):
+        for name in names:
+            allow(Path(within, name), mode)
+            flush(Path(within, name))
+        flush(Path(within))
+    trash = _trash_of(path)
+    _delete(trash)
+    try:
+        with suppress(FileNotFoundError):
+            path.rename(trash)
+        partial.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            if not path.exists():
+                trash.rename(path)
+        raise
+    flush(path.parent)
+    _delete(trash)
+
+
+def remove(path: Path) -> None:
+    """Delete a folder or a file. A kill on the way leaves nothing that could be taken for the whole."""
+    trash = _trash_of(path)
+    _delete(trash)
+    if path.is_dir() and not path.is_symlink():
+        path.rename(trash)
+        path = trash
+    _delete(path)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what interrupted writes left in a folder."""
+    if folder.is_dir():
+        settle(folder)
+        for path in folder.iterdir():
+            if path.name.startswith(".") and path.name.endswith((PARTIAL, TRASH)):
+                _delete(path)
+
+
+def others(folder: Path, ours: Collection[str]) -> list[str]:
+    """The files in a folder that are not ours, and empty folders, by their paths relative to it."""
+    every = [path for path in sorted(folder.rglob("*")) if not path.is_dir() or not any(path.iterdir())]
+    names = [path.relative_to(folder).as_posix() for path in every]
+    return [name for name in names if name not in ours]
+
+
+def _check_replaceable(folder: Path) -> None:
+    if folder.is_dir() and (folder.is_mount() or folder.samefile(".")):
+        raise UserError(f"{folder} is a mounted volume, or the current folder, and cannot be replaced: name one in it")
+
+
+def check_new_folder(folder: Path) -> None:
+    """Raise a UserError if `new_folder` cannot write it; leaves no folder that was not there."""
+    _check_replaceable(folder)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        check_writable(folder)
+    finally:
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
+
+
+def _partial_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}{PARTIAL}")
+
+
+def _trash_of(path: Path) -> Path:
+    return path.with_name(f".{path.name.lstrip('.')}{TRASH}")
+
+
+def _delete(path: Path) -> None:
+    """Delete a folder, a file or a link, not what a link leads to, if it is there."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+# ---------------------------------------------------------------- locks
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""The errors of a file system without locks, as some of the network are: there one goes on without."""
+
+
+@contextmanager
+def held(file: Path, if_taken: Callable[[], Any] = lambda: None) -> Iterator[None]:
+    """Hold the lock on a file, once no other process does. The system lets go of it when the process ends.
+
+    Args:
+        file: in a folder that is there.
+        if_taken: is called before the wait for another process; what it raises comes instead of that.
+
+    Raises:
+        OSError, UserError: the file cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    # a mere file in place of a lock, as filelock offers it, would outlive a killed process
+    lock = FileLock(file, fallback_to_soft=False)
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if not file.exists():  # filelock waits for a folder that cannot be written as for a lock that is held
+                check_writable(file.parent)
+            if_taken()
+            lock.acquire()
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    try:
+        yield
+    finally:
+        lock.release()

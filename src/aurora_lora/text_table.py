@@ -5,15 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
     from rich.table import Table
-
-
-LONGEST_NAME = 40
-"""Letters of a first column of names, not of questions: one that is not broken."""
 
 
 def printable(text: str) -> str:
@@ -31,8 +27,8 @@ class TextTable:
         rows: cells, as many as there are headers.
         note: below it.
         align: a letter for each column, the last one for all that follow too: `"l"`, texts, at the left; `"v"`,
-            values, at the left; `"r"`, numbers, at the right. Values, numbers and names in the first column are not
-            broken into lines where there is room for that.
+            values, at the left; `"r"`, numbers, at the right. Values and numbers are not broken into lines where there
+            is room for that.
     """
 
     title: str
@@ -45,29 +41,24 @@ class TextTable:
     def _letters(self) -> str:
         return self.align.ljust(len(self.headers), self.align[-1])[: len(self.headers)]
 
-    def _widths(self, unbroken: str) -> list[int]:
-        """Letters that each column needs, where the cells of columns of some letters, and names, are not broken."""
-        found: list[int] = []
+    def _least_widths(self, whole: str = "vr") -> list[int]:
+        """Letters that each column needs at least: for its longest word, or for a whole cell, by its letter."""
+        found = []
         for column, letter in zip(zip(self.headers, *self.rows, strict=True), self._letters, strict=True):
-            lines = [line for text in column[1:] for line in text.split("\n")]
-            cell = max(map(len, lines), default=0)
-            word = max((len(word) for text in (column[0], *lines) for word in text.split()), default=0)
-            is_name = not found and "l" in unbroken and cell <= LONGEST_NAME
-            found.append(max(cell, word) if is_name or (letter in unbroken and letter != "l") else word)
+            lines = [line for text in column[1:] for line in text.split("\n")] if letter in whole else []
+            found.append(max(map(len, [*lines, *" ".join(column).split()]), default=0))
         return found
-
-    @property
-    def _between(self) -> int:
-        """Letters beside the cells in a terminal: a space at each edge, and two between columns."""
-        return 2 * len(self.headers) + 1
 
     @property
     def least_width(self) -> int:
         """Letters of a line in a terminal that break no number and no value."""
-        return sum(self._widths("vr")) + self._between
+        return self._total(self._least_widths())
+
+    def _total(self, widths: Sequence[int]) -> int:
+        return sum(widths) + 2 * len(widths) + 1  # a space at each edge, two between columns
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
-        """The table for the terminal; where it is narrow, names are broken first, then values, numbers last."""
+        """The table for the terminal; where it is narrow, texts are broken before values and numbers."""
         from rich import box
         from rich.table import Table
 
@@ -75,13 +66,13 @@ class TextTable:
         table = Table(title=self.title, caption=caption, title_justify="left", caption_justify="left")
         table.box, table.padding = box.SIMPLE_HEAD, (0, 1, 0, 0)
         table.title_style, table.caption_style = "bold", ""
-        room = options.max_width - self._between
-        choices = [self._widths(unbroken) for unbroken in ("lvr", "vr", "r", "")]
-        widths = next((some for some in choices if sum(some) <= room), choices[-1])
-        words = self._widths("")  # columns that need no more can be made narrower by rich
-        for header, letter, width, word in zip(self.headers, self._letters, widths, words, strict=True):
-            fixed = width if width > word or letter == "r" else None
-            table.add_column(header, justify="right" if letter == "r" else "left", width=fixed, overflow="fold")
+        fitting = (some for some in ("vr", "r") if self._total(self._least_widths(some)) <= options.max_width)
+        whole = next(fitting, "")
+        least = self._least_widths(whole)
+        for header, letter, needed in zip(self.headers, self._letters, least, strict=True):
+            justify: Literal["left", "right"] = "right" if letter == "r" else "left"
+            width = needed if letter == "r" or letter in whole else None
+            table.add_column(header, justify=justify, width=width, overflow="fold")
         for row in self.rows:
             table.add_row(*map(printable, row))
         yield table

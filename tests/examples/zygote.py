@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[1]))
 
 import forks
-from aurora_lora.import_noise import drop_import_noise
+from aurora_lora.extras import drop_import_noise
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 IMPORTED = ("common", "accelerate", "bitsandbytes", "torch.distributed.checkpoint.state_dict", "torch.distributed.fsdp")

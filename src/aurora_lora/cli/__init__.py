@@ -6,7 +6,7 @@ from typing import Annotated
 
 from aurora_lora._version import __version__
 from aurora_lora.cli.common import Command, PlainGroup, plain_errors, plain_warnings
-from aurora_lora.import_noise import drop_import_noise
+from aurora_lora.extras import drop_import_noise
 
 # isort: split
 import typer

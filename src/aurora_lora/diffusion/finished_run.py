@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import files, folders
+from .. import files
 from ..data.dreambooth import DREAMBOOTH
 from ..data.loading import cannot_load
 from ..errors import ArgumentError, FormError, UserError, check_count
@@ -75,7 +75,7 @@ def export_subject(
         raise cannot_load("model", run.recipe.model, error) from error
     commit = cached_commit(run.recipe.model, file="model_index.json")
     try:
-        with folders.new_folder(output) as partial:
+        with files.new_folder(output) as partial:
             write_lora(_with_adapter(run, unet, commit), partial, method, form, dtype)
             write_lora_card(partial, run.recipe, run.result, form)
     except FormError:

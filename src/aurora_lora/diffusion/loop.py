@@ -15,16 +15,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import get_scheduler
 
-from .. import files, folders, termination
+from .. import files, termination
 from ..data.dreambooth import images_digest
 from ..data.own.source import sha256_of
 from ..errors import UserError
-from ..finite import check_loss
 from ..methods.parameters import load_trained, save_trained
 from ..temporary_attributes import kept
 from ..train import publish
 from ..train.distributed import asked_to_stop, check_as_many, check_precision, on_main, peak_memory, state
 from ..train.recipe import divide, examples_of_a_step
+from ..values import check_loss
 from .loss import snr_weights, squared_errors, total_loss
 from .random_numbers import seed_of
 from .recipe import SubjectRecipe
@@ -255,7 +255,7 @@ class Loop:
 
     def _write(self) -> None:
         path = self.checkpoints / publish.checkpoint_name(self.progress.step)
-        with folders.new_folder(path) as partial:
+        with files.new_folder(path) as partial:
             save_trained(self.module, partial)
             optimizer = self.optimizer.state_dict()["state"]
             tensors = {

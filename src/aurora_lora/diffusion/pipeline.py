@@ -16,8 +16,8 @@ from ..data.loading import NO_CODE, cannot_load, check_attention
 from ..errors import UserError
 from ..extras import extra
 from ..files import located
-from ..finite import check_finite
 from ..train.models import PRECISIONS, cached_commit
+from ..values import check_finite
 from .random_numbers import generator
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import set_seed
 
-from .. import files, folders, termination
+from .. import files, termination
 from ..data.dreambooth import subject_images
 from ..data.models import check_access
 from ..deploy import calibrate
@@ -122,7 +122,7 @@ class _Training:
         """Remove the images of an earlier end, whose last checkpoint was lost: they are of other weights."""
         for path in (self.folder / IMAGES).glob("*"):
             if path.name.startswith(("form-", "scores-")):
-                folders.remove(path)
+                files.remove(path)
 
     def _load_scorers(self) -> None:
         """The models that score the images in the end, in the main process; until then on the CPU."""

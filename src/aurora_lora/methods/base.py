@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from .. import files
 from ..errors import CheckpointError, FormError, MergeError, UserError, one_line
-from ..finite import check_finite
 from ..forms import MERGED
 from ..tuner.targets import trained_whole
+from ..values import check_finite
 from .options import Fields, Options, added_fields, check_names
 from .parameters import keep_in_float32, keep_trained_in_float32, load_trained, save_trained, whole_modules
 from .targets import check_modules, untie_adapted

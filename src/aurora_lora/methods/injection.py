@@ -15,8 +15,8 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from ..errors import FormError, NotFiniteError
-from ..finite import is_finite
 from ..tuner.linear import linear_shape
+from ..values import is_finite
 from .base import Method, TaskType
 from .options import Fields, Options, check_names
 from .parameters import is_head, keep_trained_in_float32

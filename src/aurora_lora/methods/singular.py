@@ -26,10 +26,10 @@ from transformers import PreTrainedModel
 from ..deploy.gradients import LOSS_SCALES, activation_gradients
 from ..errors import CheckpointError
 from ..files import new_file
-from ..finite import is_finite
 from ..machine import launched_as_main
 from ..tuner.adapters import plain_path
 from ..tuner.linear import upright
+from ..values import is_finite
 from .base import BaseUse, Sample, TaskType
 from .lora import LORA_RECORDED, LoraMethod, lora_names
 from .options import Count, Fields, LoraBasics, LoraFields, Options, Positive

@@ -9,9 +9,8 @@ from ..data.models import hub_name
 from ..deploy import export_lora
 from ..deploy.export import check_replaceable
 from ..errors import ArgumentError, FormError, UserError
-from ..folders import is_occupied, new_folder, settle
+from ..files import is_occupied, new_folder, settle
 from ..forms import FormName
-from ..tuner.peft_names import CONFIG_NAME
 from .build import load_trained_model
 from .card import Facts, replaceable_card, write_lora_card
 from .finished_run import TrainedRun, as_run
@@ -62,7 +61,7 @@ def export(
     config: Any = model.config
     options: dict[str, Any] = {"dtype": dtype, "processor": processor, "all_layers": all_layers}
     try:
-        with new_folder(output, last=[CONFIG_NAME]) as partial:
+        with new_folder(output) as partial:
             export_lora(model, partial, cast(FormName, form), base_name=hub_name(run.recipe.model), **options)
             name_revision(partial, run.recipe)
             facts = Facts(run.recipe, run.task, run.result, padding_of(config), exact_modules(config))

@@ -29,7 +29,6 @@ from ..deploy.merges import linear_layers
 from ..deploy.texts import even_sample
 from ..errors import ArgumentError, UserError, check_count
 from ..files import read_json
-from ..finite import check_finite
 from ..forms import CALIBRATED, DYNAMIC
 from ..methods.aurora import AuroraMethod
 from ..methods.base import PeftMethod
@@ -38,6 +37,7 @@ from ..methods.singular import START_FILE
 from ..tuner import AuroraLayer, check_calibrated
 from ..tuner.adapters import plain_layers
 from ..tuner.peft_names import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from ..values import check_finite
 from .build import make_trainer
 from .data import encode, in_batches
 from .finished_run import TrainedRun, as_run

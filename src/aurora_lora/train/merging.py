@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from .. import folders
+from .. import files
 from .._version import __version__
 from ..data.loading import reason
 from ..data.models import MODELS
@@ -18,9 +18,9 @@ from ..deploy import QuantizedMerge, merge_quantized
 from ..deploy.formats import check_quantization
 from ..errors import ArgumentError, UserError
 from ..files import expanded, write_json
-from ..finite import check_finite
 from ..methods.base import BY_INPUTS, NEAREST, PeftMethod, merge_and_unload
 from ..methods.targets import untie_adapted
+from ..values import check_finite
 from .build import base_of, load_data, load_trained_model
 from .data import check_data, data_format
 from .finished_run import MERGE_NOTE, TrainedRun, as_run, merge_note
@@ -93,11 +93,11 @@ def merge(
         source |= {"dequantized": run.recipe.base.quantization}
     if dtype != FLOAT32:
         source["dtype"] = dtype
-    folders.settle(output)
+    files.settle(output)
     note = merge_note(output)
     if note and note["source"] == source and _sizes(output).items() >= note["files"].items():
         return Merged(output, form, True)
-    if folders.is_occupied(output) and not (overwrite and note):
+    if files.is_occupied(output) and not (overwrite and note):
         hint = "`overwrite` replaces it" if note else "choose another folder"
         what = "another merged model" if note else "something that `aurora merge` did not write"
         raise ArgumentError(f"{output} already holds {what}: {hint}")
@@ -105,13 +105,13 @@ def merge(
     if run.recipe.model not in MODELS and base.is_dir() and output.is_dir() and base.samefile(output):
         raise ArgumentError(f"{output} is the model that {run.folder} was trained on and needs: choose another folder")
     _check_only_merge(output)
-    folders.check_new_folder(output)
+    files.check_new_folder(output)
     was_quantized = run.recipe.base.quantization is not None or stored_quantization(run.recipe.base) is not None
     plain, processor, rounding = _merged(run, form, quantization, round_by_inputs)
     check_finite(plain.named_parameters(), "the merged model cannot be written")
     if dtype != FLOAT32:
         round_weights(plain, dtype)
-    with folders.new_folder(output, last=("config.json", MERGE_NOTE)) as folder:
+    with files.new_folder(output) as folder:
         # dequantised weights would be written in the format that they were read in
         plain.save_pretrained(folder, save_original_format=quantization is not None or not was_quantized)
         processor.save_pretrained(str(folder))
@@ -198,7 +198,7 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 def _check_only_merge(folder: Path) -> None:
     """Raise a UserError if a merged model's folder, which is about to be replaced, holds more than the model."""
-    added = folders.others(folder, {*(merge_note(folder) or {"files": {}})["files"], MERGE_NOTE})
+    added = files.others(folder, {*(merge_note(folder) or {"files": {}})["files"], MERGE_NOTE})
     if added:
         raise UserError(
             f"{folder} holds {added[0]}, which `aurora merge` did not write: move it away, or choose another folder"

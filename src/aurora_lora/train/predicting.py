@@ -21,7 +21,7 @@ from ..data.own.split import BadRow, bad_row
 from ..data.vision import as_files
 from ..deploy.export import DTYPES
 from ..errors import ArgumentError, AuroraError, FormError, NotFiniteError, UserError, check_count
-from ..finite import check_finite
+from ..values import check_finite
 from .build import load_trained_model
 from .data import in_batches
 from .defaults import BATCH_SIZE

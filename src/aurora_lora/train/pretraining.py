@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from transformers import ViTConfig, ViTForImageClassification
 
-from .. import files, folders
+from .. import files
 from ..data.models import MODELS, PretrainedHere, is_missing
 from ..errors import UserError, unknown
 from ..extras import extra
-from ..locks import held
+from ..files import held
 from .build import load_trained_model
 from .finished_run import load_run
 from .models import RESULT_OF_PRETRAINING
@@ -67,7 +67,7 @@ def _make(made: PretrainedHere, work: Path, make_callbacks: MakeCallbacks) -> No
     train(pretraining_recipe(made, start), run, make_callbacks=make_callbacks)
     model, processor = load_trained_model(load_run(run))
     body: Any = model.base_model  # without its head: the classes of Fashion-MNIST are nobody's start
-    with folders.new_folder(made.folder) as partial:
+    with files.new_folder(made.folder) as partial:
         body.save_pretrained(partial)
         processor.save_pretrained(str(partial))
         shutil.copy(run / RECIPE, partial / f"pretraining-{RECIPE}")
@@ -80,7 +80,7 @@ def _write_start(made: PretrainedHere, folder: Path) -> None:
         from transformers import ViTImageProcessor
     size = {"height": made.vit["image_size"], "width": made.vit["image_size"]}
     processor = ViTImageProcessor(size=size, image_mean=list(made.mean), image_std=list(made.std))
-    with torch.random.fork_rng(devices=[]), folders.new_folder(folder) as partial:
+    with torch.random.fork_rng(devices=[]), files.new_folder(folder) as partial:
         torch.default_generator.manual_seed(0)
         ViTForImageClassification(ViTConfig(**made.vit)).save_pretrained(partial)
         processor.save_pretrained(partial)

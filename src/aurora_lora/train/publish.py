@@ -14,10 +14,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .. import files, folders
+from .. import files
 from ..errors import RunLockedError, UserError, one_line
-from ..files import file_digest, plain_write_errors
-from ..locks import held
+from ..files import file_digest, held, plain_write_errors
 from ..methods.singular import START_FILE
 from ..tuner.peft_names import CONFIG_NAME
 from .recipe import RunRecipe, check_same_recipe, validate_as
@@ -110,7 +109,7 @@ def prepare(folder: Path, recipe: RunRecipe, inside: Sequence[Path]) -> None:
     files.check_writable(folder)
     own = () if (folder / RESULT).exists() else (folder,)  # in that of a finished run others write: answers, merges
     for each in (*own, folder / CHECKPOINTS, *inside):
-        folders.clear_leftovers(each)
+        files.clear_leftovers(each)
     write_recipe(folder, recipe)
 
 
@@ -130,7 +129,7 @@ def write_lora(folder: Path, write: Callable[[Path], None]) -> str | None:
         Why there is none; None if there is one.
     """
     try:
-        with folders.new_folder(folder / LORA) as partial:
+        with files.new_folder(folder / LORA) as partial:
             write(partial)
     except ValueError as error:
         return one_line(error).rstrip(".")
@@ -145,7 +144,7 @@ def finish(folder: Path, result: dict[str, Any], save: Callable[[Path], None]) -
         result: gets the digests of the adapter's files.
         save: writes the adapter into a folder.
     """
-    with folders.new_folder(folder / ADAPTER) as adapter:
+    with files.new_folder(folder / ADAPTER) as adapter:
         save(adapter)
     result["adapter_sha256"] = adapter_digests(folder)
     files.write_json(folder / RESULT, result)
@@ -154,9 +153,9 @@ def finish(folder: Path, result: dict[str, Any], save: Callable[[Path], None]) -
 
 def remove_checkpoints(folder: Path) -> None:
     """Remove the checkpoints of a finished run, and the folder that they are in unless it holds something else."""
-    folders.clear_leftovers(folder)
+    files.clear_leftovers(folder)
     keep_only(folder, ())
-    folders.remove(folder / START_FILE)
+    files.remove(folder / START_FILE)
     with suppress(OSError):  # not empty, or not there
         folder.rmdir()
 
@@ -228,7 +227,7 @@ def last_intact(folder: Path) -> Path | None:
         if manifest is not None and (best == step or manifest_of(there.get(best, folder / MANIFEST))):
             break
         damaged += [checkpoint.name] if (checkpoint / MANIFEST).exists() else []
-        folders.remove(checkpoint)
+        files.remove(checkpoint)
     else:
         checkpoint = None
     if damaged:
@@ -241,7 +240,7 @@ def keep_only(folder: Path, kept: Collection[Path]) -> None:
     """Delete all other checkpoints."""
     for path in checkpoints(folder).values():
         if path not in kept:
-            folders.remove(path)
+            files.remove(path)
 
 
 # ---------------------------------------------------------------- the recipe
@@ -276,7 +275,7 @@ def write_recipe(folder: Path, recipe: RunRecipe) -> None:
         return
     if not is_begun(folder):
         for name in (PROBE, Path(CHECKPOINTS, START_FILE)):  # of the recipe before, which made nothing else
-            folders.remove(folder / name)
+            files.remove(folder / name)
     files.write_text(path, text)
 
 

@@ -15,12 +15,12 @@ from ..data import TASKS
 from ..data.models import check_access
 from ..deploy import calibrate, export_lora
 from ..errors import DIVERGED, NotFiniteInputsError, UserError, one_line
-from ..finite import check_finite
 from ..forms import CALIBRATED, form_named
 from ..methods import count_parameters
 from ..methods.aurora import AuroraMethod
 from ..methods.base import edit_config
 from ..methods.parameters import marked_random
+from ..values import check_finite
 from . import card
 from .build import make_trainer, own_share, sample_of
 from .data import Data, check_files, keep_data, notes

@@ -31,10 +31,10 @@ from ..deploy.calibrate import MAX_MEMORY, check_ridge, several_processes
 from ..deploy.inputs import as_batches, no_batches
 from ..errors import UserError, one_line
 from ..extras import extra
-from ..finite import check_loss
 from ..forms import CALIBRATED
 from ..methods.parameters import is_head, save_trained
 from ..tuner import active_layers
+from ..values import check_loss
 from .distributed import asked_to_stop, check_as_many, check_precision, is_main, peak_memory, state
 from .publish import checkpoint_name, manifest_of, write_manifest
 from .recipe import Logger, Recipe, divide, steps_of_an_epoch

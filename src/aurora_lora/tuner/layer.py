@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import FormError
-from ..finite import is_finite
 from ..forms import CALIBRATED, DYNAMIC, STATIC, FormName
 from ..ops import ANL, IDENTITY, add_update, identity_weights, linear_with_update, sigma
 from ..ops.update import can_fuse, full_float32, without_autocast
-from ..values import one_of
+from ..values import is_finite, one_of
 from .calibration import MATRIX, Calibration, Weight, gathered, ordinary_tensors
 from .config import AuroraConfig, InitWeights
 from .linear import is_transposed

@@ -23,8 +23,8 @@ from ...data.packaged import FORMS
 from ...data.prompts import QUESTION_FORMS, RESPONSE, alpaca, key_of, parse_answer
 from ...deploy.inputs import IGNORED, plain_model
 from ...errors import UserError
-from ...finite import check_finite
 from ...temporary_attributes import temporary_attributes
+from ...values import check_finite
 from ..data import Data, Example
 from ..kind_facts import MULTIPLE_CHOICE, TrainedWith
 from ..models import Processor, cached_width, most_tokens, room

@@ -19,8 +19,8 @@ from ...data.metrics import classification_metrics, multi_label_metrics, regress
 from ...data.own.split import BadRow
 from ...data.vision import class_names
 from ...deploy.inputs import plain_model
-from ...finite import check_finite
 from ...methods.parameters import head_modules
+from ...values import check_finite
 from ..data import Data, Texts, encode
 from ..kind_facts import CLASSIFICATION, MULTI_LABEL, REGRESSION, TrainedWith
 from ..models import Processor
