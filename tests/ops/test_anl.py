@@ -1,6 +1,5 @@
 """sigma(z) against a plain loop over Eqs. 5 to 7, its gradients, and sigma(A) column by column."""
 
-import dataclasses
 import math
 
 import pytest
@@ -128,16 +127,6 @@ def test_parts_that_there_are_not(fields, message):
     for make in (ANL, AuroraConfig):
         with pytest.raises(ValueError, match=message):
             make(**{"skip": False, **fields})
-
-
-def test_parts_are_those_of_a_config():
-    names = [field.name for field in dataclasses.fields(ANL) if field.init]
-    config = AuroraConfig(skip=False, spline_grid_size=4, spline_range=(-2, 2))
-    assert config.anl == ANL(**{name: getattr(config, name) for name in names})
-    assert AuroraConfig().anl == ANL(skip=True)
-    with pytest.raises(TypeError, match="skip"):  # the paper has none, and AuroraConfig one by default
-        ANL()
-    assert hash(ANL(spline_range=[-1, 1], skip=False)) == hash(ANL(skip=False))
 
 
 @pytest.mark.parametrize("compute", [adaptive_nonlinear, nonlinear_columns])

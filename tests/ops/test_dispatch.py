@@ -24,21 +24,6 @@ def test_each_place_of_the_table(monkeypatch, mode, on_a_gpu, elsewhere):
     assert IMPLEMENTATIONS[mode] == (on_a_gpu, elsewhere)
 
 
-def test_bfloat16_is_asked_for_where_a_call_may_have_it(monkeypatch):
-    asked = []
-    monkeypatch.setattr(update, "triton_serves", lambda *given: bool(asked.append(given)))
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: True)
-    monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: torch.float16)
-    for x in (X, X.bfloat16()):
-        choose(2, ANL(skip=False), X, None, x)
-    assert asked == [("cpu", None, False), ("cpu", None, True)]
-    asked.clear()
-    for dtype in (torch.float16, torch.bfloat16):
-        monkeypatch.setattr(torch, "get_autocast_dtype", lambda device, dtype=dtype: dtype)
-        update._triton_serves("cuda", 0, False)
-    assert asked == [("cuda", 0, False), ("cuda", 0, True)]
-
-
 def test_the_modes(monkeypatch):
     class Own(torch.Tensor):
         pass

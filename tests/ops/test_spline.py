@@ -58,13 +58,6 @@ def test_partition_of_unity_and_support(grid_size, order, low, width):
     assert (bspline_basis(outside, grid_size, order, spline_range) == 0).all()
 
 
-def test_default_is_the_cubic_with_eight_functions_and_support_2_2():
-    z = torch.tensor([-2.2001, -2.19, 0.0, 2.19, 2.2001], dtype=torch.float64)
-    basis = bspline_basis(z)
-    assert basis.shape == (5, 8)
-    assert (basis.abs().sum(-1) > 0).tolist() == [False, True, True, True, False]
-
-
 @pytest.mark.parametrize("order", range(6))
 @pytest.mark.parametrize(("grid_size", "spline_range"), GRIDS)
 def test_the_spline_that_is_the_identity(grid_size, order, spline_range):

@@ -8,11 +8,7 @@ from torch import nn
 from aurora_lora import (
     AlreadyMergedError,
     AuroraConfig,
-    CalibrationError,
-    FormError,
-    MergeError,
     calibrate,
-    export_lora,
     lora_factors,
     merge_gap,
     merge_quantized,
@@ -43,15 +39,3 @@ def test_a_merged_adapter_is_one_error_wherever_it_is_in_the_way(action):
     model.unmerge_adapter()
     if action != "merge_quantized":  # nothing is quantised
         REFUSED[action](model)
-
-
-def test_it_is_caught_where_the_error_of_an_action_is(tmp_path):
-    config = AuroraConfig(target_modules=["0"], eval_form="static", init_weights=False)
-    model = get_peft_model(nn.Sequential(nn.Linear(4, 4)), config)
-    model.merge_adapter()
-    with pytest.raises(FormError):
-        export_lora(model, tmp_path / "lora")
-    with pytest.raises(CalibrationError):
-        calibrate(model, INPUTS)
-    with pytest.raises(MergeError):
-        merge_quantized(model, INPUTS)

@@ -1,7 +1,6 @@
 """AuroraConfig: defaults, presets, what is refused, and its way through a file."""
 
 import pickle
-from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from torch import nn
 from torch.testing import assert_close
 
 from aurora_lora import AuroraConfig
-from aurora_lora.ops.anl import ACTIVATIONS
 
 
 def test_defaults_are_the_papers_sizes():
@@ -49,36 +47,22 @@ def test_presets_are_table_7(preset, train_form, eval_form):
     assert (config.spline, config.init_weights, config.skip) == ("summed", "paper", False)
 
 
-BAD = [
+BAD = [  # what sigma is made of is in tests/ops
     ({"r": 0}, r"r=0 .*1 to 16384"),
     ({"r": 2.0}, r"r=2\.0"),
-    ({"alpha": "4"}, r"alpha='4'"),
-    ({"alpha": float("nan")}, r"alpha=nan"),
+    ({"alpha": float("nan")}, r"alpha=nan .*at most 1e\+09"),
     ({"dropout": 1.0}, r"dropout=1\.0 .*\[0, 1\)"),
     ({"train_form": "calibrated"}, r"train_form='calibrated' .*'dynamic', 'static'"),
     ({"eval_form": "merged"}, r"eval_form='merged' .*'calibrated'"),
-    ({"fixed_activation": "gelu"}, r"fixed_activation='gelu' .*'leaky_relu'"),
-    ({"spline": "cubic"}, r"spline='cubic' .*'channelwise', 'summed', None"),
-    ({"spline_grid_size": 0}, r"spline_grid_size=0"),
-    ({"spline_range": (1, -1)}, r"spline_range=\(1, -1\) .*low < high"),
-    ({"skip": 1}, r"skip=1"),
     ({"init_weights": "gaussian"}, r"init_weights='gaussian' .*'identity', 'paper'"),
     ({"bias": "lora_only"}, r"bias='lora_only' .*'aurora_only'"),
     ({"rank_pattern": {"query": 0}}, r"rank_pattern\['query'\]=0"),
+    ({"rank_pattern": {"(": 2}}, r"rank_pattern=.*regular expressions"),
     ({"train_form": "static", "eval_form": "calibrated"}, r"eval_form='calibrated' .*train_form='static'"),
-    ({"fixed_activation": None, "spline": None, "skip": False}, r"skip=True"),
     ({"layers_pattern": "layer"}, r"layers_to_transform"),
     ({"layers_to_transform": [0], "target_modules": "query"}, r"layers_to_transform"),
-    ({"task_type": "NOPE"}, r"NOPE"),
-    ({"r": 10**9}, r"r=1000000000 .*1 to 16384"),
-    ({"alpha": 1e300}, r"alpha=1e\+300 .*at most 1e\+09"),
-    ({"spline_grid_size": 10**6}, r"spline_grid_size=1000000 .*at most 1024"),
-    ({"spline_range": (0, 5e-324)}, r"spline_range=.*tell apart"),
-    ({"rank_pattern": ["query"]}, r"rank_pattern=\['query'\] .*a dictionary"),
-    ({"rank_pattern": {"(": 2}}, r"rank_pattern=.*regular expressions"),
     ({"layers_to_transform": "0"}, r"layers_to_transform='0' .*a layer's number"),
     ({"trainable_token_indices": "1"}, r"trainable_token_indices='1' .*a list of numbers of tokens"),
-    ({"modules_to_save": "classifier"}, r"modules_to_save='classifier' .*a list of names"),
     ({"target_modules": "("}, r"target_modules='\(' .*a regular expression"),
 ]
 
@@ -88,30 +72,6 @@ def test_bad_values_name_the_field_the_value_and_what_is_allowed(fields, message
     with pytest.raises(ValueError, match=message) as caught:
         AuroraConfig(**fields)
     assert "\n" not in str(caught.value)
-
-
-CHOICES = {
-    "train_form": ("dynamic", "static"),
-    "eval_form": ("dynamic", "static", "calibrated", None),
-    "fixed_activation": (*ACTIVATIONS, None),
-    "spline": ("channelwise", "summed", None),
-    "init_weights": ("identity", "paper", True, False),
-    "bias": ("none", "all", "aurora_only"),
-}
-
-
-@pytest.mark.parametrize("name", CHOICES)
-def test_the_types_of_choices_are_what_is_allowed(name):
-    """A type checker and an editor know them; what is said of a value that is none has all of them."""
-    hint = get_type_hints(AuroraConfig)[name]
-    members = [one for one in get_args(hint) if get_origin(one) is Literal] or [hint]
-    optional = (None,) if type(None) in get_args(hint) else ()
-    assert (*get_args(members[0]), *optional) == CHOICES[name]
-    for value in CHOICES[name]:
-        assert AuroraConfig(**{name: value}).to_dict()[name] in (value, "identity")
-    with pytest.raises(ValueError, match=f"{name}='nope'") as caught:
-        AuroraConfig(**{name: "nope"})
-    assert all(repr(value) in str(caught.value) for value in CHOICES[name])
 
 
 @pytest.mark.parametrize("alpha", [0, -1])

@@ -57,7 +57,7 @@ def test_the_patches_are_what_the_base_layer_sees(case):
     torch.testing.assert_close(output.reshape(base(x).shape), base(x))
 
 
-@pytest.mark.parametrize("rows", [1, 5, 17, 10_000])
+@pytest.mark.parametrize("rows", [1, 17])
 @pytest.mark.parametrize("case", CASES)
 def test_patches_in_pieces_are_the_same_patches(case, rows):
     make, shape = CASES[case]
@@ -144,10 +144,3 @@ def test_what_lora_cannot_express_is_not_exported(case, named, tmp_path):
     with pytest.raises(ValueError, match=rf"0 cannot be exported: PEFT's LoRA .* {named}.*Merge it instead"):
         export_lora(model, tmp_path / "lora")
     assert not (tmp_path / "lora").exists()
-
-
-def test_gradients_reach_every_weight_of_a_conv():
-    model = adapt(CASES["conv2d-depthwise"][0]).train()
-    model(data(CASES["conv2d-depthwise"][1])).square().sum().backward()
-    for name, parameter in model.named_parameters():
-        assert (parameter.grad is not None and parameter.grad.abs().sum() > 0) == ("aurora_" in name), name

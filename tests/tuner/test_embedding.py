@@ -41,19 +41,6 @@ def test_each_id_adds_its_column_of_sigma_of_a():
     torch.testing.assert_close(layer(IDS), layer.base_layer(IDS) + 2 * one_hot @ sigma.T @ B.T)
 
 
-@pytest.mark.parametrize("by_frequency", [False, True])
-def test_gradients_by_the_frequency_of_an_id_are_those_of_the_table(by_frequency):
-    """Of an id that is looked up twice the update's gradient is the mean over its places, or their sum."""
-    model = adapt(make=lambda: Net(scale_grad_by_freq=by_frequency), fixed_activation=None, spline=None, skip=True)
-    layer = model.base_model.model.emb
-    weights = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(1))
-    (layer(IDS) * weights).sum().backward()
-    plain = nn.Embedding(10, 6, scale_grad_by_freq=by_frequency)
-    (plain(IDS) * weights).sum().backward()
-    expected = 2 * layer.aurora_B["default"].weight.T @ plain.weight.grad.T  # d/dA of s B A, with s = 2
-    torch.testing.assert_close(layer.aurora_A["default"].weight.grad, expected)
-
-
 def test_every_form_is_the_same_and_merges():
     model = adapt()
     expected = model(IDS)
@@ -116,15 +103,6 @@ def test_the_scale_of_a_scaled_embedding_holds_for_the_update():
     torch.testing.assert_close(model.merge_and_unload()(IDS), expected)
 
 
-def test_a_new_adapter_changes_nothing_and_starts_with_unit_scale():
-    torch.manual_seed(0)
-    model = get_peft_model(Net(), AuroraConfig(target_modules=["emb"]))
-    assert torch.equal(model(IDS), model.get_base_model().lin(model.base_model.model.emb.base_layer(IDS)))
-    A = nn.Parameter(torch.empty(4, 5000))
-    AuroraEmbedding.reset_A(A.data)
-    assert A.var().item() == pytest.approx(1 / 3, rel=0.05)
-
-
 def test_export_loads_in_stock_peft(tmp_path):
     model = adapt(["emb", "lin"], eval_form="static")
     expected = model(IDS)
@@ -164,20 +142,3 @@ def test_tied_embeddings_come_apart_when_they_are_merged(targets, tmp_path):
     assert merged.config.tie_word_embeddings is False
     merged.save_pretrained(tmp_path)
     torch.testing.assert_close(LlamaForCausalLM.from_pretrained(tmp_path)(ids).logits, expected)
-
-
-@pytest.mark.parametrize("first", ["a", "b"])
-def test_tied_embeddings_that_are_merged_one_after_the_other(first):
-    """The second merge leaves the weight alone, too, that the first has taken from its layer to give it back."""
-    base = llama().eval()
-    ids = torch.tensor([[1, 2, 3, 4]])
-    expected = base(ids).logits
-    fields = {"init_weights": False, "eval_form": "static"}
-    model = get_peft_model(base, AuroraConfig(target_modules=["embed_tokens"], **fields), adapter_name="a").eval()
-    model.add_adapter("b", AuroraConfig(target_modules=["lm_head"], **fields))
-    for adapter in (first, "b" if first == "a" else "a"):
-        model.merge_adapter([adapter])
-    with model.disable_adapter():
-        assert torch.equal(model(ids).logits, expected)
-    inner = model.get_base_model()
-    assert inner.get_input_embeddings().weight is inner.get_output_embeddings().weight

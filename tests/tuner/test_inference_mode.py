@@ -16,42 +16,29 @@ def make():
     return get_peft_model(layers, AuroraConfig(target_modules=["0", "2"], init_weights=False))
 
 
-def merge_static(model, _):
+def merge(model, _):
     set_form(model, "static")
     model.merge_adapter()
 
 
-def merge_and_unmerge(model, folder):
-    merge_static(model, folder)
-    model.unmerge_adapter()
-
-
-def calibrate_merge_unmerge(model, _):
+def export(model, folder):
     calibrate(model, [X])
     model.merge_adapter()
     model.unmerge_adapter()
-
-
-def export(model, folder):
-    calibrate(model, [X])
     export_lora(model, folder / "lora")
 
 
-def load_calibrated(model, _):
+def load(model, _):
     other = make()
     calibrate(other, [X])
     model.load_state_dict(other.state_dict())
 
 
 ACTIONS = {
-    "merge": merge_static,
-    "unmerge": merge_and_unmerge,
-    "calibrate": lambda model, _: calibrate(model, [X]),
-    "calibrate, merge, unmerge": calibrate_merge_unmerge,
+    "merge": merge,
     "merge_gap": lambda model, _: merge_gap(model, [X]),
-    "set_form": lambda model, _: set_form(model, "dynamic"),
-    "export": export,
-    "load": load_calibrated,
+    "calibrate, merge, unmerge, export": export,
+    "load": load,
 }
 
 

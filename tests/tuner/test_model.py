@@ -1,13 +1,11 @@
 """An adapter's life in PEFT: several adapters, switching, deleting, saving and loading."""
 
-import copy
 import json
 import warnings
 
 import pytest
 import torch
 from peft import (
-    LoraConfig,
     PeftModel,
     get_peft_model,
     get_peft_model_state_dict,
@@ -16,8 +14,8 @@ from peft.utils import set_peft_model_state_dict
 from safetensors.torch import load, load_file, save_file
 
 import aurora_lora
-from aurora_lora import AuroraConfig, CheckpointError, StaleCalibrationError, calibrate, set_form
-from aurora_lora.tuner import active_adapters, active_layers, aurora_layers
+from aurora_lora import CheckpointError, StaleCalibrationError, calibrate, set_form
+from aurora_lora.tuner import aurora_layers
 
 
 @pytest.fixture
@@ -51,7 +49,7 @@ def test_from_pretrained_hands_over_the_same_model_in_eval_mode(calibrated, make
 
 
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("autocast_adapter_dtype", [False, True])
 def test_calibration_survives_every_way_of_loading(
     calibrated, make_bert, tmp_path, dtype, low_cpu_mem_usage, autocast_adapter_dtype
@@ -68,7 +66,7 @@ def test_calibration_survives_every_way_of_loading(
     loaded.merge_and_unload()
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_calibration_survives_a_cast_of_the_model(calibrated, dtype):
     calibrated.to(dtype).eval()
     assert forms(calibrated) == {"calibrated"}
@@ -186,20 +184,6 @@ def test_two_active_adapters_merge_as_they_compute(make_bert, config, batches, l
     torch.testing.assert_close(logits(model.merge_and_unload()), expected, atol=1e-6, rtol=0)
 
 
-def test_a_layer_computes_those_of_the_active_adapters_that_it_has():
-    torch.manual_seed(0)
-    base = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
-    model = get_peft_model(base, AuroraConfig(target_modules=["0"], init_weights=False))
-    model.add_adapter("other", AuroraConfig(target_modules=["1"], init_weights=False))
-    model.base_model.set_adapter(["default", "other"])
-    first, second = model.base_model.model
-    x = torch.randn(3, 4)
-    with torch.no_grad():
-        hidden = first.base_layer(x) + first.adapter_output("default", x)
-        expected = second.base_layer(hidden) + second.adapter_output("other", hidden)
-        torch.testing.assert_close(model(x), expected)
-
-
 def test_a_merged_model_whose_adapters_are_disabled_computes_what_the_base_does(make_bert, config, logits):
     model = get_peft_model(make_bert(), config(eval_form="static")).eval()
     with model.disable_adapter():
@@ -208,21 +192,6 @@ def test_a_merged_model_whose_adapters_are_disabled_computes_what_the_base_does(
     assert not torch.equal(logits(model), expected)
     with model.disable_adapter():
         assert torch.equal(logits(model), expected)
-
-
-def test_active_layers_are_those_that_hold_an_active_adapter(make_bert, config):
-    assert list(active_layers(make_bert())) == []
-    model = get_peft_model(make_bert(), config(task_type=None, target_modules=["query", "value"]))
-    model.add_adapter("other", config(task_type=None, target_modules=["value", "key"]))
-
-    def names():
-        return {(path.rpartition(".")[2], name) for path, _, name in active_layers(model)}
-
-    default = {("query", "default"), ("value", "default")}
-    assert names() == default
-    model.base_model.set_adapter(["default", "other"])
-    assert names() == default | {("value", "other"), ("key", "other")}
-    assert active_adapters(model) == ["default", "other"]
 
 
 def test_merge_is_all_layers_or_none(calibrated):
@@ -235,18 +204,6 @@ def test_merge_is_all_layers_or_none(calibrated):
             merge()
         assert all(torch.equal(layer.base_layer.weight, w) for layer, w in zip(layers, before, strict=True))
         assert not any(layer.merged for layer in layers)
-
-
-def test_deepcopy_is_independent(calibrated, logits, train_step):
-    other = copy.deepcopy(calibrated)
-    expected = logits(calibrated)
-    assert torch.equal(logits(other), expected)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        train_step(other)
-    set_form(other, "static")
-    assert torch.equal(logits(calibrated), expected)
-    assert calibrated.peft_config["default"].eval_form is None
 
 
 def test_modules_to_save_bias_and_layers_to_transform(make_bert, config, logits, tmp_path):
@@ -271,19 +228,6 @@ def test_modules_to_save_bias_and_layers_to_transform(make_bert, config, logits,
     torch.testing.assert_close(logits(loaded), logits(model))
 
 
-def test_default_target_modules_are_loras(make_bert):
-    model = get_peft_model(make_bert(), aurora_lora.AuroraConfig())
-    assert {name.rsplit(".", 1)[-1] for name, _ in aurora_layers(model)} == {"query", "value"}
-    every = get_peft_model(make_bert(), aurora_lora.AuroraConfig(target_modules="all-linear", task_type="SEQ_CLS"))
-    assert len(list(aurora_layers(every))) == 2 * 6 + 1
-
-
-def test_saved_config_is_plain_json(calibrated, tmp_path):
-    calibrated.save_pretrained(tmp_path)
-    saved = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert (saved["peft_type"], saved["calibrated"], saved["spline_range"]) == ("AURORA", True, [-1.0, 1.0])
-
-
 def test_a_config_object_can_be_used_for_two_adapters(make_bert, config):
     """A form set for one must not change the other."""
     shared = config(task_type=None)
@@ -296,13 +240,11 @@ def test_a_config_object_can_be_used_for_two_adapters(make_bert, config):
         assert layer.aurora_config["other"] is model.peft_config["other"]
 
 
-@pytest.mark.parametrize("made", ["before", "after"])
-def test_a_config_object_can_be_used_for_two_models(make_bert, config, batches, logits, tmp_path, made):
+def test_a_config_object_can_be_used_for_two_models(make_bert, config, batches, logits, tmp_path):
     """Calibrating one says nothing of the other: seeds and folds are often made from one config."""
     shared = config()
-    models = [get_peft_model(make_bert(), shared) for _ in range(2 if made == "before" else 1)]
+    models = [get_peft_model(make_bert(), shared) for _ in range(2)]
     calibrate(models[0], batches)
-    models.extend(get_peft_model(make_bert(), shared) for _ in range(2 - len(models)))
     assert all(model.peft_config["default"] is shared for model in models)  # as in PEFT
     for place, form in ((0, "calibrated"), (1, "dynamic"), (0, "calibrated")):
         models[place].save_pretrained(tmp_path)
@@ -317,20 +259,16 @@ def trained(model):
     """By adapter, whether its weights are trained."""
     found = {}
     for name, parameter in model.named_parameters():
-        if "aurora_" in name or "lora_" in name:
+        if "aurora_" in name:
             found.setdefault("other" if ".other" in name else "default", set()).add(parameter.requires_grad)
     return found
 
 
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("method", ["lora", "aurora"])
-def test_adapters_are_frozen_over_a_base_of_any_precision(
-    make_bert, config, tmp_path, method, dtype, low_cpu_mem_usage
-):
+def test_adapters_are_frozen_over_a_base_of_any_precision(make_bert, config, tmp_path, dtype, low_cpu_mem_usage):
     """PEFT casts their weights to float32 when it is done with all else."""
-    lora = LoraConfig(target_modules=["query", "key", "value"], task_type="SEQ_CLS")
-    first, second = (config() if method == "aurora" else copy.deepcopy(lora) for _ in range(2))
+    first, second = config(), config()
     model = get_peft_model(make_bert().to(dtype), first)
     model.add_adapter("other", second)
     assert trained(model) == {"default": {True}, "other": {False}}
@@ -344,13 +282,11 @@ def test_adapters_are_frozen_over_a_base_of_any_precision(
     assert trained(loaded) == {"default": {False}, "other": {False}}
     loaded.load_adapter(tmp_path / "other", "third", is_trainable=True, **options)
     assert trained(loaded)["default"] == {False, True}  # of "default" and "third", which is active to be trained
-    if method == "aurora":
-        assert {p.dtype for name, p in loaded.named_parameters() if "aurora_" in name} == {torch.float32}
+    assert {p.dtype for name, p in loaded.named_parameters() if "aurora_" in name} == {torch.float32}
 
 
-@pytest.mark.parametrize("init_weights", ["identity", False])
-def test_a_config_that_promises_a_matrix_which_is_not_there(make_bert, config, batches, tmp_path, init_weights):
-    model = get_peft_model(make_bert(), config(init_weights=init_weights))
+def test_a_config_that_promises_a_matrix_which_is_not_there(make_bert, config, batches, tmp_path):
+    model = get_peft_model(make_bert(), config())
     aurora_lora.calibrate(model, batches)
     model.save_pretrained(tmp_path)
     path = tmp_path / "adapter_model.safetensors"

@@ -9,7 +9,7 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from aurora_lora import AuroraConfig, calibrate, export_lora
+from aurora_lora import AuroraConfig, export_lora
 
 bnb = pytest.importorskip("bitsandbytes")
 
@@ -99,22 +99,6 @@ def test_two_merges_round_once(kind):
     assert torch.equal(first.get_base_weight(), second.get_base_weight())
 
 
-def test_the_rounding_is_said():
-    model, _ = adapt("nf4", eval_form="static")
-    with pytest.warns(UserWarning, match=r"that rounding is \d+% to \d+% of the size of the update, over 1 layers"):
-        merged = model.merge_and_unload()
-    assert isinstance(merged.lin, bnb.nn.Linear4bit)
-
-
-def test_a_calibrated_adapter_on_a_quantised_base():
-    model, _ = adapt("nf4")
-    calibrate(model, [X, X + 1])
-    expected = run(model)
-    with pytest.warns(UserWarning, match="quantises them again"):
-        merged = model.merge_and_unload()
-    assert (run(merged) - expected).abs().mean() < 0.2 * expected.abs().mean()
-
-
 # ---------------------------------------------------------------- dequantised after the adapter was put on
 
 
@@ -158,17 +142,6 @@ def test_the_merge_into_a_dequantised_base_is_exact(bitsandbytes_llama, kind):
     model.merge_adapter()
     for one in (reference, model):
         torch.testing.assert_close(run(one.merge_and_unload(), ids).logits, expected)
-
-
-@pytest.mark.filterwarnings("ignore:Merging into quantised weights")
-def test_a_base_that_was_dequantised_while_merged_is_unmerged(bitsandbytes_llama):
-    ids = torch.tensor([[1, 2, 3, 4]])
-    model, dense = bitsandbytes_llama("nf4"), bitsandbytes_llama("nf4")
-    model.merge_adapter()
-    model.dequantize()
-    model.unmerge_adapter()
-    dense.dequantize()
-    assert torch.equal(run(model, ids).logits, run(dense, ids).logits)
 
 
 # ---------------------------------------------------------------- torchao, through Transformers
@@ -233,11 +206,3 @@ def test_hqq():
         merged = model.merge_and_unload()
     assert isinstance(merged[0], hqq.HQQLinear)
     assert (run(merged) - expected).abs().mean() < 0.3 * expected.abs().mean()
-
-
-def test_torchao_outside_transformers_says_what_is_missing():
-    torchao = pytest.importorskip("torchao.quantization")
-    model = nn.Sequential(nn.Linear(64, 96))
-    torchao.quantize_(model, torchao.Int8WeightOnlyConfig())
-    with pytest.raises(ValueError, match="get_apply_tensor_subclass"):
-        get_peft_model(model, AuroraConfig(target_modules=["0"]))

@@ -1,6 +1,5 @@
 """The settings that people use PEFT with: each as it is with `LoraConfig`."""
 
-import copy
 import warnings
 from functools import cache
 
@@ -9,16 +8,11 @@ import torch
 from peft import (
     LoraConfig,
     PeftModel,
-    convert_to_lora,
     get_peft_model,
 )
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
-from transformers import (
-    OPTConfig,
-    OPTForCausalLM,
-)
 
 from aurora_lora import AuroraConfig, MergeError, calibrate, export_lora, merge_gap
 from aurora_lora.tuner import aurora_layers
@@ -42,8 +36,6 @@ def gradients(model):
         {"target_modules": "all-linear"},
         {"target_modules": r".*layers\.1\.self_attn\.(q|k)_proj"},
         {"target_modules": "all-linear", "exclude_modules": ["up_proj", "k_proj"]},
-        {"target_modules": ATTENTION, "exclude_modules": r".*\.0\..*"},
-        {"target_modules": ATTENTION, "layers_to_transform": [1]},
         {"target_modules": ATTENTION, "layers_to_transform": 0, "layers_pattern": "layers"},
         {"target_modules": None},
     ],
@@ -73,11 +65,10 @@ def on_mesh(names, layer):
     return nn.Sequential(layer)
 
 
-@pytest.mark.parametrize("layer", [nn.Linear(6, 4), nn.Embedding(6, 4)], ids=["linear", "embedding"])
 @pytest.mark.parametrize("names", [("tp",), ("fsdp", "tp")])
-def test_a_tensor_parallel_base_is_refused(process_group, names, layer):
+def test_a_tensor_parallel_base_is_refused(process_group, names):
     with pytest.raises(ValueError, match=r"'0' is split over processes: load the base without tp_plan"):
-        get_peft_model(on_mesh(names, copy.deepcopy(layer)), AuroraConfig(target_modules=["0"]))
+        get_peft_model(on_mesh(names, nn.Linear(6, 4)), AuroraConfig(target_modules=["0"]))
 
 
 @pytest.mark.parametrize("names", [None, ("fsdp",)])
@@ -136,13 +127,6 @@ def test_all_linear_leaves_out_what_a_model_reads_without_calling():
     assert [name for name, _ in aurora_layers(adapted_model.base_model.model)] == ["in_proj"]
 
 
-def test_an_embedding_that_looks_up_positions_of_its_own_is_refused():
-    sizes = {"vocab_size": 20, "hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 16}
-    base = OPTForCausalLM(OPTConfig(**sizes, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=8))
-    with pytest.raises(ValueError, match="OPTLearnedPositionalEmbedding, whose forward pass"):
-        get_peft_model(base, AuroraConfig(target_modules=["embed_positions"]))
-
-
 def test_names_to_merge_are_checked_and_count_once():
     model = adapt(train_form="static")
     with pytest.raises(ValueError, match="no AuroRA adapter named 'defualt'"):
@@ -155,8 +139,7 @@ def test_names_to_merge_are_checked_and_count_once():
 # ---------------------------------------------------------------- how it is run
 
 
-@pytest.mark.parametrize("reentrant", [True, False])
-@pytest.mark.parametrize("train_form", ["dynamic", "static"])
+@pytest.mark.parametrize(("train_form", "reentrant"), [("dynamic", False), ("static", True)])
 def test_gradient_checkpointing(train_form, reentrant):
     def run(checkpointing):
         model = adapt(train_form=train_form, modules_to_save=["lm_head"]).train()
@@ -173,8 +156,9 @@ def test_gradient_checkpointing(train_form, reentrant):
         torch.testing.assert_close(checkpointed[name], gradient)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("form", ["dynamic", "static", "calibrated"])
+@pytest.mark.parametrize(
+    ("form", "dtype"), [("dynamic", torch.bfloat16), ("static", torch.float16), ("calibrated", torch.bfloat16)]
+)
 def test_autocast(form, dtype):
     model = adapt(eval_form=form)
     if form == "calibrated":
@@ -188,15 +172,6 @@ def test_autocast(form, dtype):
     assert all(g is not None and g.dtype == torch.float32 and torch.isfinite(g).all() for g in grads.values())
     matrices = [matrix for _, layer in aurora_layers(model) for matrix in layer.aurora_A_cal.values()]
     assert all(matrix.weight.dtype == torch.float32 for matrix in matrices)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_base_of_low_precision_has_a_float32_adapter_that_merges(dtype):
-    model = adapt(llama().to(dtype), eval_form="static")
-    assert {p.dtype for name, p in model.named_parameters() if "aurora_" in name} == {torch.float32}
-    found = logits(model)
-    assert found.dtype == dtype
-    assert {p.dtype for p in model.merge_and_unload().parameters()} == {dtype}
 
 
 class _Counter:
@@ -227,7 +202,6 @@ def base_compiles():
 @pytest.mark.parametrize(
     "fields",
     [
-        {"eval_form": "dynamic"},
         {"train_form": "static"},
         {"target_modules": ["embed_tokens", "q_proj"], "spline": "summed", "skip": True, "eval_form": "dynamic"},
         {"eval_form": "calibrated", "dropout": 0.1},
@@ -263,20 +237,14 @@ def test_compile_is_one_graph_without_recompiles(fields):
 # ---------------------------------------------------------------- where the weights are
 
 
-def assert_same_weights(one, other):
-    """Bit for bit. Outputs may differ in the last bit: products depend on where in memory a loaded weight lies."""
-    weights, others = one.state_dict(), other.state_dict()
-    assert weights.keys() == others.keys()
-    assert all(torch.equal(weights[name], others[name]) for name in weights)
-
-
 def test_low_cpu_mem_usage(tmp_path):
     model = adapt()
     calibrate(model, [IDS])
     expected = logits(model)
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(llama(), tmp_path, low_cpu_mem_usage=True)
-    assert_same_weights(loaded, model)
+    weights = model.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in loaded.state_dict().items())
     torch.testing.assert_close(logits(loaded), expected)
     empty = get_peft_model(llama(), AuroraConfig(target_modules=ATTENTION), low_cpu_mem_usage=True)
     assert {p.device.type for name, p in empty.named_parameters() if "aurora_" in name} == {"meta"}
@@ -359,9 +327,8 @@ def test_a_head_tied_to_embeddings_with_trained_tokens_is_not_merged(targets, tm
 # ---------------------------------------------------------------- many adapters
 
 
-@pytest.mark.parametrize("more", [{}, {"modules_to_save": ["lm_head"]}], ids=str)
-def test_the_reference_policy_that_trl_copies_by_names(more):
-    model = adapt(llama().bfloat16(), **more)
+def test_the_reference_policy_that_trl_copies_by_names():
+    model = adapt(llama().bfloat16(), modules_to_save=["lm_head"])
     with torch.no_grad():
         for weight in model.parameters():
             if weight.requires_grad:  # as training leaves it: it began with values that bfloat16 has
@@ -376,8 +343,3 @@ def test_the_reference_policy_that_trl_copies_by_names(more):
     assert torch.equal(logits(model), policy)
     model.set_adapter("ref")
     assert torch.equal(logits(model.eval()), expected)  # the policy before its calibration
-
-
-def test_conversion_to_lora_takes_linear_layers_alone():
-    with pytest.raises(TypeError, match="Embedding"):
-        convert_to_lora(adapt(target_modules=["embed_tokens", "q_proj"], eval_form="static"), rank=2)

@@ -300,17 +300,7 @@ def _on(z: Tensor) -> AbstractContextManager[Any]:
 
 
 def triton_forward(z: Tensor, H: Tensor | None, W: Tensor | None, anl: ANL) -> Tensor:
-    """sigma of each column.
-
-    Args:
-        z: (r, n), r <= 64, of any strides.
-        H: as in `adaptive_nonlinear`.
-        W: as in `adaptive_nonlinear`.
-        anl: as in `adaptive_nonlinear`.
-
-    Returns:
-        u (r, n), contiguous, in z's dtype.
-    """
+    """sigma of each column of z (r, n), r <= 64, of any strides: (r, n), contiguous, in z's dtype."""
     anl.check_weights(H, W)
     r, n = z.shape
     constants = _constants(r, z.dtype, anl)
@@ -325,14 +315,7 @@ def triton_forward(z: Tensor, H: Tensor | None, W: Tensor | None, anl: ANL) -> T
 def triton_backward(
     du: Tensor, z: Tensor, H: Tensor | None, W: Tensor | None, anl: ANL
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The derivatives of `triton_forward`, from z alone.
-
-    Args:
-        du: (r, n), of any strides.
-        z: as in `adaptive_nonlinear`.
-        H: as in `adaptive_nonlinear`.
-        W: as in `adaptive_nonlinear`.
-        anl: as in `triton_forward`.
+    """The derivatives of `triton_forward`, from z alone, for the gradient du (r, n) of any strides.
 
     Returns:
         u (r, n) again, for dB; dz (r, n); and the entries of dH and dW_s, (r r + r K,), in at least float32. A part
@@ -369,17 +352,7 @@ def operator_sigma(z: Tensor, H: Tensor | None, spline_weight: Tensor | None, an
 
 
 def operator_forward(z: Tensor, H: Tensor | None, spline_weight: Tensor | None, anl: ANL) -> tuple[Tensor, Kept]:
-    """sigma of each column.
-
-    Args:
-        z: (r, n), of any strides.
-        H: as in `adaptive_nonlinear`.
-        spline_weight: as in `adaptive_nonlinear`.
-        anl: as in `adaptive_nonlinear`.
-
-    Returns:
-        u (r, n) in z's dtype, and z, which is all that is kept; bfloat16 and float16 are computed in float32.
-    """
+    """sigma of each column of z (r, n), in z's dtype; and z, which is all that is kept."""
     return anl_forward(z, H, spline_weight, *_flat(anl)), (z,)
 
 
@@ -389,12 +362,9 @@ def operator_backward(du: Tensor, H: Tensor | None, spline_weight: Tensor | None
     assert z is not None
     u, dz, weights = anl_backward(du, z, H, spline_weight, *_flat(anl))
     # contiguous views, which autograd takes as they are for the gradients of the parameters
-    dH, dW = weights.split(anl.weight_sizes(len(z)))
-    return u, dz, _as_weight(dH, H), _as_weight(dW, spline_weight)
-
-
-def _as_weight(entries: Tensor, weight: Tensor | None) -> Tensor | None:
-    return None if weight is None else entries.view(weight.shape)
+    parts = zip(weights.split(anl.weight_sizes(len(z))), (H, spline_weight), strict=True)
+    dH, dW = (None if weight is None else entries.view(weight.shape) for entries, weight in parts)
+    return u, dz, dH, dW
 
 
 def _flat(anl: ANL) -> tuple[str | None, str | None, int, int, float, float, bool]:

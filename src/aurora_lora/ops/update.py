@@ -1,8 +1,7 @@
 """The update that an adapter makes, `result + s B sigma(A x)` (Eq. 4): what the layers call.
 
-`IMPLEMENTATIONS` says which implementation of sigma serves where, and `choose` looks it up. Each computes
-`anl.adaptive_nonlinear`; another one is a file `anl_*.py` beside these, with tests against that formula, and an entry
-in the table.
+`IMPLEMENTATIONS` says which implementation of sigma serves where. Each computes `anl.adaptive_nonlinear`; another one
+is a file `anl_*.py` beside these, with tests against that formula, and an entry in the table.
 
 One with derivatives of its own runs within one autograd.Function with the whole backward derived by hand. Write x
 (n, d_in), G = dloss/dresult (n, d_out), and everything in the rank space as (r, n). Forward:
@@ -14,13 +13,9 @@ and backward, with act' from act's own value:
     dB = s G^T u^T,   du = s B^T G^T,   dp = du act'(b),   dH = dp a^T,
     dz = [du +] (H^T dp) act'(a) + du L'(z),   dW_s = du . basis(z),   dA = dz x,   dx = dz^T A.
 
-Where the base layer is a plain frozen linear layer, it is part of the same function: both of its products and the
-update are then summed in place, in the output and in dx.
-
-Kept for the backward pass are x, A and B, as in LoRA, and what the implementation of sigma asks for: the operator z
-alone, (r, n); the aten calls u and four values more, at r = 2 about what LoRA keeps for A x at r = 8.
-
-Where a backward pass is to be differentiated itself (`create_graph=True`), autograd finds it from the formula.
+A plain frozen linear base is part of the same function: its products and the update are summed in place. Kept for the
+backward pass are x, A and B, as in LoRA, and what the implementation asks for, a few values of (r, n). Where a backward
+pass is to be differentiated itself (`create_graph=True`), autograd finds it from the formula.
 """
 
 from __future__ import annotations

@@ -32,14 +32,6 @@ def ordinary_tensors() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def outside_inference_mode() -> Iterator[None]:
-    """Tensors made meanwhile are ordinary ones, with or without gradients as before: inference mode has none."""
-    wanted = torch.is_grad_enabled()
-    with torch.inference_mode(False), torch.set_grad_enabled(wanted):
-        yield
-
-
 def gathered(weight: Tensor) -> Tensor:
     """The weight, gathered from all processes if it is sharded (a DTensor, as FSDP2 makes): call it on each of them."""
     if not hasattr(weight, "full_tensor"):

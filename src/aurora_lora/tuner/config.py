@@ -53,62 +53,50 @@ def is_list_of(accepts: Callable[[Any], bool], value: Any) -> bool:
     return all(map(accepts, value))
 
 
-def is_name(value: Any) -> bool:
-    """Whether a value is a string."""
-    return isinstance(value, str)
-
-
 def is_index(value: Any) -> bool:
     """Whether a value is a whole number of at least 0."""
     return is_int(value, 0)
 
 
-def is_names_or_pattern(value: Any) -> bool:
-    """Whether a value says which modules: a list of names, or a regular expression."""
-    return is_pattern(value) or is_list_of(is_name, value)
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str)
 
 
-def are_tokens(value: Any) -> bool:
-    """Whether a value is a list of numbers of tokens, or such lists by the name of the embedding."""
+def _are_tokens(value: Any) -> bool:
     if isinstance(value, Mapping):
-        return all(is_name(name) and not isinstance(ids, Mapping) and are_tokens(ids) for name, ids in value.items())
+        return all(_is_name(name) and not isinstance(ids, Mapping) and _are_tokens(ids) for name, ids in value.items())
     return is_list_of(is_index, value) and bool(value)  # asked first, an array has no truth
 
 
-def are_indices(value: Any) -> bool:
-    """Whether a value is a layer's number or a list of them."""
-    return is_index(value) or is_list_of(is_index, value)
-
-
-def are_patterns(value: Any) -> bool:
-    """Whether a value is a list of regular expressions."""
-    return is_list_of(is_pattern, value)
-
-
-def is_alpha(value: Any) -> bool:
-    """Whether a value is an alpha whose scaling float32 holds."""
+def _is_alpha(value: Any) -> bool:
     return is_number(value) and abs(value) <= MOST
 
 
 ALPHA = f"a finite number of at most {MOST:g}"
 
-_MODULES = (is_names_or_pattern, "a list of names of modules, or a regular expression")
+_MODULES = (
+    lambda value: is_pattern(value) or is_list_of(_is_name, value),
+    "a list of names of modules, or a regular expression",
+)
 MODULE_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "target_modules": _MODULES,
     "exclude_modules": _MODULES,
-    "layers_to_transform": (are_indices, "a layer's number or a list of them"),
+    "layers_to_transform": (
+        lambda value: is_index(value) or is_list_of(is_index, value),
+        "a layer's number or a list of them",
+    ),
     "layers_pattern": (
-        lambda value: is_pattern(value) or are_patterns(value),
+        lambda value: is_pattern(value) or is_list_of(is_pattern, value),
         "the name of the list of layers, or a list of such names",
     ),
-    "modules_to_save": (are_patterns, "a list of names of modules"),
-    "trainable_token_indices": (are_tokens, "a list of numbers of tokens, or such lists by the embedding"),
+    "modules_to_save": (lambda value: is_list_of(is_pattern, value), "a list of names of modules"),
+    "trainable_token_indices": (_are_tokens, "a list of numbers of tokens, or such lists by the embedding"),
 }
 """PEFT's fields of modules, layers and tokens, where they are not None: what each may be, in code and in words."""
 
 PATTERN_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "rank_pattern": (lambda value: is_int(value, 1, MAX_RANK), f"a whole number of 1 to {MAX_RANK}"),
-    "alpha_pattern": (is_alpha, ALPHA),
+    "alpha_pattern": (_is_alpha, ALPHA),
 }
 """PEFT's dictionaries by names of modules or regular expressions: what each of their values may be."""
 
@@ -216,7 +204,7 @@ class AuroraConfig(PeftConfig):
         for name in ("use_rslora", "calibrated", "fan_in_fan_out", "inference_mode"):
             one_of(name, getattr(self, name), (True, False))
         require(is_int(self.r, 1, MAX_RANK), "r", self.r, f"a whole number of 1 to {MAX_RANK}")
-        require(is_alpha(self.alpha), "alpha", self.alpha, ALPHA)
+        require(_is_alpha(self.alpha), "alpha", self.alpha, ALPHA)
         require(is_number(self.dropout) and 0 <= self.dropout < 1, "dropout", self.dropout, "a number in [0, 1)")
         _ = self.anl  # which checks the fields of sigma
         for name, (accepts, allowed) in MODULE_FIELDS.items():
@@ -245,7 +233,7 @@ class AuroraConfig(PeftConfig):
         if self.init_weights is True:
             self.init_weights = "identity"
         for name in ("target_modules", "exclude_modules"):  # sets, as in PEFT
-            if is_list_of(is_name, given := getattr(self, name)):
+            if is_list_of(_is_name, given := getattr(self, name)):
                 setattr(self, name, set(given))
         self.r, self.rank_pattern = int(self.r), {name: int(r) for name, r in self.rank_pattern.items()}
         self.spline_range = (float(self.spline_range[0]), float(self.spline_range[1]))

@@ -186,7 +186,7 @@ class AuroraLayer(nn.Module, BaseTunerLayer):
                 nn.init.zeros_(spline_weight)
 
     @staticmethod
-    def reset_A(A: Tensor) -> None:  # noqa: N802 - A is the paper's name
+    def reset_A(A: Tensor) -> None:  # noqa: N802
         """Kaiming-uniform, as in LoRA: for x of unit mean square, each z of z = A x has the variance 1/3."""
         nn.init.kaiming_uniform_(A, a=math.sqrt(5))
 
@@ -569,12 +569,7 @@ class AuroraLinear(AuroraLayer):
 
 def _is_hooked(module: nn.Module) -> bool:
     """Whether something wants to see that this module is called."""
-    own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    kinds = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
     every = torch.nn.modules.module  # the hooks on all modules
-    common = (
-        every._global_forward_hooks,
-        every._global_forward_pre_hooks,
-        every._global_backward_hooks,
-        every._global_backward_pre_hooks,
-    )
-    return any(own) or any(common) or "forward" in vars(module)
+    hooked = any(getattr(module, f"_{kind}") or getattr(every, f"_global_{kind}") for kind in kinds)
+    return hooked or "forward" in vars(module)

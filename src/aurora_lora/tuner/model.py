@@ -161,8 +161,17 @@ class AuroraModel(BaseTuner):
         *rest: Any,
         **more: Any,
     ) -> dict[str, Tensor]:
-        """See `without_empty_matrices`."""
-        state_dict = without_empty_matrices(model, config, adapter_name, state_dict)
+        """What is saved of an adapter: a calibrated matrix for all of its layers, or for none, as the config then says.
+
+        A config that was read from a calibrated adapter's folder makes room for matrices, which nobody may ever load;
+        and the state may be the caller's, of the trained weights alone.
+        """
+        layers = [layer for _, layer in aurora_layers(model)]
+        held = [layer.calibration[adapter_name] for layer in layers if adapter_name in layer.calibration]
+        matrices = {key for key in state_dict if f".{MATRIX}.{adapter_name}." in key}
+        config.calibrated = bool(held and (matrices or not state_dict)) and all(one.exists for one in held)
+        if not config.calibrated:
+            state_dict = {key: value for key, value in state_dict.items() if key not in matrices}
         return super()._get_adapter_state_dict(model, config, adapter_name, state_dict, *rest, **more)
 
     @classmethod
@@ -275,22 +284,6 @@ def fit_checkpoint(
             fitted[key] = fingerprint(rounded)
     config.calibrated = is_calibrated
     return fitted
-
-
-def without_empty_matrices(
-    model: nn.Module, config: AuroraConfig, adapter_name: str, state_dict: dict[str, Tensor]
-) -> dict[str, Tensor]:
-    """What is saved of an adapter: a calibrated matrix for all of its layers, or for none, as the config then says.
-
-    A config that was read from a calibrated adapter's folder makes room for matrices, which nobody may ever load.
-    """
-    held = [layer.calibration[adapter_name] for _, layer in aurora_layers(model) if adapter_name in layer.calibration]
-    config.calibrated = bool(held) and all(calibration.exists for calibration in held)
-    if state_dict and not any(f".{MATRIX}.{adapter_name}." in key for key in state_dict):
-        config.calibrated = False  # the state may be the caller's, of the trained weights alone
-    if config.calibrated:
-        return state_dict
-    return {key: value for key, value in state_dict.items() if f".{MATRIX}.{adapter_name}." not in key}
 
 
 def _is_of_layer(key: str) -> bool:

@@ -1,3 +1,5 @@
+# mypy: implicit-reexport
+# ruff: noqa: F401
 """Every name of PEFT that is not part of its documented interface, in one place, and the versions that have them."""
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ PEFT_PREFIX = "base_model.model."
 """What PEFT puts before the paths of the adapted model."""
 
 try:
-    from peft.tuners._buffer_dict import BufferDict
     from peft.tuners.trainable_tokens import TrainableTokensLayer
     from peft.tuners.tuners_utils import (
         BaseTuner,
@@ -30,7 +31,6 @@ try:
         SAFETENSORS_WEIGHTS_NAME,
         TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
         AuxiliaryTrainingWrapper,
-        ModulesToSaveWrapper,
         get_quantization_kwargs,
         quantization_extra_repr,
         register_peft_method,
@@ -39,7 +39,6 @@ try:
     from peft.utils.constants import SEQ_CLS_HEAD_NAMES
     from peft.utils.other import get_pattern_key
     from peft.utils.quantization_utils import QuantizationBackend
-    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 except ImportError as error:
     raise ImportError(
         f"aurora-lora cannot use peft {version('peft')}: {error}. It needs peft {OLDEST} or newer, and was tested up "
@@ -57,30 +56,3 @@ def warn_of_newer_peft(installed: str) -> None:
             f"pip install 'peft<={TESTED}.99', and please report it.",
             stacklevel=2,
         )
-
-
-__all__ = [
-    "CONFIG_NAME",
-    "PEFT_PREFIX",
-    "SAFETENSORS_WEIGHTS_NAME",
-    "SEQ_CLS_HEAD_NAMES",
-    "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING",
-    "AuxiliaryTrainingWrapper",
-    "BaseTuner",
-    "BaseTunerLayer",
-    "BufferDict",
-    "ModulesToSaveWrapper",
-    "QuantizationBackend",
-    "TrainableTokensLayer",
-    "_get_in_out_features",
-    "check_adapters_to_merge",
-    "check_target_module_exists",
-    "convert_peft_config_for_transformers",
-    "get_pattern_key",
-    "get_quantization_kwargs",
-    "onload_layer",
-    "quantization_extra_repr",
-    "register_peft_method",
-    "resolve_quantization_backend",
-    "warn_of_newer_peft",
-]

@@ -115,18 +115,13 @@ def leave_out_uncalled(config: Any, model: nn.Module) -> None:
     """
     if not isinstance(config.target_modules, str) or config.target_modules.lower() != ALL_LINEAR:
         return
-    modules = dict(model.named_modules())
-    paths = sorted(
-        path for path, module in modules.items() if isinstance(module, nn.Linear) and is_uncalled(model, path, module)
-    )
+    linear = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    paths = sorted(path for path, module in linear if is_uncalled(model, path, module))
     given = config.exclude_modules
     if not paths or (isinstance(given, str) and all(re.fullmatch(given, path) for path in paths)):
         return
-    found = exactly(paths, modules)
     if isinstance(given, str):
         config.exclude_modules = "|".join([f"(?:{given})", *map(re.escape, paths)])
-    elif isinstance(found, str):  # names would leave out others as well
-        config.exclude_modules = "|".join([*(rf"(?:.*\.)?{re.escape(name)}" for name in sorted(given or ())), found])
     else:
         config.exclude_modules = {*(given or ()), *paths}
     warnings.warn(
