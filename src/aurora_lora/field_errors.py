@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeGuard, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -75,22 +75,6 @@ def _line(place: _Place, details: Sequence[ErrorDetails]) -> str:
     elif kind != "below":
         text = f"{value!r} is not allowed: it must be {' or '.join(dict.fromkeys(map(allowed, details)))}"
     return f"{place.field}: {text}" if place.field else text
-
-
-def takes_text(kind: type[BaseModel], key: str) -> bool | None:
-    """Whether the field of a dotted name takes texts alone, or lists of them; None where it is not known."""
-    types: list[Any] = [kind]
-    for part in key.split("."):
-        types = [below for one in types for below in _below(one, part)]
-    return all(map(_is_text, types)) if types and Any not in types else None
-
-
-def _is_text(kind: Any) -> bool:
-    if get_origin(kind) is Literal:
-        return all(isinstance(value, str) for value in get_args(kind))
-    if get_origin(kind) in (tuple, list):
-        return all(map(_is_text, members(get_args(kind)[0])))
-    return kind is str
 
 
 # ---------------------------------------------------------------- where it is

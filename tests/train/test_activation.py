@@ -10,8 +10,8 @@ import torch
 from aurora_lora.deploy.hidden import hidden_values
 from aurora_lora.errors import UserError
 from aurora_lora.train import load_recipe, load_run, train
-from aurora_lora.train.build import load_trained_model, make_trainer
 from aurora_lora.train.measuring import learned_activation
+from aurora_lora.train.run import load_trained_model, make_trainer
 
 WriteRecipe = Callable[..., Path]
 LAYER = "bert.encoder.layer.0.attention.self.query"

@@ -21,8 +21,7 @@ from aurora_lora.errors import UserError
 from aurora_lora.lab.experiments.dry_run import dry_run
 from aurora_lora.lab.experiments.known import architecture
 from aurora_lora.train import card, load_recipe, load_run, recipe_files, train
-from aurora_lora.train.build import load_trained_model
-from aurora_lora.train.evaluating import evaluate
+from aurora_lora.train.measuring import evaluate, ranking
 from aurora_lora.train.merging import merge
 from aurora_lora.train.models import (
     commit_of,
@@ -30,8 +29,8 @@ from aurora_lora.train.models import (
     stored_quantization,
 )
 from aurora_lora.train.predicting import predict
-from aurora_lora.train.ranking import ranking
-from aurora_lora.train.recipe import ModelSection, validate
+from aurora_lora.train.recipe import ModelSection
+from aurora_lora.train.run import load_trained_model
 
 WriteRecipe = Callable[..., Path]
 NAME = "some/model"
@@ -117,16 +116,16 @@ def test_another_commit_of_the_hub_is_told(
     shutil.copytree(cache / "snapshots" / FIRST, cache / "snapshots" / third)
     (cache / "refs" / "main").write_text(third)
     expected = (
-        f"{run.folder} was trained on commit {FIRST} of {NAME}, and commit {third} was loaded: "
+        f"{run.folder} was trained on {FIRST} of {NAME}, and {third} was loaded: "
         f"`model: {{name: {NAME}, revision: {FIRST}}}` in its recipe.yaml loads that one"
     )
     for load in (
         lambda: load_trained_model(load_run(run.folder)),
         lambda: evaluate(load_run(run.folder), forms=["calibrated"]),
     ):
-        with pytest.warns(UserWarning, match="was trained on commit") as warned:
+        with pytest.warns(UserWarning, match="was trained on") as warned:
             load()
-        assert [str(one.message) for one in warned if "commit" in str(one.message)] == [expected]
+        assert [str(one.message) for one in warned if "was trained on" in str(one.message)] == [expected]
 
     path = run.folder / "recipe.yaml"
     path.write_text(recipe_files.dump({**recipe_files.read(path), "model": {"name": NAME, "revision": FIRST}}))
@@ -140,13 +139,3 @@ def test_a_revision_that_is_not_there_is_named(cache: Path) -> None:
         UserError, match=rf"^model: '{NAME}', which is no folder here, at revision 'v9' cannot be loaded"
     ):
         load_tokenizer(ModelSection(name=NAME, revision="v9"))
-
-
-@pytest.mark.parametrize("what", ["a packaged model", "a folder"])
-def test_only_models_of_the_hub_have_revisions(what: str, model: Path) -> None:
-    name = "minilm-l6" if what == "a packaged model" else str(model)
-    with pytest.raises(UserError) as refused:
-        validate({**tiny.recipe(model), "model": {"name": name, "revision": "v2"}}, "mine.yaml")
-    assert str(refused.value) == (
-        f"mine.yaml: model.revision: 'v2' is not allowed with '{name}', {what}: only models of the hub have revisions"
-    )

@@ -81,13 +81,6 @@ def test_inputs_are_those_of_calibrate():
         CalibrationCallback(rows)
 
 
-def test_its_memory_is_bounded_and_its_progress_shown(make_bert, batches, config, capsys):
-    model = get_peft_model(make_bert(), config())
-    control = TrainerControl(should_evaluate=True)
-    CalibrationCallback(batches, max_memory=2**27, progress=True).on_step_end(None, None, control, model=model)
-    assert "calibrating, pass 1" in capsys.readouterr().err
-
-
 def test_its_ridge_is_that_of_calibrate(make_bert, batches, config):
     found = []
     for ridge in (1e-4, 1e3):
@@ -133,17 +126,6 @@ def test_nothing_to_calibrate(make_bert, batches, fields):
     model.merge_and_unload()
 
 
-def test_of_two_active_adapters_the_static_one_needs_nothing(make_bert, batches):
-    fields = {"target_modules": ["query", "value"], "init_weights": False}
-    model = get_peft_model(make_bert(), AuroraConfig(**fields))
-    model.add_adapter("static", AuroraConfig(**fields, train_form="static"))
-    model.base_model.set_adapter(["default", "static"])
-    control = TrainerControl(should_evaluate=True)
-    CalibrationCallback(batches).on_step_end(None, None, control, model=model)
-    forms = {name: layer.form(name) for _, layer in aurora_layers(model.eval()) for name in ("default", "static")}
-    assert forms == {"default": "calibrated", "static": "static"}
-
-
 def test_without_evaluations_it_calibrates_at_the_end_and_says_which_come_too_early(make_bert, batches, tmp_path):
     rows = Dataset.from_dict({"input_ids": batches[0]["input_ids"].tolist(), "labels": [0, 1] * 4})
     config = AuroraConfig(target_modules=["query", "value"], task_type="SEQ_CLS", init_weights=False)
@@ -167,25 +149,6 @@ def test_without_evaluations_it_calibrates_at_the_end_and_says_which_come_too_ea
     CalibrationCallback(batches, ridge=1e3).on_train_end(
         None, None, None, model=model
     )  # it is calibrated, and stays so
-    assert all(torch.equal(value, dict(model.named_buffers())[name]) for name, value in matrices.items())
-
-
-@pytest.mark.parametrize("form", ["dynamic", "static"])
-def test_an_active_adapter_of_another_form_awaits_no_calibration(make_bert, batches, form):
-    config = AuroraConfig(target_modules=["query"], init_weights=False)
-    model = get_peft_model(make_bert(), config).eval()
-    calibrate(model, batches)
-    other = AuroraConfig(target_modules=["query"], init_weights=False, eval_form=form)
-    model.add_adapter("other", other)
-    model.base_model.set_adapter(["default", "other"])
-    matrices = {
-        name: value.clone() for name, value in model.named_buffers() if name.endswith("aurora_A_cal.default.weight")
-    }
-    callback = CalibrationCallback(batches, ridge=1e3)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        callback.on_prediction_step(None, None, None, model=model)
-    callback.on_train_end(None, None, None, model=model)
     assert all(torch.equal(value, dict(model.named_buffers())[name]) for name, value in matrices.items())
 
 

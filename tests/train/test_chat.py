@@ -29,16 +29,15 @@ from aurora_lora import AuroraConfig, cli
 from aurora_lora.data import SplitSizes
 from aurora_lora.errors import UserError
 from aurora_lora.train import load_run
-from aurora_lora.train.build import load_data, load_trained_model, make_trainer
 from aurora_lora.train.data import notes
-from aurora_lora.train.evaluating import evaluate
 from aurora_lora.train.kinds import chat
 from aurora_lora.train.kinds.chat import check_packing
+from aurora_lora.train.measuring import evaluate
 from aurora_lora.train.models import load_tokenizer
 from aurora_lora.train.predicting import load_predictor
 from aurora_lora.train.pushing import _stage
 from aurora_lora.train.recipe import Recipe
-from aurora_lora.train.run import train
+from aurora_lora.train.run import load_data, load_trained_model, make_trainer, train
 from aurora_lora.train.talk import Talk
 
 pytest.importorskip("trl")

@@ -16,12 +16,12 @@ from aurora_lora.chat_template import without_none
 from aurora_lora.data import SplitSizes
 from aurora_lora.data.own.chat import Question, question_of
 from aurora_lora.errors import UserError
-from aurora_lora.train.build import load_data
 from aurora_lora.train.data import keep_data
 from aurora_lora.train.finished_run import TrainedRun
 from aurora_lora.train.kinds import KINDS
 from aurora_lora.train.models import load_tokenizer
 from aurora_lora.train.predicting import load_predictor, predict_file
+from aurora_lora.train.run import load_data
 
 pytest.importorskip("trl")
 

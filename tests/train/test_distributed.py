@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import chats
 import pytest
 import tiny
 import torch
@@ -69,31 +68,6 @@ def check_same_weights(one: Path, other: Path) -> None:
     for key, value in mine.items():
         if "fingerprint" not in key:  # a hash: equal only for equal bits
             torch.testing.assert_close(its[key], value, rtol=1e-4, atol=2e-5, msg=lambda m, k=key: f"{k}: {m}")
-
-
-@pytest.mark.slow
-def test_ranks_and_start_by_the_gradients(
-    aurora: Aurora, write_recipe: Callable[..., Path], model_without_dropout: Path, tmp_path: Path
-) -> None:
-    """Two processes probe half of the examples each: ranks, start and adapter are those of one process."""
-    recipe = write_recipe(
-        model=model_without_dropout,
-        method={"name": "aurora", "budget": 500, "start": "aligned"},
-        training={"epochs": 1, "batch_size": 16, "learning_rate": 2e-2, "threads": 1},
-        reference=None,
-    )
-    train_alone(aurora, recipe, tmp_path / "one")
-    answers = launch(aurora, recipe, tmp_path / "two")
-    assert [answer["status"] for answer in answers] == [0, 0], answers
-    one, two = (json.loads((tmp_path / run / "adapter/adapter_config.json").read_text()) for run in ("one", "two"))
-    assert one["rank_pattern"] == two["rank_pattern"]
-    name = "adapter/adapter_model.safetensors"
-    check_same_weights(tmp_path / "one" / name, tmp_path / "two" / name)
-    mine, its = (load_file(tmp_path / run / "probe.safetensors") for run in ("one", "two"))
-    starts = [key for key in mine if key.endswith("/start")]  # beside them are directions that hardly matter
-    assert len(starts) == len(one["target_modules"])
-    for key in starts:
-        torch.testing.assert_close(its[key], mine[key], rtol=1e-3, atol=1e-4)
 
 
 # ---------------------------------------------------------------- the share of a process
@@ -172,33 +146,6 @@ def test_same_adapter_as_one_process(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("packing", [False])  # packed rows make no whole steps
-def test_conversations(aurora: Aurora, tmp_path: Path, packing: bool) -> None:
-    """The loss is a mean over the answers' tokens of a whole step, however they are shared out."""
-    pytest.importorskip("trl")
-    data = chats.write(tmp_path / "chats.jsonl", count=70)
-    values = chats.recipe(chats.save_model(tmp_path / "model"), data, packing=packing)
-    values["training"] |= {"eval_every": 2}
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(recipe_files.dump(values))
-    train_alone(aurora, recipe, tmp_path / "one")
-    answers = launch(aurora, recipe, tmp_path / "two")
-    assert [answer["status"] for answer in answers] == [0, 0], answers
-    one, two = read_result(tmp_path / "one"), read_result(tmp_path / "two")
-    assert (one["processes"], two["processes"]) == (1, 2)
-    assert ("packed" in one["data"], one["data"]) == (packing, two["data"])
-    check_same_losses(one, two)
-    same = ("prompt", "expected", "before")  # after the training, rounding may decide between two tokens
-    asked = [[[sample[name] for name in same] for sample in result["samples"]] for result in (one, two)]
-    assert (len(asked[0]), asked[1]) == (3, asked[0])
-    assert all(sample["after"] for sample in one["samples"] + two["samples"])
-    for form, scores in one["metric"]["by_form"].items():
-        assert two["metric"]["by_form"][form] == pytest.approx(scores, rel=1e-4)
-    name = "adapter/adapter_model.safetensors"
-    check_same_weights(tmp_path / "one" / name, tmp_path / "two" / name)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
 def test_accelerate_launch(aurora: Aurora, tmp_path: Path, processes: int) -> None:
     """The documented command, with gloo: the losses of one process, step by step."""
@@ -263,32 +210,6 @@ def test_resumes_with_as_many_processes_only(
     assert (output / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-@pytest.mark.slow
-def test_methods_with_steps_of_their_own(
-    aurora: Aurora, write_recipe: Callable[..., Path], model_without_dropout: Path, tmp_path: Path
-) -> None:
-    """Ranks that are shared out, and layers that share an adapter, are the same ones in both processes."""
-    methods: list[dict[str, Any]] = [
-        {"name": "adalora", "init_r": 4, "target_r": 2, "tfinal": 2, "orth_reg_weight": 0.1},
-        {"name": "lora-drop", "r": 4, "threshold": 0.5, "sample_share": 0.5},
-    ]
-    for method in methods:
-        recipe = write_recipe(
-            model=model_without_dropout,
-            method={**method, "target_modules": ["query", "value"]},
-            training={"epochs": 1, "batch_size": 16, "learning_rate": 1e-2, "threads": 1},
-        )
-        output = tmp_path / method["name"]
-        answers = launch(aurora, recipe, output / "two")
-        assert all(answer["status"] == 0 for answer in answers), answers
-        train_alone(aurora, recipe, output / "one")
-        one, two = (load_file(next((output / name / "adapter").glob("*.safetensors"))) for name in ("one", "two"))
-        assert one.keys() == two.keys()
-        assert any(key.endswith("is_shared") for key in one) == (method["name"] == "lora-drop")
-        for key, value in one.items():
-            torch.testing.assert_close(two[key], value, rtol=1e-3, atol=1e-4, msg=lambda m, k=key: f"{k}: {m}")
-
-
 class _Peer:
     num_processes, device = 2, "cpu"
 
@@ -309,15 +230,3 @@ def test_a_folder_that_another_machine_does_not_see(
     monkeypatch.setattr(distributed, "reduce", lambda missing, how: missing)
     (tmp_path / "recipe.yaml").touch()
     distributed.check_shared(tmp_path / "recipe.yaml")
-
-
-@pytest.mark.slow
-def test_two_machines_without_a_shared_folder(
-    aurora: Aurora, write_recipe: Callable[..., Path], model_without_dropout: Path, tmp_path: Path
-) -> None:
-    recipe = recipe_with(write_recipe, model_without_dropout)
-    elsewhere = {"args": ["train", str(recipe), "--output", str(tmp_path / "other"), "--json"]}
-    answers = launch(aurora, recipe, tmp_path / "run", last=elsewhere)
-    assert [answer["status"] for answer in answers] == [2, 2]
-    assert "run is not one folder for all processes" in answers[0]["stderr"]
-    assert not (tmp_path / "run" / "checkpoints").exists()

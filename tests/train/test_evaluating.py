@@ -3,16 +3,15 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import chats
 import own_files
 import pytest
 from own_runs import METRICS, aurora, train
 
-from aurora_lora.errors import ArgumentError, UserError
+from aurora_lora.errors import UserError
 from aurora_lora.train import load_recipe, load_run, recipe_files
-from aurora_lora.train.evaluating import evaluate_file
+from aurora_lora.train.measuring import evaluate_file
 from aurora_lora.train.run import train as train_recipe
 
 
@@ -85,27 +84,6 @@ def test_conversations(tmp_path: Path) -> None:
         evaluate_file(run, str(other))
 
 
-def test_a_table_of_images_in_another_folder(here: Path) -> None:
-    """Its paths are found from anywhere, in training, scoring and prediction."""
-    paths = [path.relative_to("pictures") for path in sorted(Path("pictures").rglob("*.png"))]
-    rows = [{"image": str(path), "label": path.parent.name} for path in paths]
-    own_files._csv(Path("pictures/labels.csv"), rows)
-    own_files._csv(Path("pictures/new.csv"), rows[:9])
-    assert train("images", "run", "task.data=pictures/labels.csv").exit_code == 0
-    done = aurora("evaluate", "run", "--data", "pictures/new.csv", "--json")
-    assert (done.exit_code, json.loads(done.stdout)["examples"]) == (0, 9)
-    assert json.loads(done.stdout)["in_training"] > 0
-    assert aurora("evaluate", "run").exit_code == 0
-    done = aurora("predict", "run", "pictures/new.csv", "-o", "answers.jsonl")
-    assert done.exit_code == 0, done.output
-    answers = [json.loads(line) for line in Path("answers.jsonl").read_text().splitlines()]
-    assert [row["image"] for row in answers] == [str(path) for path in paths[:9]]
-    (here / "pictures" / paths[2]).unlink()
-    done = aurora("predict", "run", "pictures/new.csv", "-o", "more.jsonl")
-    said = f"pictures/new.csv, row 3: {paths[2]} is no file: neither pictures/{paths[2]} nor, in the working directory"
-    assert (done.exit_code, said in done.stderr) == (2, True)
-
-
 @pytest.fixture
 def run(here: Path) -> None:
     assert train("classification", "run", "task.max_length=16").exit_code == 0
@@ -167,21 +145,3 @@ def test_numbers_that_are_all_the_same(here: Path) -> None:
     assert done.exit_code == 0, done.output
     for scores in json.loads(done.stdout)["by_form"].values():
         assert (scores["pearson"], scores["mse"] > 0) == (0, True)
-
-
-def test_other_test_data_in_the_recipe_of_a_finished_run(run: None) -> None:
-    Path("new.csv").write_text("review,stars\na film,positive\na plot,negative\n")
-    recipe = Path("run/recipe.yaml")
-    recipe.write_text(recipe.read_text().replace("data: reviews.csv", "data: reviews.csv\n  test_data: new.csv"))
-    done = aurora("evaluate", "run")
-    assert (done.exit_code, done.stderr.splitlines()[-1]) == (
-        2,
-        "new.csv has changed since this run began, or is none of its data: run/data.json has reviews.csv, and no such "
-        "sha256 or commit; `aurora evaluate run --data new.csv` scores it",
-    )
-
-
-def test_a_run_of_a_task_of_the_package(tmp_path: Path, write_recipe: Any) -> None:
-    run = load_run(train_recipe(load_recipe(write_recipe()), tmp_path / "run").folder)
-    with pytest.raises(ArgumentError, match=r"`data`: the run in .* is of tiny-sentiment, .*only runs of your"):
-        evaluate_file(run, "new.csv")

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 import hub_copy
 
 from aurora_lora.train import load_recipe, load_run, train
-from aurora_lora.train.evaluating import evaluate
+from aurora_lora.train.measuring import evaluate
 
 WriteRecipe = Callable[..., Path]
 

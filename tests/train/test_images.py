@@ -24,15 +24,15 @@ from aurora_lora.data import get_task
 from aurora_lora.data.vision import png, read_image
 from aurora_lora.errors import UserError
 from aurora_lora.train import load_run, train
-from aurora_lora.train.build import load_data, load_trained_model, make_trainer
-from aurora_lora.train.evaluating import evaluate
 from aurora_lora.train.kinds.images import Images, load_image_processor, plain_transform, training_transform
+from aurora_lora.train.measuring import evaluate
 from aurora_lora.train.merging import merge
 from aurora_lora.train.models import load_tokenizer
 from aurora_lora.train.predicting import predict
 from aurora_lora.train.probing import kept_start
 from aurora_lora.train.publish import SPLITS
 from aurora_lora.train.recipe import Recipe, validate
+from aurora_lora.train.run import load_data, load_trained_model, make_trainer
 
 MEAN, STD = np.array([0.4, 0.5, 0.6]), np.array([0.2, 0.25, 0.3])
 

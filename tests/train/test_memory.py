@@ -17,12 +17,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from aurora_lora.methods import METHODS
 from aurora_lora.train import load_recipe, load_run, recipe_files, train
-from aurora_lora.train.build import make_trainer
-from aurora_lora.train.evaluating import evaluate
 from aurora_lora.train.kinds import kind_of
+from aurora_lora.train.measuring import evaluate
 from aurora_lora.train.merging import merge
-from aurora_lora.train.models import base_for, frozen_dtype, load_tokenizer, make_model
+from aurora_lora.train.models import base_for, load_tokenizer, make_model
 from aurora_lora.train.predicting import predict
+from aurora_lora.train.run import make_trainer
 
 SMALL: dict[str, dict[str, Any]] = {
     "adalora": {"init_r": 4, "target_r": 2},
@@ -82,23 +82,6 @@ def test_frozen_weights_have_the_precision_and_trained_ones_float32(
     loss.backward()
     gradients = {p.grad.dtype for p in trainer.model.parameters() if p.grad is not None}
     assert gradients == {torch.float32}
-
-
-@pytest.mark.parametrize("name", ["aurora", "lora", "pissa", "milora", "lora-ga", "adapter-h", "linear-probe", "full"])
-def test_a_run_in_bf16_scores_again_as_it_did(write_recipe: WriteRecipe, tmp_path: Path, name: str) -> None:
-    training = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-2, "threads": 1, "precision": "bf16"}
-    method = options(name, ["query", "value"])
-    run = train(load_recipe(write_recipe(method=method, training=training)), tmp_path / "run")
-    trained = load_run(run.folder)
-    assert evaluate(trained, forms=trained.forms) == run.result["metric"]["by_form"]
-    state = load_file(next((run.folder / "adapter").glob("*.safetensors")))
-    assert {value.dtype for value in state.values() if value.is_floating_point()} == {torch.float32}
-
-
-def test_in_float32_a_base_of_another_dtype_is_too(write_recipe: WriteRecipe, model: Path) -> None:
-    recipe = load_recipe(write_recipe(), [f"model={{name: {model}, dtype: bf16}}", "training.precision=bf16"])
-    assert frozen_dtype(recipe) == torch.bfloat16
-    assert frozen_dtype(recipe.in_float32) == torch.float32
 
 
 @pytest.mark.parametrize("name", ["aurora", "lora", "pissa", "milora", "moslora"])
@@ -204,20 +187,6 @@ def test_checkpointing_changes_memory_and_no_gradient(
     for parameter, gradient in plain.items():
         torch.testing.assert_close(checkpointed[parameter], gradient, msg=lambda text, p=parameter: f"{p}: {text}")
     assert little < 0.6 * much
-
-
-def test_checkpointed_training_resumes_and_ends_as_without(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    results = []
-    for checkpointing in ("false", "true"):
-        recipe = load_recipe(write_recipe(), [f"training.gradient_checkpointing={checkpointing}"])
-        if checkpointing == "true":
-            with pytest.raises(KeyboardInterrupt):
-                train(recipe, tmp_path / checkpointing, make_callbacks=lambda: [tiny.Stop(12)])
-        train(recipe, tmp_path / checkpointing)
-        results.append(load_file(tmp_path / checkpointing / "adapter/adapter_model.safetensors"))
-    for key, value in results[0].items():
-        if "fingerprint" not in key:
-            torch.testing.assert_close(results[1][key], value)
 
 
 # ---------------------------------------------------------------- evaluation and generation

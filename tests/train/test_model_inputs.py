@@ -10,19 +10,17 @@ import pytest
 import tiny
 import torch
 import transformers
-from transformers import BertConfig, T5Config, XLNetConfig
 
 from aurora_lora.data import get_task
 from aurora_lora.errors import UserError
 from aurora_lora.train import load_recipe, train
 from aurora_lora.train.models import (
-    check_positions,
     fill_padding,
     load_base_model,
     load_tokenizer,
     longest_text,
+    most_tokens,
     padding_of,
-    positions,
 )
 
 SMALL = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -42,16 +40,9 @@ def test_positions_are_those_that_the_model_takes(name: str) -> None:
     model = transformers.AutoModel.from_config(config).eval()
     with torch.no_grad():
         model(input_ids=torch.full((1, 40), 5))
-        check_positions(model, "base", 40)
+        assert most_tokens(model) == 40
         with pytest.raises((IndexError, RuntimeError)):  # its own, of tensors
             model(input_ids=torch.full((1, 41), 5))
-    with pytest.raises(UserError, match=r"^task\.max_length: 41 tokens are more than the 40 positions of base$"):
-        check_positions(model, "base", 41)
-
-
-def test_rotary_positions_have_no_limit() -> None:
-    config = transformers.LlamaConfig(**SMALL, num_key_value_heads=2, max_position_embeddings=40)
-    check_positions(transformers.AutoModel.from_config(config), "base", 10_000)
 
 
 def test_the_longest_text_is_that_of_the_recipe_or_of_the_tokenizer(model: Path) -> None:
@@ -59,12 +50,6 @@ def test_the_longest_text_is_that_of_the_recipe_or_of_the_tokenizer(model: Path)
     tokenizer.model_max_length = 20
     assert [longest_text(length, tokenizer) for length in (10, 30, None)] == [10, 20, None]
     assert longest_text(10, transformers.ViTImageProcessor()) is None
-
-
-def test_positions_that_a_config_does_not_limit() -> None:
-    assert positions(BertConfig(max_position_embeddings=40)) == 40
-    assert positions(XLNetConfig()) is None  # it says -1
-    assert positions(T5Config()) is None
 
 
 def test_a_run_says_so_where_the_tokenizer_states_no_limit(

@@ -6,7 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import own_files
 import pytest
 import tiny
 import torch
@@ -19,11 +18,10 @@ from aurora_lora import cli
 from aurora_lora.errors import ArgumentError, NotFiniteError
 from aurora_lora.methods.parameters import is_head
 from aurora_lora.train import TrainedRun, load_recipe, load_run, merging, predicting, train
-from aurora_lora.train.build import make_trainer
-from aurora_lora.train.evaluating import evaluate
 from aurora_lora.train.merging import merge
 from aurora_lora.train.models import round_weights
 from aurora_lora.train.predicting import load_predictor, predict
+from aurora_lora.train.run import make_trainer
 
 WriteRecipe = Callable[..., Path]
 TEXTS = ["a warm film", "a dull plot", "the scene was very slow and bad"]
@@ -83,38 +81,6 @@ def test_in_bf16_it_computes_what_a_run_in_bf16_is_scored_by(write_recipe: Write
     assert [one["probability"] for one in found] == pytest.approx(expected.tolist(), abs=1e-6)
 
 
-def test_what_goes_to_the_device_is_rounded_before(
-    run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A GPU never holds the model in float32."""
-    merged = merge(load_run(run.folder), tmp_path / "merged").folder
-    gpu, own_to, moved = SimpleNamespace(type="gpu"), nn.Module.to, []
-
-    def to(self: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
-        if args != (gpu,):
-            return own_to(self, *args, **kwargs)
-        moved.append(dtypes(self, head=False))
-        return self
-
-    monkeypatch.setattr(nn.Module, "to", to)
-    monkeypatch.setattr("aurora_lora.train.models.state", lambda: SimpleNamespace(device=gpu))
-    load_predictor(merged, dtype="bfloat16")
-    model = load_predictor(run.folder, dtype="bfloat16").model
-    assert moved == [{torch.bfloat16}, {torch.bfloat16, torch.float32}]
-    exact = {name for name, p in model.named_parameters() if p.dtype == torch.float32}
-    assert all("aurora_" in name or "classifier" in name for name in exact)
-
-
-def test_numbers_of_a_run_keep_their_digits(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    """Years: bfloat16 has none between 2000 and 2008."""
-    data = tmp_path / "years.jsonl"
-    own_files._jsonl(data, [{"text": text, "label": 2003 + score} for text, score in own_files._texts()])
-    recipe = load_recipe(write_recipe(task={"name": "regression", "data": str(data)}), ["training.epochs=1"])
-    folder = train(recipe, tmp_path / "run").folder
-    for exact, low in zip(predict(folder, TEXTS), predict(folder, TEXTS, dtype="bfloat16"), strict=True):
-        assert low["value"] == pytest.approx(exact["value"], abs=0.1)
-
-
 def test_a_language_model_writes_in_a_dtype(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     """Its cache is in it, which is what a long answer takes most of."""
     from transformers import DynamicLayer
@@ -158,27 +124,6 @@ def test_images_in_a_dtype(write_recipe: WriteRecipe, tmp_path: Path) -> None:
         assert low["probability"] == pytest.approx(exact["probability"], abs=2e-2)
 
 
-def test_pixels_are_given_in_the_models_dtype(model: Path, tmp_path: Path) -> None:
-    from aurora_lora.train.kind_facts import TrainedWith
-    from aurora_lora.train.kinds.images import ImageClassification
-
-    taken: list[torch.dtype] = []
-
-    class Model(nn.Linear):
-        dtype, config = torch.bfloat16, SimpleNamespace(id2label={0: "a", 1: "b"}, num_labels=2)
-
-        def forward(self, pixel_values: torch.Tensor) -> Any:  # type: ignore[override]
-            taken.append(pixel_values.dtype)
-            return SimpleNamespace(logits=super().forward(pixel_values))
-
-    class Kind(ImageClassification):
-        def batch(self, *_: Any) -> Any:
-            return {"pixel_values": torch.ones(1, 4)}, [None]
-
-    Kind().answers(Model(4, 2, dtype=torch.bfloat16), SimpleNamespace(), ["a.png"], "it", TrainedWith())
-    assert taken == [torch.bfloat16]
-
-
 # ---------------------------------------------------------------- merges
 
 
@@ -202,27 +147,6 @@ def test_a_merge_is_rounded_once(write_recipe: WriteRecipe, tmp_path: Path, meth
     assert next(load_predictor(low).model.parameters()).dtype == LOW[dtype]
     assert next(load_predictor(low, dtype="float32").model.parameters()).dtype == torch.float32
     assert predict(low, TEXTS) == predict(low, TEXTS, dtype=dtype) != predict(low, TEXTS, dtype="float32")
-
-
-def test_a_merge_of_another_dtype_is_another_merge(run: TrainedRun, tmp_path: Path) -> None:
-    output = tmp_path / "merged"
-    assert asked("merge", run.folder, "-o", output).exit_code == 0
-    assert "already holds this merge" in asked("merge", run.folder, "-o", output, "--dtype", "float32").stdout
-    refused = asked("merge", run.folder, "-o", output, "--dtype", "bfloat16")
-    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
-    assert "already holds another merged model: --overwrite replaces it" in refused.stderr
-    done = asked("merge", run.folder, "-o", output, "--dtype", "bfloat16", "--overwrite")
-    assert done.stdout == f"wrote {output}: a plain Transformers model in bfloat16, calibrated form\n"
-    again = asked("merge", run.folder, "-o", output, "--dtype", "bfloat16", "--json")
-    record = {"folder": str(output), "form": "calibrated", "was_there": True, "dtype": "bfloat16"}
-    assert json.loads(again.stdout) == record
-    assert asked("merge", run.folder, "-o", output).exit_code == 2
-
-
-def test_a_note_without_a_dtype_is_of_float32(run: TrainedRun, tmp_path: Path) -> None:
-    """That of an earlier version."""
-    merge(load_run(run.folder), tmp_path / "merged")
-    assert "dtype" not in json.loads((tmp_path / "merged" / "aurora_merge.json").read_text())["source"]
 
 
 def test_dtypes_are_checked_before_anything_is_loaded(run: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,15 +204,3 @@ def test_each_part_of_a_configuration_has_the_dtype() -> None:
     assert {one.dtype for one in (model.config, model.config.text_config, model.config.vision_config)} == {
         torch.bfloat16
     }
-
-
-def test_tied_weights_stay_tied(tmp_path: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(tiny.save_language_model(tmp_path / "model", tied=True))
-    round_weights(model, "bfloat16")
-    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
-
-
-def test_scores_are_as_they_were(run: TrainedRun) -> None:
-    """Nothing but an asked dtype changes what a finished run computes."""
-    trained = load_run(run.folder)
-    assert evaluate(trained, forms=trained.forms) == run.result["metric"]["by_form"]

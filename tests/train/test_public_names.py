@@ -91,11 +91,6 @@ def test_every_name_is_there() -> None:
         room.trains  # type: ignore[attr-defined]  # noqa: B018
 
 
-def test_names_are_imported_when_they_are_used() -> None:
-    code = "import sys, aurora_lora.train as it; assert not {'torch', 'peft'} & {*sys.modules}"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
     import tiny
@@ -155,11 +150,6 @@ def test_what_is_no_run(call: Callable[[Any], Any]) -> None:
         call(5)
 
 
-def test_what_is_no_recipe(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match=r"^recipe=\{\} is a dict: it must be a Recipe, or what `load_recipe` takes"):
-        train({}, tmp_path)  # type: ignore[arg-type]
-
-
 def test_texts_are_a_list_of_texts(run: TrainedRun) -> None:
     predictor = load_predictor(run)
     for ask in (predictor.answers, lambda texts: predict(run, texts)):
@@ -171,13 +161,3 @@ def test_texts_are_a_list_of_texts(run: TrainedRun) -> None:
         with pytest.raises(ArgumentError, match=f"^`batch_size` must be at least 1, got {size}"):
             predict(run, ["good"], batch_size=size)
     assert predict(run, []) == []
-
-
-def test_a_run_shows_its_scores(run: TrainedRun) -> None:
-    assert repr(run) == f"TrainedRun(folder={run.folder!r}, was_finished=False)"
-    shown, html = str(run), run._repr_html_()
-    assert max(map(len, shown.splitlines())) <= 80
-    for part in ("tiny", "calibrated merge, deployed", "lora", "uniform guessing"):
-        assert part in shown
-        assert part in html
-    assert html.startswith("<pre>")

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 import tiny
 import torch
@@ -18,19 +17,16 @@ from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import (
     AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
-    BitsAndBytesConfig,
 )
 from typer.testing import CliRunner
 
 from aurora_lora import cli
 from aurora_lora.methods import METHODS
 from aurora_lora.train import load_run, measuring, recipe_files
-from aurora_lora.train.build import make_trainer
 from aurora_lora.train.predicting import load_predictor
 from aurora_lora.train.recipe import load_recipe
-from aurora_lora.train.run import train
+from aurora_lora.train.run import make_trainer, train
 
 pytest.importorskip("bitsandbytes")
 
@@ -154,21 +150,6 @@ def test_the_gap_of_a_run_with_merges(run: Path, tmp_path: Path) -> None:
         (run / "gap.json").unlink()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", ["lora", "dora"])
-def test_the_gap_of_a_run_of_another_method(write_recipe: Callable[..., Path], tmp_path: Path, method: str) -> None:
-    options = {"name": method, "r": 2, "target_modules": ["query", "value"]}
-    folder = train(load_recipe(write_recipe(method=options)), tmp_path / "run").folder
-    done = aurora("gap", folder, "--json")
-    assert done.exit_code == 0, done.output
-    record = json.loads(done.stdout)
-    assert [entry["form"] for entry in record["end_to_end"]] == ["unmerged"]
-    assert [merge["merge"] for merge in record["merges"]] == ["float32", "bfloat16"]
-    scores = json.loads((folder / "result.json").read_text())["metric"]["by_form"]["merged"]
-    assert record["end_to_end"][0]["metric"] == pytest.approx(scores, abs=1e-6)
-    assert [Path(path).name for path in record["written"]] == ["gap.json", "merges.png", "merges.svg"]
-
-
 TEXTS = ["the film was warm", "a dull plot", "very funny actor and scene", "the plot was bad", "a good film", "slow"]
 
 
@@ -219,128 +200,6 @@ def test_quantised_merges_of_an_adapter_round_by_other_texts(language_model: tup
     assert done.exit_code == 0, done.output
     assert "measured on 3 texts; merges by inputs round by 3 others" in done.stdout
     assert {path.name for path in (tmp_path / "gap").iterdir()} == {"gap.json", "merges.png", "merges.svg"}
-
-
-def test_the_texts_that_are_rounded_by_are_not_measured_on(
-    language_model: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    base, adapter = language_model
-    file = tmp_path / "texts.txt"
-    file.write_text("\n".join(TEXTS))
-    seen: dict[str, Any] = {}
-
-    def merge_gap(model: Any, batches: Any, **more: Any) -> None:
-        seen.update(measured=batches, rounding=more["rounding_batches"])
-
-    monkeypatch.setattr(measuring, "merge_gap", merge_gap)
-    measuring.adapter_gap(adapter, str(base), file, column="text", encoding=None, quantizations=["int8"], examples=None)
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    for name, texts in (("measured", TEXTS[::2]), ("rounding", TEXTS[1::2])):
-        (batch,) = seen[name]
-        rows = zip(batch["input_ids"], batch["attention_mask"], strict=True)
-        assert [ids[mask.bool()].tolist() for ids, mask in rows] == [tokenizer(text).input_ids for text in texts]
-
-
-def test_merges_into_a_quantised_base_round_by_other_texts(tmp_path: Path) -> None:
-    """They are measured whether asked for or not."""
-    lm = tiny.save_language_model(tmp_path / "lm", width=64)
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(lm), LoraConfig(target_modules=["q_proj"]))
-    model.save_pretrained(tmp_path / "lora")
-    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
-    AutoModelForCausalLM.from_pretrained(lm, quantization_config=config).save_pretrained(tmp_path / "nf4")
-    AutoTokenizer.from_pretrained(lm).save_pretrained(tmp_path / "nf4")
-    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
-    done = aurora("gap", tmp_path / "lora", "--model", tmp_path / "nf4", "--data", tmp_path / "texts.txt")
-    assert done.exit_code == 0, done.output
-    assert "nf4 by inputs" in done.stdout
-    assert "measured on 3 texts; merges by inputs round by 3 others" in done.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["bert", "llama"])
-def test_a_classifier_whose_config_does_not_say_so(run: Path, tmp_path: Path, kind: str) -> None:
-    base = tmp_path / "base"
-    if kind == "bert":
-        settings = json.loads((run / "lora" / "adapter_config.json").read_text())
-        shutil.copytree(settings["base_model_name_or_path"], base)
-    else:
-        tiny.save_language_model(base)
-    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
-    head, targets = ("classifier", ["query"]) if kind == "bert" else ("score", ["q_proj"])
-    config = LoraConfig(target_modules=targets, init_lora_weights=False, modules_to_save=[head])
-    get_peft_model(model, config).save_pretrained(tmp_path / "lora")
-    (tmp_path / "texts.csv").write_text("text,label\n" + "".join(f"{text},{n % 3}\n" for n, text in enumerate(TEXTS)))
-    done = aurora("gap", tmp_path / "lora", "--model", base, "--data", tmp_path / "texts.csv", "--json")
-    assert done.exit_code == 0, done.output
-    record = json.loads(done.stdout)
-    assert record["end_to_end"][0]["metric"].keys() == {"nll", "accuracy"}  # no perplexity
-    assert record["predictions"] == len(TEXTS)
-
-
-def test_the_texts_of_an_adapter_are_read_as_training_data(language_model: tuple[Path, Path], tmp_path: Path) -> None:
-    """By every suffix that training takes, with the same separators and encodings, each cell as it stands."""
-    base, adapter = language_model
-    texts = [*TEXTS, "007"]
-
-    def measured(name: str, *more: str) -> Any:
-        done = aurora("gap", adapter, "--model", base, "--data", tmp_path / name, *more, "--json")
-        assert (done.exit_code, done.stderr) == (0, "")
-        return json.loads(done.stdout)["end_to_end"][0]["metric"]
-
-    (tmp_path / "texts.txt").write_text("\n".join(texts))
-    expected = measured("texts.txt")
-    (tmp_path / "semicolons.CSV").write_text("text;n\n" + "".join(f"{text};1\n" for text in texts))
-    (tmp_path / "tabs.tsv").write_text("text\tn\n" + "".join(f"{text}\t\n" for text in texts))
-    datasets.Dataset.from_dict({"text": [*texts, None]}).to_parquet(tmp_path / "texts.parquet")
-    for name in ("semicolons.CSV", "tabs.tsv", "texts.parquet"):
-        assert measured(name) == pytest.approx(expected)
-    (tmp_path / "numbers.csv").write_text("text\n007\n008\n")
-    measured("numbers.csv")
-    (tmp_path / "latin.csv").write_text("text\ncaf\xe9 film\n", encoding="cp1252")
-    done = aurora("gap", adapter, "--model", base, "--data", tmp_path / "latin.csv")
-    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
-    assert "latin.csv has text in another encoding" in done.stderr
-    assert "--encoding=cp1252 or another names the one that it has" in done.stderr
-    measured("latin.csv", "--encoding", "cp1252")
-    (tmp_path / "numbers.jsonl").write_text('{"text": 7}\n')
-    done = aurora("gap", adapter, "--model", base, "--data", tmp_path / "numbers.jsonl")
-    assert (done.exit_code, "numbers.jsonl, row 1: 'text' is 7, which is no text" in done.stderr) == (2, True)
-
-
-def test_the_labels_of_the_gap_of_a_classifier(run: Path, tmp_path: Path) -> None:
-    """Numbers of the head's classes give the metric; that others give none is said."""
-
-    def measured(labels: list[str], *more: str) -> Any:
-        rows = "".join(f"{text},{label}\n" for text, label in zip(TEXTS, labels, strict=True))
-        (tmp_path / "texts.csv").write_text(f"text,label\n{rows}")
-        return aurora("gap", run / "lora", "--data", tmp_path / "texts.csv", *more, "--json")
-
-    done = measured(["0", "1", "0", "1.0", "1", "0"])
-    assert done.stderr == ""
-    assert json.loads(done.stdout)["end_to_end"][0]["metric"].keys() == {"nll", "accuracy"}
-    unused = "aurora: the column 'label' of texts.csv is not used, and there is no metric: row"
-    for label, why in (("", "it has no label"), ("pos", "the label 'pos' is no number"), ("2", "not the number of")):
-        done = measured(["0", "1", label, "1", "1", "0"])
-        assert done.exit_code == 0
-        assert done.stderr.startswith(f"{unused} 3: ")
-        assert why in done.stderr
-        assert not json.loads(done.stdout)["end_to_end"][0]["metric"]
-
-
-def test_each_text_of_an_adapter_is_measured_by_its_own_label(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In the second batch, too."""
-    seen: list[Any] = []
-    monkeypatch.setattr(measuring, "merge_gap", lambda model, batches, **_: seen.extend(batches))
-    labels = [n % 2 for n in range(measuring.BATCH)] + [1, 1, 1, 0]
-    rows = "".join(f"{TEXTS[n % 6]},{label}\n" for n, label in enumerate(labels))
-    (tmp_path / "texts.csv").write_text(f"text,label\n{rows}")
-    measuring.adapter_gap(
-        run / "lora", None, tmp_path / "texts.csv", column="text", encoding=None, quantizations=[], examples=None
-    )
-    measured = [batch["labels"].tolist() for batch in seen]
-    assert measured == [labels[: measuring.BATCH], labels[measuring.BATCH :]]
 
 
 def test_mistakes_of_the_gap_of_an_adapter(run: Path, language_model: tuple[Path, Path], tmp_path: Path) -> None:
@@ -510,18 +369,6 @@ def test_a_trained_bias_is_merged_with_its_scale(write_recipe: Callable[..., Pat
     assert biases
     for key in biases:
         torch.testing.assert_close(rounded[key].float(), exact[key])
-
-
-def test_a_trained_bias_without_a_place_is_one_line(tmp_path: Path) -> None:
-    lm = tiny.save_language_model(tmp_path / "lm", width=64)
-    task = {"name": "tiny-questions", "train_size": 16, "validation_size": 8, "test_size": 8}
-    method = {"name": "lora", "r": 2, "lora_bias": True, "target_modules": ["q_proj"]}
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(recipe_files.dump(tiny.recipe(lm, task=task, method=method)), encoding="utf-8")
-    run = train(load_recipe(recipe, ["training.epochs=1"]), tmp_path / "run").folder
-    done = aurora("merge", run, "-o", tmp_path / "merged")
-    assert (done.exit_code, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert "the bias that lora_bias=True trains cannot be merged" in done.stderr
 
 
 def test_what_merges_round_by_is_not_measured_on(run: Path) -> None:

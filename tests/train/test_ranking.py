@@ -19,11 +19,11 @@ from typer.testing import CliRunner
 from aurora_lora import cli
 from aurora_lora.errors import UserError
 from aurora_lora.lab.report.measured import ranks_tables
-from aurora_lora.train import load_recipe, probing, recipe_files, train
-from aurora_lora.train.build import make_trainer
+from aurora_lora.train import load_recipe, probing, recipe_files
+from aurora_lora.train.measuring import ranking
 from aurora_lora.train.probing import kept_start
-from aurora_lora.train.ranking import exhausted, ranking
 from aurora_lora.train.recipe import validate
+from aurora_lora.train.run import make_trainer
 
 WriteRecipe = Callable[..., Path]
 ALL = 2 * (4 * 32 + 2 * 48) + 32
@@ -67,16 +67,6 @@ def test_a_recipe_with_a_budget_keeps_to_its_modules(model: Path) -> None:
     assert {layer["kind"].rpartition(".")[2] for layer in record["layers"]} == {"query", "value"}
 
 
-def test_a_budget_from_outside_keeps_what_is_excluded(model: Path) -> None:
-    method = {"name": "lora", "target_modules": ["query"], "exclude_modules": ["value"], "layers_to_transform": [1]}
-    record = ranking(validate(tiny.recipe(model, method={**method, "start": "aligned"}), "recipe"), 200)
-    assert {layer["block"] for layer in record["layers"]} == {1}
-    kinds = {layer["kind"].rpartition(".")[2] for layer in record["layers"]}
-    assert "dense" in kinds
-    assert "value" not in kinds
-    assert record["method"]["start"] == "aligned"
-
-
 def test_the_tables_add_up(model: Path) -> None:
     method = {"name": "lora", "modules_to_save": ["pooler"]}
     record = ranking(validate(tiny.recipe(model, method=method), "recipe"), 10**6)
@@ -108,14 +98,6 @@ def save_bart(folder: Path, model: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("task", ["tiny-sentiment", "tiny-rating"])
-def test_an_encoder_decoder_model_is_scored(model: Path, tmp_path: Path, task: str) -> None:
-    """Its hidden states come beside the logits."""
-    values = tiny.recipe(save_bart(tmp_path / "bart", model), method={"name": "lora", "target_modules": ["q_proj"]})
-    values["task"] = {**values["task"], "name": task}
-    assert train(validate(values, "recipe"), tmp_path / "run").result["epochs"]
-
-
 def test_encoder_and_decoder_are_told_apart(model: Path, tmp_path: Path) -> None:
     folder = save_bart(tmp_path / "bart", model)
     record = ranking(
@@ -134,22 +116,6 @@ def test_a_layer_that_got_all_that_was_looked_for_is_named(monkeypatch: pytest.M
     assert record["exhausted"] == layers
     note = ranks_tables(record)[0].note
     assert f"{layers[0]} and {len(layers) - 1} more layers got all 2 directions that are looked for in a layer" in note
-
-
-def test_a_layer_of_full_rank_is_not_exhausted() -> None:
-    """A larger `rank` of the probe would find nothing more there."""
-    sizes = {"small": (3, 3), "wide": (3, 9), "tall": (9, 3), "large": (9, 9)}
-    layers = [
-        {
-            "layer": name,
-            "d_out": d_out,
-            "d_in": d_in,
-            "singular_values": [3.0, 2.0, 1.0],
-            "rank": 3 - (name == "spared"),
-        }
-        for name, (d_out, d_in) in sizes.items()
-    ]
-    assert exhausted(layers) == ["large"]
 
 
 @pytest.mark.parametrize("blocks", [1, 2])

@@ -119,7 +119,7 @@ def test_reference_has_its_own_learning_rate(write_recipe: WriteRecipe) -> None:
         ("training.learning_rate=.nan", "training.learning_rate: nan is not allowed: it must be"),
         ("training.eval_every=epochs", "training.eval_every: 'epochs' is not allowed: it must be 'epoch' or a valid"),
         ("model=''", "model.name: '' is not allowed: it must be a text of at least 1 character"),
-        ("task.name=3", "task.name: '3' is an unknown task"),
+        ("task.name=3", "task.name: 3 is not allowed: it must be a valid string"),
         ("task.test_sets=[dev]", "task.test_sets: 'dev' is not one of tiny-sentiment: test"),
         ("model=null", "model.name: None is not allowed: it must be a valid string"),
         ("model.quantization=nf5", "model.quantization: 'nf5' is not allowed: it must be 'nf4', 'fp4' or 'int8'"),
@@ -132,10 +132,7 @@ def test_reference_has_its_own_learning_rate(write_recipe: WriteRecipe) -> None:
             "training.report_to: 'wand' is not allowed: it must be 'tensorboard', 'wandb' or",
         ),
         ("training.report_to=wand", "training.report_to: 'wand' is not allowed: it must be 'tensorboard', 'wandb' or"),
-        (
-            "training={scheduler: polynomial, learning_rate: 1e-7}",
-            "training.learning_rate: 1e-07 is not allowed with scheduler 'polynomial', which ends at 1e-07",
-        ),
+        ("training.learning_rate=1e-8", "training.learning_rate: 1e-08 is not allowed: it must be greater than"),
         ("seed=-1", "seed: -1 is not allowed: it must be greater than or equal to 0"),
         ("training=3", "training: 3 is not allowed: it must be a section with fields"),
         ("reference=lora", "reference: 'lora' is not allowed: it must be a section with fields"),
@@ -214,26 +211,12 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize("typed", NAMES)
-def test_of_a_field_of_texts_what_is_typed_is_the_text(typed: str, write_recipe: WriteRecipe) -> None:
-    path = write_recipe(task={"name": "classification", "data": "rows.csv"})
-    assert load_recipe(path, [typed]).task.text == NAMES[typed]
-
-
-def test_names_that_look_like_something_else(write_recipe: WriteRecipe) -> None:
-    path = write_recipe(task={"name": "classification", "data": "rows.csv"})
-    typed = ["name=2024", "task.data=0", "task.revision=1e3", "task.encoding=~", "task.max_length=0x10", "model.name=7"]
-    recipe = load_recipe(path, typed)
-    assert (recipe.name, recipe.task.data, recipe.task.revision, recipe.model) == ("2024", "0", "1e3", "7")
-    assert (recipe.task.encoding, recipe.task.max_length) == (None, 16)
-
-
 COLUMN = "is not allowed: it must be the name of a column, or a list of names"
 
 
 def test_yaml_is_read_by_its_version_1_2(write_recipe: WriteRecipe) -> None:
-    recipe = load_recipe(write_recipe(), ["training.epochs=017", "name=2024-02-30"])
-    assert (recipe.training.epochs, recipe.name) == (17, "2024-02-30")
+    recipe = load_recipe(write_recipe(), ["training.epochs=017", "name=on"])
+    assert (recipe.training.epochs, recipe.name) == (17, "on")
 
 
 def test_what_is_left_empty_or_alone(write_recipe: WriteRecipe) -> None:
@@ -241,12 +224,6 @@ def test_what_is_left_empty_or_alone(write_recipe: WriteRecipe) -> None:
     assert recipe.training.report_to == ("tensorboard",)
     assert recipe.training.epochs == 3
     assert recipe.calibration.examples == 256
-
-
-def test_two_mistakes_are_two_lines(write_recipe: WriteRecipe) -> None:
-    with pytest.raises(UserError) as caught:
-        load_recipe(write_recipe(), ["seed=-1", "training.epochs=0"])
-    assert len(str(caught.value).splitlines()) == 2
 
 
 @pytest.mark.parametrize(
@@ -276,13 +253,6 @@ def test_unreadable_files(tmp_path: Path) -> None:
     (tmp_path / "latin.yaml").write_bytes("name: a\nmodel: café\n".encode("latin-1"))
     with pytest.raises(UserError, match=r"latin\.yaml cannot be read: 'utf-8' codec"):
         load_recipe(tmp_path / "latin.yaml")
-
-
-@pytest.mark.parametrize(("text", "value"), [("5e-3", 5e-3), ("1E5", 1e5), ("1.5", 1.5), ("3", 3), ("1e", "1e")])
-def test_numbers(text: str, value: Any) -> None:
-    parsed = recipe_files.parse(text, "here")
-    assert parsed == value
-    assert type(parsed) is type(value)
 
 
 def test_the_task_fills_in_what_is_not_given(write_recipe: WriteRecipe) -> None:
@@ -315,11 +285,3 @@ def test_flash_attention_goes_with_16_bits(write_recipe: WriteRecipe) -> None:
         UserError, match=r"model\.attention: 'flash_attention_2' computes in 16 bits alone: set training"
     ):
         load_recipe(write_recipe(), wanted[:1])
-
-
-def test_the_rate_of_a_reference_falls_too(write_recipe: Callable[..., Path], refused: Callable[..., None]) -> None:
-    refused(
-        write_recipe(reference={"method": "linear-probe", "learning_rate": 1e-7}),
-        "reference.learning_rate: 1e-07 is not allowed with scheduler 'polynomial', which ends at 1e-07",
-        "training.scheduler=polynomial",
-    )

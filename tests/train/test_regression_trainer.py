@@ -16,12 +16,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from aurora_lora.data import TASKS
 from aurora_lora.data.own.kinds import OWN
-from aurora_lora.train import TrainedRun, load_run, measuring, train
-from aurora_lora.train.build import make_trainer
-from aurora_lora.train.evaluating import evaluate
+from aurora_lora.train import TrainedRun, load_run, train
+from aurora_lora.train.measuring import evaluate
 from aurora_lora.train.merging import merge
 from aurora_lora.train.predicting import predict
 from aurora_lora.train.recipe import validate
+from aurora_lora.train.run import make_trainer
 from aurora_lora.train.trainer import RecipeTrainer
 
 SCALES = [(0, 1), (1000, 1), (300_000, 50_000)]
@@ -124,29 +124,6 @@ def test_plain_loads_give_label_units(runs: dict[tuple[int, int], TrainedRun], m
     torch.testing.assert_close(values(tmp_path / "merged"), expected, rtol=1e-5, atol=0)
 
 
-def test_a_finished_run_is_not_scaled_again(runs: dict[tuple[int, int], TrainedRun]) -> None:
-    run = load_run(runs[300_000, 50_000].folder)
-    check_scores(run)
-    for measured in measuring.gap(run).end_to_end:
-        expected = run.result["metric"]["by_form"][measured.form]["mse"]
-        assert measured.metric["mse"] == pytest.approx(expected, rel=1e-4)
-    assert train(run.recipe, run.folder).was_finished
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", ["full", "linear-probe", "bitfit", "lora", "adalora", "adapter-h"])
-def test_every_kind_of_method(method: str, recipe: MakeRecipe, tmp_path: Path) -> None:
-    wanted = recipe(300_000, 50_000, method=method, training={"epochs": 2, "learning_rate": 1e-3})
-    run = train(wanted, tmp_path / "run")
-    found = values(run.folder)
-    assert ((found > 50_000) & (found < 550_000)).all()
-    trained = load_run(run.folder)
-    check_scores(trained)
-    if method != "adapter-h":
-        merge(trained, tmp_path / "merged")
-        torch.testing.assert_close(values(tmp_path / "merged"), found, rtol=1e-5, atol=0)
-
-
 def test_half_precision(recipe: MakeRecipe, tmp_path: Path) -> None:
     """In bfloat16, whose numbers next to 2000 are 8 apart, the scores are those of float32."""
     run = train(recipe(2000, 1, training={"precision": "bf16", "learning_rate": 2e-3}), tmp_path / "run")
@@ -175,21 +152,6 @@ def test_a_head_without_a_bias(recipe: MakeRecipe, tmp_path: Path) -> None:
     trained = load_run(run.folder)
     check_scores(trained)
     assert values(run.folder).abs().max() > 10_000
-
-
-@pytest.mark.slow
-def test_probing_sees_the_standardised_loss(recipe: MakeRecipe, tmp_path: Path) -> None:
-    """The ranks and the start are those of the plain labels, and so are the gradients."""
-    found = []
-    for shift, scale in SCALES:
-        wanted = recipe(shift, scale, method={"name": "aurora", "budget": 300, "start": "aligned"})
-        make_trainer(wanted, tmp_path / str(shift) / "checkpoints")
-        found.append(load_file(tmp_path / str(shift) / "probe.safetensors"))
-    for one in found[1:]:
-        assert one.keys() == found[0].keys()
-        for key, value in one.items():
-            if key.endswith("/singular_values"):
-                torch.testing.assert_close(value, found[0][key], rtol=1e-3, atol=1e-5)
 
 
 def test_other_tasks_learn_their_labels_as_they_are(write_recipe: Callable[..., Path], tmp_path: Path) -> None:

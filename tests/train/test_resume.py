@@ -125,33 +125,6 @@ def test_terminated(aurora: Aurora, whole: tuple[Path, Path, int], tmp_path: Pat
     assert scores(output)[0] == scores(expected)[0]
 
 
-@pytest.mark.slow
-def test_terminated_before_it_trains(aurora: Aurora, whole: tuple[Path, Path, int], tmp_path: Path) -> None:
-    """And while it writes a checkpoint, or the result: at once, or after it."""
-    recipe, expected, events = whole
-    output = tmp_path / "run"
-    for at in (1, events // 4, events // 3):
-        (answer,) = aurora(order(recipe, output, terminate_at=at))
-        assert answer["status"] == 143, answer["stderr"]
-        assert "Traceback" not in answer["stderr"]
-    (answer,) = aurora(order(recipe, output))
-    assert answer["status"] == 0, answer["stderr"]
-    assert weights(output) == weights(expected)
-
-
-@pytest.mark.slow
-def test_time_adds_up(aurora: Aurora, whole: tuple[Path, Path, int], tmp_path: Path) -> None:
-    """The seconds before the kill count, those of steps that had to be done again do not."""
-    recipe, _, events = whole
-    output = tmp_path / "run"
-    (answer,) = aurora(order(recipe, output, kill_at=events // 5))
-    assert answer["status"] == -9
-    before = max((manifest_of(path) or {}).get("train_s", 0) for path in (output / "checkpoints").glob("checkpoint-*"))
-    aurora(order(recipe, output))
-    result = json.loads((output / "result.json").read_text())
-    assert 0 < before < result["time"]["train_s"]
-
-
 def flip_a_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -268,21 +241,3 @@ def test_full_disk(aurora: Aurora, whole: tuple[Path, Path, int], tmp_path: Path
     (answer,) = aurora(order(recipe, output))
     assert answer["status"] == 0, answer["stderr"]
     assert weights(output) == weights(expected)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("changes", [{"eval_every": 5}, {"checkpoint_every": 3}, {"gradient_accumulation_steps": 2}])
-def test_other_checkpoint_rhythms(
-    aurora: Aurora, write_recipe: Callable[..., Path], tmp_path: Path, changes: dict[str, int]
-) -> None:
-    training = {"epochs": 2, "batch_size": 8, "learning_rate": 2e-2, "threads": 1, **changes}
-    recipe, output = write_recipe(training=training), tmp_path / "run"
-    (answer,) = aurora(order(recipe, tmp_path / "whole"))
-    assert answer["status"] == 0, answer["stderr"]
-    for share in (0.6, 0.2):
-        (killed,) = aurora(order(recipe, output, kill_at=int(answer["events"] * share)))
-        assert killed["status"] == -9
-    (answer,) = aurora(order(recipe, output))
-    assert answer["status"] == 0, answer["stderr"]
-    assert weights(output) == weights(tmp_path / "whole")
-    assert scores(output)[0] == scores(tmp_path / "whole")[0]

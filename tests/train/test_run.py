@@ -3,41 +3,33 @@
 import importlib
 import json
 import mmap
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
+from transformers import AutoModelForSequenceClassification
 
-from aurora_lora import calibrate, files
+from aurora_lora import calibrate
 from aurora_lora.errors import FormError, RunLockedError, UserError
 from aurora_lora.lab.report.groups import load_results
 from aurora_lora.train import (
-    CalibrationCallback,
     TrainedRun,
     load_recipe,
     load_run,
-    merging,
-    predicting,
     publish,
     recipe_files,
     train,
 )
-from aurora_lora.train.build import make_trainer
-from aurora_lora.train.distributed import peak_memory, reset_peak_memory, state
-from aurora_lora.train.evaluating import evaluate
+from aurora_lora.train.distributed import peak_memory, reset_peak_memory
+from aurora_lora.train.measuring import evaluate
 from aurora_lora.train.merging import merge
-from aurora_lora.train.predicting import load_predictor, predict
+from aurora_lora.train.predicting import predict
 from aurora_lora.train.results import chance_of, epochs_from_log
+from aurora_lora.train.run import make_trainer
 
 WriteRecipe = Callable[..., Path]
 LORA = {"name": "lora", "r": 2, "target_modules": ["query", "value"]}
@@ -143,14 +135,6 @@ def test_another_recipes_folder(run: TrainedRun, write_recipe: WriteRecipe) -> N
     assert "they differ in method.r (there 2, here 3), seed (there 0, here 1):" in str(caught.value)
 
 
-def test_what_others_write_into_the_folder_of_a_finished_run_is_left(run: TrainedRun, tmp_path: Path) -> None:
-    """The answers of an `aurora predict` that was interrupted, or still writes there."""
-    folder = shutil.copytree(run.folder, tmp_path / "copy")
-    (folder / f".answers.jsonl{files.PARTIAL}").write_text("half")
-    assert train(load_recipe(folder / "recipe.yaml"), folder).was_finished
-    assert (folder / f".answers.jsonl{files.PARTIAL}").read_text() == "half"
-
-
 def test_a_run_that_made_nothing_leaves_its_folder_to_the_next(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with pytest.raises(UserError, match="cannot be loaded"):
@@ -209,15 +193,6 @@ def test_a_recipe_of_the_users_own_is_not_replaced(change: str, write_recipe: Wr
     assert (folder / "recipe.yaml").read_text() == mine
 
 
-def test_a_run_goes_on_with_its_own_recipe(run: TrainedRun, write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    assert train(load_recipe(run.folder / "recipe.yaml"), run.folder).was_finished
-    folder = tmp_path / "other"
-    with pytest.raises(UserError, match="cannot be loaded"):
-        train(load_recipe(write_recipe(model=str(tmp_path))), folder)  # no model is there
-    with pytest.raises(UserError, match="cannot be loaded"):
-        train(load_recipe(folder / "recipe.yaml"), folder)
-
-
 @pytest.mark.parametrize("folder", ["/proc/run", "/sys/kernel/run"])
 def test_folder_that_cannot_be_written(write_recipe: WriteRecipe, folder: str) -> None:
     if not Path(folder).parent.is_dir():
@@ -229,7 +204,10 @@ def test_folder_that_cannot_be_written(write_recipe: WriteRecipe, folder: str) -
 def test_one_process_at_a_time(write_recipe: WriteRecipe, tmp_path: Path) -> None:
 
     (tmp_path / "run").mkdir()
-    with publish.lock(tmp_path / "run"), pytest.raises(RunLockedError, match=f"{tmp_path}/run: another aurora train"):
+    with (
+        publish.hold(tmp_path / "run" / ".lock", "taken"),
+        pytest.raises(RunLockedError, match=f"{tmp_path}/run: another aurora train"),
+    ):
         train(load_recipe(write_recipe()), tmp_path / "run")
 
 
@@ -261,22 +239,6 @@ def test_peak_memory_is_that_of_the_run() -> None:
     assert peak_memory() < before - 100
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is that of the process")
-def test_peak_memory_is_not_that_of_the_process_that_started_this_one() -> None:
-    code = "from aurora_lora.train.distributed import process_peak_memory; print(process_peak_memory())"
-    with mmap.mmap(-1, 1536 * 2**20) as large:
-        large.write(bytes([1]) * len(large))
-        started = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert float(started.stdout) < 1536
-
-
-def test_the_training_loss_of_an_epoch_is_its_own() -> None:
-    log: list[dict[str, Any]] = [{"loss": 4.0}, {"loss": 2.0}, {"eval_nll": 1.0, "epoch": 1, "step": 2}]
-    log += [{"loss": 1.0}, {"eval_nll": 0.5, "epoch": 2, "step": 3}]
-    assert [entry["train_loss"] for entry in epochs_from_log(log, ("nll",))] == [3.0, 1.0]
-
-
 def test_a_loss_counts_for_the_steps_that_it_is_of() -> None:
     """It is logged each few steps, and once more before an evaluation."""
     steps = ((3, 4.0), (6, 2.0), (8, 1.0), (9, 5.0), (12, 1.0))
@@ -306,45 +268,6 @@ def test_other_methods(write_recipe: WriteRecipe, tmp_path: Path, method: object
     for one, other in zip(*answers, strict=True):
         assert one["label"] == other["label"]
         assert one["probability"] == pytest.approx(other["probability"], abs=1e-5)
-
-
-def test_answers_are_computed_where_training_computes(
-    run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The device that Accelerate names, as for the trainer."""
-    merged = merge(load_run(run.folder), tmp_path / "merged").folder
-    moved: list[torch.nn.Module] = []
-    gpu, own_to = SimpleNamespace(type="gpu"), torch.nn.Module.to
-
-    def to(module: Any, *args: Any, **kwargs: Any) -> Any:
-        if args != (gpu,):
-            return own_to(module, *args, **kwargs)
-        moved.append(module)
-        return module
-
-    monkeypatch.setattr(torch.nn.Module, "to", to)
-    monkeypatch.setattr("aurora_lora.train.models.state", lambda: SimpleNamespace(device=gpu))
-    models = [load_predictor(folder).model for folder in (run.folder, merged)]
-    assert list(map(id, moved)) == list(map(id, models))
-    assert not any(model.training for model in models)
-    expected = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    assert expected is not None
-    assert state().device.type == expected.type
-
-
-def test_regression(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    task = {"name": "tiny-rating", "train_size": 64, "validation_size": 32, "test_size": 32}
-    run = train(load_recipe(write_recipe(task=task)), tmp_path / "run")
-    assert set(run.result["metric"]["by_form"]["calibrated"]) == {"pearson", "mse"}
-    assert set(predict(run.folder, ["good film"])[0]) == {"text", "value"}
-
-
-def test_bfloat16(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    run = train(load_recipe(write_recipe(), ["training.precision=bf16"]), tmp_path / "run")
-    assert load_file(run.folder / "adapter/adapter_model.safetensors")
-    assert evaluate(load_run(run.folder), forms=["calibrated"])["calibrated"] == pytest.approx(
-        run.result["metric"]["by_form"]["calibrated"], abs=2e-2
-    )
 
 
 # ---------------------------------------------------------------- afterwards
@@ -407,61 +330,6 @@ def test_merging_twice(run: TrainedRun, tmp_path: Path) -> None:
         merge(trained, output, form="static")
 
 
-def test_merging_into_the_current_folder(run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trained, here = load_run(run.folder), tmp_path / "here"
-    here.mkdir()
-    monkeypatch.chdir(here)
-    assert not merge(trained, ".", form="calibrated").was_there
-    assert merge(trained, here, form="calibrated").was_there
-    assert AutoModelForSequenceClassification.from_pretrained(".").config.num_labels == 2
-    first = {path.name: path.read_bytes() for path in Path().iterdir()}
-    assert "model.safetensors" in first
-    interrupted = Path(files.PARTIAL)  # a merge that was killed
-    interrupted.mkdir()
-    (interrupted / "model.safetensors").write_bytes(b"half")
-    assert not merge(trained, ".", form="static", overwrite=True).was_there
-    assert first.keys() == {path.name for path in Path().iterdir()}
-    assert first["model.safetensors"] != Path("model.safetensors").read_bytes()
-
-
-def test_the_same_merge_clears_away_what_a_killed_one_left(run: TrainedRun, tmp_path: Path) -> None:
-    """Killed before, between or after the two renames by which a new model takes the place of an earlier one."""
-    trained, output = load_run(run.folder), tmp_path / "models" / "merged"
-    partial, trash = (output.with_name(f".merged{ending}") for ending in (files.PARTIAL, files.TRASH))
-    merge(trained, output, form="calibrated")
-    for at in ("before", "between", "after"):
-        shutil.copytree(output, partial if at == "before" else trash)
-        if at == "between":
-            output.rename(partial)
-        assert merge(trained, output, form="calibrated", overwrite=True).was_there, at
-        assert [path.name for path in output.parent.iterdir()] == ["merged"], at
-
-
-def test_a_form_that_there_is_not_is_found_before_the_model_is_loaded(
-    run: TrainedRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(predicting, "load_trained_model", None)
-    with pytest.raises(FormError, match="form='merged' is not one of the aurora run"):
-        load_predictor(run.folder, form="merged")
-
-
-def test_a_folder_that_cannot_be_written_is_found_before_the_work(
-    run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class WorkError(Exception):
-        pass
-
-    def work(*_: Any) -> Any:
-        raise WorkError
-
-    monkeypatch.setattr(merging, "load_trained_model", work)
-    with pytest.raises(UserError, match="cannot write /proc/merged"):
-        merge(load_run(run.folder), "/proc/merged")
-    with pytest.raises(WorkError):
-        merge(load_run(run.folder), tmp_path / "merged")
-    assert not (tmp_path / "merged").exists()
-
-
 def test_merging_anew_keeps_what_was_added(run: TrainedRun, tmp_path: Path) -> None:
     trained, output = load_run(run.folder), tmp_path / "merged"
     merge(trained, output, form="calibrated")
@@ -476,24 +344,6 @@ def test_merging_anew_keeps_what_was_added(run: TrainedRun, tmp_path: Path) -> N
         if added.parent != output:
             added.parent.rmdir()
     assert not merge(trained, output, form="static", overwrite=True).was_there
-
-
-def test_what_is_added_while_a_model_is_merged_stays(
-    run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trained, output = load_run(run.folder), tmp_path / "merged"
-    merge(trained, output, form="calibrated")
-    load = merging.load_trained_model
-
-    def meanwhile(*args: Any) -> Any:
-        (output / "notes.txt").write_text("mine")
-        return load(*args)
-
-    monkeypatch.setattr(merging, "load_trained_model", meanwhile)
-    with pytest.raises(UserError, match=r"holds notes\.txt"):
-        merge(trained, output, form="static", overwrite=True)
-    assert (output / "notes.txt").read_text() == "mine"
-    assert {path.name for path in tmp_path.iterdir() if "merged" in path.name} == {"merged"}
 
 
 def test_a_users_own_files_stay_in_the_folder_of_a_run(write_recipe: WriteRecipe, tmp_path: Path) -> None:
@@ -535,15 +385,6 @@ def test_a_finished_run_is_what_was_written(run: TrainedRun) -> None:
         load_run(run.folder)
 
 
-def test_a_model_folder_that_lacks_weights(run: TrainedRun, tmp_path: Path) -> None:
-    merged = merge(load_run(run.folder), tmp_path / "merged").folder
-    weights = load_file(merged / "model.safetensors")
-    del weights["classifier.weight"]
-    save_file(weights, merged / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"its files lack classifier.weight, which would be random"):
-        predict(merged, ["good"])
-
-
 def test_unfinished_and_damaged_runs(run: TrainedRun, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"not the folder of a run: it has no recipe\.yaml"):
         load_run(tmp_path / "none")
@@ -573,41 +414,6 @@ def test_unfinished_and_damaged_runs(run: TrainedRun, tmp_path: Path) -> None:
     (run.folder / "result.json").unlink()
     with pytest.raises(UserError, match="not finished"):
         load_run(run.folder)
-
-
-def test_an_adapter_of_another_method_is_refused(run: TrainedRun) -> None:
-    config = run.folder / "adapter" / "adapter_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"peft_type": "LORA"}))
-    earlier = {name: value for name, value in run.result.items() if name != "adapter_sha256"}
-    (run.folder / "result.json").write_text(json.dumps(earlier))
-    with pytest.raises(UserError, match=r"holds an adapter of LORA, not of AURORA\.$"):
-        predict(run.folder, ["good"])
-
-
-def test_callback_in_transformers_own_trainer(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    """Evaluations score the calibrated form; without the callback they would score the dynamic one."""
-    trainer, data = make_trainer(load_recipe(write_recipe()), tmp_path / "none")
-    batches = data.calibration_batches(trainer.recipe.calibration)
-    args = TrainingArguments(
-        output_dir=str(tmp_path / "out"),
-        eval_strategy="steps",
-        eval_steps=4,
-        max_steps=8,
-        report_to="none",
-        use_cpu=True,
-    )
-    plain = Trainer(
-        trainer.model,
-        args,
-        train_dataset=data.splits["train"],
-        eval_dataset=data.splits["validation"],
-        data_collator=data.collate,
-        callbacks=[CalibrationCallback(batches)],
-    )
-    with tiny.no_warning(".*scores the dynamic form"):
-        plain.train()
-    assert trainer.model.peft_config["default"].calibrated
-    trainer.model.merge_and_unload()  # raises if the calibration were missing or stale
 
 
 def test_the_base_of_a_run_is_not_replaced_by_its_merge(

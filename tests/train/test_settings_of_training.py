@@ -15,12 +15,13 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from aurora_lora.errors import UserError
-from aurora_lora.train import TrainedRun, build, load_recipe, load_run, train
-from aurora_lora.train.build import load_trained_model, make_trainer
-from aurora_lora.train.evaluating import evaluate
+from aurora_lora.train import TrainedRun, load_recipe, load_run, train
+from aurora_lora.train import run as training
 from aurora_lora.train.kinds import KINDS
+from aurora_lora.train.measuring import evaluate
 from aurora_lora.train.merging import merge
 from aurora_lora.train.predicting import predict
+from aurora_lora.train.run import load_trained_model
 
 WriteRecipe = Callable[..., Path]
 
@@ -70,17 +71,6 @@ def test_a_single_step_is_no_warmup(write_recipe: WriteRecipe, tmp_path: Path) -
     single = ["training.epochs=1", "training.batch_size=256"]
     _, rates = run_with(write_recipe(), tmp_path / "run", *single)
     assert rates.rates == pytest.approx([2e-2])
-
-
-def test_the_warmup_is_a_share_of_the_steps_that_are_taken(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    changes = ["training.gradient_accumulation_steps=2", "training.warmup_ratio=0.3"]
-    trainer, _ = make_trainer(load_recipe(write_recipe(), changes), tmp_path)
-    assert trainer.args.warmup_steps == 4  # 3.6, rounded up, of 64 / (2 * 8) * 3 = 12
-
-
-def test_gradients_are_clipped_as_the_recipe_says(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    trainer, _ = make_trainer(load_recipe(write_recipe(), ["training.max_grad_norm=0.25"]), tmp_path)
-    assert trainer.args.max_grad_norm == 0.25
 
 
 PAPER_IN_HALF = ("method=aurora-paper", "method.target_modules=[query,value]", "training.precision=bf16")
@@ -170,12 +160,6 @@ def test_select_by(
     assert (changed["metric"]["selected_by"]["name"], changed["metric"]["selected_by"]["epoch"]) == ("accuracy", 1)
 
 
-def test_a_logger_that_is_not_there(write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match=r"package 'wandb' is missing: pip install 'aurora-lora\[wandb\]' installs it"):
-        run_with(write_recipe(), tmp_path / "run", "training.report_to=[wandb]")
-
-
 def test_tensorboard(write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: dict[str, list[float]] = {}
 
@@ -258,18 +242,6 @@ def test_a_quantised_base(write_recipe: WriteRecipe, tmp_path: Path, quantizatio
         assert found[0] == pytest.approx(found[1], abs=1e-5)
 
 
-def test_a_quantised_language_model(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    bitsandbytes: Any = pytest.importorskip("bitsandbytes")
-    model = tiny.save_language_model(tmp_path / "model", tied=False, width=64)
-    changes = {"task": {"name": "tiny-questions", "train_size": 32, "validation_size": 16, "test_size": 16}}
-    method = {"name": "aurora", "target_modules": ["q_proj", "down_proj"]}
-    recipe = write_recipe(model=model, **changes, method=method)
-    _, rates = run_with(recipe, tmp_path / "run", "model.quantization=nf4", "training.epochs=1")
-    layers = {name: type(module) for name, module in rates.model.named_modules()}
-    assert layers["base_model.model.lm_head"] is torch.nn.Linear
-    assert layers["base_model.model.model.layers.0.self_attn.k_proj"] is bitsandbytes.nn.Linear4bit
-
-
 def test_each_training_is_a_run_of_its_own(
     write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,7 +285,7 @@ def test_a_model_that_is_stored_quantised(
     trainable: bool,
     field: str,
 ) -> None:
-    own = build.base_for
+    own = training.base_for
 
     def stored(*given: Any) -> Any:
         base: Any = own(*given)
@@ -321,6 +293,6 @@ def test_a_model_that_is_stored_quantised(
         base.hf_quantizer = SimpleNamespace(is_trainable=trainable, quantization_config=SimpleNamespace(**STORED))
         return base
 
-    monkeypatch.setattr(build, "base_for", stored)
+    monkeypatch.setattr(training, "base_for", stored)
     with pytest.raises(UserError, match=rf"^{field}: .*stored quantised \(mxfp4\)"):
         train(load_recipe(write_recipe(method=method)), tmp_path / "run")

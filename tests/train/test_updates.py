@@ -5,16 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from aurora_lora import files
 from aurora_lora.errors import UserError
 from aurora_lora.train import load_recipe, load_run, train
-from aurora_lora.train.build import load_trained_model
-from aurora_lora.train.updates import saved_updates
+from aurora_lora.train.publish import saved_updates
+from aurora_lora.train.run import load_trained_model
 
 WriteRecipe = Callable[..., Path]
 TRAINING = {"epochs": 2, "batch_size": 16, "learning_rate": 2e-2, "threads": 1, "save_updates": True}
@@ -65,19 +63,6 @@ def base_layers(model: torch.nn.Module) -> dict[str, Any]:
     return {path.removeprefix("base_model.model.").removesuffix(".base_layer"): m for path, m in found.items()}
 
 
-@pytest.mark.parametrize("step", [2, 5])  # before the first checkpoint, and after it
-def test_a_run_that_goes_on_has_the_same_updates(write_recipe: WriteRecipe, tmp_path: Path, step: int) -> None:
-    recipe = load_recipe(write_recipe(training=TRAINING))
-    train(recipe, tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        train(recipe, tmp_path / "run", make_callbacks=lambda: [tiny.Stop(step)])
-    (tmp_path / "run" / "updates" / f".epoch-001.safetensors.1{files.PARTIAL}").write_bytes(b"half")
-    train(recipe, tmp_path / "run")
-    expected = {path.name: path.read_bytes() for path in (tmp_path / "whole" / "updates").iterdir()}
-    assert {path.name: path.read_bytes() for path in (tmp_path / "run" / "updates").iterdir()} == expected
-    assert len(expected) == 3
-
-
 def test_killed_on_the_way(
     aurora: Callable[..., list[dict[str, Any]]], write_recipe: WriteRecipe, tmp_path: Path
 ) -> None:
@@ -99,20 +84,6 @@ def test_killed_on_the_way(
     (done,) = aurora(order("run"))
     assert done["status"] == 0, done["stderr"]
     assert {path.name: path.read_bytes() for path in (tmp_path / "run" / "updates").iterdir()} == expected
-
-
-def test_an_epoch_without_an_evaluation_is_calibrated_with_the_recipes_ridge(
-    write_recipe: WriteRecipe, tmp_path: Path
-) -> None:
-    norms = []
-    for ridge in (1e-4, 1e3):
-        training = {**TRAINING, "eval_every": 3}  # an epoch is 4 steps
-        recipe = load_recipe(write_recipe(method=METHODS[0], training=training, calibration={"ridge": ridge}))
-        train(recipe, tmp_path / f"{ridge:g}")
-        found = load_file(saved_updates(tmp_path / f"{ridge:g}" / "updates")[1])
-        layers = [name.removesuffix("/left") for name in found if name.startswith("calibrated/") and "/left" in name]
-        norms.append(sum((found[f"{layer}/left"] @ found[f"{layer}/right"]).norm().item() for layer in layers))
-    assert abs(norms[0] - norms[1]) > 3e-4
 
 
 def test_methods_without_such_an_update_are_refused(write_recipe: WriteRecipe, tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from .common import (
     Overwrite,
     RunFolder,
     Split,
-    complain,
     note,
     print_json,
     quiet,
@@ -139,8 +138,6 @@ def gap(
             raise UserError(f"{folder} is an adapter: --data FILE says on which texts its merges are measured")
         with stderr().status(f"trying merges on {data.name}"):
             found = adapter_gap(folder, model, data, column=column or "text", encoding=encoding, **options)
-        if found.unlabelled is not None:
-            complain(f"aurora: {found.unlabelled}")
         report, subject = found.gap, f"{folder}, {data.name}"
         record = {"adapter": str(folder), "model": found.model, "data": str(data)}
         record |= {"texts": found.texts, "calibration_texts": found.calibration_texts}

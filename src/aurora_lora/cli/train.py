@@ -228,7 +228,7 @@ def rank(
         check_writable(output)
     quiet()
     make_models([plan.model])
-    from aurora_lora.train.ranking import ranking
+    from aurora_lora.train.measuring import ranking
 
     with stderr().status("probing"):
         record = ranking(plan, budget)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,10 +58,10 @@ def evaluate(
     hub. It is read with the columns and the classes of the run. A line says how many of its examples the run was
     trained on. Nothing is written.
     """
-    from aurora_lora.train.evaluating import evaluate as score
-    from aurora_lora.train.evaluating import evaluate_file
     from aurora_lora.train.finished_run import load_run
-    from aurora_lora.train.score_tables import print_scores
+    from aurora_lora.train.measuring import evaluate as score
+    from aurora_lora.train.measuring import evaluate_file
+    from aurora_lora.train.score_tables import score_table
 
     if data is not None and split is not None:
         raise UserError("--split goes without --data: all examples of FILE are scored")
@@ -85,7 +86,7 @@ def evaluate(
     if as_json and launched_as_main():
         print_json({"folder": str(folder), **record, "by_form": scores})
     elif launched_as_main():
-        print_scores(stdout(), title, run.recipe.method.name, scores, run.deployed_form)
+        stdout().print(replace(score_table(run.recipe.method.name, scores, run.deployed_form), title=title))
 
 
 def generate(

@@ -24,7 +24,7 @@ class Found(Protocol):
 
 def load_found(found: Found, overrides: Sequence[str]) -> RunRecipe:
     """Validate a recipe that was found already; by its name or file."""
-    return as_recipe(override(found.values(), overrides, (("", Recipe), ("", SubjectRecipe))), found.source)
+    return as_recipe(override(found.values(), overrides), found.source)
 
 
 def as_recipe(values: Any, source: str) -> RunRecipe:

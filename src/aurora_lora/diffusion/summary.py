@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -9,7 +10,7 @@ from rich.console import Console
 from ..data.metrics import METRICS
 from ..train.finished_run import FinishedRun
 from ..train.publish import ADAPTER, LORA, RECIPE, RESULT
-from ..train.score_tables import examples_scored, parameters, print_table, rate, scores_of
+from ..train.score_tables import examples_scored, parameters, rate, scores_of
 from .grid import GRID
 from .run import FORMS, IMAGES
 
@@ -17,7 +18,7 @@ from .run import FORMS, IMAGES
 def print_subject_run(console: Console, run: FinishedRun) -> None:
     """Scores of every form, parameter counts, and what was written."""
     result = run.result
-    print_table(console, f"{result['task']}: {examples_scored(result)}", scores_of(result))
+    console.print(replace(scores_of(result), title=f"{result['task']}: {examples_scored(result)}"))
     console.print(parameters(result), highlight=False)
     took, epochs = result["time"], result["epochs"]
     console.print(

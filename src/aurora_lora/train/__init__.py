@@ -13,10 +13,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .evaluating import FileScores, evaluate, evaluate_file
     from .exporting import Exported, export
     from .finished_run import TrainedRun, load_run
-    from .measuring import gap, learned_activation
+    from .measuring import FileScores, evaluate, evaluate_file, gap, learned_activation
     from .merging import Merged, merge
     from .predicting import Predictor, load_predictor, predict
     from .pretraining import pretrain
@@ -54,13 +53,12 @@ __all__ = [
 _NAMES_OF = {
     "trainer": "CalibrationCallback",
     "exporting": "Exported export",
-    "evaluating": "FileScores evaluate evaluate_file",
     "merging": "Merged merge",
     "predicting": "Predictor load_predictor predict",
     "pushing": "Pushed push",
     "recipe": "Recipe load_recipe",
     "finished_run": "TrainedRun load_run",
-    "measuring": "gap learned_activation",
+    "measuring": "FileScores evaluate evaluate_file gap learned_activation",
     "pretraining": "pretrain",
     "results": "read_result",
     "run": "train",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -119,13 +118,10 @@ def peak_memory() -> float:
 
 
 def process_peak_memory() -> float:
-    """The largest memory of this process in use, in MiB, whether there is a GPU or not; see `peak_memory`."""
-    if sys.platform == "win32":
-        return psutil.Process().memory_info().peak_wset / 2**20
-    with contextlib.suppress(OSError, StopIteration):  # Linux hands what getrusage says on from the process before
+    """The largest memory of this process in use, in MiB, whether there is a GPU or not; see `peak_memory`. Where the
+    system does not say (macOS), that in use now."""
+    with contextlib.suppress(OSError, StopIteration):  # Linux
         status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return int(next(line for line in status if line.startswith("VmHWM:")).split()[1]) / 2**10
-    import resource
-
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    now = psutil.Process().memory_info()
+    return float(getattr(now, "peak_wset", now.rss)) / 2**20

@@ -11,13 +11,12 @@ from ..deploy.export import check_replaceable
 from ..errors import ArgumentError, FormError, UserError
 from ..files import is_occupied, new_folder, settle
 from ..forms import FormName
-from .build import load_trained_model
 from .card import Facts, replaceable_card, write_lora_card
 from .finished_run import TrainedRun, as_run
 from .measuring import need_aurora
 from .models import check_dtype, exact_modules, padding_of
 from .publish import ADAPTER
-from .run import name_revision
+from .run import load_trained_model, name_revision
 
 
 class Exported(NamedTuple):

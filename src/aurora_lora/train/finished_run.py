@@ -23,7 +23,7 @@ from .kind_facts import TrainedWith
 from .publish import ADAPTER, DATA, LOGS, LORA, RECIPE, REFERENCE, RESULT, SPLITS, check_adapter
 from .recipe import CHANGE_NOTHING, Precision, Recipe, RunRecipe, flatten, task_name, validate
 from .results import Result, read_result
-from .score_tables import examples_scored, print_result, run_table, shown_table
+from .score_tables import examples_scored, print_result, run_table
 
 MERGE_NOTE = "aurora_merge.json"
 """The file in a merged model: what it was merged from, what it was trained on, and the sizes of its files."""
@@ -57,7 +57,7 @@ class FinishedRun:
 
     def _table(self) -> Any:
         title = f"{self.result['task']}, {self.result['model']}: {examples_scored(self.result)}"
-        return shown_table(title, run_table(self.result, self.reference))
+        return replace(run_table(self.result, self.reference), title=title)
 
     @property
     def forms(self) -> tuple[str, ...]:

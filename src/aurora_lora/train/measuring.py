@@ -1,29 +1,29 @@
-"""What is measured of an adapter before it is served: what merges lose (`aurora gap`), the learned activation
-(`aurora sigma`)."""
+"""What is measured of a finished run: its scores (`aurora evaluate`), what merges lose (`gap`), the learned activation
+(`sigma`); and of a recipe, where its weights would do most (`rank`)."""
 
 from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors import safe_open
 from torch import Tensor
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
+from ..data import SplitSizes
 from ..data.loading import reason
 from ..data.models import packaged_name
-from ..data.own.columns import number, text
-from ..data.own.source import OwnData, open_given
-from ..data.own.split import BadRow
+from ..data.own.kinds import OWN
+from ..data.own.source import OwnData, open_data, open_given
 from ..deploy import MergeGap, merge_gap
 from ..deploy.formats import check_quantization
 from ..deploy.gap import rounds_by_inputs
+from ..deploy.gradients import frozen_weights
 from ..deploy.hidden import hidden_values, sigma_along
 from ..deploy.merges import linear_layers
 from ..deploy.texts import even_sample
@@ -34,35 +34,36 @@ from ..methods.aurora import AuroraMethod
 from ..methods.base import PeftMethod
 from ..methods.parameters import left_random
 from ..methods.singular import START_FILE
+from ..methods.start import ALIGNED, EVA, PATTERNS, ProbedMethod
+from ..methods.targets import blocks_and_kinds
 from ..tuner import AuroraLayer, check_calibrated
 from ..tuner.adapters import plain_layers
-from ..tuner.peft_names import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from ..tuner.peft_names import CONFIG_NAME
 from ..values import check_finite
-from .build import make_trainer
-from .data import encode, in_batches
+from .data import check_record, cut_notes, encode, in_batches
 from .finished_run import TrainedRun, as_run
 from .kinds import kind_of
 from .models import (
     base_for,
     fill_padding,
     load_causal_model,
-    load_classifier,
     load_tokenizer,
     make_model,
     most_tokens,
     on_device,
-    reads_last_token,
     stored_quantization,
 )
 from .probing import kept_start
-from .publish import ADAPTER
+from .recipe import Recipe, either, own_source
+from .results import Scores, mean_scores
+from .run import load_trainer, make_trainer, score
 
-HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
-"""The last layer of a text classifier, as Transformers calls it."""
 LONGEST, BATCH = 512, 16
 """For the adapter of no run: tokens of a text, of which what is longer is cut; and texts of one forward pass."""
 POINTS, BINS = 41, 32
 """Points of a curve of sigma, and bins of a histogram."""
+TEST = "test"
+"""What new examples are to the task."""
 
 
 def need_aurora(run: TrainedRun, why: str = "have forms to compare") -> None:
@@ -71,7 +72,131 @@ def need_aurora(run: TrainedRun, why: str = "have forms to compare") -> None:
         raise UserError(f"{run.folder} is a run of {run.recipe.method.name}: only AuroRA runs {why}")
 
 
-# ---------------------------------------------------------------- a run
+# ---------------------------------------------------------------- scores
+
+
+def evaluate(
+    run: TrainedRun | Path | str,
+    *,
+    forms: Sequence[str] | str | None = None,
+    split: str | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Scores:
+    """The metrics of a finished run, scored again.
+
+    Args:
+        run: which, or its folder.
+        forms: which forms of it, or which one; all if None.
+        split: `"train"`, `"validation"` or a test set; None is what the result reports: the mean over its test sets.
+        callbacks: further Trainer callbacks, such as a progress bar.
+
+    Returns:
+        The metrics of each form, by name.
+
+    Raises:
+        FormError: the run has no such form.
+        UserError: no such split, or no form; the run, its data or its adapter cannot be read.
+        TypeError: `run` is neither a run nor a path.
+    """
+    run = as_run(run)
+    forms = run.chosen_forms(forms)
+    if split is not None:
+        run.check_split(split)
+    trainer, data = load_trainer(run, callbacks=callbacks)
+    splits = run.test_sets if split is None else (split,)
+    return mean_scores({name: score(run.recipe, trainer, data, name, forms) for name in splits})
+
+
+@dataclass(frozen=True)
+class FileScores:
+    """The scores of a run on a file, and what is to be known of them.
+
+    Args:
+        name: of the file or folder, with its split where it has several.
+        rows: of it.
+        in_training: how many of them are examples of the run's training split; None where that is not known.
+        examples: scored; of conversations, those without an answer within `task.max_length` are left out.
+        by_form: the metrics of each form.
+        notes: for people, a line each.
+    """
+
+    name: str
+    rows: int
+    in_training: int | None
+    examples: int
+    by_form: Scores
+    notes: tuple[str, ...]
+
+
+def evaluate_file(
+    run: TrainedRun | Path | str,
+    data: Path | str,
+    *,
+    forms: Sequence[str] | str | None = None,
+    encoding: str | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> FileScores:
+    """The scores of a finished run of the user's own data on new examples.
+
+    They are read with the columns, classes and `max_length` of the run, and scored in the units of its labels. Nothing
+    is written, and the run's own data need not be there.
+
+    Args:
+        run: which, or its folder.
+        data: what `task.test_data` may be: a file, a folder, or a data set of the hub.
+        forms: which forms of it, or which one; all if None.
+        encoding: of a text file; None is that of the data that the run was trained on.
+        callbacks: further Trainer callbacks, such as a progress bar.
+
+    Raises:
+        FormError: the run has no such form.
+        ArgumentError: the run is of no data of the user's own, or the data cannot be read.
+        UserError: a column is missing, a row cannot be used, or its label is none of the run's; or the model or the
+            adapter cannot be read.
+        TypeError: `run` is neither a run nor a path.
+    """
+    run, data = as_run(run), str(data)
+    forms = run.chosen_forms(forms)
+    section = run.recipe.task
+    kind = OWN.get(section.name)
+    if kind is None:
+        raise ArgumentError(
+            f"`data`: the run in {run.folder} is of {section.name}, whose examples come with the package or from the "
+            f"hub: only runs of your own data ({either(OWN)}) are scored on a file"
+        )
+    own, columns = own_source(kind, dict(section))
+    own = own if encoding is None else replace(own, encoding=encoding)
+    columns |= {name: given for name, given in run.columns.items() if name == "format"}
+    prompt: dict[str, Any] = {"form": section.prompt} if section.prompt else {}
+    ready = kind.prepare(open_given(data, own, TEST), columns, run.labels, **prompt)
+    piece = ready.pieces[TEST]
+    keys = ready.keys(piece)
+    in_training, note = _in_training(run, keys)
+    task = {"data": data, "validation_data": None, "test_data": None, "test_size": None}
+    recipe = run.recipe.model_copy(update={"task": section.model_copy(update=task)})
+    trainer, loaded = load_trainer(run, recipe, callbacks, ready.whole(TEST))
+    scores = score(recipe, trainer, loaded, TEST, forms)
+    notes = (*cut_notes(loaded.record or {}), note)
+    return FileScores(piece.name, len(keys), in_training, len(loaded.splits[TEST]), scores, notes)
+
+
+def _in_training(run: TrainedRun, keys: Sequence[bytes]) -> tuple[int | None, str]:
+    """How many of the examples the run was trained on, and that as a line; None where its data cannot tell."""
+    section = run.recipe.task
+    kind = OWN[section.name]
+    try:
+        own, columns = own_source(kind, dict(section))
+        ready = kind.prepare(open_data(own), columns, None)
+        sizes = SplitSizes(section.train_size, section.validation_size, section.test_size)
+        trained, record = ready.keys_of_training(sizes, section.split_seed)
+        check_record(run.folder, record)
+    except UserError as error:
+        return None, f"whether these examples were in the training data is not known: {error}"
+    count = sum(one in trained for one in keys)
+    return count, f"{count:,} of {len(keys):,} examples were in the training data"
+
+
+# ---------------------------------------------------------------- what merges lose
 
 
 def gap(
@@ -103,9 +228,8 @@ def gap(
     """
     run = as_run(run)
     if not isinstance(run.recipe.method, PeftMethod):
-        raise UserError(
-            f"{run.folder} is a run of {run.recipe.method.name}: only adapters of PEFT have a merge to measure"
-        )
+        name = run.recipe.method.name
+        raise UserError(f"{run.folder} is a run of {name}: only adapters of PEFT have a merge to measure")
     split = split or run.test_sets[0]
     run.check_split(split)
     check_count("examples", examples)
@@ -113,8 +237,7 @@ def gap(
     quantizations = [quantizations] if isinstance(quantizations, str) else quantizations
     for name in quantizations:
         check_quantization(name)
-    with tempfile.TemporaryDirectory() as nowhere:
-        trainer, data = make_trainer(run.recipe.in_float32, Path(nowhere), (), run.folder / ADAPTER)
+    trainer, data = load_trainer(run, run.recipe.in_float32)
     model: Any = trainer.model
     if CALIBRATED in run.forms:
         check_calibrated(model)
@@ -138,6 +261,107 @@ def gap(
     if kind.facts.scores_batches:
         wanted["metric"] = metric  # else merge_gap's own: the next token of language models, none of hidden states
     return merge_gap(model, batches, **wanted)
+
+
+@dataclass(frozen=True)
+class AdapterGap:
+    """What was measured of an adapter, on how many texts."""
+
+    gap: MergeGap
+    model: str
+    texts: int
+    calibration_texts: int
+    """How many texts merges rounded by, if any did: every other one of the file."""
+
+
+def adapter_gap(
+    adapter: Path,
+    model: str | None,
+    file: Path,
+    *,
+    column: str,
+    encoding: str | None,
+    quantizations: Sequence[str],
+    examples: int | None,
+) -> AdapterGap:
+    """What merges of a language model's adapter lose on the texts of a file; see `merge_gap`. The model is in float32.
+
+    Args:
+        adapter: a folder that PEFT has saved it in.
+        model: a packaged model, a local folder or a hub model; the one that the adapter names if None.
+        file: what `aurora train` and `aurora predict` read, or .txt, with a text in each line.
+        column: which one has the texts; rows without one are left out.
+        encoding: of a text file; None is UTF-8.
+        quantizations: see `merge_gap`. With any, or on a quantised base, every other text is for rounding, and none of
+            those is measured on.
+        examples: an even sample of so many texts; all if None.
+
+    Raises:
+        UserError: what is named cannot be loaded or does not fit, or there are too few texts.
+    """
+    for name in quantizations:
+        check_quantization(name)
+    check_count("examples", examples)
+    try:
+        settings = dict(read_json(adapter / CONFIG_NAME))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{adapter} is neither the folder of a run nor of an adapter: {reason(error)}") from error
+    if (kind := settings.get("task_type") or "CAUSAL_LM") != "CAUSAL_LM":
+        raise UserError(
+            f"{adapter / CONFIG_NAME}: task_type '{kind}' is not CAUSAL_LM: call aurora_lora.merge_gap(model, batches) "
+            "in Python"
+        )
+    base = str(model or packaged_name(str(settings.get("base_model_name_or_path") or "")) or "")
+    if not base:
+        raise ArgumentError(f"{adapter / CONFIG_NAME} names no base model: `model` says which")
+    rows = open_given(str(file), OwnData(str(file), encoding=encoding))["train"].data
+    if column not in rows.column_names:
+        raise ArgumentError(
+            f"{file} has no column '{column}' (it has {', '.join(rows.column_names)}): `column` names it"
+        )
+    texts = [text for text in rows[column] if isinstance(text, str) and text.strip()]
+    texts = [texts[place] for place in even_sample(len(texts), examples)]
+    rounds = bool(quantizations) or stored_quantization(base) is not None
+    if len(texts) < 1 + rounds:
+        why = ": it takes one to round by and one to measure on" if rounds else ""
+        raise UserError(f"{len(texts)} texts in column '{column}' of {file} are too few to measure on{why}")
+    measured, rounding = (texts[::2], texts[1::2]) if rounds else (texts, [])
+    adapted = _load(adapter, base, settings)
+    tokenizer = load_tokenizer(str(adapter) if (adapter / "tokenizer_config.json").is_file() else base)
+    fill_padding(adapted.config, tokenizer)
+    longest = min(LONGEST, tokenizer.model_max_length, most_tokens(adapted) or LONGEST)
+
+    def batches(chosen: Sequence[str]) -> list[Any]:
+        encoded = (encode(tokenizer, [some], longest)[0] for some in in_batches(chosen, BATCH))
+        return [dict(tokenizer.pad(some, return_tensors="pt")) for some in encoded]
+
+    merges: dict[str, Any] = {"merges": True, "quantizations": quantizations}
+    if rounding and rounds_by_inputs(adapted, **merges):
+        merges["rounding_batches"] = batches(rounding)
+    found = merge_gap(adapted, batches(measured), **merges)
+    return AdapterGap(found, base, len(measured), len(rounding))
+
+
+def _load(adapter: Path, base: str, settings: Mapping[str, Any]) -> Any:
+    """The adapter on its base, in eval mode, on the device that training computes on."""
+    if (adapter / START_FILE).exists() and settings.get("init_lora_weights") is True:
+        raise UserError(f"{adapter} belongs to a base weight that its run has changed: give the folder of the run")
+    plain = load_causal_model(base)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*[Mm]issing adapter keys")  # they would be as initialised
+            model: Any = PeftModel.from_pretrained(plain, str(adapter)).eval()
+    except Exception as error:  # PEFT and safetensors raise of many kinds on what does not fit
+        raise UserError(f"{adapter} cannot be loaded on {base}: {reason(error)}") from error
+    check_finite(model.state_dict().items(), f"{adapter} cannot be used")
+    if random := left_random(model):
+        raise UserError(f"{adapter} cannot be used: neither it nor {base} has weights for {random[0]}")
+    if not linear_layers(model):
+        raise UserError(f"{adapter} is an adapter of {settings.get('peft_type')}, which changes no layer: no merge")
+    return on_device(model)
+
+
+# ---------------------------------------------------------------- the learned activation
 
 
 def learned_activation(run: TrainedRun | Path | str, *, examples: int | None = None) -> dict[str, Any]:
@@ -165,8 +389,7 @@ def learned_activation(run: TrainedRun | Path | str, *, examples: int | None = N
     recipe, calibration = run.recipe, run.recipe.calibration
     if examples is not None:
         calibration = calibration.model_copy(update={"examples": min(examples, calibration.examples)})
-    with tempfile.TemporaryDirectory() as nowhere:
-        trainer, data = make_trainer(recipe.in_float32, Path(nowhere), (), run.folder / ADAPTER)
+    trainer, data = load_trainer(run, recipe.in_float32)
     set_seed(recipe.seed)
     start = kept_start(run.folder)
     base = base_for(recipe, data.processor, data.labels)
@@ -201,165 +424,81 @@ def _channels(path: str, before: AuroraLayer, after: AuroraLayer, name: str, z: 
     return channels
 
 
-# ---------------------------------------------------------------- an adapter that is no run's
+# ---------------------------------------------------------------- ranks by the gradient, before any training
 
 
-@dataclass(frozen=True)
-class AdapterGap:
-    """What was measured of an adapter, on how many texts."""
+def ranking(recipe: Recipe, budget: int | None = None) -> dict[str, Any]:
+    """Probe a recipe's model and share a budget out, as its run would do.
 
-    gap: MergeGap
-    model: str
-    texts: int
-    calibration_texts: int
-    """How many texts merges rounded by, if any did: every other one of the file."""
-    unlabelled: str | None = None
-    """Why a column `label` is not used, and there is no metric."""
-
-
-def adapter_gap(
-    adapter: Path,
-    model: str | None,
-    file: Path,
-    *,
-    column: str,
-    encoding: str | None,
-    quantizations: Sequence[str],
-    examples: int | None,
-) -> AdapterGap:
-    """What merges of an adapter lose on the texts of a file; see `merge_gap`. The model is in float32.
+    Where the recipe has a budget of its own, `target_modules` limits what that is spent on; without one, all linear
+    layers are probed, whatever modules the recipe adapts, but those that it excludes.
 
     Args:
-        adapter: a folder that PEFT has saved a causal language model's or a text classifier's adapter in.
-        model: a packaged model, a local folder or a hub model; the one that the adapter names if None.
-        file: what `aurora train` and `aurora predict` read, or .txt, with a text in each line. Of a classifier, numbers
-            in a column `label` are its labels.
-        column: which one has the texts; rows without one are left out.
-        encoding: of a text file; None is UTF-8.
-        quantizations: see `merge_gap`. With any, or on a quantised base, every other text is for rounding, and none of
-            those is measured on.
-        examples: an even sample of so many texts; all if None.
+        recipe: of AuroRA or LoRA.
+        budget: weights; the recipe's own if None.
+
+    Returns:
+        `budget`, `weights` (those that are used), `examples` (that were probed), `energy` (the share of the squared
+        gradient, as far as it was found, along the chosen directions), `left_out` (the recipe's options that say which
+        modules and ranks, and that the budget decides now), `exhausted` (layers that got every direction that was
+        looked for, and have more), `without_gradient` (layers that no gradient came through, which are not among
+        `layers`), `method` (the ordinary options, and `start: aligned` if the recipe has it) and `layers`: of each its
+        `layer`, `block` (its number in the list of blocks, or None), `kind` (its name in there), `d_out`, `d_in`,
+        `direction` (weights of one), `singular_values` and `rank`.
 
     Raises:
-        UserError: what is named cannot be loaded or does not fit, or there are too few texts.
+        UserError: no budget, a method without one, or one too small for any direction.
     """
-    for name in quantizations:
-        check_quantization(name)
-    check_count("examples", examples)
-    settings, outputs = _settings(adapter)
-    base = str(model or packaged_name(str(settings.get("base_model_name_or_path") or "")) or "")
-    if not base:
-        raise ArgumentError(f"{adapter / CONFIG_NAME} names no base model: `model` says which")
-    rows = _rows(file, column, encoding)
-    rows = [rows[place] for place in even_sample(len(rows), examples)]
-    rounds = bool(quantizations) or stored_quantization(base) is not None
-    if len(rows) < (2 if rounds else 1):
-        why = ": it takes one to round by and one to measure on" if rounds else ""
-        raise UserError(f"{len(rows)} texts in column '{column}' of {file} are too few to measure on{why}")
-    measured, rounding = (rows[::2], rows[1::2]) if rounds else (rows, [])
-    adapted = _load(adapter, base, settings, outputs)
-    tokenizer = load_tokenizer(str(adapter) if (adapter / "tokenizer_config.json").is_file() else base)
-    fill_padding(adapted.config, tokenizer, replace=reads_last_token(adapted.get_base_model()))
-    labels, unlabelled = None, None
-    if settings["task_type"] == "SEQ_CLS" and any(label is not None for *_, label in rows):
-        try:
-            labels = [_label(row, label, adapted.config.num_labels) for row, _, label in measured]
-        except BadRow as error:
-            unlabelled = f"the column 'label' of {file.name} is not used, and there is no metric: {error}"
-    limits = (LONGEST, tokenizer.model_max_length, most_tokens(adapted))
-    longest = min(limit for limit in limits if limit is not None)
-
-    def batches(chosen: Sequence[tuple[int, str, Any]], labels: Sequence[float] | None = None) -> list[Any]:
-        made = []
-        for places in in_batches(range(len(chosen)), BATCH):
-            encoded, _ = encode(tokenizer, [[chosen[place][1] for place in places]], longest)
-            batch = dict(tokenizer.pad(encoded, return_tensors="pt"))
-            made.append(batch if labels is None else {**batch, "labels": torch.tensor([labels[p] for p in places])})
-        return made
-
-    merges: dict[str, Any] = {"merges": True, "quantizations": quantizations}
-    if rounding and rounds_by_inputs(adapted, **merges):
-        merges["rounding_batches"] = batches(rounding)
-    found = merge_gap(adapted, batches(measured, labels), **merges)
-    return AdapterGap(found, base, len(measured), len(rounding), unlabelled)
-
-
-def _settings(adapter: Path) -> tuple[dict[str, Any], int | None]:
-    """PEFT's config of an adapter, with the kind of task, and the outputs of the classifier in its file, if it has one.
-
-    Of an adapter that does not say its kind of task, that is a classifier's where there is one.
-    """
-    weights, outputs = adapter / SAFETENSORS_WEIGHTS_NAME, None
+    options, left_out = dict(recipe.method.options), []
+    if not isinstance(recipe.method, ProbedMethod):
+        raise UserError(f"method.name: {recipe.method.name} takes no budget; aurora, its presets and lora do")
+    if budget is None and options.get("budget") is None:
+        raise ArgumentError("method.budget: this field must be given, or `budget`")
+    if options.get("budget") is None:
+        left_out = [name for name in ("target_modules", *PATTERNS) if options.pop(name, None)]
+        options |= {"start": "default"} if options.get("start") == EVA else {}
     try:
-        settings = dict(read_json(adapter / CONFIG_NAME))
-        if weights.is_file():
-            with safe_open(weights, "pt") as file:
-                sizes = [file.get_slice(key).get_shape()[0] for key in list(file.keys()) if key.endswith(HEADS)]
-            outputs = min(sizes, default=None)
-    except Exception as error:  # safetensors raises of many kinds
-        raise UserError(f"{adapter} is neither the folder of a run nor of an adapter: {reason(error)}") from error
-    kind = settings.get("task_type") or ("CAUSAL_LM" if outputs is None else "SEQ_CLS")
-    if kind not in ("CAUSAL_LM", "SEQ_CLS"):
-        raise UserError(
-            f"{adapter / CONFIG_NAME}: task_type '{kind}' is not one of CAUSAL_LM, SEQ_CLS: call "
-            "aurora_lora.merge_gap(model, batches) in Python"
-        )
-    return {**settings, "task_type": kind}, outputs
-
-
-def _rows(file: Path, column: str, encoding: str | None) -> list[tuple[int, str, Any]]:
-    """The rows that have a text: the number from 1, the text, and what stands in a column `label`."""
-    try:
-        piece = open_given(str(file), OwnData(str(file), encoding=encoding))["train"]
-    except ArgumentError as error:
-        raise ArgumentError(str(error).removeprefix("`split`: ")) from error  # there is no such argument here
-    names = piece.data.column_names
-    rows = list(piece.rows([name for name in names if name in (column, "label")])) if column in names else []
-    if column not in names:
-        raise ArgumentError(f"{file} has no column '{column}' (it has {', '.join(names)}): `column` names it")
-    found = []
-    for row, values in enumerate(rows, start=1):
-        said = values[column]
-        if said is None or (isinstance(said, str) and not said.strip()):
-            continue
-        try:
-            found.append((row, text(said, column), values.get("label")))
-        except BadRow as error:
-            raise UserError(f"{file}, row {row}: {error}") from error
-    return found
-
-
-def _label(row: int, given: Any, outputs: int) -> float:
-    """The number that a head of so many outputs is scored by.
-
-    Raises:
-        BadRow: there is none.
-    """
-    try:
-        label = number(given)
-    except BadRow as error:
-        raise BadRow(f"row {row}: {error}") from None
-    if outputs == 1:
-        return label
-    if not (label.is_integer() and 0 <= label < outputs):
-        raise BadRow(f"row {row}: the label {given!r:.40} is not the number of a class, 0 to {outputs - 1}")
-    return int(label)
-
-
-def _load(adapter: Path, base: str, settings: dict[str, Any], outputs: int | None) -> Any:
-    """The adapter on its base, in eval mode, on the device that training computes on."""
-    if (adapter / START_FILE).exists() and settings.get("init_lora_weights") is True:
-        raise UserError(f"{adapter} belongs to a base weight that its run has changed: give the folder of the run")
-    plain = load_classifier(base, outputs) if settings["task_type"] == "SEQ_CLS" else load_causal_model(base)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message=".*[Mm]issing adapter keys")  # they would be as initialised
-            model: Any = PeftModel.from_pretrained(plain, str(adapter)).eval()
-    except Exception as error:  # PEFT and safetensors raise of many kinds on what does not fit
-        raise UserError(f"{adapter} cannot be loaded on {base}: {reason(error)}") from error
-    check_finite(model.state_dict().items(), f"{adapter} cannot be used")
-    if random := left_random(model):
-        raise UserError(f"{adapter} cannot be used: neither it nor {base} has weights for {random[0]}")
-    if not linear_layers(model):
-        raise UserError(f"{adapter} is an adapter of {settings.get('peft_type')}, which changes no layer: no merge")
-    return on_device(model)
+        method = recipe.method.bind(options if budget is None else {**options, "budget": budget})
+    except ValueError as error:
+        raise UserError(f"method.{error}") from error
+    asked = recipe.model_copy(update={"method": method})
+    with tempfile.TemporaryDirectory() as nowhere:
+        trainer, _ = make_trainer(asked, Path(nowhere) / "checkpoints")
+        start = kept_start(Path(nowhere))
+    model: Any = trainer.model
+    assert start is not None
+    assert start.ranks is not None
+    resolved = start.resolved(asked).method
+    usual = resolved.bind({}).options
+    unusual = {name: value for name, value in resolved.options.items() if name not in usual or value != usual[name]}
+    weights = {path: weight for path, weight in frozen_weights(model).items() if path in start.spectra}
+    layers: list[dict[str, Any]] = [
+        {
+            "layer": path,
+            "block": block,
+            "kind": kind,
+            "d_out": weights[path].d_out,
+            "d_in": weights[path].d_in,
+            "direction": weights[path].d_in + weights[path].d_out,
+            "singular_values": start.spectra[path].tolist(),
+            "rank": start.ranks.get(path, 0),
+        }
+        for path, (block, kind) in blocks_and_kinds(weights).items()
+    ]
+    every = sum(value**2 for one in layers for value in one["singular_values"])
+    bought = sum(value**2 for one in layers for value in one["singular_values"][: one["rank"]])
+    most = {one["layer"]: min(one["d_out"], one["d_in"]) for one in layers}
+    return {
+        "schema": 1,
+        "budget": method.options["budget"],
+        "weights": sum(one["rank"] * one["direction"] for one in layers),
+        "examples": method.options["probe_examples"],
+        "energy": bought / every,
+        "left_out": left_out,
+        "exhausted": [
+            one["layer"] for one in layers if one["rank"] == len(one["singular_values"]) < most[one["layer"]]
+        ],
+        "without_gradient": list(start.without_gradient),
+        "method": {"name": resolved.name, **unusual, **({"start": ALIGNED} if options.get("start") == ALIGNED else {})},
+        "layers": layers,
+    }

@@ -21,13 +21,12 @@ from ..files import expanded, write_json
 from ..methods.base import BY_INPUTS, NEAREST, PeftMethod, merge_and_unload
 from ..methods.targets import untie_adapted
 from ..values import check_finite
-from .build import base_of, load_data, load_trained_model
 from .data import check_data, data_format
 from .finished_run import MERGE_NOTE, TrainedRun, as_run, merge_note
 from .kinds import kind_of
 from .models import FLOAT32, Processor, check_dtype, make_model, quantized, round_weights, stored_quantization
 from .publish import ADAPTER, adapter_digests
-from .run import trained_on
+from .run import base_of, load_data, load_trained_model, trained_on
 
 
 @dataclass(frozen=True)
@@ -79,20 +78,16 @@ def merge(
     form, output = form or run.deployed_form, Path(output)
     run.check_mergeable(form)
     check_dtype(dtype)
-    source: dict[str, Any] = {"adapter": adapter_digests(run.folder), "form": form, "version": __version__}
     if quantization is not None:
         check_quantization(quantization)
         if dtype != FLOAT32:
             raise ArgumentError(
                 f"`dtype` {dtype!r} does not go with `quantization`: what is not quantised stays in {FLOAT32}"
             )
-        source |= {"quantization": quantization, "round_by_inputs": round_by_inputs}
     elif round_by_inputs:
         raise ArgumentError("`round_by_inputs` goes with `quantization`: without it, no weight is rounded")
-    elif run.recipe.base.quantization is not None:
-        source |= {"dequantized": run.recipe.base.quantization}
-    if dtype != FLOAT32:
-        source["dtype"] = dtype
+    source: dict[str, Any] = {"adapter": adapter_digests(run.folder), "form": form, "version": __version__}
+    source |= {"dtype": dtype, "quantization": quantization, "round_by_inputs": round_by_inputs}
     files.settle(output)
     note = merge_note(output)
     if note and note["source"] == source and _sizes(output).items() >= note["files"].items():
@@ -106,8 +101,21 @@ def merge(
         raise ArgumentError(f"{output} is the model that {run.folder} was trained on and needs: choose another folder")
     _check_only_merge(output)
     files.check_new_folder(output)
-    was_quantized = run.recipe.base.quantization is not None or stored_quantization(run.recipe.base) is not None
-    plain, processor, rounding = _merged(run, form, quantization, round_by_inputs)
+    stored = stored_quantization(run.recipe.base)
+    was_quantized = run.recipe.base.quantization is not None or stored is not None
+    rounding: QuantizedMerge | None = None
+    if quantization is not None and stored is not None:
+        raise ArgumentError(
+            f"{run.recipe.model} is stored quantised ({stored}): merge without `quantization`, into its "
+            "dequantised weights; to choose the format, train on the unquantised model with `model.quantization`"
+        )
+    if quantization is not None:
+        plain, processor, rounding = _merged_into(run, form, quantization, round_by_inputs)
+    elif was_quantized:
+        plain, processor = _merged_dequantized(run, form)
+    else:
+        model, processor = load_trained_model(run.in_float32)
+        plain = run.recipe.method.merge(model, form)
     check_finite(plain.named_parameters(), "the merged model cannot be written")
     if dtype != FLOAT32:
         round_weights(plain, dtype)
@@ -129,33 +137,16 @@ def merge(
     return Merged(output, form, False, rounding)
 
 
-def _merged(
-    run: TrainedRun, form: str, quantization: str | None, round_by_inputs: bool
-) -> tuple[PreTrainedModel, Processor, QuantizedMerge | None]:
-    """The merged model, its tokenizer or image processor, and what rounding by the inputs has lost."""
-    stored = stored_quantization(run.recipe.base)
-    if quantization is not None:
-        if stored is not None:
-            raise ArgumentError(
-                f"{run.recipe.model} is stored quantised ({stored}): merge without `quantization`, into its "
-                "dequantised weights; to choose the format, train on the unquantised model with `model.quantization`"
-            )
-        return _merged_into(run, form, quantization, round_by_inputs)
-    if run.recipe.base.quantization is not None or stored is not None:
-        return *_merged_dequantized(run, form), None
-    model, processor = load_trained_model(run.in_float32)
-    return run.recipe.method.merge(model, form), processor, None
-
-
 def _merged_into(
     run: TrainedRun, form: str, quantization: str, round_by_inputs: bool
 ) -> tuple[PreTrainedModel, Processor, QuantizedMerge | None]:
-    """The base of a run in a format, see `deploy.formats.QUANTIZATIONS`, with its adapter merged."""
+    """The base of a run in a format, see `deploy.formats.QUANTIZATIONS`, with its adapter merged; its tokenizer or
+    image processor; and what rounding by the inputs has lost."""
     recipe = run.in_float32.recipe.unquantized
     method = recipe.method
     if not isinstance(method, PeftMethod) or method.base_use == "start":
         raise ArgumentError(
-            f"{run.folder} is a run of {recipe.method.name}, whose update is not one of a quantised base: merge it "
+            f"{run.folder} is a run of {method.name}, whose update is not one of a quantised base: merge it "
             "without `quantization`"
         )
     if (BY_INPUTS if round_by_inputs else NEAREST) not in method.quantised_merges:

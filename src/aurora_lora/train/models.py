@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import re
 import tempfile
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, cast
@@ -18,7 +17,6 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     BaseImageProcessor,
     BitsAndBytesConfig,
@@ -26,7 +24,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from ..data import Task
 from ..data.loading import NO_CODE, OnlyPicklesError, check_attention, only_pickles, reason
@@ -38,9 +35,8 @@ from ..errors import ArgumentError, UserError, one_line
 from ..files import expanded, file_digest, plain_write_errors
 from ..methods.base import apply_method, load_finite
 from ..methods.parameters import head_modules, is_head, mark_random, marked_random
-from ..values import is_number, require
 from .distributed import state
-from .kind_facts import Facts, facts_of
+from .kind_facts import facts_of
 from .recipe import ModelSection, Precision, Recipe
 
 FLOAT32 = "float32"
@@ -60,11 +56,7 @@ _POSITIONS = ("position_embeddings", "wpe", "embed_positions")
 @contextmanager
 def loading(base: ModelSection | str) -> Iterator[tuple[str, Mapping[str, str]]]:
     """Where a model is, and its revision as an argument of `from_pretrained`, if it has one; whatever is raised within
-    the block is a UserError that says that it cannot be loaded.
-
-    Args:
-        base: the recipe's section; or a packaged model, a local folder or a hub model.
-    """
+    the block is a UserError that says that it cannot be loaded."""
     base = ModelSection(name=base) if isinstance(base, str) else base
     where = {} if base.revision is None else {"revision": base.revision}
     try:
@@ -72,28 +64,20 @@ def loading(base: ModelSection | str) -> Iterator[tuple[str, Mapping[str, str]]]
     except UserError:
         raise
     except Exception as error:  # Transformers and tokenizers raise of every kind on files that are damaged
-        is_here = base.name in MODELS or expanded(base.name).exists()
-        no_folder = "" if is_here else ", which is no folder here,"
+        no_folder = "" if base.name in MODELS or expanded(base.name).exists() else ", which is no folder here,"
         at = "" if base.revision is None else f" at revision '{base.revision}'"
-        packaged = next((name for name, one in MODELS.items() if not is_here and one.hub_id == base.name), None)
-        hint = f"; what was trained on the packaged model of this id needs that: '{packaged}'" if packaged else ""
-        raise UserError(f"model: '{base.name}'{no_folder}{at} cannot be loaded: {reason(error)}{hint}") from error
+        raise UserError(f"model: '{base.name}'{no_folder}{at} cannot be loaded: {reason(error)}") from error
 
 
 def load_tokenizer(model: ModelSection | str) -> PreTrainedTokenizerBase:
     """The tokenizer of a packaged model, a local folder or a hub model; it can pad.
 
     Raises:
-        UserError: it cannot be loaded, has no token to pad with, or names a longest text that is no number of tokens.
+        UserError: it cannot be loaded, or has no token to pad with.
     """
     with loading(model) as (source, where):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **where, **NO_CODE)
-        length: Any = tokenizer.model_max_length
-        if length == math.inf:
-            length = VERY_LARGE_INTEGER  # as of tokenizers that name no limit
-        is_whole = is_number(length) and length >= 1 and int(length) == length
-        require(is_whole, "the tokenizer's model_max_length", length, "a whole number of tokens from 1")
-        tokenizer.model_max_length = int(length)
+        tokenizer.model_max_length = int(min(tokenizer.model_max_length, 1e30))  # infinite where it names no limit
         tokenizer.truncation_side = "right"  # texts are cut at their end, whatever it says
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -142,18 +126,21 @@ def load_base_model(
         UserError: it cannot be loaded.
     """
     base = ModelSection(name=base) if isinstance(base, str) else base
-    facts, config = facts_of(task), load_config(base)
+    facts = facts_of(task)
+    config: Any = load_config(base)
     with loading(base) as (source, where):
         if exact and config.dtype != dtype:
             dtype = torch.float32
         fill_padding(config, processor)
-        set_head(config, facts, names or task.labels or (task.name,))
         more: dict[str, Any] = dict(where)
-        if facts.problem_type is not None:  # a head that was trained on other classes is replaced
+        if facts.problem_type is not None:  # a new head, which replaces one that was trained on other classes
+            config.id2label = dict(enumerate(names or task.labels or (task.name,)))
+            config.label2id = {label: index for index, label in config.id2label.items()}
+            config.problem_type = facts.problem_type
             more["ignore_mismatched_sizes"] = True
         kind = getattr(transformers, facts.auto)
         if base.attention is not None:
-            more["attn_implementation"] = config._attn_implementation = base.attention
+            more["attn_implementation"] = base.attention
         else:
             check_attention(config)
         if base.quantization is not None:
@@ -161,20 +148,14 @@ def load_base_model(
             with torch.device("meta"):
                 heads = head_modules(kind.from_config(config, **NO_CODE))
             more |= _bitsandbytes(base.quantization, heads, dtype)
-        loaded = _trainable(_pretrained(kind, source, config, dtype=dtype, **more))
+        loaded: Any = _pretrained(kind, source, config, dtype=dtype, **more)
+        for module in loaded.modules():  # on some CPUs bitsandbytes packs 4-bit weights in an evaluation, for good
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
         if reads_last_token(loaded):
             fill_padding(loaded.config, processor, replace=True)
-        cast(Any, loaded).base_commit = digest_of(source) or cached_commit(source, base.revision)
-        return loaded
-
-
-def set_head(config: Any, facts: Facts, labels: Sequence[str]) -> None:
-    """Write the head that a kind of task needs into a model's configuration, where it needs a new one."""
-    if facts.problem_type is not None:
-        config.num_labels = len(labels)
-        config.id2label = dict(enumerate(labels))
-        config.label2id = {label: index for index, label in enumerate(labels)}
-        config.problem_type = facts.problem_type
+        loaded.base_commit = digest_of(source) or cached_commit(source, base.revision)
+    return cast(PreTrainedModel, loaded)
 
 
 def load_causal_model(model: str) -> PreTrainedModel:
@@ -188,26 +169,8 @@ def load_causal_model(model: str) -> PreTrainedModel:
         return _pretrained(AutoModelForCausalLM, source, config, dtype=torch.float32)
 
 
-def load_classifier(model: str, labels: int | None) -> PreTrainedModel:
-    """The pretrained model with a head for texts, in float32.
-
-    Args:
-        model: a packaged model, a local folder or a hub model.
-        labels: how many classes; as the model says if None.
-
-    Raises:
-        UserError: it cannot be loaded.
-    """
-    config = load_config(model)
-    if labels is not None:
-        config.num_labels = labels
-    with loading(model) as (source, _):
-        kind, more = AutoModelForSequenceClassification, {"ignore_mismatched_sizes": True}  # the adapter's head counts
-        return _pretrained(kind, source, config, dtype=torch.float32, **more)
-
-
 def _pretrained(kind: Any, source: str, config: Any, **more: Any) -> PreTrainedModel:
-    """The pretrained model; of what the checkpoint has no weights for, poolers and classifiers count to the head.
+    """The pretrained model. Of what the checkpoint has no weights for, poolers and classifiers count to the head.
 
     Raises:
         ValueError: a weight of its body has another shape than its config says, or is missing.
@@ -215,14 +178,26 @@ def _pretrained(kind: Any, source: str, config: Any, **more: Any) -> PreTrainedM
     loaded: PreTrainedModel
     loaded, info = from_safetensors(kind, source, config=config, **more)
     for key, *shapes in sorted(info["mismatched_keys"], key=str):
-        if not is_head(loaded, key):  # a head of other classes is replaced
+        if not is_head(loaded, key):
             stored, wanted = (tuple(shape) for shape in shapes)
             raise ValueError(f"its config does not fit its weights: {key} is {stored}, and the config says {wanted}")
-    random = _without_weights(loaded, info["missing_keys"])
-    if others := [path for path in random if not _belongs_to_head(loaded, path)]:
+    random = list(
+        dict.fromkeys(
+            key.rpartition(".")[0]
+            for key, weight in loaded.named_parameters()
+            if key in info["missing_keys"] and not is_head(loaded, key)
+            if (weight != weight.flatten()[0]).any()  # a norm starts with one value, the same at each load
+        )
+    )
+    poolers = [path for path in random if _POOLER in path.split(".")]
+    labels = config.num_labels
+    classifiers = [
+        path for path in random if "." not in path and getattr(loaded.get_submodule(path), "out_features", 0) == labels
+    ]
+    if others := [path for path in random if path not in (*poolers, *classifiers)]:
         raise ValueError(f"its files have no weights for {', '.join(others[:3])}, which would be random")
     if loaded.base_model is loaded:  # all body: nothing comes behind a pooler
-        random = [path for path in random if _POOLER not in path.split(".")]
+        random = [path for path in random if path not in poolers]
     if random and getattr(loaded, "is_quantized", False):
         raise ValueError(f"its files have no weights for {random[0]}, which cannot be trained quantised")
     mark_random(loaded, random)
@@ -232,61 +207,20 @@ def _pretrained(kind: Any, source: str, config: Any, **more: Any) -> PreTrainedM
 def from_safetensors(kind: Any, source: str, **more: Any) -> tuple[Any, dict[str, Any]]:
     """A model of Transformers and the report of its loading.
 
-    Args:
-        kind: the auto class.
-        source: a folder or a hub model.
-        more: arguments of `from_pretrained`.
-
     Raises:
         OnlyPicklesError: its weights are there as pickles alone.
     """
     where = {"revision": more["revision"]} if more.get("revision") is not None else {}
-    try:
-        if "attn_implementation" not in more:  # which counts in the place of the config's
-            check_attention(more.get("config") or AutoConfig.from_pretrained(source, **where, **NO_CODE))
-        loaded: tuple[Any, dict[str, Any]] = kind.from_pretrained(
-            source,
-            use_safetensors=True,  # a pickle can run code
-            output_loading_info=True,
-            **NO_CODE,
-            **more,
-        )
-        return loaded
+    if "attn_implementation" not in more:  # which counts in the place of the config's
+        check_attention(more.get("config") or AutoConfig.from_pretrained(source, **where, **NO_CODE))
+    try:  # a pickle can run code
+        found = kind.from_pretrained(source, use_safetensors=True, output_loading_info=True, **NO_CODE, **more)
+        return cast(tuple[Any, dict[str, Any]], found)
     except Exception as error:  # Transformers, safetensors and the hub's client raise of many kinds
         if (file := only_pickles(source, **where)) is not None:
-            raise OnlyPicklesError(file, source, _converting(kind, more.get("config")), **where) from error
+            written = getattr(more.get("config"), "architectures", None) or (kind.__name__,)
+            raise OnlyPicklesError(file, source, written[0], **where) from error
         raise
-
-
-def _converting(kind: Any, config: Any) -> str:
-    """The class that writes all of a checkpoint's weights again, and no new head or pooler: the one that it was
-    written by."""
-    name = str(kind.__name__)
-    head = name.removeprefix("AutoModel")
-    written = getattr(config, "architectures", None) or ()
-    if config is None or head == "ForCausalLM" or any(one.endswith(head) for one in written):
-        return name
-    return next((one for one in written if hasattr(transformers, one)), "AutoModel")
-
-
-def _belongs_to_head(model: PreTrainedModel, path: str) -> bool:
-    """Whether a module is a pooler, or the classifier of a model that has no name for its body, as CLIP's."""
-    layer = model.get_submodule(path)
-    is_classifier = isinstance(layer, nn.Linear) and layer.out_features == getattr(model.config, "num_labels", None)
-    return _POOLER in path.split(".") or (is_classifier and "." not in path)
-
-
-def _without_weights(model: PreTrainedModel, missing: Collection[str]) -> list[str]:
-    """The modules outside the head that a checkpoint without these weights leaves as they were drawn at random.
-
-    What starts with one value, as a norm does, is the same at each load.
-    """
-    found = {
-        key.rpartition(".")[0]: None
-        for key, parameter in model.named_parameters()
-        if key in missing and not is_head(model, key) and (parameter != parameter.flatten()[0]).any()
-    }
-    return list(found)
 
 
 # ---------------------------------------------------------------- the method on it
@@ -296,12 +230,6 @@ def make_model(
     recipe: Recipe, base: PreTrainedModel, adapter: Path | None = None, kept: Path | None = None
 ) -> nn.Module:
     """The recipe's method on a pretrained model: new, or as it was saved in `adapter`.
-
-    Args:
-        recipe: what to train.
-        base: the pretrained model.
-        adapter: folder of a trained adapter.
-        kept: folder for what is costly to compute, and the same when the run goes on.
 
     Raises:
         UserError: the method does not fit the model, or the saved adapter cannot be read.
@@ -333,15 +261,9 @@ def checkpoint_activations(model: nn.Module) -> None:
 
 
 def quantization_of(config: PretrainedConfig) -> str | None:
-    """How the weights of a model are quantised as they are stored, by Transformers' name for it; None if they are not.
-
-    Args:
-        config: its configuration.
-    """
-    fields = _quantization(config)
-    method = fields.get("quant_method")
-    if method is None and (fields.get("load_in_4bit") or fields.get("load_in_8bit")):
-        method = "bitsandbytes"  # the first to have configurations, which did not say so
+    """How the weights of a model with this configuration are quantised as they are stored, by Transformers' name for
+    it; None if they are not."""
+    method = _quantization(config).get("quant_method")
     return None if method is None else str(getattr(method, "value", method))
 
 
@@ -362,28 +284,22 @@ def exact_modules(config: PretrainedConfig) -> list[str]:
 def quantized(base: PreTrainedModel, quantization: str) -> PreTrainedModel:
     """A loaded model as Transformers loads it in this format: 4 bits compute in bfloat16 on a GPU, else in float32.
 
-    Args:
-        base: the model.
-        quantization: "nf4", "fp4" or "int8".
-
     Raises:
         UserError: bitsandbytes is missing, or there is no room for a copy of the base.
     """
     check_quantization(quantization)
-    kind, name = type(base), base.config.name_or_path
     compute = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     settings = _bitsandbytes(quantization, head_modules(base), compute)
     with tempfile.TemporaryDirectory() as folder:
         with plain_write_errors(Path(folder)):
             base.save_pretrained(folder)
-        found: PreTrainedModel = kind.from_pretrained(folder, dtype=torch.float32, **settings, **NO_CODE)
-    found.config.name_or_path = name
+        found: PreTrainedModel = type(base).from_pretrained(folder, dtype=torch.float32, **settings, **NO_CODE)
+    found.config.name_or_path = base.config.name_or_path
     mark_random(found, marked_random(base))
     return found
 
 
 def _quantization(config: PretrainedConfig) -> Mapping[str, Any]:
-    """The fields of a configuration that say how its model is quantised."""
     stored: Any = getattr(config, "quantization_config", None) or {}
     return stored if isinstance(stored, dict) else vars(stored)
 
@@ -396,15 +312,6 @@ def _bitsandbytes(quantization: str, heads: list[str], compute: torch.dtype) -> 
     else:
         more |= {"load_in_4bit": True, "bnb_4bit_quant_type": quantization, "bnb_4bit_compute_dtype": compute}
     return {"device_map": {"": state().device}, "quantization_config": cast(Any, BitsAndBytesConfig)(**more)}
-
-
-def _trainable(base: PreTrainedModel) -> PreTrainedModel:
-    """The base, with gradients after an evaluation, too: for that, on some CPUs, bitsandbytes packs 4-bit weights."""
-    module: Any
-    for module in base.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-    return base
 
 
 # ---------------------------------------------------------------- which commit it is of
@@ -422,19 +329,13 @@ def commit_of(model: nn.Module) -> str | None:
 def digest_of(source: str) -> str | None:
     """The sha256 of the weights of a model that was pretrained here, which another machine makes otherwise; of any
     other folder or model None."""
-    weights = expanded(source) / "model.safetensors"
-    is_made_here = weights.with_name(RESULT_OF_PRETRAINING).is_file()
-    return f"sha256:{file_digest(weights)}" if is_made_here else None
+    folder = expanded(source)
+    is_made_here = (folder / RESULT_OF_PRETRAINING).is_file()
+    return f"sha256:{file_digest(folder / 'model.safetensors')}" if is_made_here else None
 
 
 def cached_commit(source: str, revision: str | None = None, file: str = "config.json") -> str | None:
-    """The commit that the hub's cache has of what was just loaded; None for a folder.
-
-    Args:
-        source: the folder or hub id that it was loaded from.
-        revision: that was asked for.
-        file: one that was loaded.
-    """
+    """The commit that the hub's cache has of what was just loaded; None for a folder."""
     if expanded(source).exists():
         return None
     found = try_to_load_from_cache(source, file, revision=revision)
@@ -443,26 +344,14 @@ def cached_commit(source: str, revision: str | None = None, file: str = "config.
 
 
 def warn_of_another_commit(folder: Path, result: Mapping[str, Any], here: str | None) -> None:
-    """Warn where a finished run was trained on another commit of its base model than was loaded now.
-
-    Args:
-        folder: of the run.
-        result: of the run.
-        here: `commit_of` what was loaded.
-    """
+    """Warn where a finished run was trained on another commit of its base model than was loaded now."""
     there, name = result.get("model_commit"), result["model"]
     if there is None or here is None or there == here:
         return
-    said = (
-        f"{folder} was trained on commit {there} of {name}, and commit {here} was loaded: "
-        f"`model: {{name: {name}, revision: {there}}}` in its recipe.yaml loads that one"
-    )
+    hint = f"`model: {{name: {name}, revision: {there}}}` in its recipe.yaml loads that one"
     if there.startswith("sha256:"):  # see `digest_of`
-        said = (
-            f"{folder} was trained on another {name} than this machine has pretrained ({there:.14}, here {here:.14}), "
-            "and does not fit this one: copy its folder from the cache of the machine that trained it"
-        )
-    warnings.warn(said, stacklevel=2)
+        hint = "copy that model's folder from the cache of the machine that trained the run"
+    warnings.warn(f"{folder} was trained on {there} of {name}, and {here} was loaded: {hint}", stacklevel=2)
 
 
 # ---------------------------------------------------------------- padding and positions
@@ -482,13 +371,12 @@ def fill_padding(config: Any, processor: Processor, *, replace: bool = False) ->
         processor: its tokenizer; nothing is done of images.
         replace: also one that it names; see `reads_last_token`.
     """
-    if not isinstance(processor, PreTrainedTokenizerBase):
-        return
-    texts = config.get_text_config()  # itself, where a model sees nothing else
-    for one in (config, texts):
-        is_open = replace or getattr(one, "pad_token_id", None) is None
-        if is_open and (one is texts or hasattr(one, "pad_token_id")):
-            one.pad_token_id = processor.pad_token_id
+    if isinstance(processor, PreTrainedTokenizerBase):
+        texts = config.get_text_config()  # itself, where a model sees nothing else
+        for one in (config, texts):
+            is_open = replace or getattr(one, "pad_token_id", None) is None
+            if is_open and (one is texts or hasattr(one, "pad_token_id")):
+                one.pad_token_id = processor.pad_token_id
 
 
 def reads_last_token(model: nn.Module) -> bool:
@@ -502,16 +390,6 @@ def longest_text(max_length: int | None, processor: Processor) -> int | None:
     if max_length is None or not isinstance(processor, PreTrainedTokenizerBase):
         return None
     return min(max_length, processor.model_max_length)
-
-
-def check_positions(model: nn.Module, name: str, max_length: int) -> None:
-    """Raise a UserError where texts of so many tokens have more positions than the model has embeddings of.
-
-    Most tokenizers state that limit, and texts are cut at it.
-    """
-    limit = most_tokens(model)
-    if limit is not None and max_length > limit:
-        raise UserError(f"task.max_length: {max_length} tokens are more than the {limit} positions of {name}")
 
 
 def most_tokens(model: nn.Module) -> int | None:
@@ -534,17 +412,10 @@ def positions(config: PretrainedConfig) -> int | None:
 def cached_width(config: PretrainedConfig) -> int:
     """How many numbers a causal language model keeps as the keys and values of one token, in all layers; an upper
     bound where they are kept compressed, or where a layer keeps a state instead."""
-    if getattr(config, "is_heterogeneous", False):  # Gemma 4: its layers differ
-        return sum(map(_cached_in_a_layer, cast(Any, config).per_layer_config))
-    return int(config.num_hidden_layers) * _cached_in_a_layer(config)
-
-
-def _cached_in_a_layer(config: PretrainedConfig) -> int:
     heads = getattr(config, "num_attention_heads", None) or 1
-    one = getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False)  # Falcon
-    groups = getattr(config, "num_key_value_heads", None) or (1 if one else heads)
+    groups = getattr(config, "num_key_value_heads", None) or heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return 2 * int(groups * width)
+    return 2 * int(config.num_hidden_layers * groups * width)
 
 
 def room(model: Any, max_new_tokens: int) -> tuple[int, int]:
@@ -588,8 +459,7 @@ def check_dtype(dtype: str) -> None:
 
 def precision_of(dtype: str) -> Precision:
     """What recipes call a dtype."""
-    found: Any = next(name for name, one in PRECISIONS.items() if one == DTYPES[dtype])
-    return found  # type: ignore[no-any-return]
+    return cast(Precision, next(name for name, one in PRECISIONS.items() if one == DTYPES[dtype]))
 
 
 def on_device(model: M) -> M:
@@ -601,34 +471,22 @@ def on_device(model: M) -> M:
 
 
 def compute_in(model: nn.Module, dtype: str) -> None:
-    """Let a model, plain or of PEFT, compute in a dtype as a training of that precision does, whatever calls it.
-
-    Args:
-        model: on the device that it stays on.
-        dtype: see `DTYPES`.
-    """
+    """Let a model, plain or of PEFT, compute in a dtype as a training of that precision does, whatever calls it."""
     plain: Any = plain_model(model)
-    device = next(plain.parameters()).device.type
-    plain.forward = torch.autocast(device, DTYPES[dtype])(plain.forward)
+    plain.forward = torch.autocast(next(plain.parameters()).device.type, DTYPES[dtype])(plain.forward)
 
 
 def round_weights(model: PreTrainedModel, dtype: str) -> None:
-    """Round a model's weights and buffers where they are, and say so in its configuration.
-
-    Args:
-        model: unquantised.
-        dtype: see `DTYPES`.
+    """Round a model's weights, and the buffers that are saved, where they are, and say so in its configuration.
 
     Raises:
         NotFiniteError: a number is too large for the dtype.
     """
     kept = model.state_dict().keys()  # without the constants of masks and the like, which are not saved
-    buffers = ((name, buffer) for name, buffer in model.named_buffers() if name in kept)
-    for name, tensor in (*model.named_parameters(), *buffers):
-        if tensor.is_floating_point():
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and (name in kept or isinstance(tensor, nn.Parameter)):
             tensor.data = rounded(name, tensor.detach(), DTYPES[dtype])
     config: Any = model.config
-    parts = (getattr(config, name, None) for name in getattr(config, "sub_configs", ()))
-    for one in (config, *parts):
+    for one in (config, *(getattr(config, part, None) for part in config.sub_configs)):
         if one is not None:
             one.dtype = DTYPES[dtype]

@@ -22,7 +22,6 @@ from ..data.vision import as_files
 from ..deploy.export import DTYPES
 from ..errors import ArgumentError, AuroraError, FormError, NotFiniteError, UserError, check_count
 from ..values import check_finite
-from .build import load_trained_model
 from .data import in_batches
 from .defaults import BATCH_SIZE
 from .finished_run import TrainedRun, as_run, merge_note, noted
@@ -32,6 +31,7 @@ from .kinds.chat import recorded_format
 from .models import FLOAT32, Processor, check_dtype, compute_in, fill_padding, from_safetensors, on_device, precision_of
 from .publish import RECIPE
 from .recipe import own_source
+from .run import load_trained_model
 
 LINES = (".jsonl", ".ndjson")
 """What a file with a line of JSON for each row may be called, of the suffixes that tell a format."""

@@ -15,12 +15,11 @@ from ..data.models import MODELS, PretrainedHere, is_missing
 from ..errors import UserError, unknown
 from ..extras import extra
 from ..files import held
-from .build import load_trained_model
 from .finished_run import load_run
 from .models import RESULT_OF_PRETRAINING
 from .publish import RECIPE, RESULT
 from .recipe import Recipe, validate
-from .run import MakeCallbacks, train
+from .run import MakeCallbacks, load_trained_model, train
 
 
 def pretrain(name: str, *, make_callbacks: MakeCallbacks = tuple) -> Path:

@@ -63,30 +63,21 @@ class Start:
             given = {name: value for name, value in options.items() if name not in TARGETS}
             rslora = bool(options.get("use_rslora"))
             scaling = options[alpha] / scaling_divisor(options["r"], rslora)
-            fields = rank_fields(self.ranks, scaling, alpha, self.mistakable, rslora=rslora)
-            options = {**given, **fields}
+            options = {**given, **rank_fields(self.ranks, scaling, alpha, self.mistakable, rslora=rslora)}
         return recipe.model_copy(update={"method": recipe.method.bind(options)})
 
     def align(self, model: nn.Module) -> None:
         """Give each adapter its A."""
-        layers = layers_of_adapter(model, "default")
-        set_rows(layers, self.rows, "default")
+        set_rows(layers_of_adapter(model, "default"), self.rows, "default")
 
 
 def start_for(recipe: Recipe, base: Any, data: Data, folder: Path, loss: Loss) -> Start:
     """What a run with a budget or such a start begins with: from its folder, or else from a probing pass.
 
-    Args:
-        recipe: of the run.
-        base: the pretrained model with its head.
-        data: of the recipe.
-        folder: of the run.
-        loss: of a model on a batch.
-
     Raises:
         UserError: the pass cannot be made, the budget is too small, or the kept file is damaged.
     """
-    record = data.record or {}
+    record, options = data.record or {}, recipe.method.options
     made_of = {
         "files": sorted(record.get("files", {}).values()),
         "images": record.get("images"),
@@ -97,22 +88,24 @@ def start_for(recipe: Recipe, base: Any, data: Data, folder: Path, loss: Loss) -
     if recipe.training.gradient_checkpointing:
         checkpoint_activations(base)
     on_device(base)
+    examples = options.get("probe_examples", PROBED["probe_examples"])  # an even sample of the training split
+    share = min(1.0, examples / len(data.fixed("train")))
+    batches = data.training_batches(share, recipe.training.batch_size)
     try:
-        check_modules(base, recipe.method.options)
-        if recipe.method.options["start"] == EVA:
-            start, batches = on_main(lambda: _by_eva(recipe, base, data, loss))
+        check_modules(base, options)
+        if options["start"] == EVA:
+            start, count = on_main(lambda: _by_eva(recipe, base, batches, loss))
         else:
-            found = probe_for(recipe, base, data, loss)
-            start, batches = decided(recipe.method, found, recipe.method.options["budget"]), found.batches
+            found = probe_for(recipe, base, own_part(batches), loss)
+            start, count = decided(recipe.method, found, options["budget"]), found.batches
     except (AuroraError, ValueError) as error:
         raise UserError(f"method: {one_line(error)}") from error
-    rows = data.rows_of_share(_share(recipe, data))
     tensors = {"start": start.rows, "singular_values": start.spectra, "deviations": start.deviations}
     facts = {
-        "options": {name: recipe.method.options[name] for name in PROBED},
+        "options": {name: options[name] for name in PROBED},
         "seed": recipe.seed,
-        "examples": rows,  # of the training split
-        "batches": batches,
+        "examples": data.rows_of_share(share),  # of the training split
+        "batches": count,
         "made_of": made_of,
         "ranks": start.ranks,
         "mistakable": start.mistakable,
@@ -122,66 +115,44 @@ def start_for(recipe: Recipe, base: Any, data: Data, folder: Path, loss: Loss) -
     return start
 
 
-def _share(recipe: Recipe, data: Data) -> float:
-    """What is probed: an even sample of the training split."""
-    examples: int = recipe.method.options.get("probe_examples", PROBED["probe_examples"])
-    return min(1.0, examples / len(data.fixed("train")))
-
-
-def _batches(recipe: Recipe, data: Data) -> list[dict[str, Tensor]]:
-    return data.training_batches(_share(recipe, data), recipe.training.batch_size)
-
-
-def probe_for(recipe: Recipe, base: nn.Module, data: Data, loss: Loss) -> Probe:
-    """The probing pass of a recipe, over this process's share of its examples."""
+def probe_for(recipe: Recipe, base: nn.Module, batches: list[dict[str, Tensor]], loss: Loss) -> Probe:
+    """The probing pass of a recipe over these batches."""
     options = recipe.method.options
     budget = options.get("budget")
     paths = target_paths(base, options, lora_targets(base) if budget is None else ALL_LINEAR)
     ranks = (MOST,) if budget is not None else (options["r"], *(options.get("rank_pattern") or {}).values())
-    own = own_part(_batches(recipe, data))
     exact = exactly(paths, [path for path, _ in base.named_modules()])
-    return probe(base, own, loss=loss, rank=max(ranks), target_modules=exact, seed=recipe.seed)
+    return probe(base, batches, loss=loss, rank=max(ranks), target_modules=exact, seed=recipe.seed)
 
 
 def decided(method: Method, found: Probe, budget: int | None) -> Start:
-    """The ranks that a budget buys by what was probed, and the rows of an aligned start, of the layers that get one.
-
-    Args:
-        method: of the recipe.
-        found: the probe.
-        budget: weights to share out; None where the recipe has ranks.
-    """
-    options, ranks, of_lora = method.options, None, method.name == LORA.name
-    layers = offered(found, of_lora)
-    if budget is not None:
-        ranks = share_out(layers, budget)
+    """The ranks that a budget buys by what was probed, and the rows of an aligned start, of the layers that get one."""
+    layers = offered(found, method.name == LORA.name)
+    ranks = None if budget is None else share_out(layers, budget)
     rows = {}
-    if options["start"] == ALIGNED:
-        for layer in layers:
-            if ranks is None or layer.layer in ranks:
-                k = len(layer.singular_values)
-                rows[layer.layer] = aligned_rows(layer, k if ranks is None else ranks[layer.layer])
+    if method.options["start"] == ALIGNED:
+        chosen = {layer.layer: len(layer.singular_values) for layer in layers} if ranks is None else ranks
+        rows = {one.layer: aligned_rows(one, chosen[one.layer]) for one in layers if one.layer in chosen}
     spectra = {layer.layer: layer.singular_values for layer in found.layers}
     deviations = {layer.layer: layer.deviations for layer in found.layers}
     modules = mistakable(ranks or (), found.modules)
     return Start(ranks, rows, spectra, deviations, modules, found.without_gradient)
 
 
-def _by_eva(recipe: Recipe, base: Any, data: Data, loss: Loss) -> tuple[Start, int]:
+def _by_eva(recipe: Recipe, base: Any, batches: list[dict[str, Tensor]], loss: Loss) -> tuple[Start, int]:
     """The start and the ranks that PEFT's EVA finds, and from how many batches.
 
     Raises:
-        ValueError: a module is no linear layer or too narrow, or the batches have too few tokens.
+        ValueError: a module is no linear layer, or the batches have too few tokens.
     """
     r = recipe.method.options["r"]
     paths = target_paths(base, recipe.method.options, lora_targets(base))
-    if (odd := next((path for path in paths if not is_linear(base.get_submodule(path))), None)) is not None:
-        raise ValueError(f"target_modules: {odd} is no linear layer, and start: eva is for these.")
+    if odd := [path for path in paths if not is_linear(base.get_submodule(path))]:
+        raise ValueError(f"target_modules: {odd[0]} is no linear layer, and start: eva is for these.")
     wanted = round(EvaConfig().rho * r)
     counted = functools.partial(_counted, by_token=recipe.task.kind.task_type == "CAUSAL_LM")
     # PEFT leaves out a batch with fewer tokens than it looks for, and goes round for ever where all have
-    found = _batches(recipe, data)
-    batches = [batch for batch in found if (one := counted(batch)) is None or int(one.sum()) >= wanted]
+    batches = [batch for batch in batches if (one := counted(batch)) is None or int(one.sum()) >= wanted]
     if not batches:
         raise ValueError(
             f"start: eva needs batches of at least {wanted} tokens that count: a larger training.batch_size, or a "
@@ -206,13 +177,7 @@ def _by_eva(recipe: Recipe, base: Any, data: Data, loss: Loss) -> tuple[Start, i
 
 
 def _counted(batch: dict[str, Tensor], config: Any = None, *, by_token: bool) -> Tensor | None:
-    """The tokens that count (batch, tokens): neither padding nor, in conversations, what is not learned.
-
-    Args:
-        batch: of the training split.
-        config: PEFT's, which gives it; not used.
-        by_token: whether labels are those of tokens.
-    """
+    """The tokens that count (batch, tokens): neither padding nor, in conversations, what is not learned."""
     found = batch["attention_mask"].bool() if "attention_mask" in batch else None
     if by_token and found is not None and "labels" in batch and batch["labels"].shape == found.shape:
         found = found & (batch["labels"] != IGNORED)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -14,26 +13,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerState
 
-BAR_AFTER = 2.0
-"""Seconds that an evaluation may take before it gets a bar of its own."""
-
 
 class ProgressBar(TrainerCallback):
-    """Shows training and longer evaluations. Other processes than the main one show nothing.
-
-    Args:
-        console: where to draw; stderr, so that stdout stays free for results.
-        title: what is trained.
-    """
+    """Shows training and evaluations. Other processes than the main one show nothing."""
 
     def __init__(self, console: Console, title: str) -> None:
         self.console = console
         self.title = title
-        self.progress: Progress | None = None
+        self.progress = bar(console)
         self.training: TaskID | None = None
         self.scoring: TaskID | None = None
-        self.batches = 0
-        self.since = 0.0
         self.loss = ""
         self.before: Callable[[], None] = lambda: None
         """Called before anything is shown."""
@@ -46,16 +35,15 @@ class ProgressBar(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.before()
-        if not state.is_world_process_zero:
-            return
-        if 0 < state.global_step < state.max_steps:
-            self.console.print(f"{self.title}: going on from epoch {state.epoch:.4g} of {args.num_train_epochs:g}")
-        self._start()
-        assert self.progress is not None
-        self.training = self.progress.add_task(self.title, total=state.max_steps, completed=state.global_step, note="")
+        if state.is_world_process_zero:
+            if 0 < state.global_step < state.max_steps:
+                self.console.print(f"{self.title}: going on from epoch {state.epoch:.4g} of {args.num_train_epochs:g}")
+            self.progress.start()
+            total, done = state.max_steps, state.global_step
+            self.training = self.progress.add_task(self.title, total=total, completed=done, note="")
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        if self.progress is not None and self.training is not None:
+        if self.training is not None:
             epoch = min(int(state.epoch or 0) + 1, int(args.num_train_epochs))
             note = f"epoch {epoch}/{args.num_train_epochs:g} {self.loss}"
             self.progress.update(self.training, completed=state.global_step, note=note)
@@ -65,56 +53,39 @@ class ProgressBar(TrainerCallback):
             self.loss = f"loss {logs['loss']:.3f}"
 
     def on_prediction_step(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        if not state.is_world_process_zero:
-            return
-        self.batches += 1
-        if self.batches == 1:
-            self.since = time.monotonic()
-        elif self.scoring is None and time.monotonic() - self.since > BAR_AFTER:
-            self._start()
-            assert self.progress is not None
-            self.scoring = self.progress.add_task("scoring", total=len(kwargs["eval_dataloader"]), note="")
-        if self.scoring is not None and self.progress is not None:
-            self.progress.update(self.scoring, completed=self.batches)
+        if state.is_world_process_zero:
+            if self.scoring is None:
+                self.progress.start()
+                self.scoring = self.progress.add_task("scoring", total=len(kwargs["eval_dataloader"]), note="")
+            self.progress.advance(self.scoring)
 
     def on_evaluate(self, args: Any, state: TrainerState, control: Any, metrics: Any = None, **kwargs: Any) -> None:
-        self.batches = 0
-        if self.progress is not None and self.scoring is not None:
+        if self.scoring is not None:
             self.progress.remove_task(self.scoring)
             self.scoring = None
         if self.training is None:
-            self.stop()
+            self.progress.stop()
         name = f"eval_{args.metric_for_best_model}"
-        if state.is_world_process_zero and self.training is not None and metrics and name in metrics:
-            shown = self.progress.console if self.progress is not None else self.console
-            shown.print(
+        if self.training is not None and metrics and name in metrics:
+            self.progress.console.print(
                 f"{self.title}: epoch {state.epoch:.4g} of {args.num_train_epochs:g}, "
                 f"validation {args.metric_for_best_model} {metrics[name]:.4f}, {self.loss}",
                 highlight=False,
             )
 
     def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        self.training = None
         self.stop()
 
     def stop(self) -> None:
         """Take the bar off the screen."""
-        if self.progress is not None:
-            self.progress.stop()
-            self.progress = None
-
-    def _start(self) -> None:
-        if self.progress is None:
-            self.progress = bar(self.console)
-            self.progress.start()
+        if self.training is not None:
+            self.progress.remove_task(self.training)
+            self.training = None
+        self.progress.stop()
 
 
 def bar(console: Console) -> Progress:
-    """A progress bar with a field `note`; nothing is drawn where the console is no terminal.
-
-    Args:
-        console: where it is drawn.
-    """
+    """A progress bar with a field `note`; nothing is drawn where the console is no terminal."""
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),

@@ -32,31 +32,19 @@ DATA = "data.json"
 """What data of the user's own was: the sha256 of its files among other things."""
 PROBE = "probe.safetensors"
 """The start of A by layer, what was found in all layers, from what, and the ranks; of methods that probe."""
-UPDATES = "updates"
-"""The update of the weights at each epoch, where `training.save_updates` asks for it."""
+UPDATES, LEFT, RIGHT = "updates", "left", "right"
+"""The update of the weights at each epoch, where `training.save_updates` asks for it; and its factors in a file."""
 LOG = "log.txt"
 """What a run of many prints."""
 MANIFEST = "manifest.json"
 _MADE = (ADAPTER, LORA, RESULT)
 _OF_A_MODEL = ("config.json", CONFIG_NAME, "model_index.json")
 """Files of a model or an adapter in a folder of its own."""
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-
-
-@contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Hold a run's folder; see `hold`."""
-    with hold(folder / ".lock", f"{folder}: another aurora train is writing there"):
-        yield
 
 
 @contextmanager
 def hold(file: Path, taken: str) -> Iterator[None]:
     """Hold a lock, as `held`, and never wait for it.
-
-    Args:
-        file: that it is on.
-        taken: what is said where another process holds it.
 
     Raises:
         RunLockedError: another process holds it.
@@ -87,18 +75,13 @@ def open_run(folder: Path, recipe: RunRecipe, inside: Sequence[Path]) -> Iterato
         yield
         return
     files.check_writable(folder)
-    with lock(folder):
+    with hold(folder / ".lock", f"{folder}: another aurora train is writing there"):
         prepare(folder, recipe, inside)
         yield
 
 
 def prepare(folder: Path, recipe: RunRecipe, inside: Sequence[Path]) -> None:
     """Write the recipe down in the folder of its run, and remove what interrupted writes have left.
-
-    Args:
-        folder: of the run.
-        recipe: of the run.
-        inside: folders in it that may hold such leftovers, beside the checkpoints.
 
     Raises:
         UserError: the folder holds another recipe's run, or cannot be written.
@@ -121,10 +104,6 @@ def _is_read_only(folder: Path) -> bool:
 def write_lora(folder: Path, write: Callable[[Path], None]) -> str | None:
     """The plain LoRA of a run, unless a layer cannot be part of one: the adapter itself is not lost for that.
 
-    Args:
-        folder: of the run.
-        write: writes it into a folder; a ValueError of it says why there can be none.
-
     Returns:
         Why there is none; None if there is one.
     """
@@ -137,13 +116,7 @@ def write_lora(folder: Path, write: Callable[[Path], None]) -> str | None:
 
 
 def finish(folder: Path, result: dict[str, Any], save: Callable[[Path], None]) -> None:
-    """Write the adapter and the result, then remove the checkpoints: each step leaves the run whole.
-
-    Args:
-        folder: of the run.
-        result: gets the digests of the adapter's files.
-        save: writes the adapter into a folder.
-    """
+    """Write the adapter and the result, then remove the checkpoints: each step leaves the run whole."""
     with files.new_folder(folder / ADAPTER) as adapter:
         save(adapter)
     result["adapter_sha256"] = adapter_digests(folder)
@@ -180,6 +153,17 @@ def _digests(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): file_digest(path) for path in there}
 
 
+def numbered(folder: Path, name: str) -> dict[int, Path]:
+    """What is in a folder by the number in its name, in their order; none where there is no such folder."""
+    there = folder.iterdir() if folder.is_dir() else ()
+    return dict(sorted((int(match[1]), path) for path in there if (match := re.fullmatch(name, path.name))))
+
+
+def saved_updates(folder: Path) -> dict[int, Path]:
+    """The updates of the weights that a run has saved in a folder, by their epoch, first to last."""
+    return numbered(folder, r"epoch-(\d+)\.safetensors")
+
+
 # ---------------------------------------------------------------- checkpoints
 
 
@@ -190,18 +174,11 @@ def checkpoint_name(step: int) -> str:
 
 def checkpoints(folder: Path) -> dict[int, Path]:
     """The checkpoints by their step, first to last, whole or damaged."""
-    there = folder.iterdir() if folder.is_dir() else ()
-    found = {int(match[1]): path for path in there if (match := _CHECKPOINT.fullmatch(path.name))}
-    return dict(sorted(found.items()))
+    return numbered(folder, r"checkpoint-(\d+)")
 
 
 def write_manifest(checkpoint: Path, **facts: Any) -> None:
-    """Make a checkpoint whole: list its files with their sha256, so that damage is noticed.
-
-    Args:
-        checkpoint: its folder.
-        facts: what else a run that goes on needs to know; `best` is the step of the best checkpoint.
-    """
+    """Make a checkpoint whole: list its files with their sha256, so that damage is noticed."""
     files.write_json(checkpoint / MANIFEST, {**facts, "files": _digests(checkpoint)})
 
 
@@ -219,8 +196,7 @@ def manifest_of(checkpoint: Path) -> dict[str, Any] | None:
 def last_intact(folder: Path) -> Path | None:
     """The last checkpoint that is whole, and the best one that it knows of with it. Later ones are deleted; of those
     that are damaged, and not only half written, a warning says from where the run goes on."""
-    there = checkpoints(folder)
-    damaged = []
+    there, damaged = checkpoints(folder), []
     for step, checkpoint in reversed(there.items()):
         manifest = manifest_of(checkpoint)
         best = step if manifest is None else manifest.get("best") or step
@@ -264,7 +240,11 @@ def check_recipe(folder: Path, recipe: RunRecipe) -> None:
                 raise UserError(f"{folder} holds {name} but no {RECIPE}: choose another output folder")
     elif is_begun(folder):
         check_same_recipe(read(path), recipe, path, f"{folder} holds")
-    elif not _is_written(path, type(recipe)):
+    else:  # a run writes it without comments, every default filled in
+        with suppress(UserError, OSError):
+            there = validate_as(type(recipe), read(path), str(path))
+            if dump(there.resolved()) == path.read_text(encoding="utf-8"):
+                return
         raise UserError(f"{path} was not written by a run, which would replace it: choose another output folder")
 
 
@@ -277,10 +257,3 @@ def write_recipe(folder: Path, recipe: RunRecipe) -> None:
         for name in (PROBE, Path(CHECKPOINTS, START_FILE)):  # of the recipe before, which made nothing else
             files.remove(folder / name)
     files.write_text(path, text)
-
-
-def _is_written(path: Path, kind: type[RunRecipe]) -> bool:
-    """Whether a recipe stands there as a run writes it: without comments, every default filled in."""
-    with suppress(UserError, OSError):
-        return dump(validate_as(kind, read(path), str(path)).resolved()) == path.read_text(encoding="utf-8")
-    return False

@@ -11,11 +11,10 @@ What is left out has a default.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -39,24 +38,23 @@ from ..data.own.source import OwnData
 from ..data.task import Augment
 from ..deploy.formats import Quantization
 from ..errors import UserError, one_line, unknown
-from ..field_errors import takes_text, validated
+from ..field_errors import validated
 from ..files import expanded
 from ..methods import Method, get_method
 from ..methods.base import PeftMethod
 from .kind_facts import FACTS, Facts, facts_of, taught
-from .recipe_files import find_recipe, parse_typed
+from .recipe_files import find_recipe, parse
 
 Size = Annotated[int, Field(gt=0, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Steps = Annotated[int, Field(ge=0, lt=2**31)]
-Rate = Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=1e-7, le=1e30, allow_inf_nan=False)]
+"""A learning rate: above where Transformers lets a polynomial schedule end."""
 Number = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 Names = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
 Threads = Annotated[int, Field(gt=0, le=256)]
 Precision = Literal["fp32", "bf16", "fp16"]
 Logger = Literal["tensorboard", "wandb", "trackio"]
-LEAST_RATE = 1e-7
-"""Where Transformers lets a polynomial schedule end."""
 CHANGE_NOTHING = (
     "task.test_sets",
     "task.samples",
@@ -107,10 +105,10 @@ class ModelSection(Section):
 
     @model_validator(mode="after")
     def _of_the_hub(self) -> ModelSection:
-        what = "a packaged model" if self.name in MODELS else "a folder" if expanded(self.name).exists() else ""
-        if self.revision is not None and what:
-            only = f"{self.revision!r} is not allowed with '{self.name}', {what}: only models of the hub have revisions"
-            raise below(f"revision: {only}")
+        if self.revision is not None and (self.name in MODELS or expanded(self.name).exists()):
+            raise below(
+                f"revision: {self.revision!r} is not allowed with '{self.name}': only models of the hub have any"
+            )
         return self
 
     @model_serializer(mode="wrap")
@@ -121,17 +119,14 @@ class ModelSection(Section):
 
 
 def _bound(given: Any) -> Method:
-    """The method that a recipe names, with the options beside its name."""
     if isinstance(given, Method):
         return given
-    given = {"name": given} if isinstance(given, str) else given
+    options = dict(given) if isinstance(given, Mapping) else {"name": given}
+    name = options.pop("name", None)
     try:
-        if not isinstance(given, Mapping):
-            raise ValueError(f"{given!r} is not allowed: it must be the name of a method, or a mapping with its name")
-        if not isinstance(name := given.get("name"), str):
-            why = "this field must be given" if name is None else f"{name!r} is not allowed: it must be a valid string"
-            raise ValueError(f"name: {why}")
-        return get_method(name).bind({option: value for option, value in given.items() if option != "name"})
+        if not isinstance(name, str):
+            raise ValueError(f"name: {name!r} is not allowed: it must be the name of a method")
+        return get_method(name).bind(options)
     except (ValueError, TypeError) as error:
         raise below(one_line(error)) from error
 
@@ -204,16 +199,6 @@ class TrainingSection(Section):
     save_updates: bool = False
     """Keep each epoch's update of the weights, as its factors, in `updates/`; not the reference's."""
 
-    @model_validator(mode="after")
-    def _falls(self) -> TrainingSection:
-        self.check_falls("learning_rate", self.learning_rate)
-        return self
-
-    def check_falls(self, field: str, rate: float) -> None:
-        """Raise a PydanticCustomError for a learning rate that the schedule cannot lower to its end."""
-        if self.scheduler == "polynomial" and rate <= LEAST_RATE:
-            raise below(f"{field}: {rate!r} is not allowed with scheduler 'polynomial', which ends at {LEAST_RATE}")
-
 
 class CalibrationSection(Section):
     """The calibration before each evaluation; the best checkpoint keeps its matrices."""
@@ -227,22 +212,12 @@ class CalibrationSection(Section):
 # ---------------------------------------------------------------- the steps of a training
 
 
-class Step(Protocol):
-    """The training section of a recipe of any kind."""
-
-    @property
-    def batch_size(self) -> int: ...
-
-    @property
-    def gradient_accumulation_steps(self) -> int: ...
+def examples_of_a_step(training: Any) -> int:
+    """Training examples of one step, however many processes share them; `training` is the section of any recipe."""
+    return int(training.batch_size * training.gradient_accumulation_steps)
 
 
-def examples_of_a_step(training: Step) -> int:
-    """Training examples of one step, however many processes share them."""
-    return training.batch_size * training.gradient_accumulation_steps
-
-
-def steps_of_an_epoch(training: Step, examples: int) -> int:
+def steps_of_an_epoch(training: Any, examples: int) -> int:
     """Steps over so many training examples; the last may have fewer than the others."""
     return math.ceil(examples / examples_of_a_step(training))
 
@@ -254,12 +229,8 @@ class Share(NamedTuple):
     accumulation: int
 
 
-def divide(training: Step, processes: int) -> Share:
-    """Each process's share of a step.
-
-    Args:
-        training: of the recipe.
-        processes: how many train together.
+def divide(training: Any, processes: int) -> Share:
+    """Each process's share of a step, where so many train together.
 
     Raises:
         UserError: the examples of a step cannot be divided evenly.
@@ -268,11 +239,10 @@ def divide(training: Step, processes: int) -> Share:
     fewer = math.gcd(accumulation, processes)
     smaller = processes // fewer
     if batch_size % smaller:
-        examples = batch_size * accumulation
         raise UserError(
-            f"training.batch_size: the {examples} examples of a step (batch_size {batch_size} x "
+            f"training.batch_size: the {batch_size * accumulation} examples of a step (batch_size {batch_size} x "
             f"gradient_accumulation_steps {accumulation}) cannot be divided among {processes} processes (allowed: a "
-            f"multiple of {processes} examples, or a number of processes that divides {examples})"
+            f"multiple of {processes} examples, or a number of processes that divides {batch_size * accumulation})"
         )
     return Share(batch_size // smaller, accumulation // fewer)
 
@@ -285,10 +255,7 @@ def _names(value: Any) -> Any:
         return value and (value,)
     if isinstance(value, list | tuple) and value and all(isinstance(one, str) for one in value):
         return value
-    scalars = value if isinstance(value, list | tuple) else [value]
-    other = next((json.dumps(one) for one in scalars if isinstance(one, int | float)), None)
-    hint = "" if other is None else f': put {other} in quotes, "{other}", where that is a name'
-    raise PydanticCustomError("columns", "the name of a column, or a list of names{hint}", {"hint": hint})
+    raise PydanticCustomError("columns", "the name of a column, in quotes where it is a number, or a list of names")
 
 
 Columns = Annotated[tuple[str, ...], BeforeValidator(_names), Field(strict=False)]
@@ -331,13 +298,9 @@ class OwnFields(BaseModel):
     """Of `images`: the column with the images, where they are no files in folders by class."""
 
 
-def own_task(kind: OwnKind, values: Mapping[str, Any]) -> Task:
-    """The task that these fields make; those that name no column have their defaults."""
-    return kind.task(*own_source(kind, values))
-
-
 def own_source(kind: OwnKind, values: Mapping[str, Any]) -> tuple[OwnData, dict[str, tuple[str, ...]]]:
-    """Where the data of such a task is, and its columns by the fields that name them."""
+    """Where the data of a task of the user's own is, and its columns by the fields that name them; those that name none
+    have their defaults."""
     source: dict[str, Any] = {name: values.get(name) for name in OwnData.__dataclass_fields__}
     source["data"] = source["data"] or "data"
     return OwnData(**source), {name: values.get(name) or default for name, default in kind.columns.items()}
@@ -345,28 +308,28 @@ def own_source(kind: OwnKind, values: Mapping[str, Any]) -> tuple[OwnData, dict[
 
 def check_own(fields: OwnFields, name: str) -> None:
     """Raise a UserError, which begins with the field, where a field does not go with the task of this name."""
-    given = [field for field in OwnFields.model_fields if getattr(fields, field) is not None]
+    given = {field: value for field in OwnFields.model_fields if (value := getattr(fields, field)) is not None}
     kind = OWN.get(name)
     if kind is None:
         if given:
-            raise UserError(f"{given[0]}: only your own data has it, and task.name is '{name}', not {either(OWN)}")
+            raise UserError(
+                f"{next(iter(given))}: only your own data has it, and task.name is '{name}', not {either(OWN)}"
+            )
         return
-    if fields.data is None:
+    if "data" not in given:
         raise UserError("data: this field must be given: a file, a folder, or a data set of the hub (owner/name)")
-    columns = {field: getattr(fields, field) for field in ("text", "label", "question", "options", "answer", "image")}
+    columns = {field: value for field, value in given.items() if isinstance(value, tuple)}
     for field, names in columns.items():
-        if names is not None and field not in kind.columns:
+        if field not in kind.columns:
             those = either([one.name for one in OWN.values() if field in one.columns])
             raise UserError(f"{field}: only {those} has it, and task.name is '{name}'")
-        if names is not None and len(names) > (most := kind.several.get(field, 1)):
-            raise UserError(f"{field}: {len(names)} columns are too many: it takes {'one' if most == 1 else most}")
-        if names is not None and len(set(names)) < len(names):
-            raise UserError(f"{field}: a column is named twice")
-    learned = {name: field for field in ("label", "answer") for name in columns[field] or ()}
+        if len(names) > (most := kind.several.get(field, 1)) or len(set(names)) < len(names):
+            raise UserError(f"{field}: it takes {'one column' if most == 1 else f'up to {most} columns, each once'}")
+    learned = {*columns.get("label", ()), *columns.get("answer", ())}
     for field in ("text", "question", "image"):
-        if shared := next((name for name in columns[field] or () if name in learned), None):
+        if shared := learned & {*columns.get(field, ())}:
             raise UserError(
-                f"{field}: '{shared}' is the column of task.{learned[shared]} as well: the model would read what it is "
+                f"{field}: '{shared.pop()}' is the column of what is learned as well: the model would read what it is "
                 "to answer"
             )
 
@@ -422,7 +385,7 @@ class TaskSection(OwnFields, Section):
     @property
     def plain(self) -> Task:
         """The task of this name, on its data."""
-        return own_task(OWN[self.name], dict(self)) if self.name in OWN else get_task(self.name)
+        return OWN[self.name].task(*own_source(OWN[self.name], dict(self))) if self.name in OWN else get_task(self.name)
 
     @property
     def definition(self) -> Task:
@@ -449,7 +412,7 @@ class TaskSection(OwnFields, Section):
         name = data.get("name") if isinstance(data, Mapping) else None
         if not isinstance(name, str) or (name not in TASKS and name not in OWN):
             return data  # the name is at fault, and is complained about
-        task = own_task(OWN[name], {}) if name in OWN else TASKS[name]
+        task = OWN[name].task(*own_source(OWN[name], {})) if name in OWN else TASKS[name]
         defaults: dict[str, Any] = {
             "train_size": task.sizes.train,
             "validation_size": task.sizes.validation,
@@ -465,9 +428,8 @@ class TaskSection(OwnFields, Section):
         task, own = self.plain, facts_of(self.plain)
         kinds = {one.name: one.kind for one in OWN.values()} if self.name in OWN else {name: name for name in FACTS}
         try:
-            for name in self.test_sets or ():
-                if name not in task.test_sets:
-                    raise UserError(f"test_sets: {name!r} is not one of {self.name}: {', '.join(task.test_sets)}")
+            if others := [name for name in self.test_sets or () if name not in task.test_sets]:
+                raise UserError(f"test_sets: {others[0]!r} is not one of {self.name}: {', '.join(task.test_sets)}")
             check_own(self, self.name)
             for field in dict.fromkeys(field for kind in FACTS.values() for field in kind.fields):
                 if getattr(self, field) is not None and field not in own.fields:
@@ -544,11 +506,10 @@ class Recipe(RunRecipe):
         """A method of it, or of its reference, that is no adapter of PEFT on a frozen base: it trains on no quantised
         one."""
         methods = (self.method, *(() if self.reference is None else (self.reference.method,)))
-
-        def can(one: Method) -> bool:
-            return isinstance(one, PeftMethod) and one.base_use == "frozen" and one.is_trained_quantised
-
-        return next((one for one in methods if not can(one)), None)
+        fits = [
+            isinstance(one, PeftMethod) and one.base_use == "frozen" and one.is_trained_quantised for one in methods
+        ]
+        return next((one for one, fit in zip(methods, fits, strict=True) if not fit), None)
 
     @property
     def model(self) -> str:
@@ -591,39 +552,27 @@ class Recipe(RunRecipe):
         return self.model_copy(update={"base": self.base.model_copy(update={"quantization": None})})
 
     @model_validator(mode="after")
-    def _selected_by_a_score(self) -> Recipe:
+    def _fits_together(self) -> Recipe:
         wanted, known = self.training.select_by, self.task.kind.validation_metrics(self.task.definition)
         if wanted is not None and wanted not in known:
             given = f"{wanted!r} is no metric of the validation scores of {self.task.name}"
             raise below(f"training.select_by: {given} (allowed: {', '.join(map(repr, known))})")
-        return self
-
-    @model_validator(mode="after")
-    def _reference_falls(self) -> Recipe:
-        if self.reference is not None and self.reference.learning_rate is not None:
-            self.training.check_falls("reference.learning_rate", self.reference.learning_rate)
-        return self
-
-    @model_validator(mode="after")
-    def _base_fits(self) -> Recipe:
         dtype, precision = self.base.dtype, self.training.precision
         if dtype not in (None, "fp32", precision):
-            allowed = " or ".join(map(repr, dict.fromkeys(("fp32", precision))))
-            why = f"{dtype!r} is not allowed with training.precision {precision!r}: it must be {allowed}"
+            why = f"{dtype!r} is not allowed with training.precision {precision!r}: it must be 'fp32' or that"
             raise below(f"model.dtype: {why}")
         if not self.base.computes_in(precision):
             why = "computes in 16 bits alone: set training.precision to bf16 or fp16"
             raise below(f"model.attention: {self.base.attention!r} {why}")
-        if self.base.quantization is None:
-            return self
-        if (one := self.not_on_quantised) is not None:
-            why = f"{one.name!r} is not allowed: it must be an adapter of PEFT on a frozen base"
-            raise below(f"model.quantization: {why}")
-        if self.task.teacher is not None:
-            why = "with a teacher, hidden states are compared with those of the base's own weights"
-            raise below(f"model.quantization: {why}")
-        if dtype is not None:
-            raise below("model.dtype: a quantised base has the dtype of its format; leave one of the two out")
+        if self.base.quantization is not None:
+            if (one := self.not_on_quantised) is not None:
+                why = f"{one.name!r} is not allowed: it must be an adapter of PEFT on a frozen base"
+                raise below(f"model.quantization: {why}")
+            if self.task.teacher is not None:
+                why = "with a teacher, hidden states are compared with those of the base's own weights"
+                raise below(f"model.quantization: {why}")
+            if dtype is not None:
+                raise below("model.dtype: a quantised base has the dtype of its format; leave one of the two out")
         return self
 
     @model_serializer(mode="wrap")
@@ -670,16 +619,9 @@ def load_recipe(recipe: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     return validate(override(found.values(), overrides), found.source)
 
 
-def override(
-    data: Any, overrides: Sequence[str], kinds: Sequence[tuple[str, type[BaseModel]]] = (("", Recipe),)
-) -> Any:
-    """A recipe's plain values, not validated yet, changed in place as the overrides say.
-
-    Args:
-        data: the values.
-        overrides: `key=value` with dotted keys, such as `training.epochs=1`. Values are YAML without comments; of a
-            field that takes texts alone, they are taken as they stand, unless they are null, a list or in quotes.
-        kinds: what the values may be, each behind what its keys begin with: they tell which fields take texts.
+def override(data: Any, overrides: Sequence[str]) -> Any:
+    """A recipe's plain values, not validated yet, changed in place as the overrides say: `key=value` with dotted keys
+    and values in YAML, such as `training.epochs=1`.
 
     Raises:
         UserError: an override is wrong.
@@ -687,10 +629,9 @@ def override(
     overrides = [overrides] if isinstance(overrides, str) else overrides
     for one in overrides if isinstance(data, dict) else ():
         key, equals, text = one.partition("=")
-        if not equals or not key or not all(key.split(".")):
+        if not equals or not all(key.split(".")):
             raise UserError(f"'{one}' is not of the form key=value, such as training.epochs=1")
-        known = {takes_text(kind, key.removeprefix(start)) for start, kind in kinds if key.startswith(start)}
-        set_field(data, key, parse_typed(text, f"'{one}'", is_text=known - {None} == {True}))
+        set_field(data, key, parse(text, f"'{one}'"))
     return data
 
 
@@ -713,7 +654,9 @@ def task_name(data: Any) -> Any:
 def title_of(data: Any) -> str:
     """What results call the task in a recipe's plain values."""
     name = str(task_name(data))
-    return own_task(OWN[name], data["task"]).name if name in OWN and isinstance(data["task"], Mapping) else name
+    if name not in OWN or not isinstance(data["task"], Mapping):
+        return str(name)
+    return OWN[name].task(*own_source(OWN[name], data["task"])).name
 
 
 def validate(data: Any, source: str) -> Recipe:
@@ -759,20 +702,8 @@ def set_field(data: dict[str, Any], key: str, value: Any) -> None:
     here[last] = value
 
 
-def check_same_recipe(
-    values: Any,
-    recipe: RunRecipe,
-    source: Path | str,
-    holds: str,
-) -> None:
-    """Raise a UserError if the plain values are those of another recipe.
-
-    Args:
-        values: that are stored.
-        recipe: that is asked for.
-        source: where they are stored.
-        holds: how the message begins: what holds the run of another recipe.
-    """
+def check_same_recipe(values: Any, recipe: RunRecipe, source: Path | str, holds: str) -> None:
+    """Raise a UserError, which begins with `holds`, if the values that are stored at `source` are of another recipe."""
     stored = validate_as(type(recipe), values, str(source))
     there, here = (
         {field: value for field, value in flatten(one.resolved()).items() if field not in CHANGE_NOTHING}
@@ -791,14 +722,8 @@ def differences(
     names: tuple[str, str] = ("there", "here"),
     missing: Any = "not given",
 ) -> list[str]:
-    """`seed (there 0, here 1)` for each field that has another value here.
-
-    Args:
-        there: values by their dotted names.
-        here: the others.
-        names: of the two.
-        missing: what counts as the value of a field that one of them does not have.
-    """
+    """`seed (there 0, here 1)` for each field that has another value here; `missing` counts as the value of a field
+    that one of them does not have."""
     pairs = ((field, there.get(field, missing), here.get(field, missing)) for field in sorted({*there, *here}))
     return [f"{field} ({names[0]} {old!r}, {names[1]} {new!r})" for field, old, new in pairs if old != new]
 

@@ -6,6 +6,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import takewhile
 from os.path import exists
 from pathlib import Path
 from typing import Any, cast
@@ -35,24 +36,6 @@ def parse(text: str, source: str) -> Any:
         raise UserError(f"{source}: {one_line(error)}") from error
 
 
-def parse_typed(text: str, source: str, *, is_text: bool) -> Any:
-    """The value of a text that was typed on a command line.
-
-    Args:
-        text: what was typed.
-        source: names it in errors.
-        is_text: whether it is for a field of texts alone, or of lists of them. Then it is taken as it was typed
-            (`Comment #2`, `Review: text`, `0`), unless it is null, or begins as a list or as a text in quotes does.
-
-    Raises:
-        UserError: it is not valid YAML.
-    """
-    plain = text.strip()
-    if is_text and not plain.startswith(("[", "{", "'", '"')):
-        return None if plain in ("", "~", "null") else plain
-    return parse(text, source)
-
-
 def read(path: Path) -> Any:
     """The value of a YAML file.
 
@@ -63,11 +46,7 @@ def read(path: Path) -> Any:
 
 
 def read_text(path: Path) -> str:
-    """The text of a YAML file.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
+    """The text of a YAML file; raises a UserError where it cannot be read."""
     with reading(path):
         return path.read_text(encoding="utf-8-sig")
 
@@ -83,11 +62,10 @@ def dump(value: Any) -> str:
 
 @dataclass(frozen=True)
 class RecipeFile:
-    """A recipe or a study that is a YAML file."""
+    """A recipe or a study that is a YAML file; `name` is that of one that comes with the package."""
 
     path: Path
     name: str | None = None
-    """The name of one that comes with the package."""
 
     @property
     def source(self) -> str:
@@ -104,12 +82,8 @@ class RecipeFile:
 
     def opening(self) -> list[str]:
         """The lines of the comment that it opens with: its command, and what it is."""
-        lines = []
-        for line in self.yaml().splitlines():
-            if not line.startswith("#"):
-                break
-            lines.append(line.lstrip("# ").rstrip())
-        return lines
+        lines = takewhile(lambda line: line.startswith("#"), self.yaml().splitlines())
+        return [line.lstrip("# ").rstrip() for line in lines]
 
 
 def recipes_folder() -> Path:
@@ -142,12 +116,8 @@ def start(kind: str) -> RecipeFile:
 
 
 def file_named(given: Path | str, known: Mapping[str, RecipeFile]) -> RecipeFile | None:
-    """The file of a name, or a user's file; None where there is neither. A name is looked up first: `./demo` is a file.
-
-    Args:
-        given: a name or a file's name; a `Path` is always a file.
-        known: the files that have names.
-    """
+    """The file of a known name, or a user's file; None where there is neither. A name is looked up first, and a `Path`,
+    like `./demo`, is always a file."""
     if isinstance(given, Path):
         return RecipeFile(given)
     if given in known:

@@ -26,6 +26,8 @@ SCHEMA = 1
 Result = dict[str, Any]
 Scores = dict[str, dict[str, float]]
 """Metrics by form."""
+Levels = Mapping[str, Mapping[str, float]]
+"""Metrics by test set of what takes no model."""
 
 
 def build_result(
@@ -46,12 +48,12 @@ def build_result(
     epochs: list[dict[str, Any]],
     labels: Sequence[str] = (),
     data: Mapping[str, Any] | None = None,
-    chance: Mapping[str, Mapping[str, float]] | None = None,
-    most_frequent: Mapping[str, Mapping[str, float]] | None = None,
+    chance: Levels | None = None,
+    most_frequent: Levels | None = None,
     before: Mapping[str, float] | None = None,
     samples: Sequence[Mapping[str, str]] = (),
 ) -> Result:
-    """The contents of result.json.
+    """The contents of result.json, by the names that they have there (docs/recipe.md).
 
     Args:
         recipe: what was run.
@@ -59,8 +61,8 @@ def build_result(
         metric: name of the task's main metric.
         split: whether the scores are those of test or of validation data.
         examples: how many there are in each split.
-        test: metrics of each form on each test set.
-        validation: the same on the validation split.
+        test: metrics of each form on each test set; `validation` are those on the validation split.
+        validation: see `test`.
         selected_by: what chose the best epoch, and which one that is.
         params: parameter counts.
         train_s: seconds of training steps, added up over interruptions.
@@ -70,9 +72,8 @@ def build_result(
         epochs: one entry for each evaluation during training.
         labels: the class names, in label order, where they come with the data.
         data: what the user's own data was.
-        chance: metrics of uniform guessing on each test set, where one can guess; of numbers, of their training mean.
-        most_frequent: metrics of always answering with the most frequent class of the training data, on each test set;
-            empty where classes are of about the same size.
+        chance: of uniform guessing, where one can guess; of numbers, of their training mean.
+        most_frequent: of the most frequent class of the training data; empty where classes are of about one size.
         before: metrics of the base model, before the training, on the test set.
         samples: answers in held-out conversations, before the training and after.
     """
@@ -116,44 +117,6 @@ def test_sets(result: Result) -> tuple[str, ...]:
     return tuple(result["metric"].get("by_test_set") or result["recipe"]["task"].get("test_sets") or ())
 
 
-def lacking(result: Result, recipe: RunRecipe) -> tuple[str, ...]:
-    """The test sets that a recipe asks for and the result of its run has no scores of."""
-    return tuple(name for name in recipe.test_sets if name not in test_sets(result))
-
-
-def with_test_sets(
-    result: Result,
-    scored: Mapping[str, Scores],
-    examples: Mapping[str, int],
-    chance: Mapping[str, Mapping[str, float]],
-    most_frequent: Mapping[str, Mapping[str, float]],
-) -> Result:
-    """A result with the scores of further test sets.
-
-    Args:
-        result: of the run.
-        scored: metrics of each form on each further set.
-        examples: how many each of these has.
-        chance: metrics of uniform guessing on each of them.
-        most_frequent: metrics of the most frequent class on each of them.
-    """
-    metric, task = result["metric"], result["recipe"]["task"]
-    before = metric.get("by_test_set") or dict.fromkeys(test_sets(result), metric["by_form"])
-    sets = {**before, **files.finite_or_none(scored)}
-    metric = {
-        **metric,
-        "examples": {**metric["examples"], **examples},
-        "by_form": files.finite_or_none(mean_scores(sets)),
-        "by_test_set": sets,
-        **{
-            name: {**metric[name], **more}
-            for name, more in (("chance", chance), ("most_frequent", most_frequent))
-            if name in metric
-        },
-    }
-    return {**result, "metric": metric, "recipe": {**result["recipe"], "task": {**task, "test_sets": list(sets)}}}
-
-
 def mean_scores(test: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> Scores:
     """Metrics by form: the mean over the test sets, each counting the same; NaN where one is None."""
     sets = list(test.values())
@@ -177,16 +140,18 @@ def validation_score(result: Mapping[str, Any], metric: str | None = None) -> fl
 
 def chance_of(result: Mapping[str, Any]) -> dict[str, float]:
     """The metrics of uniform guessing, the mean over the test sets; those that the result has scores of."""
-    metric = result["metric"]
-    scored = {name for scores in metric["by_form"].values() for name in scores}
-    levels = list(metric.get("chance", {}).values()) or [{}]
-    return {name: sum(one[name] for one in levels) / len(levels) for name in levels[0] if name in scored}
+    scored = {name for scores in result["metric"]["by_form"].values() for name in scores}
+    return {name: value for name, value in _mean_level(result, "chance").items() if name in scored}
 
 
 def most_frequent_of(result: Mapping[str, Any]) -> dict[str, float]:
     """The metrics of always answering with the most frequent class, the mean over the test sets; empty where the result
     has none."""
-    levels = list(result["metric"].get("most_frequent", {}).values())
+    return _mean_level(result, "most_frequent")
+
+
+def _mean_level(result: Mapping[str, Any], of: str) -> dict[str, float]:
+    levels = list(result["metric"].get(of, {}).values())
     return {name: sum(one[name] for one in levels) / len(levels) for name in levels[0]} if levels else {}
 
 
@@ -214,11 +179,7 @@ def read_result(folder: Path | str) -> Result | None:
 
 
 def check_result(value: Any, where: str) -> Result:
-    """The value, if it is a result that this version can read.
-
-    Args:
-        value: what a file holds.
-        where: the file, for the message.
+    """The value that a file holds, if it is a result that this version can read; `where` names the file.
 
     Raises:
         UserError: it is none.
@@ -238,17 +199,14 @@ def epochs_from_log(history: list[dict[str, Any]], metrics: tuple[str, ...]) -> 
     entries: list[dict[str, Any]] = []
     total, steps, last = 0.0, 0, 0
     for record in history:
+        found = {name: record[f"eval_{name}"] for name in metrics if f"eval_{name}" in record}
         if "loss" in record:  # the mean over the steps since the one before
             step = record.get("step", last + 1)
             total, steps, last = total + record["loss"] * (step - last), steps + step - last, step
-        elif any(f"eval_{name}" in record for name in metrics):
+        elif found:
+            train_loss = total / steps if steps else None
             entries.append(
-                {
-                    "epoch": record["epoch"],
-                    "step": record["step"],
-                    "train_loss": total / steps if steps else None,
-                    "validation": {name: record[f"eval_{name}"] for name in metrics if f"eval_{name}" in record},
-                }
+                {"epoch": record["epoch"], "step": record["step"], "train_loss": train_loss, "validation": found}
             )
             total, steps = 0.0, 0
     return files.finite_or_none(entries)  # type: ignore[no-any-return]
@@ -270,16 +228,10 @@ def versions() -> dict[str, str | None]:
 
 def git_commit() -> str | None:
     """The commit of the checkout that the package runs from, with `-dirty` after changes; None when installed."""
-    source = Path(__file__).parent
+    git, here = ["git", "-C", str(Path(__file__).parent)], Path(__file__).name
     try:
-        for command in (["ls-files", "--error-unmatch", Path(__file__).name], ["describe", "--always", "--dirty"]):
-            done = subprocess.run(
-                ["git", "-C", str(source), *command, *(["--abbrev=40"] if command[0] == "describe" else [])],
-                capture_output=True,
-                text=True,
-                check=True,
-                timeout=10,
-            )
+        for command in (["ls-files", "--error-unmatch", here], ["describe", "--always", "--dirty", "--abbrev=40"]):
+            done = subprocess.run([*git, *command], capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None

@@ -3,34 +3,65 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+import functools
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-from transformers import Trainer, TrainerCallback, TrainerState
+import torch
+from torch import Tensor, nn
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    set_seed,
+)
 
 from .. import files, termination
-from ..data import TASKS
+from ..data import TASKS, SplitSizes
 from ..data.models import check_access
+from ..data.own.split import Splits
 from ..deploy import calibrate, export_lora
 from ..errors import DIVERGED, NotFiniteInputsError, UserError, one_line
 from ..forms import CALIBRATED, form_named
-from ..methods import count_parameters
+from ..methods import Sample, count_parameters
 from ..methods.aurora import AuroraMethod
-from ..methods.base import edit_config
-from ..methods.parameters import marked_random
+from ..methods.base import edit_config, plain_method_errors
+from ..methods.parameters import is_head, marked_random
+from ..methods.start import wants_probe
+from ..methods.targets import check_modules
 from ..values import check_finite
 from . import card
-from .build import make_trainer, own_share, sample_of
-from .data import Data, check_files, keep_data, notes
-from .distributed import check_shared, on_main, reset_peak_memory, state
+from .data import Data, check_data, check_files, keep_data, notes, with_record
+from .distributed import check_shared, on_main, own_part, reset_peak_memory, state
 from .finished_run import TrainedRun, merge_note
 from .kinds import kind_of
-from .models import commit_of, exact_modules, padding_of
+from .models import (
+    PRECISIONS,
+    Processor,
+    base_for,
+    checkpoint_activations,
+    commit_of,
+    exact_modules,
+    keep_frozen_in,
+    longest_text,
+    make_model,
+    most_tokens,
+    on_device,
+    padding_of,
+    quantization_of,
+    warn_of_another_commit,
+)
+from .probing import start_for
 from .publish import (
     ADAPTER,
     CHECKPOINTS,
+    LOGS,
     RECIPE,
     REFERENCE,
     RESULT,
@@ -44,8 +75,18 @@ from .publish import (
 )
 from .recipe import Recipe, divide, load_recipe
 from .recipe_files import dump
-from .results import Result, Scores, build_result, epochs_from_log, lacking, read_result, test_sets, with_test_sets
-from .trainer import WholeCheckpoints, has_stopped_early, is_calibrated, own_runs
+from .results import Result, Scores, build_result, epochs_from_log, mean_scores, read_result, test_sets
+from .trainer import (
+    CalibrationCallback,
+    ExtraCheckpoints,
+    FiniteLoss,
+    UpdateRecorder,
+    WholeCheckpoints,
+    arguments,
+    has_stopped_early,
+    is_calibrated,
+    own_runs,
+)
 
 MakeCallbacks = Callable[[], Sequence[TrainerCallback]]
 """Makes Trainer callbacks, new ones for each training."""
@@ -56,8 +97,8 @@ def train(recipe: Recipe | Path | str, output: Path | str, *, make_callbacks: Ma
 
     Writes `recipe.yaml`, `adapter/` with its model card, and `result.json` into `output`; for images also
     `splits.json`, which one went where; for AuroRA also `lora/`, the deployed form as a plain LoRA; and the run of the
-    recipe's reference into `output/reference`. A finished run is read, not trained again; test
-    sets that it has no scores of are scored.
+    recipe's reference into `output/reference`. A finished run is read, not trained again; test sets that it has no
+    scores of are scored.
 
     Args:
         recipe: what to do; or what `load_recipe` takes, a YAML file or the name of a packaged recipe.
@@ -120,23 +161,30 @@ def _train(recipe: Recipe, folder: Path, make_callbacks: MakeCallbacks) -> tuple
     if finished is not None:
         on_main(lambda: remove_checkpoints(checkpoints))  # which a kill after the writing of the result has left
         on_main(lambda: check_files(folder, recipe.task))
-        more = lacking(finished, recipe)
-        return (_score_more(recipe, folder, finished, more, bars), False) if more else (finished, True)
+        if more := [name for name in recipe.test_sets if name not in test_sets(finished)]:
+            return _score_more(recipe, folder, finished, more, bars), False
+        return finished, True
     on_main(lambda: check_access(recipe.model))
     reset_peak_memory()
-    with own_runs(recipe.training.report_to):
+    with own_runs(recipe.training.report_to, folder / LOGS):
         trainer, data = make_trainer(recipe, checkpoints, bars)
         model: Any = trainer.model
         on_main(lambda: keep_data(folder, data))
-        told = [*notes(data.record or {}), *_notes_of_model(recipe, model)]
+        told = [
+            *notes(data.record or {}),
+            *(
+                f"{recipe.model} has no weights for {path}: it starts at random, and is trained and saved with the head"
+                for path in marked_random(model)
+            ),
+        ]
         for bar in bars:
             if told and hasattr(bar, "say"):
                 bar.say(told)
         whole = next(one for one in trainer.callback_handler.callbacks if isinstance(one, WholeCheckpoints))
         checkpoint = on_main(lambda: last_intact(checkpoints))
         if checkpoint is None:
-            loss = kind_of(data.task).loss
-            recipe.method.prepare(model, sample_of(recipe, data, lambda model, batch: loss(recipe, model, batch)))
+            loss = functools.partial(kind_of(data.task).loss, recipe)
+            recipe.method.prepare(model, sample_of(recipe, data, loss))
         else:
             whole.resume(checkpoint)
             recipe.method.restore(model, checkpoint)
@@ -160,11 +208,189 @@ def _train(recipe: Recipe, folder: Path, make_callbacks: MakeCallbacks) -> tuple
     return result, False
 
 
-def _notes_of_model(recipe: Recipe, model: nn.Module) -> list[str]:
-    return [
-        f"{recipe.model} has no weights for {path}: it starts at random, and is trained and saved with the head"
-        for path in marked_random(model)
-    ]
+# ---------------------------------------------------------------- what is trained
+
+
+def load_data(recipe: Recipe, processor: Processor, scored: Splits | None = None) -> Data:
+    """Load and encode all splits of the recipe's task.
+
+    Raises:
+        UserError: a model that cannot do the task, sizes that the data cannot give, or data that cannot be fetched.
+    """
+    task, section, facts = recipe.task.definition, recipe.task, recipe.task.kind
+    if facts.task_type == "CAUSAL_LM" and getattr(processor, "eos_token_id", None) is None:
+        raise UserError(
+            f"model: '{recipe.model}' is no language model, which {section.name} needs: its tokenizer has no token "
+            "that ends a text"
+        )
+    loaded: Mapping[str, Any] | None = scored
+    if loaded is None:
+        sizes = SplitSizes(section.train_size, section.validation_size, section.test_size)
+        loaded = task.load_splits(sizes, section.split_seed, section.test_sets, section.prompt)
+    data = kind_of(task).encode(recipe, processor, loaded)
+    for name, split in data.splits.items():
+        if name != "train" and len(split) < facts.scored_at_least:
+            source = getattr(section, f"{name}_data", None) or task.source
+            least = f"{facts.name} is scored on {facts.scored_at_least} or more"
+            raise UserError(f"{source}: the {name} split has {len(split)} example(s), and {least}")
+    return replace(data, record=with_record(data, loaded))
+
+
+def make_trainer(
+    recipe: Recipe,
+    checkpoints: Path,
+    callbacks: Sequence[TrainerCallback] = (),
+    adapter: Path | None = None,
+    scored: Splits | None = None,
+) -> tuple[Trainer, Data]:
+    """The data, the model with the recipe's method applied to it, and a trainer for both.
+
+    Raises:
+        UserError: what the recipe names cannot be had, or the method does not fit the model.
+    """
+    settings, kind = recipe.training, kind_of(recipe.task.definition)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    processor = kind.processor(recipe.base if adapter is None else str(adapter))
+    data = load_data(recipe if adapter is None else recipe.with_kept_template, processor, scored)
+    if adapter is not None and scored is None:
+        check_data(adapter.parent, data)
+    data = kind.targets(data, recipe)
+    options = arguments(recipe, checkpoints, len(data.splits["train"]) if adapter is None else 0)
+    set_seed(recipe.seed)  # the head and the adapter start at random
+    base = base_for(recipe, processor, data.labels)
+    longest, most = longest_text(recipe.task.max_length, processor), most_tokens(base)
+    if longest is not None and most is not None and longest > most:
+        raise UserError(f"task.max_length: {longest} tokens are more than the {most} positions of {recipe.model}")
+    every: list[TrainerCallback] = []
+    if adapter is None:
+        _check_stored(recipe, base)
+        data = kind.scaled(data, base)  # a trained one gives label units
+        model = _new_model(recipe, base, data, checkpoints)
+        if recipe.method.deployed_form == CALIBRATED:
+            every.append(CalibrationCallback(own_share(data, recipe), ridge=recipe.calibration.ridge, at_end=False))
+        if settings.save_updates:
+            every.append(UpdateRecorder(recipe, checkpoints.parent / UPDATES, own_share(data, recipe)))
+        if settings.patience is not None:
+            every.append(EarlyStoppingCallback(settings.patience))
+    else:
+        if (finished := read_result(adapter.parent)) is not None:
+            warn_of_another_commit(adapter.parent, finished, commit_of(base))
+        model = make_model(recipe, base, adapter)
+    kind.keep_exact(model)
+    if settings.gradient_checkpointing:
+        checkpoint_activations(model)
+    # Of the body's own weights, trained without a PEFT adapter, the task may use only some, no text reaches the part of
+    # a model that sees images, and no gradient a pooler behind hidden states that are learned: then DDP must search.
+    own_weights = not hasattr(model, "peft_config") and count_parameters(model).adapter > 0
+    is_partly_used = own_weights or recipe.task.teacher is not None
+    options["ddp_find_unused_parameters"] = is_partly_used or base.config.get_text_config() is not base.config
+    of_method = list(recipe.method.callbacks())
+    whole = WholeCheckpoints(checkpoints, of_method)
+    every = [ExtraCheckpoints(settings.checkpoint_every), whole, FiniteLoss(), *every, *of_method, *callbacks]
+    trainer = kind.trainer(recipe, model, data, options, every)
+    trainer.remove_callback(PrinterCallback)  # which prints what is logged, on standard output
+    return trainer, data
+
+
+def _check_stored(recipe: Recipe, base: Any) -> None:
+    """Raise a UserError where a model is stored quantised, and cannot be trained so by the recipe's methods."""
+    if recipe.base.quantization is not None or not getattr(base, "is_quantized", False):
+        return
+    stored = f"'{recipe.model}' is stored quantised ({quantization_of(base.config)})"
+    if not base.hf_quantizer.is_trainable:
+        raise UserError(f"model: {stored}, in which Transformers trains nothing: name a copy that is not")
+    trains_rounded = getattr(base.hf_quantizer, "is_qat_trainable", False) is True  # the weights themselves
+    if not trains_rounded and (one := recipe.not_on_quantised) is not None:
+        raise UserError(f"method: {one.name!r} is not allowed: {stored}: take an adapter of PEFT on a frozen base")
+
+
+def _new_model(recipe: Recipe, base: Any, data: Data, checkpoints: Path) -> nn.Module:
+    """The recipe's method on a pretrained model, with what it takes from training data before its first step."""
+    loss = functools.partial(kind_of(data.task).loss, recipe)
+    wants = wants_probe(recipe.method.options)
+    start = start_for(recipe, base, data, checkpoints.parent, loss) if wants else None
+    if start is not None:
+        set_seed(recipe.seed)  # the same whether it was probed for or read
+    wanted = start.resolved(recipe) if start else recipe
+    if recipe.method.looks:
+        if recipe.training.gradient_checkpointing:
+            checkpoint_activations(base)
+        with plain_method_errors():
+            check_modules(base, recipe.method.options)
+            looked = recipe.method.looked(on_device(base), sample_of(recipe, data, loss), checkpoints)
+            wanted = recipe.model_copy(update={"method": looked})
+    model = make_model(wanted, base, kept=checkpoints)
+    if start is not None:
+        start.align(model)
+    return model
+
+
+def own_share(data: Data, recipe: Recipe) -> list[dict[str, Tensor]]:
+    """This process's calibration batches: the moments are summed over the processes, none of an example twice."""
+    section, peers = recipe.calibration, state().num_processes
+    count = min(section.examples, len(data.fixed("train")))
+    size = max(1, min(section.batch_size, count // peers))  # a batch for each, where there are examples
+    batches = data.calibration_batches(section.model_copy(update={"batch_size": size}))
+    return own_part(batches) if count >= peers else batches
+
+
+def sample_of(recipe: Recipe, data: Data, loss: Callable[[nn.Module, Any], Tensor]) -> Sample:
+    """The training data that a method may look at."""
+    return Sample(
+        batches=lambda share: data.training_batches(share, recipe.training.batch_size),
+        loss=loss,
+        learning_rate=recipe.training.learning_rate,
+        seed=recipe.seed,
+        examples=len(data.fixed("train")),
+        agree=lambda value: on_main(lambda: value),
+        in_float16=recipe.training.precision == "fp16",
+    )
+
+
+# ---------------------------------------------------------------- a finished run, loaded again
+
+
+def load_trainer(
+    run: TrainedRun,
+    recipe: Recipe | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    scored: Splits | None = None,
+) -> tuple[Trainer, Data]:
+    """A finished run's trained model and its data, to be scored; nothing is written."""
+    with tempfile.TemporaryDirectory() as nowhere:  # Transformers wants a folder
+        return make_trainer(recipe or run.recipe, Path(nowhere), callbacks, run.folder / ADAPTER, scored)
+
+
+def load_trained_model(run: TrainedRun, *, rounded: bool = False) -> tuple[nn.Module, Processor]:
+    """The model of a finished run as its recipe keeps it, and its tokenizer or image processor.
+
+    Args:
+        run: which.
+        rounded: keep the body's own weights in the recipe's precision where they were trained, too; for answers alone.
+
+    Raises:
+        UserError: one of them cannot be loaded.
+    """
+    base, processor = base_of(run, run.recipe)
+    body = [parameter for name, parameter in base.named_parameters() if not is_head(base, name)]
+    model = make_model(run.recipe, base, run.folder / ADAPTER)
+    if rounded:
+        model.requires_grad_(False)
+        keep_frozen_in(PRECISIONS[run.recipe.training.precision], body)
+    return model, processor
+
+
+def base_of(run: TrainedRun, recipe: Recipe) -> tuple[PreTrainedModel, Processor]:
+    """The pretrained model of a finished run as this recipe keeps it, and the run's tokenizer or image processor.
+
+    Raises:
+        UserError: one of them cannot be loaded.
+    """
+    processor = kind_of(run.task).processor(str(run.folder / ADAPTER))
+    base = base_for(recipe, processor, run.labels)
+    warn_of_another_commit(run.folder, run.result, commit_of(base))
+    return base, processor
 
 
 # ---------------------------------------------------------------- scores
@@ -217,19 +443,21 @@ def _scored(recipe: Recipe, trainer: Trainer, data: Data, whole: WholeCheckpoint
 
 
 def _score_more(
-    recipe: Recipe, folder: Path, finished: Result, names: Sequence[str], bars: Sequence[TrainerCallback]
+    recipe: Recipe, folder: Path, result: Result, names: Sequence[str], bars: Sequence[TrainerCallback]
 ) -> Result:
     """Score a finished run on further test sets, and write them into its recipe and its result."""
     wanted = recipe.model_copy(update={"task": recipe.task.model_copy(update={"test_sets": tuple(names)})})
     trainer, data = make_trainer(wanted, folder / CHECKPOINTS, bars, folder / ADAPTER)
-    kind = kind_of(data.task)
-    result = with_test_sets(
-        finished,
-        {name: score(wanted, trainer, data, name, recipe.method.forms) for name in names},
-        {name: len(data.splits[name]) for name in names},
-        {name: kind.guessed(data, name) for name in names},
-        {name: kind.most_frequent(data, name) for name in names},
-    )
+    kind, metric = kind_of(data.task), result["metric"]
+    sets = metric.get("by_test_set") or dict.fromkeys(test_sets(result), metric["by_form"])
+    for name in names:
+        sets[name] = files.finite_or_none(score(wanted, trainer, data, name, recipe.method.forms))
+        metric["examples"][name] = len(data.splits[name])
+        for level, found in (("chance", kind.guessed), ("most_frequent", kind.most_frequent)):
+            if level in metric:
+                metric[level][name] = found(data, name)
+    metric |= {"by_test_set": sets, "by_form": files.finite_or_none(mean_scores(sets))}
+    result["recipe"]["task"]["test_sets"] = list(sets)
     on_main(lambda: files.write_text(folder / RECIPE, dump(result["recipe"])))
     on_main(lambda: files.write_json(folder / RESULT, result))
     return result

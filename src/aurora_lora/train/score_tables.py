@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from ..data.metrics import Metric, in_order, metric_named
 from ..errors import counted
@@ -45,13 +45,8 @@ def _row(name: str, scores: Mapping[str, float], metrics: Iterable[Metric]) -> l
 
 
 def score_table(method: str, scores: Scores, deployed: str | None) -> TextTable:
-    """The scores of a method's forms, a row for each, which starts with the form's name.
-
-    Args:
-        method: its name, which stands for its only form.
-        scores: as in result.json.
-        deployed: the form to mark as such, if there are several.
-    """
+    """The scores of a method's forms, a row for each, which starts with the form's name; a method of a single form has
+    the method's name there. The `deployed` form is marked, if there are several."""
     metrics = in_order(next(iter(scores.values())))
     rows: list[Sequence[str]] = []
     for form, values in scores.items():
@@ -78,47 +73,22 @@ def run_table(result: Result, reference: Result | None) -> TextTable:
     return table
 
 
-def shown_table(title: str, table: TextTable, width: int = 80) -> Table:
-    """A table of scores for a terminal. Where it is too wide, headings are broken at their spaces."""
-    columns = [*zip(table.headers, *table.rows, strict=True)]
-    least = [max(map(len, (*header.split(), *cells))) for header, *cells in columns]
-    spaces = int(sum(least) + 3 * len(least) + 1 <= width)  # without spaces beside the borders, no name need be broken
-    room = width - sum(least) - (1 + 2 * spaces) * len(least) - 1
-    shown = Table(title=title, title_justify="left", padding=(0, spaces))
-    for number, (column, letters) in enumerate(zip(columns, least, strict=True)):
-        more = min(max(map(len, column)) - letters, room)  # where there is too little, names are broken
-        shown.add_column(column[0], justify="right" if number else "left", width=max(letters + more, 1))
-        room -= more
-    for name, *values in table.rows:
-        shown.add_row(name, *values, style="bold" if name.endswith("deployed") else None)
-    return shown
-
-
 # ---------------------------------------------------------------- printed
-
-
-def print_table(console: Console, title: str, table: TextTable) -> None:
-    """A table of scores."""
-    console.print(shown_table(title, table, console.width))
-
-
-def print_scores(console: Console, title: str, method: str, scores: Scores, deployed: str) -> None:
-    """The table alone, for `aurora evaluate`."""
-    print_table(console, title, score_table(method, scores, deployed))
 
 
 def print_result(console: Console, result: Result, reference: Result | None) -> None:
     """Scores of every form beside the reference, answers, parameter counts, and how it was trained."""
-    print_table(console, f"{result['task']}: {examples_scored(result)}", run_table(result, reference))
+    console.print(replace(run_table(result, reference), title=f"{result['task']}: {examples_scored(result)}"))
     by_test_set = result["metric"].get("by_test_set", {})
     if len(by_test_set) > 1:
         metric = metric_named(result["metric"]["name"])
         forms = list(next(iter(by_test_set.values())))
-        table = TextTable("", ["test set", "examples", *(form.replace(MERGED, result["method"]) for form in forms)])
+        headers = ["test set", "examples", *(form.replace(MERGED, result["method"]) for form in forms)]
+        table = TextTable(metric.heading, headers)
         for name, scores in by_test_set.items():
             cells = [metric.shown(scores[form][metric.name]) for form in forms]
             table.rows.append([name, f"{result['metric']['examples'][name]:,}", *cells])
-        print_table(console, metric.heading, table)
+        console.print(table)
     lines = [parameters(result)]
     for number, one in enumerate(result.get("samples", ()), start=1):
         lines.append(f"held-out conversation {number}: {_short(one['prompt'])}")
@@ -145,6 +115,5 @@ def rate(value: float) -> str:
 
 
 def _short(text: str) -> str:
-    """In one line, cut."""
     line = " ".join(text.split())
     return line if len(line) <= 160 else line[:159] + "…"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import os
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
     EarlyStoppingCallback,
@@ -22,22 +24,25 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from .. import termination
+from .. import files, termination
 from ..data.metrics import metric_named
 from ..deploy import calibrate
 from ..deploy.calibrate import MAX_MEMORY, check_ridge, several_processes
-from ..deploy.inputs import as_batches, no_batches
-from ..errors import UserError, one_line
+from ..deploy.inputs import Batch, as_batches, no_batches
+from ..errors import FormError, NotCalibratedError, UserError, one_line
 from ..extras import extra
-from ..forms import CALIBRATED
+from ..forms import CALIBRATED, MERGED, STATIC, form_named
 from ..methods.parameters import is_head, save_trained
+from ..methods.updates import low_rank_updates
 from ..tuner import active_layers
 from ..values import check_loss
 from .distributed import asked_to_stop, check_as_many, check_precision, is_main, peak_memory, state
-from .publish import checkpoint_name, manifest_of, write_manifest
+from .publish import LEFT, RIGHT, checkpoint_name, manifest_of, write_manifest
 from .recipe import Logger, Recipe, divide, steps_of_an_epoch
+
+TENSORBOARD = "TENSORBOARD_LOGGING_DIR"
+"""Where Transformers' callback looks for the folder of TensorBoard's files."""
 
 
 class OneDevice:
@@ -108,7 +113,7 @@ def arguments(recipe: Recipe, checkpoints: Path, examples: int) -> dict[str, Any
         "remove_unused_columns": False,
         "label_names": ["labels"],
         "log_level_replica": "passive",
-        "report_to": "none",  # see `logger_callbacks`
+        "report_to": list(wanted.report_to) if examples else "none",
         "run_name": recipe.name,
         "project": os.environ.get("TRACKIO_PROJECT", "huggingface"),  # Transformers never looks for it
         "disable_tqdm": True,
@@ -116,12 +121,7 @@ def arguments(recipe: Recipe, checkpoints: Path, examples: int) -> dict[str, Any
 
 
 class RecipeTrainer(Trainer):
-    """Transformers' Trainer with a learning rate of its own for the head.
-
-    Args:
-        recipe: what to train; the learning rates are taken from it.
-        kwargs: as for Transformers' Trainer.
-    """
+    """Transformers' Trainer with a learning rate of its own for the head."""
 
     def __init__(self, recipe: Recipe, **kwargs: Any) -> None:
         self.recipe = recipe
@@ -167,8 +167,7 @@ class RecipeTrainer(Trainer):
 
 
 def _logits_alone(logits: Any, labels: Any) -> Tensor:
-    """The logits: encoder-decoder models and some of images give more."""
-    found: Tensor = logits[0] if isinstance(logits, tuple) else logits
+    found: Tensor = logits[0] if isinstance(logits, tuple) else logits  # some models give more
     return found
 
 
@@ -179,10 +178,6 @@ class WholeCheckpoints(TrainerCallback):
     """Makes each checkpoint whole, with what a run that goes on needs to know: how long it has trained, and on what.
 
     Counts the seconds of training steps; evaluations, calibrations and checkpoints are left out.
-
-    Args:
-        folder: of the checkpoints.
-        others: the run's further callbacks, of which those of methods may keep a state in each checkpoint.
     """
 
     def __init__(self, folder: Path, others: Sequence[TrainerCallback] = ()) -> None:
@@ -213,21 +208,17 @@ class WholeCheckpoints(TrainerCallback):
         if state.best_global_step:  # the folder may have moved
             state.best_model_checkpoint = str(self.folder / checkpoint_name(state.best_global_step))
 
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._since = time.perf_counter()
-
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._since = self._since or time.perf_counter()
+
+    on_epoch_begin = on_step_begin
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # at an epoch's last step, too: what others do there before the epoch ends is no training
         if control.should_evaluate or control.should_save or float(state.epoch or 0.5).is_integer():
-            self._stop(control)
+            self.on_epoch_end(args, state, control)
 
     def on_epoch_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
-        self._stop(control)
-
-    def _stop(self, control: TrainerControl) -> None:
         if self._since is not None:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()  # the last step is still under way
@@ -237,7 +228,7 @@ class WholeCheckpoints(TrainerCallback):
         control.should_log = control.should_log or control.should_evaluate or control.should_save
 
     def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        _wait_for_everyone()  # each process writes its own random state
+        wait_for_everyone()  # each process writes its own random state
         if is_main():
             checkpoint = self.folder / checkpoint_name(state.global_step)
             for callback in self.stateful:
@@ -249,12 +240,13 @@ class WholeCheckpoints(TrainerCallback):
                 peak_mb=self.measure_memory(),
                 processes=args.world_size,
             )
-        _wait_for_everyone()
+        wait_for_everyone()
         if asked_to_stop():  # not by `should_training_stop`: Trainer would evaluate as at the end of an epoch
             termination.stop()
 
 
-def _wait_for_everyone() -> None:
+def wait_for_everyone() -> None:
+    """Go on when all processes have come here."""
     state().wait_for_everyone()
 
 
@@ -276,38 +268,75 @@ class ExtraCheckpoints(TrainerCallback):
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         is_due = self.every is not None and state.global_step % self.every == 0
-        if (asked_to_stop() or is_due) and not _is_saved_anyway(args, state):
+        # at an epoch's last step, and the last of all, an evaluation and its checkpoint follow: one before these would
+        # let a resumed run miss them
+        is_epoch_end = state.epoch is not None and float(state.epoch).is_integer()
+        is_last = is_epoch_end if args.eval_strategy == "epoch" else state.global_step >= state.max_steps
+        if (asked_to_stop() or is_due) and not is_last:
             control.should_save = True
-
-
-def _is_saved_anyway(args: Any, state: TrainerState) -> bool:
-    """Whether an evaluation and its checkpoint follow: one before these would let a resumed run miss them. Such is the
-    last step of an epoch, where each is evaluated, and the last one of all."""
-    if args.eval_strategy != "epoch":
-        return bool(state.global_step >= state.max_steps)
-    return state.epoch is not None and float(state.epoch).is_integer()
 
 
 def has_stopped_early(state: TrainerState, patience: int | None) -> bool:
     """Whether a training stopped at this state, of a checkpoint, for want of better scores."""
-    kept: Any = state.stateful_callbacks or {}
-    in_vain = kept.get(EarlyStoppingCallback.__name__, {}).get("attributes", {}).get("early_stopping_patience_counter")
-    return patience is not None and in_vain is not None and in_vain >= patience
+    callbacks: Any = state.stateful_callbacks or {}
+    kept = callbacks.get(EarlyStoppingCallback.__name__, {})
+    in_vain = kept.get("attributes", {}).get("early_stopping_patience_counter", 0)
+    return patience is not None and in_vain >= patience
 
 
-# ---------------------------------------------------------------- loggers
+class UpdateRecorder(TrainerCallback):
+    """`training.save_updates`: writes `epoch-000.safetensors` before the first step, and one file after each epoch.
+
+    A file holds `FORM/LAYER/left` (d_out, r) and `FORM/LAYER/right` (r, d_in), with `dW = left @ right`. Of AuroRA the
+    forms are the static one and the one that is deployed, calibrated for it where need be. A file is whole or absent,
+    and comes before the checkpoint of its epoch: a run that goes on has all the earlier ones.
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path, batches: Sequence[Batch]) -> None:
+        method = recipe.method
+        kept = [form for form in method.forms if form in (STATIC, MERGED, method.deployed_form)]
+        self.forms = [form for form in kept if form_named(form).mergeable]
+        self.name, self.ridge = method.name, recipe.calibration.ridge
+        self.folder, self.batches = folder, batches
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 0:
+            self._write(kwargs["model"], 0, state)
+
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        epoch = float(state.epoch or 0)
+        if epoch.is_integer():  # an epoch's last step; training may stop at another
+            self._write(kwargs["model"], int(epoch), state)
+
+    def _write(self, model: nn.Module, epoch: int, state: TrainerState) -> None:
+        tensors: dict[str, Tensor] = {}
+        for form in self.forms:
+            try:
+                try:
+                    updates = low_rank_updates(model, form)
+                except NotCalibratedError:
+                    calibrate(model, self.batches, ridge=self.ridge)
+                    updates = low_rank_updates(model, form)
+            except FormError as error:
+                raise UserError(f"training.save_updates: not with {self.name}: {error}") from error
+            for layer, (left, right) in updates.items():
+                tensors[f"{form}/{layer}/{LEFT}"] = left.cpu().contiguous()
+                tensors[f"{form}/{layer}/{RIGHT}"] = right.cpu().contiguous()
+        if state.is_world_process_zero:
+            with files.new_file(self.folder / f"epoch-{epoch:03d}.safetensors") as partial:
+                save_file(tensors, partial, metadata={"step": str(state.global_step)})
 
 
 @contextmanager
-def own_runs(names: Sequence[Logger]) -> Iterator[None]:
-    """Within the block a training may begin a run of Weights & Biases, which ends with it: Transformers' callback goes
-    on with one that is open. One that the caller has begun stays theirs."""
-    if "wandb" not in names:
-        yield
-        return
-    with extra("wandb"):
-        wandb: Any = importlib.import_module("wandb")
-    is_theirs = wandb.run is not None
+def own_runs(names: Sequence[Logger], logs: Path) -> Iterator[None]:
+    """Within the block a training reports to these loggers: TensorBoard's files go to `logs`, and a run of Weights &
+    Biases that it begins ends with it, as Transformers' callback goes on with one that is open."""
+    for name in names:
+        with extra(name):
+            importlib.import_module(name)
+    wandb: Any = sys.modules.get("wandb") if "wandb" in names else None
+    theirs, before = getattr(wandb, "run", None), os.environ.get(TENSORBOARD)
+    os.environ[TENSORBOARD] = str(logs)
     try:
         yield
     except Exception as error:  # as where nobody has logged in
@@ -315,30 +344,10 @@ def own_runs(names: Sequence[Logger]) -> Iterator[None]:
             raise UserError(f"training.report_to: wandb: {one_line(error)}") from error
         raise
     finally:
-        if not is_theirs and wandb.run is not None:
+        del os.environ[TENSORBOARD]
+        os.environ |= {} if before is None else {TENSORBOARD: before}
+        if wandb is not None and wandb.run is not theirs:
             wandb.finish()
-
-
-def logger_callbacks(names: Sequence[Logger], folder: Path) -> list[TrainerCallback]:
-    """Transformers' callbacks that report to these.
-
-    Args:
-        names: of the loggers. Weights & Biases and Trackio are set up by their own environment variables.
-        folder: where TensorBoard's files go.
-
-    Raises:
-        UserError: one is not installed.
-    """
-    callbacks: list[TrainerCallback] = []
-    for name in names:
-        with extra(name):
-            importlib.import_module(name)
-        kinds: Any = INTEGRATION_TO_CALLBACK
-        callback = kinds[name]()
-        if name == "tensorboard":
-            callback.logging_dir = str(folder)
-        callbacks.append(callback)
-    return callbacks
 
 
 # ---------------------------------------------------------------- calibration

@@ -20,10 +20,10 @@ from aurora_lora.lab.experiments.dry_run import dry_run, needs
 from aurora_lora.lab.experiments.known import GPUS
 from aurora_lora.lab.experiments.plan import Sizes
 from aurora_lora.lab.experiments.recipes import load_any
-from aurora_lora.train.build import load_data
 from aurora_lora.train.data import Data
 from aurora_lora.train.kinds import kind_of
 from aurora_lora.train.recipe import Recipe
+from aurora_lora.train.run import load_data
 
 
 @pytest.fixture(scope="session")

@@ -17,8 +17,8 @@ from aurora_lora.lab.experiments.reproduce import prepare, run
 from aurora_lora.lab.experiments.suite import Suite
 from aurora_lora.lab.report.paper_comparison import compare
 from aurora_lora.train import load_run, train
-from aurora_lora.train.evaluating import evaluate
 from aurora_lora.train.finished_run import print_run
+from aurora_lora.train.measuring import evaluate
 from aurora_lora.train.recipe import Recipe, validate
 from aurora_lora.train.score_tables import examples_scored
 

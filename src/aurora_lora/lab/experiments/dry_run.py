@@ -13,14 +13,13 @@ from ...diffusion.recipe import SubjectRecipe
 from ...errors import UserError, abridged, counted
 from ...methods import ParameterCounts
 from ...text_table import TextTable
-from ...train.build import load_data
 from ...train.data import Data, notes
 from ...train.distributed import check_precision
 from ...train.kinds import kind_of
 from ...train.models import longest_text, positions
 from ...train.publish import check_recipe
 from ...train.recipe import Recipe, RunRecipe, examples_of_a_step, steps_of_an_epoch
-from ...train.run import check_contamination
+from ...train.run import check_contamination, load_data
 from .known import GPUS, Machine, architecture, machine
 from .plan import Sizes, hours, peaks, shapes
 from .plan_subject import subject_needs

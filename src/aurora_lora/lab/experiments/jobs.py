@@ -24,7 +24,7 @@ from ...extras import extra
 from ...machine import usable_cores
 from ...train.publish import LOG, RECIPE, check_recipe, write_recipe
 from ...train.recipe import RunRecipe
-from ...train.results import Result, lacking, read_result
+from ...train.results import Result, read_result, test_sets
 
 LAUNCHERS = ("local", "accelerate", "slurm")
 DAY = 24 * 60
@@ -57,7 +57,7 @@ class Job:
         """
         check_recipe(self.folder, self.recipe)
         result = read_result(self.folder)
-        return None if result is None or lacking(result, self.recipe) else result
+        return None if result is None or set(self.recipe.test_sets) - set(test_sets(result)) else result
 
     def finished(self) -> Result | None:
         """The job's `result()`; None also where what is there cannot be used, which running the job says."""

@@ -321,7 +321,7 @@ def load_study(given: Path | str, overrides: Sequence[str] = ()) -> Study:
         UserError: there is no such study, the file cannot be read, or a value is wrong; one line for each mistake.
     """
     found = find(given, "study")
-    path, data = found.source, override(found.values(), overrides, (("", Study), ("base.", Recipe)))
+    path, data = found.source, override(found.values(), overrides)
     if not isinstance(data, dict):
         raise UserError(f"{path}: a study is a mapping of fields: name, base, tuning, seeds, settings")
     study = validated(Study, data, str(path))

@@ -17,8 +17,7 @@ from ...errors import UserError
 from ...forms import CALIBRATED, DYNAMIC, FORMS, MERGED, REFERENCE_FORM, STATIC, form_named
 from ...methods.targets import blocks_and_kinds
 from ...text_table import TextTable
-from ...train.publish import UPDATES
-from ...train.updates import LEFT, RIGHT, saved_updates
+from ...train.publish import LEFT, RIGHT, UPDATES, saved_updates
 from .figures import FORM_STYLES, GREY, GRID, WIDTH, about, colour, draw_range, legend, new_figure, panels, style
 from .groups import Group, Result, by_learning_rate
 from .tables import finite, spread
