@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 TEXTS = (*SMALL, "task.validation_size=8")
 IMAGES = (*SMALL, "task.validation_size=4", "training.workers=0")
 # so low a rate that the model writes what it wrote before
-QUESTIONS = (*SMALL, "task.validation_size=2", "training.learning_rate=1e-7")
+QUESTIONS = (*SMALL, "task.validation_size=2", "training.learning_rate=2e-7")
 IMAGE = "a [V] dog"
 SUBJECT = (
     "training.steps=1",

@@ -212,7 +212,7 @@ def test_kept_checkpoints(model: Path, tmp_path: Path) -> None:
 
 def test_a_run_that_has_stopped_early_stays_so(model: Path, tmp_path: Path) -> None:
     """Killed after its last checkpoint, it trains no further."""
-    training = {"epochs": 9, "batch_size": 8, "learning_rate": 1e-9, "threads": 1, "patience": 2}
+    training = {"epochs": 9, "batch_size": 8, "learning_rate": 2e-7, "threads": 1, "patience": 2}
     recipe = validate(tiny.recipe(model, training=training), "tiny")
     whole = train(recipe, tmp_path / "whole")
     assert len(whole.result["epochs"]) == 3  # the first is the best of equal ones
