@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import AutoPeftModel, LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
+from peft import AutoPeftModel, PeftModel, get_peft_model, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification
@@ -112,19 +112,6 @@ def test_bias_travels(make_bert, config, logits, tmp_path, bias):
     torch.testing.assert_close(
         logits(PeftModel.from_pretrained(make_bert(), tmp_path)), logits(model), atol=1e-5, rtol=0
     )
-
-
-@pytest.mark.parametrize("further", [{"trainable_token_indices": {"word_embeddings": [1, 2]}}, {"bias": "all"}])
-def test_what_is_trained_beside_an_injected_adapter_travels(make_bert, config, logits, tmp_path, further):
-    """PEFT names it otherwise where no `PeftModel` is around the model."""
-    adapter = config(eval_form="static", task_type=None, **further)
-    model = inject_adapter_in_model(adapter, make_bert()).eval()
-    with torch.no_grad():
-        for p in (p for p in model.parameters() if p.requires_grad):
-            p.add_(0.3 * torch.randn_like(p))
-    export_lora(model, tmp_path)
-    loaded = PeftModel.from_pretrained(make_bert(), tmp_path)
-    torch.testing.assert_close(logits(loaded), logits(model), atol=1e-5, rtol=0)
 
 
 def test_an_adapter_that_was_injected_into_a_part_of_the_model(make_bert, config, logits, tmp_path):
@@ -335,16 +322,6 @@ def test_what_a_tokenizer_has_written_beside_an_export_is_replaced_with_it(model
     for processor in (Processor(), None):
         export_lora(model, tmp_path / "lora", processor=processor)
         assert (tmp_path / "lora" / "bpe.codes").exists() == (processor is not None)
-
-
-def test_a_lora_that_was_trained_elsewhere_is_left_alone(model, make_bert, tmp_path):
-    get_peft_model(make_bert(), LoraConfig(target_modules=["query"])).save_pretrained(tmp_path)
-    (tmp_path / "README.md").unlink()
-    weights = tmp_path / "adapter_model.safetensors"
-    before = weights.read_bytes()
-    with pytest.raises(ValueError, match=f"holds {weights.name}, which no LoRA export wrote"):
-        export_lora(model, tmp_path)
-    assert weights.read_bytes() == before
 
 
 @pytest.mark.parametrize("compiled", ["whole", "base", "layers"])

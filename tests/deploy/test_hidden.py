@@ -3,13 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 from peft import get_peft_model
 
 import aurora_lora
 from aurora_lora.deploy.hidden import hidden_values, sigma_along
-from aurora_lora.errors import CalibrationError
 from aurora_lora.ops.anl import adaptive_nonlinear
 
 PATH = "bert.encoder.layer.1.attention.self.query"
@@ -46,15 +44,6 @@ def test_static_training_sees_the_columns_of_a(make_bert: Callable[..., Any]) ->
     found = hidden_values(model, [])
     A = model.get_base_model().get_submodule(PATH).aurora_A["default"].weight
     torch.testing.assert_close(found[PATH, "default"], A.T, check_stride=False)
-
-
-def test_plain_lora_has_none(make_bert: Callable[..., Any], batches: list[dict[str, torch.Tensor]]) -> None:
-    assert hidden_values(adapted(make_bert, fixed_activation=None, spline=None, skip=True), batches) == {}
-
-
-def test_no_batches(make_bert: Callable[..., Any]) -> None:
-    with pytest.raises(CalibrationError, match="hidden_values needs at least one batch"):
-        hidden_values(adapted(make_bert), [])
 
 
 def test_sigma_along_a_channel(make_bert: Callable[..., Any]) -> None:

@@ -1,6 +1,5 @@
 """What a model is run on, and which vectors of a layer's input count."""
 
-import gc
 import random
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -8,10 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from peft import get_peft_model, inject_adapter_in_model
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 from transformers import (
     BartConfig,
@@ -19,35 +16,11 @@ from transformers import (
     BartForSequenceClassification,
     BertConfig,
     BertForMultipleChoice,
-    T5Config,
-    T5ForConditionalGeneration,
 )
 
-from aurora_lora import AuroraConfig, CalibrationError, align, calibrate, lora_factors, merge_gap, probe
+from aurora_lora import AuroraConfig, CalibrationError, calibrate, merge_gap
 from aurora_lora.deploy.inputs import Passes, Runner, as_batches, evaluated, watched_inputs
 from aurora_lora.tuner import aurora_layers
-
-
-def test_the_masks_of_an_encoder_decoder_inside_ddp() -> None:
-    """The wrapper has neither the config nor the encoder of the model."""
-
-    def counts(wrap: Any) -> list[int]:
-        torch.manual_seed(0)
-        sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
-        base = T5ForConditionalGeneration(T5Config(vocab_size=40, decoder_start_token_id=0, pad_token_id=0, **sizes))
-        model = get_peft_model(base, AuroraConfig(target_modules=["q"], init_weights=False))
-        return [layer.vectors for layer in calibrate(wrap(model), [batch]).layers]
-
-    ids, mask, labels = torch.randint(2, 40, (8, 10)), torch.ones(8, 10).long(), torch.randint(2, 40, (8, 10))
-    mask[4:, 5:], labels[:4, 3:] = 0, -100
-    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-    assert counts(lambda model: model) == [60, 52, 52]
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        assert counts(DistributedDataParallel) == [60, 52, 52]
-    finally:
-        gc.collect()
-        dist.destroy_process_group()
 
 
 def test_encoder_decoder_leaves_the_padding_of_both_sides_out():
@@ -183,29 +156,6 @@ def test_a_language_model_computes_no_logits_that_nobody_reads(make_gpt2, batche
         torch.testing.assert_close(found[path], matrix)
 
 
-def test_a_model_in_data_parallel_is_that_within(make_gpt2, batches):
-    """Its layers have the same paths, and its output layer is known."""
-    labelled = [{**batch, "labels": batch["input_ids"]} for batch in batches]
-    plain = probe(make_gpt2(), labelled, rank=2)
-    found = probe(nn.DataParallel(make_gpt2()), labelled, rank=2)
-    assert [layer.layer for layer in found.layers] == [layer.layer for layer in plain.layers]
-    fields = {"target_modules": ["c_attn"], "fan_in_fan_out": True, "task_type": "CAUSAL_LM"}
-    model = get_peft_model(make_gpt2(), AuroraConfig(**fields))
-    wrapped = nn.DataParallel(model)
-    assert align(wrapped, found) == ("transformer.h.0.attn.c_attn", "transformer.h.1.attn.c_attn")
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "aurora_B" in name:
-                parameter.normal_()
-    assert [layer.layer for layer in calibrate(wrapped, batches).layers] == list(align_names(found))
-    assert {layer.layer for layer in merge_gap(wrapped, batches).layers} == set(align_names(found))
-    assert set(lora_factors(wrapped)) == set(align_names(found))
-
-
-def align_names(found):
-    return [layer.layer for layer in found.layers if layer.layer.endswith("c_attn")]
-
-
 def test_inputs_that_are_all_padding(make_bert, batches, config):
     model = get_peft_model(make_bert(), config())
     padding = [{**batch, "attention_mask": torch.zeros_like(batch["attention_mask"])} for batch in batches]
@@ -265,15 +215,3 @@ def test_every_pass_has_the_same_batches(loader: str) -> None:
     assert data.passes == 3
     assert random.getstate() == before[0]
     assert torch.equal(torch.get_rng_state(), before[1])
-
-
-def test_each_module_has_its_own_mode_again() -> None:
-    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
-    model.train()
-    model[1].eval()
-    with evaluated(model):
-        assert not any(module.training for module in model.modules())
-    assert [module.training for module in model.modules()] == [True, True, False]
-    with pytest.raises(KeyError), evaluated(model):
-        raise KeyError
-    assert [module.training for module in model.modules()] == [True, True, False]

@@ -1,16 +1,11 @@
 """Ranks shared out by a probe, and an adapter that starts along it: AuroRA's, LoRA's, of every kind of layer."""
 
-import copy
 import re
 
 import pytest
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from torch import nn
-from transformers import (
-    DistilBertConfig,
-    DistilBertForSequenceClassification,
-)
 
 from aurora_lora import AuroraConfig, CalibrationError, align, probe, ranked_config
 from aurora_lora.deploy.probe import LayerProbe, Probe
@@ -127,22 +122,6 @@ def test_what_is_trained_whole_gets_nothing_of_a_budget(make_bert, labelled, con
     chosen = ranked_config(measured, 10**6, config, modules_to_save=["pooler"], **fields).target_modules
     assert "bert.pooler.dense" not in chosen
     assert ("classifier" in chosen) == (not fields)
-
-
-@pytest.mark.parametrize("config", [AuroraConfig, LoraConfig])
-def test_what_ends_with_the_name_of_a_head_is_trained_whole(config):
-    """PEFT takes DistilBERT's `pre_classifier` for its `classifier`, and refuses an adapter there."""
-    torch.manual_seed(0)
-    model = DistilBertForSequenceClassification(
-        DistilBertConfig(vocab_size=50, dim=16, hidden_dim=24, n_layers=1, n_heads=2)
-    )
-    data = [{"input_ids": torch.randint(3, 50, (4, 9)), "labels": torch.randint(0, 2, (4,))}]
-    measured = probe(model, data)
-    assert "pre_classifier" in {one.layer for one in measured.layers}
-    given = ranked_config(measured, 10**6, config, task_type="SEQ_CLS")
-    assert "pre_classifier" not in given.target_modules
-    assert get_peft_model(copy.deepcopy(model), given).get_base_model().pre_classifier.modules_to_save
-    assert "pre_classifier" in ranked_config(measured, 10**6, config).target_modules
 
 
 @pytest.mark.parametrize("config", [AuroraConfig, LoraConfig])
@@ -295,16 +274,13 @@ def test_the_active_adapter_is_aligned(make_bert, labelled, config):
     model.add_adapter("default", config(r=2, target_modules=["query"]))
     before = {name: value.clone() for name, value in model.named_parameters()}
     model.set_adapter("mine")
-    assert align(model, measured)
+    align(model, measured)
     changed = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
     assert len(changed) == 2
     assert all(".mine" in name and "_A." in name for name in changed)
-    assert align(model, measured, adapter_name="default")
     model.base_model.set_adapter(["mine", "default"])
     with pytest.raises(ValueError, match=r"2 adapters of AuroRA or LoRA are active \(mine, default\): name one"):
         align(model, measured)
-    with pytest.raises(ValueError, match=r"0 adapters of AuroRA or LoRA are active \(none\)"):
-        align(make_bert(), measured)
 
 
 def test_a_worth_that_is_none():

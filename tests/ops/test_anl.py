@@ -78,24 +78,6 @@ def test_the_static_matrix_is_taken_column_by_column(anl):
         torch.testing.assert_close(got[:, column], expected, atol=1e-12, rtol=1e-12)
 
 
-@pytest.mark.parametrize("anl", [a for a in PARTS if a.spline_order >= 2], ids=str)
-def test_gradcheck(anl):
-    H, W = weights(anl, 2)
-    z = (0.7 * torch.randn(5, 2, dtype=torch.float64)).requires_grad_()
-    inputs = [t.requires_grad_() for t in (H, W) if t is not None]
-
-    def run(z: Tensor, *parts: Tensor) -> Tensor:
-        rest = list(parts)
-        return adaptive_nonlinear(z, rest.pop(0) if H is not None else None, rest.pop(0) if rest else None, anl)
-
-    assert torch.autograd.gradcheck(run, (z, *inputs))
-
-
-def test_no_parts_and_a_skip_is_the_identity():
-    z = torch.randn(3, 2)
-    assert adaptive_nonlinear(z, None, None, ANL(None, None, skip=True)) is z
-
-
 @pytest.mark.parametrize("spline", ["channelwise", "summed"])
 def test_a_spline_of_order_0_at_its_knots(spline: str) -> None:
     """Intervals are half-open, [knot, next): z = 0, which masked features have, is on a knot of every even grid."""

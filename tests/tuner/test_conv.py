@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from aurora_lora import AuroraConfig, calibrate, export_lora, merge_gap
+from aurora_lora import AuroraConfig, calibrate, export_lora, merge_gap, set_form
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -117,9 +117,13 @@ def test_the_calibrated_matrix_is_the_least_squares_solution():
     expected = linear + torch.linalg.lstsq(torch.cat([patches, damping]), rest).solution.T
     torch.testing.assert_close(layer.aurora_A_cal["default"].weight, expected, rtol=1e-8, atol=1e-10)
     assert report.layers[0].vectors == len(patches)
-    gap = merge_gap(model, inputs)
-    found = {entry.form: entry.relative_error for entry in gap.layers}
-    assert found["calibrated"] < found["static"]
+    gap, added = merge_gap(model, inputs), {}
+    for form in ("dynamic", "static", "calibrated"):
+        with set_form(model, form):
+            added[form] = torch.stack([model(x) - layer.base_layer(x) for x in inputs])
+    for entry in gap.layers:
+        expected = (added[entry.form] - added["dynamic"]).norm() / added["dynamic"].norm()
+        assert entry.relative_error == pytest.approx(float(expected.detach()), rel=1e-6)
 
 
 @pytest.mark.parametrize("case", ["conv1d", "conv2d", "conv2d-1x1", "conv2d-valid", "conv3d"])

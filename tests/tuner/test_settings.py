@@ -1,7 +1,6 @@
 """The settings that people use PEFT with: each as it is with `LoraConfig`."""
 
 import warnings
-from functools import cache
 
 import pytest
 import torch
@@ -17,10 +16,6 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from aurora_lora import AuroraConfig, MergeError, calibrate, export_lora, merge_gap
 from aurora_lora.tuner import aurora_layers
 from tiny_llama import ATTENTION, IDS, adapt, llama, logits
-
-
-def adapted(model):
-    return sorted(name.removeprefix("base_model.model.model.") for name, _ in aurora_layers(model))
 
 
 def gradients(model):
@@ -187,17 +182,6 @@ class _Counter:
         return aot_eager(graph, inputs)
 
 
-@cache
-def base_compiles():
-    try:
-        torch.compile(llama(layers=1), fullgraph=True, backend="eager")(input_ids=IDS)
-    except torch._dynamo.exc.Unsupported:
-        return False
-    finally:
-        torch._dynamo.reset()
-    return True
-
-
 @pytest.mark.compiles_peft
 @pytest.mark.parametrize(
     "fields",
@@ -208,8 +192,6 @@ def base_compiles():
     ],
 )
 def test_compile_is_one_graph_without_recompiles(fields):
-    if not base_compiles():
-        pytest.skip("this torch cannot trace this Transformers' Llama as one graph, without an adapter either")
     torch._dynamo.reset()
     model = adapt(llama(layers=1), **fields)
     if model.peft_config["default"].resolved_eval_form == "calibrated":
@@ -254,10 +236,6 @@ def test_meta_device():
     with torch.device("meta"):
         model = get_peft_model(llama(), AuroraConfig(target_modules="all-linear"))
     assert {p.device.type for p in model.parameters()} == {"meta"}
-    try:
-        llama().to("meta")(input_ids=IDS.to("meta"))
-    except RuntimeError as error:  # Transformers 5.0 asks torch 2.6 for the autocast of meta tensors
-        pytest.skip(f"the model without an adapter does not run on the meta device either: {error}")
     assert model(input_ids=IDS.to("meta")).logits.shape == (3, 4, 20)
 
 

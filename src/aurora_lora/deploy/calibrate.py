@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 MAX_MEMORY = 4 * 2**30
 """Bytes of moments that are held at once, where nothing else is asked for."""
-FLOAT64_BYTES = 8
 ROUNDING = 1e-6
 """A deviation that values have from rounding in float32 alone, by the root mean square of the largest of them."""
 
@@ -181,7 +180,7 @@ def _targets(model: nn.Module, adapter_name: str | None) -> list[Target]:
         if name not in active:
             raise ValueError(f"adapter_name={name!r} is not an active AuroRA adapter (active: {', '.join(active)}).")
     check_unmerged(model, "calibrate")
-    if targets := calibrated_layers(model, names):
+    if targets := _calibrated_layers(model, names):
         return targets
     layers = [(layer, name) for _, layer in plain_layers(model) for name in names if name in layer.aurora_A]
     if any(not layer.forms_coincide(name) for layer, name in layers):
@@ -191,22 +190,13 @@ def _targets(model: nn.Module, adapter_name: str | None) -> list[Target]:
     raise FormError(f"Nothing of {', '.join(names)} can be calibrated: {why}.")
 
 
-def calibrated_layers(model: nn.Module, names: Sequence[str] | None = None) -> list[Target]:
-    """The layers of a model whose adapters have a calibrated form: trained in the dynamic one, which is no other map.
-
-    Args:
-        model: with AuroRA adapters.
-        names: of the adapters; all if None.
-    """
+def _calibrated_layers(model: nn.Module, names: Sequence[str]) -> list[Target]:
+    """The layers whose adapters of these names have a calibrated form: trained in the dynamic one, which is no other
+    map."""
     targets = []
     for path, layer in plain_layers(model):
-        adapters = tuple(
-            name
-            for name in (layer.aurora_A if names is None else names)
-            if name in layer.aurora_A
-            and layer.aurora_config[name].train_form == DYNAMIC
-            and not layer.forms_coincide(name)
-        )
+        held = [name for name in names if name in layer.aurora_A and not layer.forms_coincide(name)]
+        adapters = tuple(name for name in held if layer.aurora_config[name].train_form == DYNAMIC)
         if adapters:
 
             def is_idle(layer: AuroraLayer = layer, adapters: tuple[str, ...] = adapters) -> bool:
@@ -313,7 +303,7 @@ def _groups(targets: Sequence[Target], max_memory: float) -> list[list[Target]]:
     groups: list[list[Target]] = []
     taken = math.inf
     for target in targets:
-        need = FLOAT64_BYTES * target.d_in * (target.d_in + sum(int(target.module.r[a]) for a in target.adapters))
+        need = 8 * target.d_in * (target.d_in + sum(int(target.module.r[a]) for a in target.adapters))
         taken += need
         if taken > max_memory:
             groups.append([])
@@ -569,12 +559,6 @@ def row_pieces(rows: int, width: int) -> Iterator[slice]:
     """The rows of a (rows, width) matrix in pieces of about `inputs.CHUNK_BYTES` in float64."""
     step = rows_of_piece(width)
     return (slice(start, start + step) for start in range(0, rows, step))
-
-
-def float64_pieces(*matrices: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """A few rows of each matrix (n, width) at a time, in float64: about `inputs.CHUNK_BYTES` of the widest."""
-    for rows in row_pieces(len(matrices[0]), max(values.shape[-1] for values in matrices)):
-        yield tuple(to_float64(values[rows]) for values in matrices)
 
 
 # -------------------------------------------------------------------- sums over processes

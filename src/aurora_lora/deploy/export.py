@@ -104,7 +104,8 @@ def export_lora(
     name = _one_adapter(model, adapter_name)
     factors = of_one_rank(lora_factors(model, form, adapter_name=name), RANKS_OF_ENGINES if all_layers else 1)
     if all_layers:
-        factors |= zero_factors(factors, _modules(model))
+        modules = {plain_path(model, path): module for path, module in model.named_modules()}
+        factors |= zero_factors(factors, modules | dict(plain_layers(model)))
     weights = in_dtype(_state_dict(model, factors), dtype)
     others = _other_weights(model, name)
     _check_finite(others)
@@ -215,11 +216,6 @@ def zero_factors(factors: Factors, modules: Mapping[str, nn.Module]) -> dict[str
             d_out, d_in = linear_shape(layer)
             zeros[path] = A.new_zeros(len(A), d_in), B.new_zeros(d_out, len(A))
     return zeros
-
-
-def _modules(model: nn.Module) -> dict[str, nn.Module]:
-    """All modules by their paths in the plain model; an AuroRA layer stands for the one that it adapts."""
-    return {plain_path(model, path): module for path, module in model.named_modules()} | dict(plain_layers(model))
 
 
 def _lora_config(model: nn.Module, name: str, factors: Factors, base_name: str | None) -> LoraConfig:

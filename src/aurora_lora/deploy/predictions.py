@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .calibrate import float64_pieces
+from .calibrate import row_pieces, to_float64
 from .inputs import IGNORED, Batch, Runner, no_batches, plain_model
 from .report import shown, table
 
@@ -130,7 +130,8 @@ class _Sums:
         if logits is reference and not logits.isnan().any():
             self.same += len(logits)
             return
-        for mine, theirs in float64_pieces(logits, reference):
+        for rows in row_pieces(*logits.shape):
+            mine, theirs = to_float64(logits[rows]), to_float64(reference[rows])
             off = torch.where(mine == theirs, 0.0, theirs - mine)
             self.largest = torch.maximum(self.largest, off.abs().max().cpu())  # a NaN stays
             if self.classes:  # log p - log q is the difference of the logits less that of their normalisers
@@ -144,10 +145,9 @@ class _Sums:
         if self.metric is not None:
             self.kept.append((logits.cpu().double(), labels.cpu()))
             return
-        start = 0
-        for (rows,) in float64_pieces(logits):
-            of_rows = labels[start : start + len(rows)].to(rows.device)
-            start += len(rows)
+        for part in row_pieces(*logits.shape):
+            rows = to_float64(logits[part])
+            of_rows = labels[part].to(rows.device)
             found: dict[str, Any]
             if labels.dim() == 2:
                 each = functional.binary_cross_entropy_with_logits(rows, of_rows.to(rows), reduction="none")

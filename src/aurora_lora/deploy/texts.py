@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -55,8 +56,13 @@ class Tokenized:
         self.columns = (text_columns,) if isinstance(text_columns, str) else tuple(text_columns)
         if missing := [column for column in self.columns if column not in columns]:
             raise ValueError(f"The dataset has no column {missing[0]!r} (it has {', '.join(columns)}).")
-        if getattr(tokenizer, "pad_token_id", 0) is None and tokenizer.eos_token_id is None:
-            raise ValueError("The tokenizer has neither a padding token nor one for the end of a text: set pad_token.")
+        if getattr(tokenizer, "pad_token_id", 0) is None:
+            if tokenizer.eos_token_id is None:
+                raise ValueError(
+                    "The tokenizer has neither a padding token nor one for the end of a text: set its pad_token."
+                )
+            tokenizer = copy.deepcopy(tokenizer)
+            tokenizer.pad_token = tokenizer.eos_token  # padding is masked
         if examples is not None and examples < len(dataset):
             dataset = dataset.select(even_sample(len(dataset), int(examples)))
         self.dataset, self.tokenizer, self.batch_size = dataset, tokenizer, int(batch_size or 32)
@@ -68,7 +74,6 @@ class Tokenized:
         return -(-len(self.dataset) // self.batch_size)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        pad_token = getattr(self.tokenizer, "pad_token", None)
         for start in range(0, len(self.dataset), self.batch_size):
             rows = self.dataset[start : start + self.batch_size]
             for column in self.columns:
@@ -77,14 +82,7 @@ class Tokenized:
                     raise ValueError(
                         f"The dataset has a row without {column!r} (row {row} of those read): leave it out."
                     )
-            try:
-                if getattr(self.tokenizer, "pad_token_id", 0) is None:
-                    self.tokenizer.pad_token = self.tokenizer.eos_token  # padding is masked
-                batch = dict(self._tokens(rows))
-            finally:
-                if pad_token is None and hasattr(self.tokenizer, "pad_token"):
-                    self.tokenizer.pad_token = None
-            yield batch
+            yield dict(self._tokens(rows))
 
     def _tokens(self, rows: dict[str, list[Any]]) -> Any:
         parts = [list(rows[column]) for column in self.columns]
