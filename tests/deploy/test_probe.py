@@ -1,13 +1,11 @@
 """`probe` against full gradients and `torch.linalg.svd`, on every kind of layer, and what it leaves behind."""
 
 import sys
-from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from accelerate import dispatch_model
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
@@ -19,7 +17,6 @@ from transformers import (
 
 from aurora_lora import AlreadyMergedError, AuroraConfig, CalibrationError, calibrate, probe
 from aurora_lora.deploy.align import aligned_rows
-from aurora_lora.deploy.calibrate import leave_processes
 from aurora_lora.deploy.gradients import frozen_weights
 
 
@@ -373,28 +370,6 @@ def test_autocast_around_it_costs_no_precision():
     torch.testing.assert_close(found.singular_values.double(), S[:3], atol=0, rtol=1e-5)
     deviations = (x.double() @ V[:3].T).std(0, correction=0)
     torch.testing.assert_close(found.deviations.double(), deviations, atol=0, rtol=1e-5)
-
-
-def probe_a_share(rank, world, folder):
-    store, wait = f"file://{folder}/store", timedelta(seconds=60)
-    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=wait)
-    model, data = torch.load(f"{folder}/all.pt", weights_only=False)
-    found = probe(model, data[rank::world], rank=3)
-    torch.save([(layer.directions, layer.deviations) for layer in found.layers], f"{folder}/{rank}.pt")
-    leave_processes()
-
-
-def test_several_processes_give_one_answer(make_bert, labelled, tmp_path):
-    model = make_bert()
-    torch.save((model, labelled[:3]), tmp_path / "all.pt")
-    mp.spawn(probe_a_share, args=(2, str(tmp_path)), nprocs=2)
-    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-    alone = probe(model, labelled[:3], rank=3)
-    for a, b, layer in zip(one, other, alone.layers, strict=True):
-        assert torch.equal(a[0], b[0])
-        assert torch.equal(a[1], b[1])
-        torch.testing.assert_close(a[0][0], layer.directions[0], atol=1e-3, rtol=1e-3)
-        torch.testing.assert_close(a[1][0], layer.deviations[0], atol=1e-4, rtol=1e-3)
 
 
 def test_an_output_layer_with_an_adapter_is_left_out_as_without_one(make_gpt2, texts):

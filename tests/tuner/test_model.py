@@ -206,28 +206,6 @@ def test_merge_is_all_layers_or_none(calibrated):
         assert not any(layer.merged for layer in layers)
 
 
-def test_modules_to_save_bias_and_layers_to_transform(make_bert, config, logits, tmp_path):
-    model = get_peft_model(
-        make_bert(),
-        config(target_modules=["query"], layers_to_transform=[1], bias="aurora_only", modules_to_save=["pooler"]),
-    )
-    assert [name for name, _ in aurora_layers(model)] == ["base_model.model.bert.encoder.layer.1.attention.self.query"]
-    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert any("pooler.modules_to_save" in name for name in trainable)
-    assert any("classifier.modules_to_save" in name for name in trainable)
-    biases = {name for name in trainable if name.endswith("base_layer.bias")}
-    assert biases == {"base_model.model.bert.encoder.layer.1.attention.self.query.base_layer.bias"}
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if name in trainable:
-                p.add_(0.1)
-    set_form(model, "static")
-    model.eval()
-    model.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(make_bert(), tmp_path)
-    torch.testing.assert_close(logits(loaded), logits(model))
-
-
 def test_a_config_object_can_be_used_for_two_adapters(make_bert, config):
     """A form set for one must not change the other."""
     shared = config(task_type=None)

@@ -91,19 +91,17 @@ class QuantizedMerge(Report):
 
     @property
     def summary(self) -> str:
-        """A line for people: what is lost end to end, and of the output of single layers, the nearest values beside."""
-        after, before = ([getattr(layer, way) for layer in self.layers] for way in ("by_inputs", "nearest"))
-        layers = (
-            f"{_range_of(after)} (nearest: {_range_of(before)}) of the root mean square of what the adapter adds to a "
-            f"layer's output, over {len(self.layers)} layers; these shares do not add up"
-        )
+        """A line for people: what is lost end to end, or where no classes are predicted in the worst layer, with the
+        nearest values beside."""
         ours, nearest = self.lost(BY_INPUTS), self.lost(NEAREST)
         if ours is None or nearest is None:
-            return layers
+            (worst,) = self.worst(n=1)
+            lost, beside = share(worst.by_inputs), share(worst.nearest)
+            return f"up to {lost} (the nearest values: {beside}) of what the adapter adds to the output of a layer"
         which = "held-out predictions" if self.held_out else "predictions on the inputs that it was rounded by"
         return (
             f"{ours:.2%} of the adapter's effect on what the model predicts (the nearest values: {nearest:.2%}), by "
-            f"the KL divergence of {self.predictions:,} {which}; and {layers}"
+            f"the KL divergence of {self.predictions:,} {which}"
         )
 
     def tables(self) -> tuple[Table, ...]:
@@ -115,17 +113,9 @@ class QuantizedMerge(Report):
         ]
         headings = ["layer", "format", "nearest", "by inputs"]
         title = "layers{}: root mean square error of the output, by that of the adapter's effect"
-        return (
-            end_to_end_table(f"inputs {what}", self.end_to_end, self.predictions),
-            first_table(title, headings, rows, "layers that lose less", "they do not add up"),
-        )
-
-
-def _range_of(losses: Sequence[float]) -> str:
-    """The least and the most."""
-    if all(map(math.isfinite, losses)):
-        return f"{min(losses):.0%} to {max(losses):.0%}"
-    return "not finite"
+        layers = first_table(title, headings, rows, "layers that lose less", "they do not add up")
+        ends = [end_to_end_table(f"inputs {what}", self.end_to_end, self.predictions)] if self.end_to_end else []
+        return (*ends, layers)
 
 
 def merge_quantized(
