@@ -150,14 +150,3 @@ def test_without_evaluations_it_calibrates_at_the_end_and_says_which_come_too_ea
         None, None, None, model=model
     )  # it is calibrated, and stays so
     assert all(torch.equal(value, dict(model.named_buffers())[name]) for name, value in matrices.items())
-
-
-def test_it_warns_of_no_adapter_that_is_switched_off_and_calibrates_at_the_end_only_if_asked(make_bert, batches):
-    config = AuroraConfig(target_modules=["query"], task_type="SEQ_CLS", init_weights=False)
-    model = get_peft_model(make_bert(), config).eval()
-    callback = CalibrationCallback(batches, at_end=False)
-    with warnings.catch_warnings(), model.disable_adapter():
-        warnings.simplefilter("error")
-        callback.on_prediction_step(None, None, None, model=model)
-    callback.on_train_end(None, None, None, model=model)
-    assert {layer.form("default") for _, layer in aurora_layers(model)} == {"dynamic"}

@@ -248,7 +248,7 @@ def test_methods_without_anything_to_train(write_recipe: WriteRecipe, lm: Path, 
         ({"name": "siqa", "scorer": "generated"}, "task.scorer: 'generated' needs prompt: instruction"),
         (
             {"name": "cola", "loss_on": "answer"},
-            "task.loss_on: only multiple-choice or chat has it, and task.name is ",
+            "task.loss_on: task.name '",
         ),
         ({"name": "siqa", "scorer": "all"}, "task.scorer: 'all' is not allowed: it must be 'choices' or 'generated'"),
         (

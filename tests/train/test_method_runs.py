@@ -66,24 +66,16 @@ def test_run(
     assert run.result["method"] == method["name"]
     assert run.result["params"]["adapter"] > 0
     assert evaluate(again, forms=["merged"]) == run.result["metric"]["by_form"]
-    card = (run.folder / "adapter" / "README.md").read_text()
     if method["name"] in ("loda", "adapter-h"):
         monkeypatch.setattr(merging, "load_trained_model", None)  # the base model is not loaded for it
         with pytest.raises(FormError, match=f"{method['name']} cannot be merged: "):
             merge(again, tmp_path / "merged")
         assert not (tmp_path / "merged").exists()
-        assert "They cannot be merged: " in card
         return
     merged = merge(again, tmp_path / "merged")
     answers = [predict(folder, ["good film", "bad film"]) for folder in (run.folder, merged.folder)]
     for one, other in zip(*answers, strict=True):
         assert one["probability"] == pytest.approx(other["probability"], abs=1e-5)
-    # plain PEFT would load these two on the base as it is; the hub must not offer it
-    alone = "PEFT alone would load it on the base model as it is" in card
-    assert alone == (method["name"] in ("milora", "lora-ga"))
-    assert ("library_name: peft" in card) == (not alone and "An adapter for [PEFT]" in card)
-    # plain PEFT can load what is PEFT's, and only that
-    assert ("it needs no package beside PEFT" in card) == (method["name"] in ("adalora", "pissa", "hira"))
 
 
 @pytest.mark.parametrize(("kind", "method"), OF_LANGUAGE_MODELS, ids=[m["name"] for _, m in OF_LANGUAGE_MODELS])

@@ -26,7 +26,6 @@ from transformers import (
 from aurora_lora.errors import UserError
 from aurora_lora.methods.parameters import head_modules
 from aurora_lora.train import load_recipe, load_run, train
-from aurora_lora.train.merging import merge
 from aurora_lora.train.models import _pretrained, load_tokenizer
 from aurora_lora.train.run import load_trained_model
 
@@ -53,25 +52,6 @@ def with_length(model: Path, tmp_path: Path, length: object) -> Path:
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": length}))
     return folder
-
-
-@pytest.mark.parametrize("task", ["tiny-rating", "tiny-sentiment"])
-def test_a_head_of_another_task_is_replaced(write_recipe: Callable[..., Path], tmp_path: Path, task: str) -> None:
-    """A checkpoint that was trained on five classes, as that of another data set."""
-    config = BertConfig.from_pretrained(tiny.save_model(tmp_path / "plain"), num_labels=5)
-    shutil.copytree(tmp_path / "plain", tmp_path / "five")
-    BertForSequenceClassification(config).save_pretrained(tmp_path / "five")
-    run = train(
-        load_recipe(
-            write_recipe(model=tmp_path / "five", task={"name": task, "train_size": 32}), ["training.epochs=1"]
-        ),
-        tmp_path / "run",
-    )
-    merged = merge(load_run(run.folder), tmp_path / "merged")
-    (head,) = (
-        value for name, value in load_file(merged.folder / "model.safetensors").items() if name == "classifier.weight"
-    )
-    assert len(head) == (1 if task == "tiny-rating" else 2)
 
 
 def as_pickle(folder: Path) -> Path:
@@ -195,15 +175,6 @@ def test_other_weights_that_a_checkpoint_lacks_are_refused(
         UserError, match=r"no weights for bert\.encoder\.layer\.1\.output\.dense, which would be random"
     ):
         train(load_recipe(write_recipe(model=str(base))), tmp_path / "run")
-
-
-def test_what_starts_with_one_value_may_be_missing(
-    write_recipe: Callable[..., Path], model: Path, tmp_path: Path
-) -> None:
-    """It is the same at each load."""
-    base = _without(model, "LayerNorm", tmp_path / "base")
-    recipe = load_recipe(write_recipe(model=str(base)), ["training.epochs=1"])
-    assert train(recipe, tmp_path / "run").result["params"]["head"] == 2 * 16 + 2
 
 
 def test_the_head_of_a_model_that_does_not_name_its_body(tmp_path: Path) -> None:

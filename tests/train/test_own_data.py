@@ -42,8 +42,8 @@ def test_classes_of_unequal_size(here: Path) -> None:
     epochs = re.findall(r"epoch (\d) of 2, validation macro_f1 (0\.\d{4}),", done.stderr)
     assert [epoch for epoch, _ in epochs] == ["1", "2"]
     assert "of 2, by validation macro_f1;" in done.stdout
-    assert re.search(r"│ uniform guessing +│ +50.0 │ +│? *", done.stdout)
-    assert re.search(r"│ the most frequent class +│ +80.0 │ +│ +44.4 │", done.stdout)
+    assert re.search(r"uniform guessing +50.0", done.stdout)
+    assert re.search(r"the most frequent class +80.0 +44.4", done.stdout)
     result = json.loads(Path("run/result.json").read_text())
     best = max(result["epochs"], key=lambda entry: entry["validation"]["macro_f1"])
     assert result["metric"]["selected_by"]["value"] == best["validation"]["macro_f1"]
@@ -435,16 +435,14 @@ def test_a_study_of_own_data(here: Path) -> None:
 
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "no data": (["task.data="], "classification: task.data: this field must be given: a file, a folder, or a data set"),
-    "no such file": (["task.data=reviws.csv"], "did you mean 'reviews.csv'?"),
+    "no such file": (["task.data=reviws.csv"], "'reviws.csv' is no file"),
     "no such column": (["task.text=revew"], "task.text: reviews.csv has no column 'revew' (it has 'review', 'stars';"),
-    "no name": (["task.text=5"], "task.text: reviews.csv has no column '5' (it has 'review', 'stars')"),
-    "no names": (["task.text=[]"], "classification: task.text: [] is not allowed: it must be the name of a column, or"),
-    "a field of others": (["task.question=q"], "classification: task.question: only choices has it"),
-    "a field of two others": (
-        ["task.loss_on=all"],
-        "classification: task.loss_on: only choices or chat has it, and task.name is 'classification'",
+    "no names": (["task.text=[]"], "classification: task.text: [] is not allowed: it must be the name of a column"),
+    "a field of others": (
+        ["task.question=q"],
+        "classification: task.question: task.name 'classification' (classification) does not have it",
     ),
-    "three texts": (["task.text=[a, b, c]"], "classification: task.text: 3 columns are too many: it takes 2"),
+    "three texts": (["task.text=[a, b, c]"], "classification: task.text: it takes up to 2 columns, each once"),
     "the label as a text": (
         ["task.text=[review, stars]"],
         "classification: task.text: 'stars' is the column of task.label as well: the model would read what it is to",

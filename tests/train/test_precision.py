@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +20,6 @@ from aurora_lora.train import TrainedRun, load_recipe, load_run, merging, predic
 from aurora_lora.train.merging import merge
 from aurora_lora.train.models import round_weights
 from aurora_lora.train.predicting import load_predictor, predict
-from aurora_lora.train.run import make_trainer
 
 WriteRecipe = Callable[..., Path]
 TEXTS = ["a warm film", "a dull plot", "the scene was very slow and bad"]
@@ -68,44 +66,6 @@ def test_a_run_answers_in_a_dtype(write_recipe: WriteRecipe, tmp_path: Path, met
         assert other["label"] == one["label"] or one["probability"] < 0.52
         assert other["probability"] == pytest.approx(one["probability"], abs=3e-2)
     assert predict(folder, TEXTS, dtype="float32") == exact
-
-
-def test_in_bf16_it_computes_what_a_run_in_bf16_is_scored_by(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    run = load_run(train(load_recipe(write_recipe(), ["training.precision=bf16"]), tmp_path / "run").folder)
-    trainer, data = make_trainer(run.recipe, tmp_path / "nothing", (), run.folder / "adapter")
-    texts = [row["text"] for row in run.task.load(SimpleNamespace(train=8, validation=8, test=8), 0)["test"]]
-    examples = data.processor(texts, padding=True, return_tensors="pt")
-    with run.recipe.method.using(trainer.model, run.deployed_form), torch.no_grad(), trainer.accelerator.autocast():
-        expected = trainer.model.eval()(**examples).logits.float().softmax(-1).max(-1).values
-    found = load_predictor(run.folder, dtype="bfloat16").answers(texts)
-    assert [one["probability"] for one in found] == pytest.approx(expected.tolist(), abs=1e-6)
-
-
-def test_a_language_model_writes_in_a_dtype(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    """Its cache is in it, which is what a long answer takes most of."""
-    from transformers import DynamicLayer
-
-    changes = {
-        "model": tiny.save_language_model(tmp_path / "model"),
-        "task": {"name": "tiny-questions", "train_size": 32, "validation_size": 16, "test_size": 16},
-        "method": {"name": "aurora", "target_modules": ["q_proj", "v_proj"]},
-    }
-    run = load_run(train(load_recipe(write_recipe(**changes), ["training.epochs=1"]), tmp_path / "run").folder)
-    merge(run, tmp_path / "merged", dtype="bfloat16")
-    written = load_file(tmp_path / "merged" / "model.safetensors")
-    assert {value.dtype for value in written.values()} == {torch.bfloat16}
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").dtype == torch.bfloat16
-    update, seen = DynamicLayer.update, set()
-
-    def kept(self: Any, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        seen.update({key.dtype, value.dtype})
-        return update(self, key, value, *args, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(DynamicLayer, "update", kept)
-        for folder in (run.folder, tmp_path / "merged"):
-            assert predict(folder, ["film : warm plot"], dtype="bfloat16")[0]["answer"]
-    assert seen == {torch.bfloat16}
 
 
 def test_images_in_a_dtype(write_recipe: WriteRecipe, tmp_path: Path) -> None:

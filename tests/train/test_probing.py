@@ -132,25 +132,6 @@ def test_eva_is_pefts(model: Path, tmp_path: Path) -> None:
         assert not layer.lora_B["default"].weight.any()
 
 
-def test_eva_counts_the_tokens_that_are_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a language model's inputs, those at the tokens of answers; of all tokens the directions are others."""
-    method = {"name": "lora", "r": 2, "start": "eva", "target_modules": ["q_proj"]}
-    task = {"name": "tiny-questions", "train_size": 48, "validation_size": 16, "test_size": 16, "loss_on": "answer"}
-    lm = tiny.save_language_model(tmp_path / "lm", "llama", tied=True)
-
-    def rows(name: str) -> dict[str, torch.Tensor]:
-        recipe = validate(tiny.recipe(lm, method=method, task=task), "recipe")
-        make_trainer(recipe, tmp_path / name / "checkpoints")
-        start = kept_start(tmp_path / name)
-        assert start is not None
-        return start.rows
-
-    answers = rows("answers")
-    monkeypatch.setattr(probing, "IGNORED", 10**6)
-    every = rows("every")
-    assert any(not torch.equal(A, every.get(layer, torch.empty(0))) for layer, A in answers.items())
-
-
 @pytest.mark.parametrize(
     ("changes", "batch_size", "message"),
     [
@@ -210,20 +191,8 @@ def test_killed_and_resumed(aurora: Any, model: Path, tmp_path: Path) -> None:
             {"name": "aurora", "start": "Aligned"},
             r"method\.start='Aligned' is not allowed: it must be 'default', 'aligned' or 'eva'",
         ),
-        ({"name": "lora", "budget": 500, "rank_pattern": {"query": 2}}, "rank_pattern does not go with budget"),
-        (
-            {"name": "lora", "start": "aligned", "layer_replication": [[0, 2], [1, 2]], **Q_V},
-            "layer_replication does not go with budget or start: it numbers the probed layers anew",
-        ),
-        ({"name": "lora", "start": "aligned", "init_lora_weights": "pissa"}, "init_lora_weights does not go with"),
-        ({"name": "aurora", "start": "aligned", "init_weights": False}, "init_weights: false does not go with"),
         ({"name": "aurora", "start": "eva", **Q_V}, "start: eva is for lora"),
         ({"name": "lora", "start": "eva", "budget": 500}, "start: eva gives each layer its rank"),
-        ({"name": "lora", "start": "eva", "rank_pattern": {"query": 2}}, "start: eva gives each layer its rank"),
-        (
-            {"name": "lora", "start": "eva", "init_lora_weights": "pissa"},
-            "init_lora_weights does not go with start: eva",
-        ),
         ({"name": "dora", "budget": 500}, r"method\.budget: unknown option"),
     ],
 )
@@ -243,14 +212,6 @@ def test_what_is_trained_whole_is_not_probed(model: Path, tmp_path: Path, start:
     saved = json.loads((run.folder / "adapter" / "adapter_config.json").read_text())
     assert "bert.pooler.dense" not in saved["target_modules"]
     assert "pooler" in saved["modules_to_save"]
-
-
-def test_rank_stabilised_scaling_is_the_same_everywhere(model: Path, tmp_path: Path) -> None:
-    method = {"name": "lora", "r": 4, "lora_alpha": 6, "budget": 500, "use_rslora": True}
-    trainer, _ = make_trainer(load(model, method=method), tmp_path / "checkpoints")
-    layers = [layer for layer in trainer.model.modules() if isinstance(layer, LoraLayer)]
-    assert len({layer.r["default"] for layer in layers}) > 1
-    assert [layer.scaling["default"] for layer in layers] == pytest.approx([3.0] * len(layers))  # 6 / sqrt(4)
 
 
 def test_what_is_probed_and_how(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,6 @@ import pytest
 
 import aurora_lora
 import aurora_lora.train as room
-from aurora_lora.errors import ArgumentError
 from aurora_lora.train import (
     TrainedRun,
     evaluate,
@@ -148,16 +147,3 @@ def test_a_run_or_its_folder(run: TrainedRun, given: str, tmp_path: Path) -> Non
 def test_what_is_no_run(call: Callable[[Any], Any]) -> None:
     with pytest.raises(TypeError, match=r"^run=5 is a int: it must be a run, as `train` and `load_run` give it"):
         call(5)
-
-
-def test_texts_are_a_list_of_texts(run: TrainedRun) -> None:
-    predictor = load_predictor(run)
-    for ask in (predictor.answers, lambda texts: predict(run, texts)):
-        with pytest.raises(TypeError, match=r"^texts='good' is a str: it must be a list, such as \['good'\]"):
-            ask("good")
-        with pytest.raises(TypeError, match=r"^text 2 must be a str, and is a NoneType: None"):
-            ask(["good", None])
-    for size in (0, -1):
-        with pytest.raises(ArgumentError, match=f"^`batch_size` must be at least 1, got {size}"):
-            predict(run, ["good"], batch_size=size)
-    assert predict(run, []) == []

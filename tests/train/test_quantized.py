@@ -1,8 +1,6 @@
 """`aurora merge --quantization` of whole runs, and `aurora gap` of any adapter's folder."""
 
 import json
-import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -82,28 +80,9 @@ def test_a_merge_into_a_quantised_base(run: Path, tmp_path: Path, name: str, kin
 
 
 @pytest.mark.parametrize("round_by_inputs", [True, False])
-def test_an_output_layer_that_was_trained_whole_is_not_tied_again(tmp_path: Path, round_by_inputs: bool) -> None:
-    lm = tiny.save_language_model(tmp_path / "lm", tied=True, width=64)
-    method = {"name": "lora", "r": 2, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}
-    recipe = tmp_path / "recipe.yaml"
-    task = {"name": "tiny-questions", "train_size": 16, "validation_size": 8, "test_size": 8}
-    recipe.write_text(recipe_files.dump(tiny.recipe(lm, task=task, method=method)), encoding="utf-8")
-    run = train(load_recipe(recipe, ["training.epochs=1"]), tmp_path / "run").folder
-    options = ["--quantization", "nf4", *(["--round-by-inputs"] if round_by_inputs else [])]
-    done = aurora("merge", run, "-o", tmp_path / "merged", *options)
-    assert done.exit_code == 0, done.output
-    trained = load_file(run / "adapter" / "adapter_model.safetensors")
-    (head,) = (value for name, value in trained.items() if "lm_head" in name)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
-    assert not loaded.config.tie_word_embeddings
-    assert torch.equal(loaded.lm_head.weight.float(), head)
-    assert not torch.equal(loaded.lm_head.weight, loaded.get_input_embeddings().weight)
-
-
-@pytest.mark.parametrize("round_by_inputs", [True, False])
 @pytest.mark.parametrize(
     ("method", "ways"),
-    [("adalora", []), ("neat", []), ("hira", [True, False]), ("fourierft", [True]), ("vera", [True, False])],
+    [("adalora", []), ("hira", [True, False]), ("fourierft", [True])],
 )
 def test_methods_that_peft_cannot_merge_into_a_quantised_base(
     write_recipe: Callable[..., Path], tmp_path: Path, method: str, ways: list[bool], round_by_inputs: bool
@@ -206,9 +185,7 @@ def test_mistakes_of_the_gap_of_an_adapter(run: Path, language_model: tuple[Path
     base, adapter = language_model
     file = tmp_path / "texts.txt"
     file.write_text("\n".join(TEXTS))
-    (tmp_path / "texts.xml").touch()
     (tmp_path / "empty.txt").write_text("\n\n")
-    (tmp_path / "broken.jsonl").write_text("{")
     prompt = tmp_path / "prompt"
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(prompt)
@@ -224,23 +201,13 @@ def test_mistakes_of_the_gap_of_an_adapter(run: Path, language_model: tuple[Path
 
     assert "--data FILE says on which texts" in refused(adapter)
     assert "none.txt' is no file" in refused(adapter, "--data", tmp_path / "none.txt")
-    assert "'.xml' is not one of .csv, .tsv" in refused(adapter, "--data", tmp_path / "texts.xml")
     assert "has no column 'said' (it has text)" in refused(adapter, "--data", file, "--column", "said")
     assert "0 texts in column 'text'" in refused(adapter, "--data", tmp_path / "empty.txt")
-    assert "broken.jsonl, line 1: no JSON" in refused(adapter, "--data", tmp_path / "broken.jsonl")
-    assert "examples must be at least 1" in refused(adapter, "--data", file, "--examples", "0")
-    assert "'nf3' is not one of" in refused(adapter, "--data", file, "--quantization", "nf3")
     assert "is neither the folder of a run nor of an adapter" in refused(base, "--data", file)
     wide = tiny.save_language_model(tmp_path / "wide", width=64)
     assert "wide: size mismatch for base_model.model." in refused(adapter, "--model", wide, "--data", file)
-    bare = shutil.copytree(base, tmp_path / "bare")
-    tokenizer = AutoTokenizer.from_pretrained(bare)
-    tokenizer.pad_token = tokenizer.eos_token = None
-    tokenizer.save_pretrained(bare)
-    assert "its tokenizer has neither a pad_token nor an eos_token" in refused(adapter, "--model", bare, "--data", file)
     assert "which changes no layer" in refused(prompt, "--data", file)
     assert "belongs to a base weight that its run has changed" in refused(milora, "--data", file, "--model", base)
-    assert "is no folder" in refused(adapter, "--data", file, "--model", tmp_path / "nowhere")
     for option in ("--data", "--column", "--encoding"):
         assert "go with the folder of an adapter, not with a run" in refused(run, option, file)
     for options in (["--split", "test"], ["--merges"]):
@@ -270,10 +237,8 @@ def test_a_run_on_a_model_that_is_stored_quantised(run: Path, tmp_path: Path, na
     assert found == pytest.approx(expected, abs=1e-4 if name == "nf4" else 2e-2)  # int8 rounds the inputs, too
 
 
-def test_a_run_on_a_quantised_base_answers_in_a_dtype(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is not quantised is in it, and what is computes in it. Its cards load it on a quantised base, and merge it
-    into the dequantised one.
-    """
+def test_a_run_on_a_quantised_base_answers_in_a_dtype(tmp_path: Path) -> None:
+    """What is not quantised is in it, and what is computes in it."""
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(recipe_files.dump(tiny.recipe(tiny.save_model(tmp_path / "model", width=64))), encoding="utf-8")
     changes = ["model={name: " + str(tmp_path / "model") + ", quantization: nf4}", "training.epochs=1"]
@@ -284,23 +249,6 @@ def test_a_run_on_a_quantised_base_answers_in_a_dtype(tmp_path: Path, monkeypatc
     assert low.model.get_input_embeddings().weight.dtype == torch.bfloat16
     for one, other in zip(exact.answers(["a warm film"]), low.answers(["a warm film"]), strict=True):
         assert other["probability"] == pytest.approx(one["probability"], abs=3e-2)
-    (said,) = exact.answers(["a warm film"])
-    inputs = exact.processor(["a warm film"], return_tensors="pt")
-    for name, model in (("adapter", "merged"), ("lora", "model")):
-        text = (folder / name / "README.md").read_text()
-        assert ("model.dequantize()" in text) is (name == "adapter")
-        assert ("do not merge into the weights as they were" in text.lower()) is (name == "lora")
-        monkeypatch.chdir(folder / name)
-        found: dict[str, Any] = {}
-        for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-            exec(block, found)
-        kinds = {type(one).__name__ for one in found[model].modules()}
-        assert ("Linear4bit" in kinds) is (name == "lora")
-        with torch.no_grad():
-            chances = found[model].eval()(**inputs).logits.softmax(-1)
-        # on some CPUs bitsandbytes computes in bfloat16 where nothing is trained
-        within = 1e-5 if name == "adapter" else 5e-3
-        assert chances.max().item() == pytest.approx(said["probability"], abs=within)
 
 
 def test_the_gap_of_a_run_is_in_float32_and_rounds_by_its_calibration_inputs(
@@ -319,40 +267,6 @@ def test_the_gap_of_a_run_is_in_float32_and_rounds_by_its_calibration_inputs(
     assert all(
         torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(seen["rounding_batches"], expected, strict=True)
     )
-
-
-def test_a_merge_rounds_by_the_data_that_the_run_was_trained_on(tmp_path: Path) -> None:
-    data = tmp_path / "data.csv"
-    rows = [f"{'warm' if i % 2 else 'dull'} film {i},{'good' if i % 2 else 'bad'}" for i in range(60)]
-    data.write_text("\n".join(["text,label", *rows]), encoding="utf-8")
-    model = tiny.save_model(tmp_path / "model", width=64)
-    task = {"name": "classification", "data": str(data)}
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(recipe_files.dump(tiny.recipe(model, task=task)), encoding="utf-8")
-    run = train(load_recipe(recipe, ["training.epochs=1"]), tmp_path / "run").folder
-    data.write_text("\n".join(["text,label", *(row.replace("film", "plot") for row in rows)]), encoding="utf-8")
-    done = aurora("merge", run, "-o", tmp_path / "merged", "--quantization", "nf4", "--round-by-inputs")
-    assert (done.exit_code, "has changed since this run began" in done.stderr) == (2, True), done.output
-    assert not (tmp_path / "merged").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("quantization", ["nf4", "int8"])
-@pytest.mark.parametrize(
-    "method",
-    [
-        {"name": "aurora", "budget": 500, "start": "aligned"},
-        {"name": "lora", "r": 2, "start": "eva", "target_modules": ["query", "value"]},
-    ],
-    ids=["budget", "eva"],
-)
-def test_a_quantised_base_is_probed(tmp_path: Path, method: dict[str, Any], quantization: str) -> None:
-    model = tiny.save_model(tmp_path / "model", width=64)
-    recipe = tmp_path / "recipe.yaml"
-    section = {"name": str(model), "quantization": quantization}
-    recipe.write_text(recipe_files.dump({**tiny.recipe(model, method=method), "model": section}), encoding="utf-8")
-    run = train(load_recipe(recipe, ["training.epochs=1"]), tmp_path / "run")
-    assert run.result["status"] == "finished"
 
 
 @pytest.mark.parametrize("name", ["nf4", "int8"])

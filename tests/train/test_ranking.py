@@ -11,15 +11,13 @@ from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BartConfig,
-    BartForSequenceClassification,
 )
 from typer.testing import CliRunner
 
 from aurora_lora import cli
 from aurora_lora.errors import UserError
 from aurora_lora.lab.report.measured import ranks_tables
-from aurora_lora.train import load_recipe, probing, recipe_files
+from aurora_lora.train import load_recipe, recipe_files
 from aurora_lora.train.measuring import ranking
 from aurora_lora.train.probing import kept_start
 from aurora_lora.train.recipe import validate
@@ -77,45 +75,6 @@ def test_the_tables_add_up(model: Path) -> None:
         assert sum(int(row[4].replace(",", "")) for row in table.rows) == record["weights"]
         assert sum(float(row[2]) for row in table.rows) == pytest.approx(100, abs=0.5)
         assert sum(len(row[3].split()) for row in table.rows) == len(every)
-
-
-def save_bart(folder: Path, model: Path) -> Path:
-    """A tiny encoder-decoder classifier, with the tokenizer of another model."""
-    config = BartConfig(
-        vocab_size=AutoTokenizer.from_pretrained(model).vocab_size,
-        **dict.fromkeys(("encoder_layers", "decoder_layers"), 2),
-        **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 2),
-        **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 24),
-        d_model=16,
-        num_labels=2,
-        pad_token_id=0,
-        bos_token_id=2,
-        eos_token_id=3,
-        decoder_start_token_id=3,
-    )
-    BartForSequenceClassification(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
-    return folder
-
-
-def test_encoder_and_decoder_are_told_apart(model: Path, tmp_path: Path) -> None:
-    folder = save_bart(tmp_path / "bart", model)
-    record = ranking(
-        validate(tiny.recipe(folder, method={"name": "lora", "target_modules": ["q_proj"]}), "recipe"), 500
-    )
-    kinds = {layer["kind"] for layer in record["layers"]}
-    assert {"encoder.fc1", "decoder.fc1", "decoder.encoder_attn.q_proj"} <= kinds
-    for table in ranks_tables(record):
-        assert sum(int(row[4].replace(",", "")) for row in table.rows) == record["weights"]
-
-
-def test_a_layer_that_got_all_that_was_looked_for_is_named(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
-    monkeypatch.setattr(probing, "MOST", 2)
-    record = ranking(validate(tiny.recipe(model), "recipe"), 10**6)
-    layers = [layer["layer"] for layer in record["layers"]]
-    assert record["exhausted"] == layers
-    note = ranks_tables(record)[0].note
-    assert f"{layers[0]} and {len(layers) - 1} more layers got all 2 directions that are looked for in a layer" in note
 
 
 @pytest.mark.parametrize("blocks", [1, 2])

@@ -1,6 +1,5 @@
 """Runs that learn numbers of any size: what is saved gives label units, wherever it is loaded."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,12 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from aurora_lora.data import TASKS
-from aurora_lora.data.own.kinds import OWN
 from aurora_lora.train import TrainedRun, load_run, train
 from aurora_lora.train.measuring import evaluate
 from aurora_lora.train.merging import merge
 from aurora_lora.train.predicting import predict
 from aurora_lora.train.recipe import validate
 from aurora_lora.train.run import make_trainer
-from aurora_lora.train.trainer import RecipeTrainer
 
 SCALES = [(0, 1), (1000, 1), (300_000, 50_000)]
 TEXTS = ["the film was good", "a very dull plot", "fine"]
@@ -96,16 +92,6 @@ def test_units_do_not_matter(runs: dict[tuple[int, int], TrainedRun]) -> None:
         assert mine["metric"]["selected_by"]["epoch"] == its["metric"]["selected_by"]["epoch"]
 
 
-def test_what_is_written_down(runs: dict[tuple[int, int], TrainedRun]) -> None:
-    for (shift, scale), run in runs.items():
-        labels = json.loads((run.folder / "data.json").read_text())["labels"]
-        assert labels == run.result["data"]["labels"]
-        plain = runs[0, 1].result["data"]["labels"]
-        assert labels["mean"] == pytest.approx(shift + scale * plain["mean"])
-        assert labels["deviation"] == pytest.approx(scale * plain["deviation"])
-        assert labels["trained"] == "standardised, saved in their own units"
-
-
 def test_plain_loads_give_label_units(runs: dict[tuple[int, int], TrainedRun], models: Path, tmp_path: Path) -> None:
     """The plain LoRA in PEFT, and the merged model in Transformers."""
     run = runs[300_000, 50_000]
@@ -152,14 +138,3 @@ def test_a_head_without_a_bias(recipe: MakeRecipe, tmp_path: Path) -> None:
     trained = load_run(run.folder)
     check_scores(trained)
     assert values(run.folder).abs().max() > 10_000
-
-
-def test_other_tasks_learn_their_labels_as_they_are(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
-    """Those that have results: movie ratings, and GLUE's similarity."""
-    assert [name for name, own in OWN.items() if own.more.get("standardise")] == ["regression"]
-    assert not any(task.standardise for task in TASKS.values())
-    values = tiny.recipe(tmp_path, task={"name": "tiny-rating", "train_size": 16, "validation_size": 8, "test_size": 8})
-    model = tiny.save_model(tmp_path / "bert")
-    trainer, data = make_trainer(validate({**values, "model": str(model)}, "recipe"), tmp_path / "checkpoints")
-    assert type(trainer) is RecipeTrainer
-    assert data.scale is None

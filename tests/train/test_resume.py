@@ -95,20 +95,6 @@ def test_killed_at_each_stage_of_a_checkpoint(
 
 
 @pytest.mark.slow
-def test_interrupted_with_ctrl_c(aurora: Aurora, whole: tuple[Path, Path, int], tmp_path: Path) -> None:
-    recipe, expected, events = whole
-    output = tmp_path / "run"
-    for at in (events // 3, events // 4):
-        (answer,) = aurora(order(recipe, output, interrupt_at=at))
-        assert answer["status"] == 130
-        assert answer["stderr"].splitlines()[-1] == "interrupted: the same command resumes where it was"
-        assert "Traceback" not in answer["stderr"]
-    (answer,) = aurora(order(recipe, output))
-    assert answer["status"] == 0
-    assert weights(output) == weights(expected)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("step", [3, 8, 24])  # within an epoch, and its last steps
 def test_terminated(aurora: Aurora, whole: tuple[Path, Path, int], tmp_path: Path, step: int) -> None:
     """SIGTERM, as schedulers send it: the step is finished, and written down."""

@@ -36,6 +36,7 @@ from aurora_lora.data.vision import png, split_images, with_rows
 
 GOOD, BAD = ("good", "fine", "warm", "funny"), ("bad", "dull", "cold", "slow")
 PLAIN = ("the", "a", "film", "plot", "was", "and", "very", "of", "scene", "actor")
+ASKING = "it : , ? the correct answer is true false Answer format / question"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 
 
@@ -193,23 +194,7 @@ def save_language_model(folder: Path, kind: str = "llama", *, tied: bool | None 
         tied: whether the output layer has the weight of the embeddings; None is the architecture's default.
         width: of the Llama's hidden states.
     """
-    asking = (
-        "it",
-        ":",
-        ",",
-        "?",
-        "the",
-        "correct",
-        "answer",
-        "is",
-        "true",
-        "false",
-        "Answer",
-        "format",
-        "/",
-        "question",
-    )
-    words = list(dict.fromkeys([*SPECIAL, *PLAIN, *GOOD, *BAD, *asking]))
+    words = list(dict.fromkeys([*SPECIAL, *PLAIN, *GOOD, *BAD, *ASKING.split()]))
     ids = {word: index for index, word in enumerate(words)}
     tokenizer = Tokenizer(WordLevel(ids, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()

@@ -21,8 +21,8 @@ from ..forms import CALIBRATED
 from ..methods import Sample, count_parameters
 from ..methods.base import apply_method
 from ..train import publish
-from ..train.distributed import check_shared, on_main, own_part, peak_memory, reset_peak_memory, state
-from ..train.publish import CHECKPOINTS, LORA, RECIPE
+from ..train.distributed import on_main, own_part, peak_memory, reset_peak_memory, state
+from ..train.publish import CHECKPOINTS, LORA
 from ..train.recipe import divide
 from ..train.results import Result, build_result, read_result
 from .card import write_adapter_card, write_lora_card
@@ -64,7 +64,6 @@ def train_subject(recipe: SubjectRecipe, output: Path | str, watcher: Watcher | 
     with contextlib.ExitStack() as stack:
         inside = [folder / CLASS_IMAGES, *(folder / IMAGES).glob("*")]
         on_main(lambda: stack.enter_context(publish.open_run(folder, recipe, inside)))
-        check_shared(folder / RECIPE)
         finished = on_main(lambda: read_result(folder))
         if finished is not None:
             return SubjectRun(folder, recipe, finished)

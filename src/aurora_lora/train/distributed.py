@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -21,8 +20,6 @@ from ..errors import UserError
 T = TypeVar("T")
 WAIT = timedelta(seconds=1800)
 """How long processes wait for each other: Transformers' `ddp_timeout`, which counts where its Trainer joins them."""
-SHARED_WITHIN = 90.0
-"""Seconds after which a file is on every machine: NFS may keep for 60 that there was none."""
 
 
 def state() -> PartialState:
@@ -61,20 +58,6 @@ def asked_to_stop() -> bool:
     """Whether SIGTERM has come to any of the processes, which all ask at the same step."""
     here = termination.asked()
     return _in_any(here) if termination.is_watched() else here
-
-
-def check_shared(file: Path) -> None:
-    """Raise a UserError unless all processes see a file that the main one has written: each reads the checkpoints."""
-    if state().num_processes == 1:
-        return
-    until = time.monotonic() + SHARED_WITHIN
-    while not (is_seen := file.exists()) and time.monotonic() < until:
-        time.sleep(1)
-    if _in_any(not is_seen):
-        raise UserError(
-            f"{file.parent} is not one folder for all processes, each of which reads the checkpoints there: choose one "
-            "that every machine has, such as of a network file system"
-        )
 
 
 def check_as_many(folder: Path, before: int, now: int) -> None:

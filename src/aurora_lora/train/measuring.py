@@ -32,7 +32,6 @@ from ..files import read_json
 from ..forms import CALIBRATED, DYNAMIC
 from ..methods.aurora import AuroraMethod
 from ..methods.base import PeftMethod
-from ..methods.parameters import left_random
 from ..methods.singular import START_FILE
 from ..methods.start import ALIGNED, EVA, PATTERNS, ProbedMethod
 from ..methods.targets import blocks_and_kinds
@@ -54,7 +53,7 @@ from .models import (
     stored_quantization,
 )
 from .probing import kept_start
-from .recipe import Recipe, either, own_source
+from .recipe import Recipe, own_source
 from .results import Scores, mean_scores
 from .run import load_trainer, make_trainer, score
 
@@ -162,7 +161,7 @@ def evaluate_file(
     if kind is None:
         raise ArgumentError(
             f"`data`: the run in {run.folder} is of {section.name}, whose examples come with the package or from the "
-            f"hub: only runs of your own data ({either(OWN)}) are scored on a file"
+            f"hub: only runs of your own data ({', '.join(OWN)}) are scored on a file"
         )
     own, columns = own_source(kind, dict(section))
     own = own if encoding is None else replace(own, encoding=encoding)
@@ -350,12 +349,10 @@ def _load(adapter: Path, base: str, settings: Mapping[str, Any]) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*[Mm]issing adapter keys")  # they would be as initialised
-            model: Any = PeftModel.from_pretrained(plain, str(adapter)).eval()
+            model: Any = PeftModel.from_pretrained(plain, str(adapter))
     except Exception as error:  # PEFT and safetensors raise of many kinds on what does not fit
         raise UserError(f"{adapter} cannot be loaded on {base}: {reason(error)}") from error
     check_finite(model.state_dict().items(), f"{adapter} cannot be used")
-    if random := left_random(model):
-        raise UserError(f"{adapter} cannot be used: neither it nor {base} has weights for {random[0]}")
     if not linear_layers(model):
         raise UserError(f"{adapter} is an adapter of {settings.get('peft_type')}, which changes no layer: no merge")
     return on_device(model)

@@ -6,7 +6,6 @@ whatever moment a run was killed at. A checkpoint is whole when its manifest is 
 
 from __future__ import annotations
 
-import os
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -71,9 +70,6 @@ def open_run(folder: Path, recipe: RunRecipe, inside: Sequence[Path]) -> Iterato
         UserError: as `prepare`; or another process writes there.
     """
     check_recipe(folder, recipe)
-    if _is_read_only(folder):
-        yield
-        return
     files.check_writable(folder)
     with hold(folder / ".lock", f"{folder}: another aurora train is writing there"):
         prepare(folder, recipe, inside)
@@ -87,18 +83,11 @@ def prepare(folder: Path, recipe: RunRecipe, inside: Sequence[Path]) -> None:
         UserError: the folder holds another recipe's run, or cannot be written.
     """
     check_recipe(folder, recipe)
-    if _is_read_only(folder):
-        return
     files.check_writable(folder)
     own = () if (folder / RESULT).exists() else (folder,)  # in that of a finished run others write: answers, merges
     for each in (*own, folder / CHECKPOINTS, *inside):
         files.clear_leftovers(each)
     write_recipe(folder, recipe)
-
-
-def _is_read_only(folder: Path) -> bool:
-    """Whether a run is finished and only to be read, as one of a colleague."""
-    return (folder / RESULT).exists() and not os.access(folder, os.W_OK)
 
 
 def write_lora(folder: Path, write: Callable[[Path], None]) -> str | None:

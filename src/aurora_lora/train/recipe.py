@@ -306,38 +306,19 @@ def own_source(kind: OwnKind, values: Mapping[str, Any]) -> tuple[OwnData, dict[
     return OwnData(**source), {name: values.get(name) or default for name, default in kind.columns.items()}
 
 
-def check_own(fields: OwnFields, name: str) -> None:
-    """Raise a UserError, which begins with the field, where a field does not go with the task of this name."""
-    given = {field: value for field in OwnFields.model_fields if (value := getattr(fields, field)) is not None}
-    kind = OWN.get(name)
-    if kind is None:
-        if given:
-            raise UserError(
-                f"{next(iter(given))}: only your own data has it, and task.name is '{name}', not {either(OWN)}"
-            )
-        return
-    if "data" not in given:
+def check_own(fields: OwnFields, kind: OwnKind) -> None:
+    """Raise a UserError, which begins with the field, where the data or their columns do not make a task of a kind."""
+    if fields.data is None:
         raise UserError("data: this field must be given: a file, a folder, or a data set of the hub (owner/name)")
-    columns = {field: value for field, value in given.items() if isinstance(value, tuple)}
+    columns: dict[str, tuple[str, ...]] = {field: getattr(fields, field) or () for field in kind.columns}
     for field, names in columns.items():
-        if field not in kind.columns:
-            those = either([one.name for one in OWN.values() if field in one.columns])
-            raise UserError(f"{field}: only {those} has it, and task.name is '{name}'")
         if len(names) > (most := kind.several.get(field, 1)) or len(set(names)) < len(names):
             raise UserError(f"{field}: it takes {'one column' if most == 1 else f'up to {most} columns, each once'}")
-    learned = {*columns.get("label", ()), *columns.get("answer", ())}
+    learned = {name: field for field in ("label", "answer") for name in columns.get(field, ())}
     for field in ("text", "question", "image"):
-        if shared := learned & {*columns.get(field, ())}:
-            raise UserError(
-                f"{field}: '{shared.pop()}' is the column of what is learned as well: the model would read what it is "
-                "to answer"
-            )
-
-
-def either(names: Any) -> str:
-    """`a`, `a or b`, `a, b or c`."""
-    *first, last = names
-    return f"{', '.join(first)} or {last}" if first else str(last)
+        if shared := next((name for name in columns.get(field, ()) if name in learned), None):
+            why = "the model would read what it is to answer"
+            raise UserError(f"{field}: '{shared}' is the column of task.{learned[shared]} as well: {why}")
 
 
 # ---------------------------------------------------------------- the recipe
@@ -426,15 +407,17 @@ class TaskSection(OwnFields, Section):
     @model_validator(mode="after")
     def _fits_the_task(self) -> TaskSection:
         task, own = self.plain, facts_of(self.plain)
-        kinds = {one.name: one.kind for one in OWN.values()} if self.name in OWN else {name: name for name in FACTS}
+        there = {*own.fields}
+        if self.name in OWN:
+            there |= {*OwnData.__dataclass_fields__, *OWN[self.name].columns}
         try:
             if others := [name for name in self.test_sets or () if name not in task.test_sets]:
                 raise UserError(f"test_sets: {others[0]!r} is not one of {self.name}: {', '.join(task.test_sets)}")
-            check_own(self, self.name)
-            for field in dict.fromkeys(field for kind in FACTS.values() for field in kind.fields):
-                if getattr(self, field) is not None and field not in own.fields:
-                    those = either([name for name, kind in kinds.items() if field in FACTS[kind].fields])
-                    raise UserError(f"{field}: only {those} has it, and task.name is '{self.name}' ({task.kind})")
+            for field in (*OwnFields.model_fields, *(field for kind in FACTS.values() for field in kind.fields)):
+                if getattr(self, field) is not None and field not in there:
+                    raise UserError(f"{field}: task.name '{self.name}' ({task.kind}) does not have it")
+            if self.name in OWN:
+                check_own(self, OWN[self.name])
             own.check(self, task)
             if self.test_size is not None and task.reported_split == "validation":
                 scored = f"the scores of {self.name} are those of its validation split"

@@ -53,29 +53,12 @@ def build_result(
     before: Mapping[str, float] | None = None,
     samples: Sequence[Mapping[str, str]] = (),
 ) -> Result:
-    """The contents of result.json, by the names that they have there (docs/recipe.md).
+    """The contents of result.json, in which these stand by their names (docs/recipe.md).
 
-    Args:
-        recipe: what was run.
-        model_commit: of the base model on the hub, or the digest of one in a folder; None for packaged ones.
-        metric: name of the task's main metric.
-        split: whether the scores are those of test or of validation data.
-        examples: how many there are in each split.
-        test: metrics of each form on each test set; `validation` are those on the validation split.
-        validation: see `test`.
-        selected_by: what chose the best epoch, and which one that is.
-        params: parameter counts.
-        train_s: seconds of training steps, added up over interruptions.
-        trained_examples: examples seen in them.
-        peak_mb: largest memory in use, of one process, in MiB.
-        processes: how many trained together.
-        epochs: one entry for each evaluation during training.
-        labels: the class names, in label order, where they come with the data.
-        data: what the user's own data was.
-        chance: of uniform guessing, where one can guess; of numbers, of their training mean.
-        most_frequent: of the most frequent class of the training data; empty where classes are of about one size.
-        before: metrics of the base model, before the training, on the test set.
-        samples: answers in held-out conversations, before the training and after.
+    `test` has the metrics of each form on each test set, `validation` those on the validation split; `split` says which
+    of the two the scores are of. `chance` and `most_frequent` are the levels of guessing and of the most frequent class
+    of the training data, `before` the metrics of the base model; `train_s` seconds of training steps, added up over
+    interruptions, in which `trained_examples` were seen; `peak_mb` MiB of one process.
     """
     return {
         "schema": SCHEMA,

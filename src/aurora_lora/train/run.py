@@ -36,43 +36,13 @@ from ..methods.parameters import is_head, marked_random
 from ..methods.start import wants_probe
 from ..methods.targets import check_modules
 from ..values import check_finite
-from . import card
+from . import card, models, publish
 from .data import Data, check_data, check_files, keep_data, notes, with_record
-from .distributed import check_shared, on_main, own_part, reset_peak_memory, state
+from .distributed import on_main, own_part, reset_peak_memory, state
 from .finished_run import TrainedRun, merge_note
 from .kinds import kind_of
-from .models import (
-    PRECISIONS,
-    Processor,
-    base_for,
-    checkpoint_activations,
-    commit_of,
-    exact_modules,
-    keep_frozen_in,
-    longest_text,
-    make_model,
-    most_tokens,
-    on_device,
-    padding_of,
-    quantization_of,
-    warn_of_another_commit,
-)
+from .models import Processor
 from .probing import start_for
-from .publish import (
-    ADAPTER,
-    CHECKPOINTS,
-    LOGS,
-    RECIPE,
-    REFERENCE,
-    RESULT,
-    UPDATES,
-    finish,
-    last_intact,
-    open_run,
-    prepare,
-    remove_checkpoints,
-    write_lora,
-)
 from .recipe import Recipe, divide, load_recipe
 from .recipe_files import dump
 from .results import Result, Scores, build_result, epochs_from_log, mean_scores, read_result, test_sets
@@ -123,13 +93,12 @@ def train(recipe: Recipe | Path | str, output: Path | str, *, make_callbacks: Ma
     check_contamination(recipe)
     divide(recipe.training, state().num_processes)  # joins the other processes, if there are any
     with contextlib.ExitStack() as stack:
-        on_main(lambda: stack.enter_context(open_run(folder, recipe, [folder / UPDATES])))
-        check_shared(folder / RECIPE)
+        on_main(lambda: stack.enter_context(publish.open_run(folder, recipe, [folder / publish.UPDATES])))
         result, was_finished = _train(recipe, folder, make_callbacks)
         reference, other = None, recipe.reference_recipe()
         if other is not None:
-            on_main(lambda: prepare(folder / REFERENCE, other, ()))
-            reference, reference_was = _train(other, folder / REFERENCE, make_callbacks)
+            on_main(lambda: publish.prepare(folder / publish.REFERENCE, other, ()))
+            reference, reference_was = _train(other, folder / publish.REFERENCE, make_callbacks)
             was_finished = was_finished and reference_was
     # a run that was finished before may have been scored on more test sets than the recipe names
     task = recipe.task.model_copy(update={"test_sets": test_sets(result)})
@@ -156,17 +125,19 @@ def check_contamination(recipe: Recipe) -> None:
 
 def _train(recipe: Recipe, folder: Path, make_callbacks: MakeCallbacks) -> tuple[Result, bool]:
     """The result of a run, and whether it was finished before."""
-    checkpoints, bars = folder / CHECKPOINTS, make_callbacks()
+    checkpoints, bars = folder / publish.CHECKPOINTS, make_callbacks()
     finished = on_main(lambda: read_result(folder))
     if finished is not None:
-        on_main(lambda: remove_checkpoints(checkpoints))  # which a kill after the writing of the result has left
+        on_main(
+            lambda: publish.remove_checkpoints(checkpoints)
+        )  # which a kill after the writing of the result has left
         on_main(lambda: check_files(folder, recipe.task))
         if more := [name for name in recipe.test_sets if name not in test_sets(finished)]:
             return _score_more(recipe, folder, finished, more, bars), False
         return finished, True
     on_main(lambda: check_access(recipe.model))
     reset_peak_memory()
-    with own_runs(recipe.training.report_to, folder / LOGS):
+    with own_runs(recipe.training.report_to, folder / publish.LOGS):
         trainer, data = make_trainer(recipe, checkpoints, bars)
         model: Any = trainer.model
         on_main(lambda: keep_data(folder, data))
@@ -181,7 +152,7 @@ def _train(recipe: Recipe, folder: Path, make_callbacks: MakeCallbacks) -> tuple
             if told and hasattr(bar, "say"):
                 bar.say(told)
         whole = next(one for one in trainer.callback_handler.callbacks if isinstance(one, WholeCheckpoints))
-        checkpoint = on_main(lambda: last_intact(checkpoints))
+        checkpoint = on_main(lambda: publish.last_intact(checkpoints))
         if checkpoint is None:
             loss = functools.partial(kind_of(data.task).loss, recipe)
             recipe.method.prepare(model, sample_of(recipe, data, loss))
@@ -258,8 +229,8 @@ def make_trainer(
     data = kind.targets(data, recipe)
     options = arguments(recipe, checkpoints, len(data.splits["train"]) if adapter is None else 0)
     set_seed(recipe.seed)  # the head and the adapter start at random
-    base = base_for(recipe, processor, data.labels)
-    longest, most = longest_text(recipe.task.max_length, processor), most_tokens(base)
+    base = models.base_for(recipe, processor, data.labels)
+    longest, most = models.longest_text(recipe.task.max_length, processor), models.most_tokens(base)
     if longest is not None and most is not None and longest > most:
         raise UserError(f"task.max_length: {longest} tokens are more than the {most} positions of {recipe.model}")
     every: list[TrainerCallback] = []
@@ -270,16 +241,16 @@ def make_trainer(
         if recipe.method.deployed_form == CALIBRATED:
             every.append(CalibrationCallback(own_share(data, recipe), ridge=recipe.calibration.ridge, at_end=False))
         if settings.save_updates:
-            every.append(UpdateRecorder(recipe, checkpoints.parent / UPDATES, own_share(data, recipe)))
+            every.append(UpdateRecorder(recipe, checkpoints.parent / publish.UPDATES, own_share(data, recipe)))
         if settings.patience is not None:
             every.append(EarlyStoppingCallback(settings.patience))
     else:
         if (finished := read_result(adapter.parent)) is not None:
-            warn_of_another_commit(adapter.parent, finished, commit_of(base))
-        model = make_model(recipe, base, adapter)
+            models.warn_of_another_commit(adapter.parent, finished, models.commit_of(base))
+        model = models.make_model(recipe, base, adapter)
     kind.keep_exact(model)
     if settings.gradient_checkpointing:
-        checkpoint_activations(model)
+        models.checkpoint_activations(model)
     # Of the body's own weights, trained without a PEFT adapter, the task may use only some, no text reaches the part of
     # a model that sees images, and no gradient a pooler behind hidden states that are learned: then DDP must search.
     own_weights = not hasattr(model, "peft_config") and count_parameters(model).adapter > 0
@@ -297,7 +268,7 @@ def _check_stored(recipe: Recipe, base: Any) -> None:
     """Raise a UserError where a model is stored quantised, and cannot be trained so by the recipe's methods."""
     if recipe.base.quantization is not None or not getattr(base, "is_quantized", False):
         return
-    stored = f"'{recipe.model}' is stored quantised ({quantization_of(base.config)})"
+    stored = f"'{recipe.model}' is stored quantised ({models.quantization_of(base.config)})"
     if not base.hf_quantizer.is_trainable:
         raise UserError(f"model: {stored}, in which Transformers trains nothing: name a copy that is not")
     trains_rounded = getattr(base.hf_quantizer, "is_qat_trainable", False) is True  # the weights themselves
@@ -315,12 +286,12 @@ def _new_model(recipe: Recipe, base: Any, data: Data, checkpoints: Path) -> nn.M
     wanted = start.resolved(recipe) if start else recipe
     if recipe.method.looks:
         if recipe.training.gradient_checkpointing:
-            checkpoint_activations(base)
+            models.checkpoint_activations(base)
         with plain_method_errors():
             check_modules(base, recipe.method.options)
-            looked = recipe.method.looked(on_device(base), sample_of(recipe, data, loss), checkpoints)
+            looked = recipe.method.looked(models.on_device(base), sample_of(recipe, data, loss), checkpoints)
             wanted = recipe.model_copy(update={"method": looked})
-    model = make_model(wanted, base, kept=checkpoints)
+    model = models.make_model(wanted, base, kept=checkpoints)
     if start is not None:
         start.align(model)
     return model
@@ -359,7 +330,7 @@ def load_trainer(
 ) -> tuple[Trainer, Data]:
     """A finished run's trained model and its data, to be scored; nothing is written."""
     with tempfile.TemporaryDirectory() as nowhere:  # Transformers wants a folder
-        return make_trainer(recipe or run.recipe, Path(nowhere), callbacks, run.folder / ADAPTER, scored)
+        return make_trainer(recipe or run.recipe, Path(nowhere), callbacks, run.folder / publish.ADAPTER, scored)
 
 
 def load_trained_model(run: TrainedRun, *, rounded: bool = False) -> tuple[nn.Module, Processor]:
@@ -374,10 +345,10 @@ def load_trained_model(run: TrainedRun, *, rounded: bool = False) -> tuple[nn.Mo
     """
     base, processor = base_of(run, run.recipe)
     body = [parameter for name, parameter in base.named_parameters() if not is_head(base, name)]
-    model = make_model(run.recipe, base, run.folder / ADAPTER)
+    model = models.make_model(run.recipe, base, run.folder / publish.ADAPTER)
     if rounded:
         model.requires_grad_(False)
-        keep_frozen_in(PRECISIONS[run.recipe.training.precision], body)
+        models.keep_frozen_in(models.PRECISIONS[run.recipe.training.precision], body)
     return model, processor
 
 
@@ -387,9 +358,9 @@ def base_of(run: TrainedRun, recipe: Recipe) -> tuple[PreTrainedModel, Processor
     Raises:
         UserError: one of them cannot be loaded.
     """
-    processor = kind_of(run.task).processor(str(run.folder / ADAPTER))
-    base = base_for(recipe, processor, run.labels)
-    warn_of_another_commit(run.folder, run.result, commit_of(base))
+    processor = kind_of(run.task).processor(str(run.folder / publish.ADAPTER))
+    base = models.base_for(recipe, processor, run.labels)
+    models.warn_of_another_commit(run.folder, run.result, models.commit_of(base))
     return base, processor
 
 
@@ -414,7 +385,7 @@ def _scored(recipe: Recipe, trainer: Trainer, data: Data, whole: WholeCheckpoint
     scored = {name: score(recipe, trainer, data, name, recipe.method.forms) for name in names}
     return build_result(
         recipe,
-        model_commit=commit_of(trainer.model),  # type: ignore[arg-type]
+        model_commit=models.commit_of(trainer.model),  # type: ignore[arg-type]
         metric=kind.reported(recipe.task),
         split=task.reported_split,
         examples={name: len(data.fixed(name)) for name in data.splits},
@@ -447,7 +418,7 @@ def _score_more(
 ) -> Result:
     """Score a finished run on further test sets, and write them into its recipe and its result."""
     wanted = recipe.model_copy(update={"task": recipe.task.model_copy(update={"test_sets": tuple(names)})})
-    trainer, data = make_trainer(wanted, folder / CHECKPOINTS, bars, folder / ADAPTER)
+    trainer, data = make_trainer(wanted, folder / publish.CHECKPOINTS, bars, folder / publish.ADAPTER)
     kind, metric = kind_of(data.task), result["metric"]
     sets = metric.get("by_test_set") or dict.fromkeys(test_sets(result), metric["by_form"])
     for name in names:
@@ -458,8 +429,8 @@ def _score_more(
                 metric[level][name] = found(data, name)
     metric |= {"by_test_set": sets, "by_form": files.finite_or_none(mean_scores(sets))}
     result["recipe"]["task"]["test_sets"] = list(sets)
-    on_main(lambda: files.write_text(folder / RECIPE, dump(result["recipe"])))
-    on_main(lambda: files.write_json(folder / RESULT, result))
+    on_main(lambda: files.write_text(folder / publish.RECIPE, dump(result["recipe"])))
+    on_main(lambda: files.write_json(folder / publish.RESULT, result))
     return result
 
 
@@ -468,7 +439,7 @@ def _score_more(
 
 def _write(recipe: Recipe, folder: Path, model: Any, data: Data, result: Result) -> None:
     """The plain LoRA, the adapter and the result."""
-    facts = card.Facts(recipe, data.task, result, padding_of(model.config), exact_modules(model.config))
+    facts = card.Facts(recipe, data.task, result, models.padding_of(model.config), models.exact_modules(model.config))
     form, no_lora = recipe.method.deployed_form, None
 
     def save_lora(partial: Path) -> None:
@@ -491,8 +462,8 @@ def _write(recipe: Recipe, folder: Path, model: Any, data: Data, result: Result)
     if isinstance(recipe.method, AuroraMethod):
         no_lora = "`eval()` computes the dynamic form, which is no linear map"
         if form_named(form).mergeable:
-            no_lora = write_lora(folder, save_lora)
-    finish(folder, result, save)
+            no_lora = publish.write_lora(folder, save_lora)
+    publish.finish(folder, result, save)
 
 
 def name_revision(adapter: Path, recipe: Recipe) -> None:
