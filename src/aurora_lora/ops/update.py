@@ -273,21 +273,10 @@ def linear_with_update(
     scaling: float,
     anl: ANL,
 ) -> Tensor | None:
-    """`W0 x + bias + s B sigma(A x)` for a frozen base, all in one; None where that cannot be done.
+    """`W0 x + bias + s B sigma(A x)`, (..., d_out), for a frozen base, all in one; None where that cannot be done.
 
-    Args:
-        x: (..., d_in).
-        weight: (d_out, d_in), not trained.
-        bias: (d_out,), not trained.
-        A: this and the following as in `add_update`.
-        B: (d_out, r).
-        H: (r, r).
-        spline_weight: (r, K).
-        scaling: s.
-        anl: which parts sigma has.
-
-    Raises:
-        ValueError: as `add_update`.
+    `weight` (d_out, d_in) and `bias` (d_out,) are not trained; the other arguments, and what is raised, are those of
+    `add_update`.
     """
     chosen = choose(A.shape[0], anl, x, weight, bias, A, B, H, spline_weight)
     if not isinstance(chosen, ByHand) or A.dtype != B.dtype or not can_fuse(x, weight, bias, B):

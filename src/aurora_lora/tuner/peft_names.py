@@ -4,14 +4,10 @@
 
 from __future__ import annotations
 
-import warnings
 from importlib.metadata import version
 
-from packaging.version import Version
-
-OLDEST = "0.21"
 TESTED = "0.21"
-"""The newest minor release that PEFT's own tests were run with (docs/versions.md)."""
+"""The minor release that PEFT's own tests were run with (docs/versions.md)."""
 
 PEFT_PREFIX = "base_model.model."
 """What PEFT puts before the paths of the adapted model."""
@@ -41,18 +37,8 @@ try:
     from peft.utils.quantization_utils import QuantizationBackend
 except ImportError as error:
     raise ImportError(
-        f"aurora-lora cannot use peft {version('peft')}: {error}. It needs peft {OLDEST} or newer, and was tested up "
-        f"to {TESTED}: pip install 'peft>={OLDEST},<={TESTED}.99'.",
+        f"aurora-lora cannot use peft {version('peft')}: {error}. It was tested with {TESTED}: "
+        f"pip install 'peft=={TESTED}.*'.",
         name=error.name,
         path=error.path,
     ) from error
-
-
-def warn_of_newer_peft(installed: str) -> None:
-    """Warn if the installed peft is of a newer minor release than the tested one."""
-    if Version(installed).release[:2] > Version(TESTED).release:
-        warnings.warn(
-            f"aurora-lora was tested with peft up to {TESTED}, and peft {installed} is newer: if something fails, "
-            f"pip install 'peft<={TESTED}.99', and please report it.",
-            stacklevel=2,
-        )

@@ -9,11 +9,10 @@ from __future__ import annotations
 import enum
 from typing import TypeVar
 
-import peft
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import PeftType
 
-from .peft_names import register_peft_method, warn_of_newer_peft
+from .peft_names import register_peft_method
 
 METHOD = "aurora"
 PREFIX = "aurora_"
@@ -60,5 +59,4 @@ def register(config_cls: type, model_cls: type) -> None:
             f"PEFT already has a method '{METHOD.upper()}', registered by {known.__module__}.{known.__qualname__}. "
             "aurora_lora cannot be used beside it in one process: import only one of the two packages."
         )
-    warn_of_newer_peft(peft.__version__)
     register_peft_method(name=METHOD, config_cls=config_cls, model_cls=model_cls, prefix=PREFIX)
