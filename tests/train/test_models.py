@@ -12,8 +12,6 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from transformers import (
-    AutoConfig,
-    AutoModel,
     AutoModelForImageClassification,
     BertConfig,
     BertForMaskedLM,
@@ -191,8 +189,3 @@ def test_the_head_of_a_model_that_does_not_name_its_body(tmp_path: Path) -> None
     CLIPModel(config).save_pretrained(tmp_path)
     model = _pretrained(AutoModelForImageClassification, str(tmp_path), config)
     assert head_modules(model) == ["classifier"]
-
-
-def test_a_body_alone_needs_no_pooler(no_pooler: Path) -> None:
-    model = _pretrained(AutoModel, str(no_pooler), AutoConfig.from_pretrained(no_pooler))
-    assert head_modules(model) == []

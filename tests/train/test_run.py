@@ -140,24 +140,6 @@ def test_a_run_that_made_nothing_leaves_its_folder_to_the_next(write_recipe: Wri
     assert recipe_files.read(folder / "recipe.yaml")["model"] == run.result["recipe"]["model"]
 
 
-@pytest.mark.parametrize(
-    ("mistake", "message"),
-    [
-        (["method.budget=1"], "one direction takes 32 weights at least"),
-        (["training.learning_rate=1e25"], "lower training.learning_rate"),
-    ],
-)
-def test_a_mistake_that_is_found_late_leaves_the_folder_too(
-    write_recipe: WriteRecipe, tmp_path: Path, mistake: list[str], message: str
-) -> None:
-    """After Trainer has made its empty folder for checkpoints."""
-    path, folder = write_recipe(), tmp_path / "run"
-    with pytest.raises(UserError, match=message):
-        train(load_recipe(path, mistake), folder)
-    run = train(load_recipe(path), folder)
-    assert recipe_files.read(folder / "recipe.yaml") == run.result["recipe"]
-
-
 def test_the_recipe_says_the_precision_whatever_accelerate_is_set_to(
     run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

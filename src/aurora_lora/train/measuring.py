@@ -39,12 +39,11 @@ from ..tuner import AuroraLayer, check_calibrated
 from ..tuner.adapters import plain_layers
 from ..tuner.peft_names import CONFIG_NAME
 from ..values import check_finite
-from .data import check_record, cut_notes, encode, in_batches
+from .data import check_record, cut_notes, in_batches
 from .finished_run import TrainedRun, as_run
 from .kinds import kind_of
 from .models import (
     base_for,
-    fill_padding,
     load_causal_model,
     load_tokenizer,
     make_model,
@@ -306,10 +305,8 @@ def adapter_gap(
     except (OSError, ValueError) as error:
         raise UserError(f"{adapter} is neither the folder of a run nor of an adapter: {reason(error)}") from error
     if (kind := settings.get("task_type") or "CAUSAL_LM") != "CAUSAL_LM":
-        raise UserError(
-            f"{adapter / CONFIG_NAME}: task_type '{kind}' is not CAUSAL_LM: call aurora_lora.merge_gap(model, batches) "
-            "in Python"
-        )
+        python = "call aurora_lora.merge_gap(model, batches) in Python"
+        raise UserError(f"{adapter / CONFIG_NAME}: task_type '{kind}' is not CAUSAL_LM: {python}")
     base = str(model or packaged_name(str(settings.get("base_model_name_or_path") or "")) or "")
     if not base:
         raise ArgumentError(f"{adapter / CONFIG_NAME} names no base model: `model` says which")
@@ -318,26 +315,21 @@ def adapter_gap(
         raise ArgumentError(
             f"{file} has no column '{column}' (it has {', '.join(rows.column_names)}): `column` names it"
         )
-    texts = [text for text in rows[column] if isinstance(text, str) and text.strip()]
-    texts = [texts[place] for place in even_sample(len(texts), examples)]
+    kept = [row for row, text in enumerate(rows[column]) if isinstance(text, str) and text.strip()]
+    kept = [kept[place] for place in even_sample(len(kept), examples)]
     rounds = bool(quantizations) or stored_quantization(base) is not None
-    if len(texts) < 1 + rounds:
+    if len(kept) < 1 + rounds:
         why = ": it takes one to round by and one to measure on" if rounds else ""
-        raise UserError(f"{len(texts)} texts in column '{column}' of {file} are too few to measure on{why}")
-    measured, rounding = (texts[::2], texts[1::2]) if rounds else (texts, [])
+        raise UserError(f"{len(kept)} texts in column '{column}' of {file} are too few to measure on{why}")
+    measured, rounding = (kept[::2], kept[1::2]) if rounds else (kept, [])
     adapted = _load(adapter, base, settings)
     tokenizer = load_tokenizer(str(adapter) if (adapter / "tokenizer_config.json").is_file() else base)
-    fill_padding(adapted.config, tokenizer)
     longest = min(LONGEST, tokenizer.model_max_length, most_tokens(adapted) or LONGEST)
-
-    def batches(chosen: Sequence[str]) -> list[Any]:
-        encoded = (encode(tokenizer, [some], longest)[0] for some in in_batches(chosen, BATCH))
-        return [dict(tokenizer.pad(some, return_tensors="pt")) for some in encoded]
-
     merges: dict[str, Any] = {"merges": True, "quantizations": quantizations}
     if rounding and rounds_by_inputs(adapted, **merges):
-        merges["rounding_batches"] = batches(rounding)
-    found = merge_gap(adapted, batches(measured), **merges)
+        merges["rounding_batches"] = rows.select(rounding)
+    reading: dict[str, Any] = {"text_columns": column, "batch_size": BATCH, "max_length": longest}
+    found = merge_gap(adapted, rows.select(measured), tokenizer=tokenizer, **reading, **merges)
     return AdapterGap(found, base, len(measured), len(rounding))
 
 

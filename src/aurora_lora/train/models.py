@@ -94,11 +94,8 @@ def load_config(model: ModelSection | str) -> PretrainedConfig:
 
 
 def base_for(recipe: Recipe, processor: Processor, labels: Sequence[str]) -> PreTrainedModel:
-    """The pretrained model in the precision that the recipe keeps it in, or still exact where the method asks for that.
-
-    Raises:
-        UserError: it cannot be loaded.
-    """
+    """The pretrained model in the precision that the recipe keeps it in, or still exact where the method asks for that;
+    raises as `load_base_model`."""
     exact = recipe.method.base_use == "start"
     return load_base_model(recipe.base, recipe.task.definition, processor, labels, frozen_dtype(recipe), exact=exact)
 
@@ -112,18 +109,10 @@ def load_base_model(
     *,
     exact: bool = False,
 ) -> PreTrainedModel:
-    """The pretrained model, with a new head where the task needs one.
+    """The pretrained model, with a new head where the task needs one; raises a UserError where it cannot be loaded.
 
-    Args:
-        base: the recipe's section; or a packaged model, a local folder or a hub model, as it is.
-        task: what for.
-        processor: the model's tokenizer or image processor.
-        names: the class names, where they come with the data and not with the task.
-        dtype: of its weights. They are read one by one: there is never a whole copy in another.
-        exact: do not round: weights that are not stored in `dtype` are in float32 instead.
-
-    Raises:
-        UserError: it cannot be loaded.
+    `names` are the class names, where they come with the data and not with the task. Weights are read one by one in
+    `dtype`: there is never a whole copy in another. With `exact`, those that are not stored in it are in float32.
     """
     base = ModelSection(name=base) if isinstance(base, str) else base
     facts = facts_of(task)
@@ -159,11 +148,7 @@ def load_base_model(
 
 
 def load_causal_model(model: str) -> PreTrainedModel:
-    """The pretrained causal language model, in float32.
-
-    Raises:
-        UserError: it cannot be loaded.
-    """
+    """The pretrained causal language model, in float32; raises as `loading`."""
     config = load_config(model)
     with loading(model) as (source, _):
         return _pretrained(AutoModelForCausalLM, source, config, dtype=torch.float32)
@@ -268,11 +253,7 @@ def quantization_of(config: PretrainedConfig) -> str | None:
 
 
 def stored_quantization(model: ModelSection | str) -> str | None:
-    """How the checkpoint of a model is quantised: `quantization_of` its configuration.
-
-    Raises:
-        UserError: it cannot be loaded.
-    """
+    """How the checkpoint of a model is quantised: `quantization_of` its configuration; raises as `loading`."""
     return quantization_of(load_config(model))
 
 
@@ -364,13 +345,8 @@ def padding_of(config: Any) -> int | None:
 
 
 def fill_padding(config: Any, processor: Processor, *, replace: bool = False) -> None:
-    """Let a model know its tokenizer's padding token if it names none.
-
-    Args:
-        config: of the model.
-        processor: its tokenizer; nothing is done of images.
-        replace: also one that it names; see `reads_last_token`.
-    """
+    """Let a model know its tokenizer's padding token if it names none, or with `replace` in any case; see
+    `reads_last_token`."""
     if isinstance(processor, PreTrainedTokenizerBase):
         texts = config.get_text_config()  # itself, where a model sees nothing else
         for one in (config, texts):
@@ -430,10 +406,8 @@ def room(model: Any, max_new_tokens: int) -> tuple[int, int]:
 
 
 def frozen_dtype(recipe: Recipe) -> torch.dtype:
-    """The dtype of the weights that are not trained: as the recipe says; float32 where the body's own are trained.
-
-    The few weights that such a method freezes are in the same modules as those that it trains.
-    """
+    """The dtype of the weights that are not trained: as the recipe says; float32 where the body's own are trained, for
+    the few that such a method freezes are in the same modules."""
     own = recipe.base.dtype or recipe.training.precision
     return torch.float32 if recipe.method.base_use == "trained" else PRECISIONS[own]
 

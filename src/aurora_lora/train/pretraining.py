@@ -18,7 +18,7 @@ from ..files import held
 from .finished_run import load_run
 from .models import RESULT_OF_PRETRAINING
 from .publish import RECIPE, RESULT
-from .recipe import Recipe, validate
+from .recipe import validate
 from .run import MakeCallbacks, load_trained_model, train
 
 
@@ -63,7 +63,9 @@ def _make(made: PretrainedHere, work: Path, make_callbacks: MakeCallbacks) -> No
     start, run = work / "start", work / "run"
     if not (start / "config.json").is_file():
         _write_start(made, start)
-    train(pretraining_recipe(made, start), run, make_callbacks=make_callbacks)
+    values: dict[str, Any] = {"name": made.name, "model": str(start), "method": "full"}
+    values |= {"task": dict(made.task), "training": dict(made.training)}
+    train(validate(values, f"the pretraining of {made.name}"), run, make_callbacks=make_callbacks)
     model, processor = load_trained_model(load_run(run))
     body: Any = model.base_model  # without its head: the classes of Fashion-MNIST are nobody's start
     with files.new_folder(made.folder) as partial:
@@ -83,15 +85,3 @@ def _write_start(made: PretrainedHere, folder: Path) -> None:
         torch.default_generator.manual_seed(0)
         ViTForImageClassification(ViTConfig(**made.vit)).save_pretrained(partial)
         processor.save_pretrained(partial)
-
-
-def pretraining_recipe(made: PretrainedHere, start: Path) -> Recipe:
-    """The recipe that a model is pretrained by, from a folder with its random weights."""
-    values = {
-        "name": made.name,
-        "model": str(start),
-        "task": dict(made.task),
-        "method": "full",
-        "training": dict(made.training),
-    }
-    return validate(values, f"the pretraining of {made.name}")

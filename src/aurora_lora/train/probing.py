@@ -193,12 +193,8 @@ def _input_vectors(inputs: Any, counted: Tensor | None, layer: str) -> Tensor:
 
 
 def kept_start(folder: Path, made_of: Mapping[str, Any] | None = None) -> Start | None:
-    """What the run of this folder began with; None where nothing is kept.
-
-    Args:
-        folder: of the run.
-        made_of: the digests of the data and of the base model as they are now: what a run that has made nothing yet
-            has kept of others is not taken.
+    """What the run of this folder began with; None where nothing is kept, or where that is of a run that has made
+    nothing yet, of other data or another base model than `made_of` says.
 
     Raises:
         UserError: the file is damaged.

@@ -74,7 +74,7 @@ def below(why: str) -> PydanticCustomError:
 class Section(BaseModel):
     """Unknown fields are errors, a switch is no number nor a number a text, and nothing changes after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, serialize_by_alias=True)
 
 
 class ModelSection(Section):
@@ -143,8 +143,7 @@ class TrainingSection(Section):
     epochs: Size = 3
     batch_size: Size = 32
     """Examples of a forward pass in one process. A step takes `gradient_accumulation_steps` of them, and as many
-    examples on any number of processes: each does its share
-    (docs/trainers.md)."""
+    examples on any number of processes: each does its share (docs/trainers.md)."""
     eval_batch_size: Size = 64
     """Of each process."""
     learning_rate: Rate = 5e-3
@@ -153,13 +152,7 @@ class TrainingSection(Section):
     """Of a new head, where the task has one; `null`: `learning_rate`."""
     weight_decay: Number = 0.0
     scheduler: Literal[
-        "linear",
-        "cosine",
-        "cosine_with_restarts",
-        "polynomial",
-        "constant",
-        "constant_with_warmup",
-        "inverse_sqrt",
+        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
     ] = "linear"
     """Of the learning rate, after the warm-up, as Transformers computes it; `constant` has no warm-up."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.06
@@ -336,8 +329,8 @@ class TaskSection(OwnFields, Section):
     """Of each test set; `null` as for validation."""
     split_seed: Seed = 0
     max_length: Size | None = None
-    """Tokens; longer texts are cut. Not for images. `null`: 128; for questions with choices
-    256, for conversations 1,024."""
+    """Tokens; longer texts are cut. Not for images. `null`: 128; for questions with choices 256, for conversations
+    1,024."""
     test_sets: Names | None = None
     """Which of the task's test sets to score; `null`: all."""
     prompt: str | None = None
@@ -469,7 +462,7 @@ class RunRecipe(Section):
 
     def resolved(self) -> dict[str, Any]:
         """Plain values, every default filled in: what result.json and recipe.yaml hold."""
-        return self.model_dump(mode="json", by_alias=True)
+        return self.model_dump(mode="json")
 
 
 class Recipe(RunRecipe):
@@ -488,11 +481,11 @@ class Recipe(RunRecipe):
     def not_on_quantised(self) -> Method | None:
         """A method of it, or of its reference, that is no adapter of PEFT on a frozen base: it trains on no quantised
         one."""
-        methods = (self.method, *(() if self.reference is None else (self.reference.method,)))
-        fits = [
-            isinstance(one, PeftMethod) and one.base_use == "frozen" and one.is_trained_quantised for one in methods
-        ]
-        return next((one for one, fit in zip(methods, fits, strict=True) if not fit), None)
+        methods: list[Method] = [self.method, *([] if self.reference is None else [self.reference.method])]
+        for one in methods:
+            if not (isinstance(one, PeftMethod) and one.base_use == "frozen" and one.is_trained_quantised):
+                return one
+        return None
 
     @property
     def model(self) -> str:
@@ -557,11 +550,6 @@ class Recipe(RunRecipe):
             if dtype is not None:
                 raise below("model.dtype: a quantised base has the dtype of its format; leave one of the two out")
         return self
-
-    @model_serializer(mode="wrap")
-    def _as_in_a_file(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values: dict[str, Any] = handler(self)
-        return {"model" if name == "base" else name: value for name, value in values.items()}
 
     def reference_recipe(self) -> Recipe | None:
         """The run of the reference as a recipe of its own."""

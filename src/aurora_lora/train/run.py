@@ -334,11 +334,8 @@ def load_trainer(
 
 
 def load_trained_model(run: TrainedRun, *, rounded: bool = False) -> tuple[nn.Module, Processor]:
-    """The model of a finished run as its recipe keeps it, and its tokenizer or image processor.
-
-    Args:
-        run: which.
-        rounded: keep the body's own weights in the recipe's precision where they were trained, too; for answers alone.
+    """The model of a finished run as its recipe keeps it, and its tokenizer or image processor. With `rounded`, for
+    answers alone, the body's own weights are in the recipe's precision where they were trained, too.
 
     Raises:
         UserError: one of them cannot be loaded.

@@ -60,12 +60,8 @@ class Arguments(OneDevice, TrainingArguments):
 
 
 def arguments(recipe: Recipe, checkpoints: Path, examples: int) -> dict[str, Any]:
-    """The recipe in Transformers' words: the fields of `TrainingArguments`, which TRL's configurations have as well.
-
-    Args:
-        recipe: what to train.
-        checkpoints: folder of the checkpoints.
-        examples: in the training split; 0 where nothing is trained.
+    """The recipe in Transformers' words: the fields of `TrainingArguments`, which TRL's configurations have as well;
+    `examples` are those of the training split, 0 where nothing is trained.
 
     Raises:
         UserError: a precision that this machine cannot compute in, or a step that cannot be divided among processes.
