@@ -45,7 +45,6 @@ FIRST = {
     "test_resume.py",
     "test_run.py",
     "test_sharded.py",
-    "test_slurm.py",
     "test_wheel.py",
     "test_without_package.py",
 }

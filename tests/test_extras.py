@@ -4,7 +4,6 @@ import pytest
 
 from aurora_lora.errors import UserError
 from aurora_lora.extras import extra
-from aurora_lora.lab.experiments.jobs import Cluster
 from aurora_lora.lab.report.figures import new_figure
 from aurora_lora.lab.report.page import write_page
 
@@ -25,7 +24,6 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
     [
         ("matplotlib", "report", lambda: new_figure(1, 1, 1)),
         ("jinja2", "report", lambda: write_page([], None, "")),  # type: ignore[arg-type]
-        ("submitit", "slurm", lambda: Cluster(1, {}, lambda job: 1)),
     ],
 )
 def test_all_say_it_alike(monkeypatch: pytest.MonkeyPatch, package: str, name: str, use) -> None:  # type: ignore[no-untyped-def]

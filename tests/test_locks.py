@@ -14,7 +14,7 @@ from aurora_lora.data.fetch import Archive, fetch
 from aurora_lora.data.models import VIT_FASHION
 from aurora_lora.errors import UserError
 from aurora_lora.files import held
-from aurora_lora.lab.experiments.jobs import InProcess, run_job
+from aurora_lora.lab.experiments.jobs import in_turn
 from aurora_lora.lab.experiments.study import load_study
 from aurora_lora.lab.experiments.sweep import Sweep
 from aurora_lora.train import pretraining
@@ -31,7 +31,7 @@ USERS: dict[str, Callable[[Path], Any]] = {
     "fetch": lambda folder: fetch(ARCHIVE),
     "gguf": lambda folder: gguf.converted(folder, "a.gguf"),
     "pretrain": lambda folder: pretraining.pretrain(VIT_FASHION.name),
-    "sweep": lambda folder: Sweep(load_study("layers"), folder, InProcess(run_job)),
+    "sweep": lambda folder: Sweep(load_study("layers"), folder, in_turn),
 }
 """Who takes locks, each without the work that it does under them."""
 

@@ -8,9 +8,7 @@ from typing import Literal
 
 from .errors import UserError
 
-Extra = Literal[
-    "train", "chat", "vision", "diffusion", "slurm", "report", "quantized", "tensorboard", "trackio", "wandb"
-]
+Extra = Literal["train", "chat", "vision", "diffusion", "report", "quantized", "tensorboard", "trackio", "wandb"]
 
 
 @contextmanager

@@ -22,7 +22,7 @@ COMMANDS = {
     "report": ["RUN", "--into", "OUT/page.md", "-o", "OUT", "--html", "OUT/p.html", "--only", "scores", "--title"],
     "generate": ["RUN", "a [V] dog", "-o", "OUT", "--images", "1", "--seed", "--steps", "--guidance", "--json"],
     "reproduce": ["table1", "table9", "--dry-run", "--scale", "hub", "packaged", "--only", "cola", "--seeds", "0,1"],
-    "sweep": ["STUDY", "-o", "OUT", "--dry-run", "--jobs", "1", "--launcher", "local", "--json"],
+    "sweep": ["STUDY", "-o", "OUT", "--dry-run", "--jobs", "1", "--json"],
     "list": ["tasks", "methods", "models", "recipes", "suites", "studies", "--json", "task"],
     "pretrain": ["nope", "--json"],
     "bench": ["nope", "--json", "-h"],

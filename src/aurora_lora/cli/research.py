@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from aurora_lora.errors import DIVERGED, UserError, counted
+from aurora_lora.errors import UserError, counted
 
 from .common import (
     DryRun,
@@ -29,18 +31,7 @@ if TYPE_CHECKING:
     from aurora_lora.lab.experiments.jobs import Outcome
     from aurora_lora.lab.experiments.reproduce import Reproduction
 
-Jobs = Annotated[
-    int | None, typer.Option("--jobs", "-j", metavar="N", help="Runs at a time: one, or one a GPU, or 64 of Slurm.")
-]
-LauncherOption = Annotated[str, typer.Option("--launcher", metavar="NAME", help="local, accelerate or slurm.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Cluster option of submitit: slurm_partition=gpu; repeatable."),
-]
-Gpu = Annotated[
-    str | None,
-    typer.Option("--gpu", metavar="NAME", help="GPU to plan for, or `here`; by default the paper's, or this machine."),
-]
+Jobs = Annotated[int | None, typer.Option("--jobs", "-j", metavar="N", help="Runs at a time: one, or one a GPU.")]
 
 
 def reproduce(
@@ -61,9 +52,10 @@ def reproduce(
         str | None, typer.Option("--seeds", metavar="0,1,...", help="Seeds to run; by default the suite's.")
     ] = None,
     jobs: Jobs = None,
-    launcher: LauncherOption = "local",
-    settings: Settings = None,
-    gpu: Gpu = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option("--gpu", metavar="NAME", help="GPU to plan for, or `here`; by default the paper's, or this one."),
+    ] = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -75,37 +67,63 @@ def reproduce(
     with importing():
         from aurora_lora.lab.experiments.reproduce import prepare
 
-    todo = prepare(
-        suite,
-        scale,
-        output or Path("runs") / scale,
-        only=only or (),
-        seeds=None if seeds is None else _seeds(seeds),
-        overrides=overrides or (),
-    )
+    wanted = None if seeds is None else _seeds(seeds)
+    output = output or Path("runs") / scale
+    todo = prepare(suite, scale, output, only=only or (), seeds=wanted, overrides=overrides or ())
     if dry_run:
         _print_runs(todo, gpu, as_json)
         return
     with importing():
-        from aurora_lora.data.models import check_access
         from aurora_lora.files import check_writable
-        from aurora_lora.lab.experiments.jobs import make_engine
-        from aurora_lora.lab.experiments.progress import Overall
-        from aurora_lora.lab.experiments.reproduce import run
+        from aurora_lora.lab.experiments.jobs import make_runner
 
-    minutes = _minutes(gpu or todo.suite.gpu)
-    engine = make_engine(launcher, jobs, _pairs(settings), minutes)
+    run = make_runner(jobs)
     check_writable(todo.folder)
-    left = [job for job in todo.jobs.values() if job.status() != "finished"]
-    models = sorted({job.recipe.model for job in left})
+    _prepare(sorted({job.recipe.model for job in todo.jobs.values() if job.status() != "finished"}))
+    failed: list[dict[str, str]] = []
+    with _progress(f"{suite}, {scale}", len(todo.jobs)) as bar:
+        for outcome in run(todo.jobs.values()):
+            bar.count(outcome)
+            if outcome.error is not None:
+                failed.append(outcome.failure())
+    _compare_with_paper(todo, failed, as_json)
+    _stop_if_failed(failed)
+
+
+def _prepare(models: Sequence[str]) -> None:
+    """Check that models may be downloaded, and pretrain those that are made here."""
+    from aurora_lora.data.models import check_access
+
     for model in models:
         check_access(model)
     make_models(models)
-    with Overall(stderr(), f"{suite}, {scale}", len(todo.jobs), len(todo.jobs) - len(left)) as bar:
-        tally = run(todo, engine, bar)
-    failed = [_failure(one) for one in tally.failed]
-    _compare_with_paper(todo, suite, scale, failed, as_json)
-    _stop_if_failed(failed)
+
+
+class _Bar:
+    """One bar over many runs, and a line for each that ends."""
+
+    def __init__(self, progress: Progress, title: str, runs: int) -> None:
+        self.progress = progress
+        self.task = progress.add_task(title, total=runs)
+
+    def expect(self, runs: int) -> None:
+        """Another number of runs, where that shows on the way only."""
+        self.progress.update(self.task, total=runs)
+
+    def count(self, outcome: Outcome) -> None:
+        """Count an outcome, and print its line."""
+        self.progress.advance(self.task)
+        console = self.progress.console
+        console.print(f"{outcome.job.name}: {outcome.line}", highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _progress(title: str, runs: int) -> Iterator[_Bar]:
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), MofNCompleteColumn())
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    console = stderr()
+    with Progress(*columns, *times, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield _Bar(progress, title, runs)
 
 
 def _print_runs(todo: Reproduction, gpu: str | None, as_json: bool) -> None:
@@ -124,26 +142,25 @@ def _print_runs(todo: Reproduction, gpu: str | None, as_json: bool) -> None:
         stdout().print(line)
 
 
-def _compare_with_paper(
-    todo: Reproduction, suite: str, scale: str, failed: list[dict[str, Any]], as_json: bool
-) -> None:
+def _compare_with_paper(todo: Reproduction, failed: list[dict[str, str]], as_json: bool) -> None:
     """Write and print the paper's numbers beside those of the runs that are finished."""
     from aurora_lora.files import write_json, write_text
     from aurora_lora.lab.report.paper_comparison import compare, markdown, notes, tables
 
-    compared = compare(todo.suite, todo.cells, todo.seeds, todo.results())
+    suite = todo.suite
+    compared = compare(suite, todo.cells, todo.seeds, todo.results())
     records = [one.to_dict() for one in compared]
-    record = {"suite": suite, "scale": scale, "seeds": todo.seeds, "statistic": todo.suite.statistic}
+    record = {"suite": suite.name, "scale": suite.scale, "seeds": todo.seeds, "statistic": suite.statistic}
     write_json(todo.folder / "table.json", {**record, "cells": records, "runs": todo.made_from()})
-    write_text(todo.folder / "table.md", markdown(todo.suite, compared))
+    write_text(todo.folder / "table.md", markdown(suite, compared))
     if as_json:
         print_json({"cells": records, "failed": failed})
-    else:
-        stdout().print(todo.suite.title)
-        print_tables(tables(todo.suite, compared))
-        for line in notes(todo.suite, compared):
-            print(line)
-        print(f"wrote {todo.folder / 'table.md'}, {todo.folder / 'table.json'}")
+        return
+    stdout().print(suite.title)
+    print_tables(tables(suite, compared))
+    for line in notes(suite, compared):
+        print(line)
+    say_written([todo.folder / "table.md", todo.folder / "table.json"])
 
 
 def sweep(
@@ -156,11 +173,6 @@ def sweep(
         typer.Option("--output", "-o", metavar="DIR", help="Folder of the study; by default runs/studies/NAME."),
     ] = None,
     jobs: Jobs = None,
-    launcher: LauncherOption = "local",
-    settings: Settings = None,
-    gpu: Annotated[
-        str | None, typer.Option("--gpu", metavar="NAME", help="GPU of the cluster, for the time limit of its jobs.")
-    ] = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -169,107 +181,51 @@ def sweep(
     Finished runs are reused, interrupted ones resumed. Writes DIR/runs.jsonl and DIR/study.json.
     """
     with importing():
-        from aurora_lora.data.models import check_access
-        from aurora_lora.lab.experiments.jobs import make_engine
-        from aurora_lora.lab.experiments.progress import Overall
+        from aurora_lora.lab.experiments.jobs import make_runner
         from aurora_lora.lab.experiments.study import load_study
         from aurora_lora.lab.experiments.sweep import Sweep
         from aurora_lora.lab.report.study import study_tables
 
     plan = load_study(study, overrides or ())
+    tuned, final = plan.tuning.budget, len(plan.seeds) * plan.tuning.finalists
     if dry_run:
-        _print_plan(plan, as_json)
+        rows = [{"setting": one.name, "tuning_runs": tuned, "final_runs": final} for one in plan.settings]
+        if as_json:
+            print_json(rows)
+            return
+        for row in rows:
+            print(f"{row['setting']}: {counted(tuned, 'run')} to tune, {final} over the seeds of what is chosen")
+        more = "; more where forms choose differently" if plan.tuning.each_form else ", at most"
+        print(f"{counted(len(rows) * (tuned + final), 'run')} in all{more}")
         return
     output = output or Path("runs") / "studies" / plan.slug
-
-    def prepare() -> None:
-        with bar.paused():
-            for model in plan.models:
-                check_access(model)
-            make_models(plan.models)
-
-    engine = make_engine(launcher, jobs, _pairs(settings), _minutes(gpu), prepare)
-    failed: list[dict[str, Any]] = []
-    tuned = len(plan.settings) * plan.tuning.budget
-    final = len(plan.settings) * len(plan.seeds) * plan.tuning.finalists
-
-    def report(stage: str, outcome: Any) -> None:
-        bar(outcome)
-        if outcome.error is not None and DIVERGED not in outcome.error:
-            failed.append(_failure(outcome))
-
-    runs = Sweep(plan, output, engine, report)
-    with Overall(stderr(), plan.name, tuned + final - (told := runs.told())) as bar:
+    run = make_runner(jobs)
+    with importing():
+        runs = Sweep(plan, output, run, lambda outcome: bar.count(outcome))
+    left = len(plan.settings) * tuned - runs.told()
+    if left or any(job.status() != "finished" for job in runs.final_jobs()):
+        _prepare(plan.models)
+    with _progress(plan.name, left + len(plan.settings) * final) as bar:
         runs.tune()
-        if plan.tuning.each_form or plan.tuning.finalists > 1:  # now it is known how many values they share
-            bar.expect(tuned + len(runs.final_jobs()) - told)
+        bar.expect(left + len(runs.final_jobs()))
         runs.run_seeds()
         summary = runs.summary()
-    diverged = [_failure(one) for one in runs.diverged()]
-    for setting in runs.without_score():
-        error, folder = "none of its runs gave a validation score", str(output / "runs" / setting.slug)
-        where = diverged if runs.has_diverged(setting) else failed
-        where.append({"run": setting.name, "error": error, "folder": folder})
-    failed += diverged
+    failed = runs.failures()
     if as_json:
         print_json({**summary, "failed": failed})
     else:
         print_tables(study_tables(summary))
-        print(f"wrote {output / 'study.json'}; {output / 'runs.jsonl'}")
-    _stop_if_failed(failed, len(diverged))
+        say_written([output / "study.json", output / "runs.jsonl"])
+    _stop_if_failed(failed)
 
 
-def _print_plan(plan: Any, as_json: bool) -> None:
-    tuning = plan.tuning
-    final = len(plan.seeds) * tuning.finalists
-    rows = [{"setting": setting.name, "tuning_runs": tuning.budget, "final_runs": final} for setting in plan.settings]
-    if as_json:
-        print_json(rows)
-        return
-    what = "what is chosen" if tuning.finalists == 1 else f"the best {tuning.finalists} values"
-    if tuning.each_form:
-        what = f"{what} for each form"
-    for row in rows:
-        to_tune, chosen = counted(row["tuning_runs"], "run"), counted(row["final_runs"], "run")
-        print(f"{row['setting']}: {to_tune} to tune, {chosen} of {what}")
-    bound = "; more where forms choose differently" if tuning.each_form else ", at most"
-    print(f"{counted(sum(row['tuning_runs'] + row['final_runs'] for row in rows), 'run')} in all{bound}")
-
-
-def _failure(outcome: Outcome) -> dict[str, Any]:
-    return {"run": outcome.job.name, "error": outcome.error, "folder": str(outcome.job.folder)}
-
-
-def _stop_if_failed(failed: list[dict[str, Any]], diverged: int = 0) -> None:
-    """Exit with 1 if anything failed.
-
-    Args:
-        failed: run, error and folder of each.
-        diverged: how many of them did, and would again.
-    """
+def _stop_if_failed(failed: list[dict[str, str]]) -> None:
+    """Exit with 1 if anything failed."""
+    for one in failed:
+        note(f"failed: {one['run']}: {one['error']}")
     if failed:
-        for one in failed:
-            note(f"failed: {one['run']}: {one['error']}")
-        again = "the same command tries them again"
-        if diverged:
-            others = "" if diverged == len(failed) else "; the same command tries the others again"
-            again = f"{diverged} diverged, and would again: give the study other values, or begin it anew{others}"
-        note(f"{len(failed)} failed; {again}")
+        note(f"{len(failed)} failed; the same command tries them again, but for runs that diverged")
         raise typer.Exit(1)
-
-
-def _minutes(gpu: str | None) -> Callable[[Any], int]:
-    """The time to ask a cluster with such GPUs for.
-
-    Raises:
-        UserError: the GPU is not known.
-    """
-    from aurora_lora.lab.experiments.dry_run import time_limit
-    from aurora_lora.lab.experiments.known import machine
-
-    if gpu is not None:
-        machine(gpu)
-    return lambda job: time_limit(job.recipe, gpu)
 
 
 def _seeds(text: str) -> list[int]:
@@ -277,16 +233,6 @@ def _seeds(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise UserError(f"--seeds: '{text}' is not a list of whole numbers, such as 0,1,2") from error
-
-
-def _pairs(settings: list[str] | None) -> dict[str, str]:
-    pairs = {}
-    for setting in settings or ():
-        key, equals, value = setting.partition("=")
-        if not equals or not key:
-            raise UserError(f"--set: '{setting}' is not of the form key=value")
-        pairs[key] = value
-    return pairs
 
 
 def report(

@@ -69,7 +69,7 @@ def tiny_suite(base: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Callabl
             **changes,
         }
         suite = Suite.model_validate({"name": name, "scale": "packaged", **fields})
-        monkeypatch.setitem(SUITES, name, {"packaged": lambda: suite})
+        monkeypatch.setitem(SUITES, name, {"packaged": suite})
         return suite
 
     return make

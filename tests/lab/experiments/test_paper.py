@@ -194,7 +194,7 @@ def test_a_suite_of_images_runs_and_compares(tmp_path: Path, monkeypatch: pytest
     columns = [{"name": metric, "label": metric, "metric": metric} for metric in ("clip_i", "clip_t", "dino")]
     suite = {"name": "tiny", "scale": "packaged", "title": "Tiny", "seeds": [0], "columns": columns}
     suite |= {"groups": [{"name": "dog", "rows": rows}], "recipes": {"aurora": {"values": values, "words": ("Tiny.",)}}}
-    monkeypatch.setitem(SUITES, "tiny", {"packaged": lambda: Suite.model_validate(suite)})
+    monkeypatch.setitem(SUITES, "tiny", {"packaged": Suite.model_validate(suite)})
     todo = prepare("tiny", "packaged", tmp_path / "runs")
     (job,) = todo.jobs.values()
     outcome = run_job(job)

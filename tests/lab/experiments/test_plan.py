@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from aurora_lora import cli
 from aurora_lora.data import get_task
 from aurora_lora.errors import UserError
-from aurora_lora.lab.experiments.dry_run import describe, needs, plan_lines, plan_tables, time_limit
+from aurora_lora.lab.experiments.dry_run import describe, needs, plan_lines, plan_tables
 from aurora_lora.lab.experiments.known import GPUS, architecture, machine
 from aurora_lora.lab.experiments.plan import Sizes, hours, longest, padded, peaks, shapes
 from aurora_lora.lab.experiments.recipes import load_any, suites
@@ -180,13 +180,6 @@ def test_evaluation_counts() -> None:
     one, four = (parts("table1/base-lora-sst2", f"training.epochs={n}")["evaluation"] for n in (1, 4))
     assert four == pytest.approx(one * 5 / 2)  # and once in the end
     assert parts("table2/lora", "task.scorer=choices")["generation"] == 0
-
-
-def test_the_time_that_a_cluster_is_asked_for() -> None:
-    recipe = recipe_of("table2/lora")
-    assert time_limit(recipe, "L20") == pytest.approx(2 * 60 * needs(recipe, GPUS["L20"])["hours"], rel=0.01)
-    assert time_limit(recipe, None) > time_limit(recipe, "L20") > time_limit(recipe, "H100")
-    assert time_limit(recipe_of("table1/lora-movie-sentiment"), None) == 30
 
 
 def test_lengths() -> None:

@@ -11,9 +11,9 @@ from rich.console import Console
 
 from aurora_lora.data import TASKS, SplitSizes
 from aurora_lora.errors import UserError
-from aurora_lora.lab.experiments.jobs import make_engine
+from aurora_lora.lab.experiments.jobs import in_turn
 from aurora_lora.lab.experiments.paper import SUITES
-from aurora_lora.lab.experiments.reproduce import prepare, run
+from aurora_lora.lab.experiments.reproduce import prepare
 from aurora_lora.lab.experiments.suite import Suite
 from aurora_lora.lab.report.paper_comparison import compare
 from aurora_lora.train import load_run, train
@@ -108,14 +108,14 @@ def _suite(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = {"values": {name: value for name, value in values.items() if name != "name"}, "words": ("Tiny.",)}
     fields = {"name": "tiny", "scale": "packaged", "title": "Tiny", "seeds": [0], "average": "Avg."}
     suite = Suite.model_validate({**fields, "columns": columns, "groups": groups, "recipes": {"aurora": recipe}})
-    monkeypatch.setitem(SUITES, "tiny", {"packaged": lambda: suite})
+    monkeypatch.setitem(SUITES, "tiny", {"packaged": suite})
 
 
 @pytest.mark.usefixtures("_suite")
 def test_a_table_shows_what_the_recipes_score(tmp_path: Path) -> None:
     overrides = ["task.test_sets=[boolq,piqa]"]
     todo = prepare("tiny", "packaged", tmp_path / "runs", overrides=overrides)
-    assert not run(todo, make_engine("local", 1)).failed
+    assert all(one.result is not None for one in in_turn(todo.jobs.values()))
     compared = compare(todo.suite, todo.cells, todo.seeds, todo.results())
     assert [one.column for one in compared] == ["boolq", "piqa", "hours"]  # and no average of some
     assert all(one.ours is not None for one in compared)
@@ -133,14 +133,14 @@ def test_only_narrows_what_is_scored_and_the_rest_comes_later(tmp_path: Path) ->
     narrow = prepare("tiny", "packaged", tmp_path / "runs", only=["boolq", "hours"])
     (job,) = narrow.jobs.values()
     assert job.recipe.task.test_sets == ("boolq",)
-    assert not run(narrow, make_engine("local", 1)).failed
+    assert all(one.result is not None for one in in_turn(narrow.jobs.values()))
     assert list(narrow.results()["aurora", 0]["metric"]["by_test_set"]) == ["boolq"]
     weights = job.folder / "adapter" / "adapter_model.safetensors"
     written = weights.stat().st_mtime_ns
 
     whole = prepare("tiny", "packaged", tmp_path / "runs")
     assert [one.status() for one in whole.jobs.values()] == ["started"]
-    assert not run(whole, make_engine("local", 1)).failed
+    assert all(one.result is not None for one in in_turn(whole.jobs.values()))
     compared = compare(whole.suite, whole.cells, whole.seeds, whole.results())
     assert [one.column for one in compared] == [*SETS, "hours", "Avg."]
     assert all(one.ours is not None for one in compared)

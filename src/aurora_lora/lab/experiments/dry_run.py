@@ -20,15 +20,13 @@ from ...train.models import longest_text, positions
 from ...train.publish import check_recipe
 from ...train.recipe import Recipe, RunRecipe, examples_of_a_step, steps_of_an_epoch
 from ...train.run import check_contamination, load_data
-from .known import GPUS, Machine, architecture, machine
+from .known import Machine, architecture, machine
 from .plan import Sizes, hours, peaks, shapes
 from .plan_subject import subject_needs
 from .reproduce import Reproduction
 from .suite import Suite
 
 Rows = Sequence[Mapping[str, Any]]
-DAY = 24 * 60
-"""Minutes."""
 LESS = (
     "Smaller training.batch_size with more gradient_accumulation_steps, training.gradient_checkpointing=true or "
     "training.precision=bf16 need less."
@@ -185,22 +183,6 @@ def describe(todo: Reproduction, gpu: str | None = None) -> list[dict[str, Any]]
             {**about, "method": recipe.method.name, **known[name], "status": job.status(), "folder": str(job.folder)}
         )
     return rows
-
-
-def time_limit(recipe: RunRecipe, gpu: str | None) -> int:
-    """Minutes to ask a cluster for: twice the estimate, which is no better than that, and half an hour at least; a day
-    where there is none.
-
-    Args:
-        recipe: of the run.
-        gpu: what the cluster has, see `machine`; the slowest that is known if None.
-
-    Raises:
-        UserError: the GPU or the model is not known, or the method does not fit it.
-    """
-    on = min(GPUS.values(), key=lambda one: one.half) if gpu is None else machine(gpu)
-    found = needs(recipe, on)["hours"]
-    return DAY if found is None else max(30, math.ceil(2 * 60 * found))
 
 
 # ---------------------------------------------------------------- as a person reads it

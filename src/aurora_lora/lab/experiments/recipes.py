@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -69,12 +69,11 @@ def load_suite(name: str, scale: str) -> Suite:
     """
     from .paper import SUITES
 
-    known = suites()
-    if name not in known:
-        raise UserError(f"'{name}' is an {unknown('suite', known, name)}")
-    if scale not in known[name]:
-        raise UserError(f"scale '{scale}' is not allowed: {name} is there at scale {' and '.join(known[name])}")
-    return SUITES[name][scale]()
+    if name not in SUITES:
+        raise UserError(f"'{name}' is an {unknown('suite', SUITES, name)}")
+    if scale not in SUITES[name]:
+        raise UserError(f"scale '{scale}' is not allowed: {name} is there at scale {' and '.join(SUITES[name])}")
+    return SUITES[name][scale]
 
 
 def named(kind: RecipeKind) -> dict[str, Found]:
@@ -82,8 +81,7 @@ def named(kind: RecipeKind) -> dict[str, Found]:
     found: dict[str, Found] = {**files_in(_FOLDERS[kind])}
     if kind == "recipe":
         for suite in (load_suite(name, scale) for name, scales in suites().items() for scale in scales):
-            cells = (RecipeOfCell(suite, name) for name in suite.recipes)
-            found.update((cell.source, cell) for cell in cells)
+            found.update((f"{suite.name}/{name}", RecipeOfCell(suite, name)) for name in suite.recipes)
     return found
 
 
@@ -111,25 +109,16 @@ def find(given: Path | str, kind: RecipeKind) -> Found:
     for other, found in known.items():
         if _words(other) == _words(name):
             return found
-    _check_other_kinds(name, kind)
+    others: dict[str, Collection[str]] = {"suite": suites(), "study": named("study"), "recipe": named("recipe")}
+    for (other, names), command in zip(others.items(), ("reproduce", "sweep", "train"), strict=True):
+        if name in names:
+            raise UserError(f"'{name}' is a {other}, not a {kind}: aurora {command} {name}")
     raise UserError(f"'{name}' is no file, and an {unknown(kind, known, name, f'`aurora list {_LISTS[kind]}`')}")
 
 
 def _words(name: str) -> tuple[str, list[str]]:
     suite, _, words = name.rpartition("/")
     return suite, sorted(words.split("-"))
-
-
-def _check_other_kinds(given: str, kind: RecipeKind) -> None:
-    """Raise a UserError for the name of a thing of another kind."""
-    others: Mapping[str, tuple[Collection[str], str]] = {
-        "suite": (suites(), "reproduce"),
-        "study": (named("study"), "sweep"),
-        "recipe": (named("recipe"), "train"),
-    }
-    for other, (names, command) in others.items():
-        if given in names:
-            raise UserError(f"'{given}' is a {other}, not a {kind}: aurora {command} {given}")
 
 
 def load_any(given: Path | str, overrides: Sequence[str] = ()) -> RunRecipe:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +11,20 @@ from ...diffusion.recipe_kinds import load_found
 from ...errors import ArgumentError, UserError
 from ...train.recipe import RunRecipe
 from ...train.results import Result
-from .jobs import Engine, Job, Outcome, outcomes
+from .jobs import Job
 from .recipes import RecipeOfCell, load_suite
-from .suite import HOURS, Cell, Suite, cells
+from .suite import HOURS, Cell, Column, Suite, cells
 
 
 @dataclass(frozen=True)
 class Reproduction:
     """A suite, the cells of it that are wanted, and the runs that these need."""
 
-    name: str
-    scale: str
     suite: Suite
     cells: tuple[Cell, ...]
     seeds: tuple[int, ...]
     jobs: dict[tuple[str, int], Job]
+    """By recipe and seed: each once, seed by seed, so that early tables are whole."""
     folder: Path
     """The folder of the table, `output/<suite>`; the runs are below it, or below the suites that share them."""
 
@@ -46,14 +45,6 @@ class Reproduction:
         return list(found.values())
 
 
-@dataclass
-class Tally:
-    """What a call of `run` did."""
-
-    finished: list[Outcome] = field(default_factory=list)
-    failed: list[Outcome] = field(default_factory=list)
-
-
 def prepare(
     name: str,
     scale: str,
@@ -63,101 +54,55 @@ def prepare(
     seeds: Sequence[int] | None = None,
     overrides: Sequence[str] = (),
 ) -> Reproduction:
-    """Plan the runs of a suite.
+    """Plan the runs of a suite. Of the test sets of a recipe, those that some cell shows are scored.
 
     Args:
         name: `table1`, `table2`, ...: see `suites`.
         scale: `hub` or `packaged`.
-        output: folder of the runs of a scale, shared by the suites; one that holds some goes on with them.
+        output: folder of the runs of a scale, shared by the suites (`output/<suite>/<recipe>/seed<N>`); one that holds
+            some goes on with them.
         only: patterns that choose recipes, rows or columns; all by default.
         seeds: instead of the suite's.
         overrides: changes to every recipe, as in `aurora train`.
 
     Raises:
         UserError: no such suite, scale or cell, or none that the recipes score; a seed that is not allowed, or given as
-            an override; a recipe that is wrong; a folder that holds another recipe's run.
+            an override; a recipe that is wrong.
     """
     if any(override.partition("=")[0].strip() == "seed" for override in overrides):
         raise ArgumentError("seed is no change to the recipes: each is run with every seed of `seeds` 0,1,...")
-    for seed in seeds or ():
-        if not 0 <= seed < 2**32:
-            raise ArgumentError(f"`seeds`: {seed} is not allowed: a seed is at least 0 and below 2**32")
-    suite = load_suite(name, scale)
-    chosen = tuple(cells(suite, only))
+    suite, output = load_suite(name, scale), Path(output)
     wanted = tuple(dict.fromkeys(suite.seeds if seeds is None else seeds))
-    if not wanted:
-        raise ArgumentError("`seeds`: at least one is needed")
-    output = Path(output)
-    jobs = plan(suite, chosen, wanted, output, overrides)
-    return Reproduction(name, scale, suite, tuple(_scored(chosen, jobs)), wanted, jobs, output / name)
-
-
-def plan(
-    suite: Suite, chosen: Sequence[Cell], seeds: Sequence[int], output: Path, overrides: Sequence[str] = ()
-) -> dict[tuple[str, int], Job]:
-    """The runs that the cells need, by recipe and seed: each once, seed by seed, so that early tables are whole.
-
-    Args:
-        suite: whose cells they are.
-        chosen: the cells.
-        seeds: of each.
-        output: folder of the runs: `output/<suite>/<recipe>/seed<N>`.
-        overrides: changes to every recipe, as in `aurora train`.
-
-    Returns:
-        The runs. Of the test sets of a recipe, those that some cell shows are scored.
-
-    Raises:
-        UserError: a recipe is wrong.
-    """
-    loaded: dict[str, tuple[RunRecipe, Path]] = {}
-    for cell in chosen:
-        if cell.recipe not in loaded:
-            other, _, name = cell.recipe.rpartition("/")
-            owner = load_suite(other, suite.scale) if other else suite
-            loaded[cell.recipe] = load_found(RecipeOfCell(owner, name), overrides), output / owner.name / name
-    loaded = {name: (_narrowed(recipe, name, chosen), folder) for name, (recipe, folder) in loaded.items()}
-    return {
-        (name, seed): Job(f"{name}, seed {seed}", recipe.model_copy(update={"seed": seed}), folder / f"seed{seed}")
-        for seed in seeds
-        for name, (recipe, folder) in loaded.items()
+    if wrong := [seed for seed in wanted if not 0 <= seed < 2**32]:
+        raise ArgumentError(f"`seeds`: {wrong[0]} is not allowed: a seed is at least 0 and below 2**32")
+    chosen = cells(suite, only)
+    recipes: dict[str, RunRecipe] = {}
+    folders: dict[str, Path] = {}
+    for recipe in dict.fromkeys(cell.recipe for cell in chosen):
+        other, _, own = recipe.rpartition("/")
+        owner = load_suite(other, scale) if other else suite
+        loaded = load_found(RecipeOfCell(owner, own), overrides)
+        recipes[recipe] = _narrowed(loaded, (cell.column for cell in chosen if cell.recipe == recipe))
+        folders[recipe] = output / owner.name / own
+    scored = [one for one in chosen if one.column.test is None or one.column.test in recipes[one.recipe].test_sets]
+    if not scored:  # a change to the recipes has left out what the columns show
+        shown = ", ".join(dict.fromkeys(str(cell.column.test) for cell in chosen))
+        given = ", ".join(dict.fromkeys(name for one in recipes.values() for name in one.test_sets))
+        raise UserError(f"task.test_sets: the wanted columns show {shown}, and the recipes score {given} only")
+    jobs = {
+        (name, seed): Job(
+            f"{name}, seed {seed}", recipe.model_copy(update={"seed": seed}), folders[name] / f"seed{seed}"
+        )
+        for seed in wanted
+        for name, recipe in recipes.items()
     }
+    return Reproduction(suite, tuple(scored), wanted, jobs, output / name)
 
 
-def _narrowed(recipe: RunRecipe, name: str, chosen: Sequence[Cell]) -> RunRecipe:
-    """The recipe with those of its test sets that its cells show; with all where a cell shows their mean."""
-    shown = {cell.column.test for cell in chosen if cell.recipe == name and cell.column.metric != HOURS}
+def _narrowed(recipe: RunRecipe, columns: Iterable[Column]) -> RunRecipe:
+    """The recipe with those of its test sets that columns show; with all where one shows their mean."""
+    shown = {column.test for column in columns if column.metric != HOURS}
     sets = tuple(one for one in recipe.test_sets if one in shown)
     if None in shown or not sets:
         return recipe
     return recipe.model_copy(update={"task": recipe.task.model_copy(update={"test_sets": sets})})
-
-
-def _scored(chosen: Sequence[Cell], jobs: Mapping[tuple[str, int], Job]) -> list[Cell]:
-    """The cells whose test set their run scores: a change to the recipes may have left some out.
-
-    Raises:
-        UserError: none is left.
-    """
-    sets = {name: job.recipe.test_sets for (name, _), job in jobs.items()}
-    left = [cell for cell in chosen if cell.column.test is None or cell.column.test in sets[cell.recipe]]
-    if not left:
-        wanted = ", ".join(dict.fromkeys(str(cell.column.test) for cell in chosen))
-        given = ", ".join(dict.fromkeys(name for some in sets.values() for name in some))
-        raise UserError(f"task.test_sets: the wanted columns show {wanted}, and the recipes score {given} only")
-    return left
-
-
-def run(todo: Reproduction, engine: Engine, report: Callable[[Outcome], Any] = lambda outcome: None) -> Tally:
-    """Run what is not finished. A run that fails is noted, and the others go on.
-
-    Args:
-        todo: from `prepare`.
-        engine: where.
-        report: called with each outcome as it comes, such as a progress bar.
-    """
-    tally = Tally()
-    for outcome in outcomes(todo.jobs.values(), engine):
-        (tally.finished if outcome.error is None else tally.failed).append(outcome)
-        report(outcome)
-    return tally

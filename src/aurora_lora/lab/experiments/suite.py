@@ -1,30 +1,20 @@
 """A table or figure of the paper as data: its rows and columns, the paper's numbers, and the recipes of its cells.
 
-    Suite(
-        name="table1",
-        scale="hub",
-        title="Table 1: GLUE with RoBERTa",
-        seeds=(0, 11111, 22222, 33333, 44444),
-        columns=(Column(name="sst2", label="SST-2", metric="accuracy"), ...),
-        groups=(Group(name="RoBERTa-Base", rows=(Row(name="LoRA", recipe="base-lora-{column}", ...), ...)), ...),
-        recipes={"base-lora-sst2": CellRecipe(values={"model": ..., "task": ...}, words=("Settings of ...",)), ...},
-    )
-
 The suites themselves are in `experiments.paper`, and found by name in `experiments.recipes`.
 """
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from ...errors import ArgumentError, UserError, unknown
 from ...forms import MERGED
-from ...train.recipe import Section, Seed
+from ...train.recipe import Section
 
 HOURS = "hours"
 
@@ -40,12 +30,10 @@ class Column(Section):
     label: str
     metric: str
     test: str | None = None
-    scale: float = 100.0
-    """What the metric is multiplied with: the paper prints percent."""
 
     @property
     def is_percent(self) -> bool:
-        """Whether it counts in the average."""
+        """Whether it is shown in percent, and counts in the average."""
         return self.metric != HOURS
 
 
@@ -71,14 +59,14 @@ class Group(Section):
     """The rows of one model."""
 
     name: str
-    rows: Annotated[tuple[Row, ...], Field(min_length=1, strict=False)]
+    rows: tuple[Row, ...] = Field(strict=False)
 
 
 class CellRecipe(Section):
     """The recipe of a cell: its fields without `name`, and the lines that say what it is and where it comes from."""
 
     values: dict[str, Any]
-    words: Annotated[tuple[str, ...], Field(min_length=1)]
+    words: tuple[str, ...]
 
 
 class Suite(Section):
@@ -88,10 +76,10 @@ class Suite(Section):
     scale: Literal["hub", "packaged"]
     """The paper's models and data, or small ones from the package index."""
     title: str
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1, strict=False)]
+    seeds: tuple[int, ...] = Field(strict=False)
     statistic: Literal["median", "mean"] = "median"
-    columns: Annotated[tuple[Column, ...], Field(min_length=1, strict=False)]
-    groups: Annotated[tuple[Group, ...], Field(min_length=1, strict=False)]
+    columns: tuple[Column, ...] = Field(strict=False)
+    groups: tuple[Group, ...] = Field(strict=False)
     average: str | None = None
     """Label of a further column with the average over the columns that are percent, if there is one."""
     gpu: str | None = None
@@ -100,14 +88,6 @@ class Suite(Section):
     """Printed below the table."""
     recipes: dict[str, CellRecipe]
     """The recipes by name: those of its cells that are not another suite's, and maybe more."""
-
-    @model_validator(mode="after")
-    def _known_columns(self) -> Suite:
-        names = {column.name for column in self.columns}
-        for row in (row for group in self.groups for row in group.rows):
-            if unknown_names := set(row.scores) - names:
-                raise ValueError(f"row {row.name}: scores for {', '.join(sorted(unknown_names))}, which is no column")
-        return self
 
 
 @dataclass(frozen=True)
@@ -128,6 +108,11 @@ class Cell:
         """The paper's number."""
         return self.row.scores.get(self.column.name)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What a pattern that chooses cells may match."""
+        return self.recipe, self.row.name, self.column.name, self.column.label, self.group
+
 
 def cells(suite: Suite, only: Sequence[str] = ()) -> list[Cell]:
     """The cells of a suite, or those whose recipe, row or column matches one of the patterns (as in a shell).
@@ -135,48 +120,33 @@ def cells(suite: Suite, only: Sequence[str] = ()) -> list[Cell]:
     Raises:
         UserError: a pattern that nothing matches.
     """
-    every = list(_cells(suite))
-    if not only:
-        return every
-    chosen = set()
+    every = [Cell(group.name, row, column) for group in suite.groups for row in group.rows for column in suite.columns]
+    chosen: set[int] = set()
     for pattern in only:
-        found = {index for index, cell in enumerate(every) if _matches(cell, pattern)}
+        found = {place for place, cell in enumerate(every) if _matches(cell, pattern)}
         if not found:
-            names = {name for cell in every for name in (cell.recipe, cell.row.name, cell.column.name, cell.group)}
-            raise ArgumentError(f"`only`: '{pattern}' is an {unknown('recipe, row or column', names, pattern)}")
+            known = {name for cell in every for name in cell.names}
+            raise ArgumentError(f"`only`: '{pattern}' is an {unknown('recipe, row or column', known, pattern)}")
         chosen |= found
-    return [every[index] for index in sorted(chosen)]
-
-
-def _cells(suite: Suite) -> Iterator[Cell]:
-    for group in suite.groups:
-        for row in group.rows:
-            for column in suite.columns:
-                yield Cell(group.name, row, column)
+    return [cell for place, cell in enumerate(every) if not only or place in chosen]
 
 
 def _matches(cell: Cell, pattern: str) -> bool:
-    names = (cell.recipe, cell.row.name, cell.column.name, cell.column.label, cell.group)
-    return any(fnmatch.fnmatch(name.casefold(), pattern.casefold()) for name in names)
+    return any(fnmatch.fnmatch(name.casefold(), pattern.casefold()) for name in cell.names)
 
 
 def score_of(result: Mapping[str, Any], cell: Cell) -> float | None:
-    """The cell's number in a run's result, scaled as the table prints it; None where it is not a number.
+    """The cell's number in a run's result, as the table prints it; None where it is not a number.
 
     Raises:
         UserError: the run has no such form, test set or metric.
     """
     if cell.column.metric == HOURS:
         return float(result["time"]["train_s"]) / 3600
-    metric = result["metric"]
-    where = f"the result of {cell.recipe}"
-    forms = metric["by_form"] if cell.column.test is None else metric.get("by_test_set", {}).get(cell.column.test)
-    if forms is None:
-        raise UserError(f"{where} has no test set '{cell.column.test}'")
-    if cell.row.form not in forms:
-        raise UserError(f"{where} has no form '{cell.row.form}' (it has {', '.join(forms)})")
-    scores = forms[cell.row.form]
-    if cell.column.metric not in scores:
-        raise UserError(f"{where} has no '{cell.column.metric}' (it has {', '.join(scores)})")
-    value = scores[cell.column.metric]
-    return None if value is None else cell.column.scale * value
+    metric, test = result["metric"], cell.column.test
+    try:
+        forms = metric["by_form"] if test is None else metric.get("by_test_set", {})[test]
+        value = forms[cell.row.form][cell.column.metric]
+    except KeyError as error:
+        raise UserError(f"the result of {cell.recipe} has no {error}") from error
+    return None if value is None else 100.0 * float(value)

@@ -7,8 +7,6 @@ final one. What comes out is `study.json` and, of the runs over the seeds, `runs
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +15,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -27,7 +26,7 @@ from ...errors import DIVERGED, UserError
 from ...train.publish import hold
 from ...train.recipe import CHANGE_NOTHING, differences, flatten
 from ...train.results import Result, chance_of, validation_score
-from .jobs import Engine, Job, Outcome, outcomes
+from .jobs import Job, Outcome, Runner
 from .runs_file import RUNS, write_runs
 from .study import SUMMARY, Range, Setting, Study, point
 
@@ -35,11 +34,11 @@ JOURNAL = "journal.log"
 """Optuna's journal of the trials, in a study's folder."""
 LOSS = "nll"
 """The validation score that decides between equal ones."""
+NO_SCORE = "none of its runs gave a validation score"
 Values = dict[str, Any]
 Scored = tuple[Values, float]
-_VALUES, _DIVERGED, _SETTING = "values", "diverged", "setting"
-"""Attributes of a trial: its values as the study file writes them; that it would diverge again. Of Optuna's study: what
-the setting is."""
+_SETTING = "setting"
+"""The attribute of Optuna's study that says what the setting is."""
 
 
 class Sweep:
@@ -48,20 +47,20 @@ class Sweep:
     Args:
         study: what to compare.
         output: the folder.
-        engine: where the runs are done.
-        report: called with the stage (`tuning` or `seeds`) and each outcome as it comes.
+        run: does the runs.
+        report: called with each outcome as it comes.
 
     Raises:
         UserError: the folder holds another study, cannot be written, or its runs had other data or another base model.
     """
 
     def __init__(
-        self, study: Study, output: Path | str, engine: Engine, report: Callable[[str, Outcome], Any] = lambda *_: None
+        self, study: Study, output: Path | str, run: Runner, report: Callable[[Outcome], Any] = lambda _: None
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.study, self.folder, self.engine, self.report = study, Path(output), engine, report
+        self.study, self.folder, self.run, self.report = study, Path(output), run, report
         self.sign, self.metric = study.metric.sign, study.tuning.metric
-        self._errors: dict[Path, str] = {}
+        self._errors: dict[Path, Outcome] = {}
         self._inputs: dict[str, tuple[Any, Path]] = {}
         files.check_writable(self.folder)
         with self._held():
@@ -71,20 +70,20 @@ class Sweep:
             storage = JournalStorage(JournalFileBackend(str(path)))
             self._trials = {setting.name: self._open(setting, storage) for setting in study.settings}
         for setting in study.settings:
-            for job in (self.job(setting, values, study.tuning.seed) for values, _ in self._drawn(setting)):
-                if (result := job.finished()) is not None:
-                    self._take(Outcome(job, result))
+            for values, score in self._drawn(setting):
+                job = self.job(setting, values, study.tuning.seed)
+                if score is not None and (result := job.finished()) is not None:
+                    self._check_inputs(job, result)
 
     def _held(self) -> AbstractContextManager[None]:
         return hold(self.folder / ".sweep.lock", f"{self.folder}: another aurora sweep is at this study")
 
     def _open(self, setting: Setting, storage: JournalStorage) -> optuna.Study:
         """The trials of a setting: all of a grid is enqueued at once; what was lost or failed is proposed again."""
-        lower = self.study.metric.lower_is_better
         found = optuna.create_study(
             study_name=f"{self.study.name}/{setting.slug}",
             storage=storage,
-            direction="minimize" if lower else "maximize",
+            direction="minimize" if self.study.metric.lower_is_better else "maximize",
             load_if_exists=True,
         )
         tuning = self.study.tuning.model_copy(update={"space": self.study.space(setting)})
@@ -107,15 +106,12 @@ class Sweep:
             places = [range(len(values)) for values in tuning.space.values() if isinstance(values, tuple)]
             for chosen in product(*places):
                 found.enqueue_trial(dict(zip(tuning.space, chosen, strict=True)), skip_if_exists=True)
-        done = [trial.params for trial in found.get_trials() if _is_done(trial) or trial.state == TrialState.WAITING]
-        for trial in found.get_trials(states=(TrialState.RUNNING, TrialState.FAIL)):
-            values = trial.user_attrs.get(_VALUES)
-            if trial.state == TrialState.RUNNING:  # of a process that is gone
-                result = None if values is None else self.job(setting, values, tuning.seed).finished()
-                score = None if result is None else self._score(result, None)
-                found.tell(trial.number, score, state=TrialState.FAIL if score is None else TrialState.COMPLETE)
-                done += [trial.params] if score is not None else []
-            if trial.params not in done and not trial.user_attrs.get(_DIVERGED):
+        trials = found.get_trials()
+        done = [trial.params for trial in trials if self._is_done(setting, trial) or trial.state == TrialState.WAITING]
+        for trial in trials:
+            if trial.state == TrialState.RUNNING:  # of a process that is gone; its run may be finished
+                found.tell(trial.number, state=TrialState.FAIL)
+            if trial.state in (TrialState.RUNNING, TrialState.FAIL) and trial.params not in done:
                 found.enqueue_trial(trial.params)
                 done.append(trial.params)
         return found
@@ -125,20 +121,20 @@ class Sweep:
         folder = self.folder / self.study.run_folder(setting, values, seed)
         return Job(f"{setting.name}, {point(values)}, seed {seed}", self.study.recipe(setting, values, seed), folder)
 
+    def _jobs(self, setting: Setting, values: Values) -> dict[int, Job]:
+        return {seed: self.job(setting, values, seed) for seed in self.study.seeds}
+
     # ---------------------------------------------------------------- tuning
 
     def tune(self) -> None:
         """Spend the budget of every setting."""
         asked: dict[Path, tuple[optuna.Study, optuna.Trial]] = {}
         with self._held():
-            for outcome in outcomes(self._ask(asked), self.engine):
+            for outcome in self.run(self._ask(asked)):
                 trials, trial = asked[outcome.job.folder]
                 score = None if outcome.result is None else self._score(outcome.result, None)
-                if score is None and (outcome.result is not None or DIVERGED in (outcome.error or "")):
-                    trial.set_user_attr(_DIVERGED, True)
                 trials.tell(trial, score, state=TrialState.FAIL if score is None else TrialState.COMPLETE)
                 self._take(outcome)
-                self.report("tuning", outcome)
 
     def _ask(self, asked: dict[Path, tuple[optuna.Study, optuna.Trial]]) -> Iterator[Job]:
         """The next trial of each setting in turn, until all budgets are spent."""
@@ -149,43 +145,55 @@ class Sweep:
                     continue
                 left[setting.name] -= 1
                 trials, space = self._trials[setting.name], self.study.space(setting)
-                trials.sampler = self._sampler(setting)
+                trials.sampler = self._sampler(len(trials.trials))
                 trial = trials.ask()
-                values = {field: _suggest(trial, field, among) for field, among in space.items()}
-                trial.set_user_attr(_VALUES, values)
-                job = self.job(setting, values, self.study.tuning.seed)
+                for field, among in space.items():
+                    _suggest(trial, field, among)
+                job = self.job(setting, self._values(setting, trial.params), self.study.tuning.seed)
                 asked[job.folder] = trials, trial
                 yield job
 
-    def _spent(self, setting: Setting) -> int:
-        return sum(_is_done(trial) for trial in self._all(setting))
-
-    def _all(self, setting: Setting) -> list[optuna.trial.FrozenTrial]:
-        return self._trials[setting.name].get_trials(deepcopy=False)
-
-    def _sampler(self, setting: Setting) -> optuna.samplers.BaseSampler:
+    def _sampler(self, drawn: int) -> optuna.samplers.BaseSampler:
         """Seeded by the number of the draw: a study that goes on draws new values and not the first ones again."""
-        tuning = self.study.tuning
-        drawn = f"{tuning.seed}\n{setting.slug}\n{len(self._all(setting))}".encode()
-        seed = int.from_bytes(hashlib.sha256(drawn).digest()[:4])
-        if tuning.sampler == "tpe":
+        seed = int(np.random.SeedSequence([self.study.tuning.seed, drawn]).generate_state(1)[0])
+        if self.study.tuning.sampler == "tpe":
             return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
         return optuna.samplers.RandomSampler(seed=seed)
 
+    def _values(self, setting: Setting, params: Mapping[str, Any]) -> Values:
+        """The values of a trial, as the study file writes them."""
+        space = self.study.space(setting).items()
+        return {field: among[params[field]] if isinstance(among, tuple) else params[field] for field, among in space}
+
+    def _spent(self, setting: Setting) -> int:
+        return sum(self._is_done(setting, trial) for trial in self._trials[setting.name].get_trials(deepcopy=False))
+
+    def _is_done(self, setting: Setting, trial: optuna.trial.FrozenTrial) -> bool:
+        """Whether a trial has a score, or diverged and would again."""
+        if trial.state != TrialState.FAIL or len(trial.params) < len(self.study.space(setting)):
+            return trial.state == TrialState.COMPLETE
+        job = self.job(setting, self._values(setting, trial.params), self.study.tuning.seed)
+        return job.diverged() is not None
+
     def _take(self, outcome: Outcome) -> None:
-        """Note the error of a run; or check that it had the data and the base model of those before it: else their
-        scores are not compared."""
-        result, folder = outcome.result, outcome.job.folder
-        if result is None:
-            self._errors[folder] = outcome.error or ""
-            return
-        revision = outcome.job.recipe.model_dump().get("base", {}).get("revision")
+        self._errors.pop(outcome.job.folder, None)
+        if outcome.result is None:
+            self._errors[outcome.job.folder] = outcome
+        else:
+            self._check_inputs(outcome.job, outcome.result)
+        self.report(outcome)
+
+    def _check_inputs(self, job: Job, result: Result) -> None:
+        """Check that a run had the data and the base model of those before it: else their scores are not compared."""
+        revision = job.recipe.model_dump().get("base", {}).get("revision")
         had = {f"file {file}": sha for file, sha in ((result.get("data") or {}).get("files") or {}).items()}
         had[f"base model, {result['model']}, revision {revision}"] = result.get("model_commit")
         for what, value in had.items():
-            first, other = self._inputs.setdefault(what, (value, folder))
+            first, other = self._inputs.setdefault(what, (value, job.folder))
             if first != value:
-                raise UserError(f"the {what} has changed: {folder} and {other} differ: choose another output folder")
+                raise UserError(
+                    f"the {what} has changed: {job.folder} and {other} differ: choose another output folder"
+                )
 
     def told(self) -> int:
         """Trials that have ended in earlier calls, and are not run again."""
@@ -198,73 +206,47 @@ class Sweep:
     def _drawn(self, setting: Setting) -> list[tuple[Values, float | None]]:
         """Each of the values that were tried, in the order of the first draw."""
         found: dict[str, tuple[Values, float | None]] = {}
-        for trial in self._all(setting):
-            if trial.state.is_finished() and (values := trial.user_attrs.get(_VALUES)) is not None:
-                before = found.get(json.dumps(values), (values, None))
-                found[json.dumps(values)] = before if trial.value is None else (dict(values), trial.value)
+        for trial in self._trials[setting.name].get_trials(deepcopy=False):
+            if trial.state.is_finished() and len(trial.params) == len(self.study.space(setting)):
+                values = self._values(setting, trial.params)
+                before = found.get(repr(values), (values, None))
+                found[repr(values)] = before if trial.value is None else (values, trial.value)
         return list(found.values())
+
+    # ---------------------------------------------------------------- seeds
+
+    def run_seeds(self) -> None:
+        """Run what was chosen over the seeds; a setting none of whose trials gave a score is left out."""
+        with self._held():
+            for outcome in self.run(self.final_jobs()):
+                self._take(outcome)
+
+    def final_jobs(self) -> list[Job]:
+        """The runs over the seeds of each choice, and of what it is chosen from; of settings that have one."""
+        wanted = [(setting, values) for setting in self._scored() for values in self.finalists(setting)]
+        return [self.job(setting, values, seed) for seed in self.study.seeds for setting, values in wanted]
+
+    def _scored(self) -> list[Setting]:
+        left_out = self.without_score()
+        return [setting for setting in self.study.settings if setting not in left_out]
 
     def without_score(self) -> list[Setting]:
         """The settings none of whose trials gave a score."""
         return [setting for setting in self.study.settings if all(score is None for _, score in self._drawn(setting))]
 
-    def has_diverged(self, setting: Setting) -> bool:
-        """Whether every trial of a setting diverged, and would do so again."""
-        ended = [trial for trial in self._all(setting) if trial.state.is_finished()]
-        return bool(ended) and all(trial.user_attrs.get(_DIVERGED) for trial in ended)
-
-    # ---------------------------------------------------------------- seeds
-
-    def run_seeds(self) -> None:
-        """Run what was chosen over the seeds; a setting none of whose trials gave a score is left out, and what has
-        diverged is not run again."""
-        final = self._final()
-        settings = {job.folder: setting for job, setting in final}
-        with self._held():
-            for outcome in outcomes(self._not_diverged(final), self.engine):
-                self._take(outcome)
-                if outcome.error is not None and DIVERGED in outcome.error:
-                    trials = self._trials[settings[outcome.job.folder].name]
-                    trials.set_user_attr(f"{_DIVERGED} {self._place(outcome.job)}", outcome.error)
-                self.report("seeds", outcome)
-
-    def _place(self, job: Job) -> str:
-        return job.folder.relative_to(self.folder).as_posix()
-
-    def _diverged(self, setting: Setting, job: Job) -> str | None:
-        """The error of a run over the seeds that diverged."""
-        why: str | None = self._trials[setting.name].user_attrs.get(f"{_DIVERGED} {self._place(job)}")
-        return why
-
-    def _not_diverged(self, final: Sequence[tuple[Job, Setting]]) -> Iterator[Job]:
-        for job, setting in final:
-            if (error := self._diverged(setting, job)) is None or job.finished() is not None:
-                yield job
-            else:
-                self.report("seeds", Outcome(job, error=error, was_there=True))
-
-    def final_jobs(self) -> list[Job]:
-        """The runs over the seeds of each choice, and of what it is chosen from; of settings that have one."""
-        return [job for job, _ in self._final()]
-
-    def _final(self) -> list[tuple[Job, Setting]]:
-        left_out = self.without_score()
-        settings = [setting for setting in self.study.settings if setting not in left_out]
-        wanted = [(setting, values) for setting in settings for values in self.finalists(setting)]
-        return [(self.job(setting, values, seed), setting) for seed in self.study.seeds for setting, values in wanted]
-
-    def diverged(self) -> list[Outcome]:
-        """The runs over the seeds of what was chosen that diverged."""
-        left_out = self.without_score()
+    def failures(self) -> list[dict[str, str]]:
+        """Run, error and folder of what failed in this call; of what was chosen and diverged; and of settings without
+        any score. A divergence in tuning is none: these values are not chosen."""
+        failed = [one for one in self._errors.values() if DIVERGED not in (one.error or "")]
+        for setting in self._scored():
+            jobs = [job for values in self._shown(setting) for job in self._jobs(setting, values).values()]
+            failed += [Outcome(job, error=job.diverged()) for job in jobs if job.finished() is None and job.diverged()]
         return [
-            Outcome(job, error=error)
-            for setting in self.study.settings
-            if setting not in left_out
-            for values in _distinct(
-                [self.chosen(setting)[0], *(one for one, _ in self.chosen_by_form(setting).values())]
-            )
-            for job in (self.job(setting, values, seed) for seed in self.study.seeds)
-            if job.finished() is None and (error := self._diverged(setting, job)) is not None
+            *(one.failure() for one in failed),
+            *(
+                {"run": setting.name, "error": NO_SCORE, "folder": str(self.folder / RUNS / setting.slug)}
+                for setting in self.without_score()
+            ),
         ]
 
     # ---------------------------------------------------------------- choosing, on validation data
@@ -277,9 +259,7 @@ class Sweep:
         """
         if (found := self._best(setting, None)) is None:
             logs = self.folder / RUNS / setting.slug
-            raise UserError(
-                f"setting {setting.name}: none of its runs gave a validation score; their logs are in {logs}"
-            )
+            raise UserError(f"setting {setting.name}: {NO_SCORE}; their logs are in {logs}")
         return found
 
     def chosen_by_form(self, setting: Setting) -> dict[str, Scored]:
@@ -290,14 +270,15 @@ class Sweep:
         chosen, forms = self.chosen(setting), self.study.recipes(setting)[0].method.forms
         return {form: (form in own and self._best(setting, form)) or chosen for form in forms}
 
-    def _shown(self, setting: Setting) -> list[Values]:
-        every = [self.chosen(setting), *self.chosen_by_form(setting).values()]
-        return _distinct([values for values, _ in every])
-
     def finalists(self, setting: Setting) -> list[Values]:
         """The values that are run over all seeds, each once: of the setting, and of each form with its own choice."""
         forms = (None, *self._own_forms(setting))
         return _distinct([values for form in forms for values, _ in self._ranked(setting, form)])
+
+    def _shown(self, setting: Setting) -> list[Values]:
+        """The values that are chosen, for the setting or for a form."""
+        every = [self.chosen(setting), *self.chosen_by_form(setting).values()]
+        return _distinct([values for values, _ in every])
 
     def _own_forms(self, setting: Setting) -> list[str]:
         method = self.study.recipes(setting)[0].method
@@ -323,12 +304,11 @@ class Sweep:
             scores = self._scores(setting, values, form, self.study.seeds, metric)
             return None if None in scores else statistics.fmean(score for score in scores if score is not None)
 
-        means = [(values, score) for values, _ in found if (score := mean(values, self.metric)) is not None]
-
         def order(one: Scored) -> tuple[float, float]:
             loss = mean(one[0], LOSS)
             return round(-self.sign * one[1], 12), math.inf if loss is None else loss  # a sum's rounding decides no tie
 
+        means = [(values, score) for values, _ in found if (score := mean(values, self.metric)) is not None]
         return min(means, key=order) if means else found[0]
 
     def _scores(
@@ -341,10 +321,6 @@ class Sweep:
         """A validation score of a run, in the epoch that was chosen by the deployed form."""
         wanted = metric or self.metric
         if form is None:
-            there = {name for epoch in result["epochs"] for name in epoch["validation"]}
-            there.add(result["metric"]["selected_by"]["name"])
-            if wanted not in (None, LOSS) and wanted not in there:
-                raise UserError(f"tuning.metric: the validation scores have no {wanted} (they have {', '.join(there)})")
             return validation_score(result, wanted)
         scores = result["metric"].get("validation_by_form", {}).get(form, {})
         found: float | None = scores.get(wanted or result["metric"]["selected_by"]["name"])
@@ -360,9 +336,7 @@ class Sweep:
         Raises:
             UserError: there is no score at all.
         """
-        left_out = self.without_score()
-        described = [setting for setting in self.study.settings if setting not in left_out] or self.study.settings
-        settings = [self._describe(setting) for setting in described]
+        settings = [self._describe(setting) for setting in self._scored() or self.study.settings]
         summary = {"study": self.study.model_dump(mode="json"), "settings": settings}
         results = {job.folder: result for job in self.final_jobs() if (result := job.finished()) is not None}
         write_runs(self.folder, results)
@@ -401,38 +375,30 @@ class Sweep:
 
     def _excluded(self, setting: Setting) -> list[dict[str, Any]]:
         """The finalists that have no score on some seed, and in whose place others are chosen, with why."""
-        excluded = []
+        excluded, shown = [], self._shown(setting)
         for values in self.finalists(setting):
-            jobs = {seed: self.job(setting, values, seed) for seed in self.study.seeds}
-            left = {seed: job for seed, job in jobs.items() if job.finished() is None}
-            if left and values not in self._shown(setting):
-                why = {
-                    seed: self._diverged(setting, job) or self._errors.get(job.folder) or "not finished"
-                    for seed, job in left.items()
-                }
-                reasons = "; ".join(f"seed {seed}: {reason}" for seed, reason in why.items())
-                excluded.append({"values": values, "why": reasons})
+            left = {seed: job for seed, job in self._jobs(setting, values).items() if job.finished() is None}
+            if left and values not in shown:
+                failed = {seed: self._errors.get(job.folder, Outcome(job)).error for seed, job in left.items()}
+                reasons = (f"seed {seed}: {error or 'not finished'}" for seed, error in failed.items())
+                excluded.append({"values": values, "why": "; ".join(reasons)})
         return excluded
 
     def _results(self, setting: Setting, values: Values) -> dict[int, Result]:
         """The results of the finished runs with these values, by seed."""
-        jobs = {seed: self.job(setting, values, seed) for seed in self.study.seeds}
+        jobs = self._jobs(setting, values)
         return {seed: result for seed, job in jobs.items() if (result := job.finished()) is not None}
-
-
-def _is_done(trial: optuna.trial.FrozenTrial) -> bool:
-    return trial.state == TrialState.COMPLETE or bool(trial.user_attrs.get(_DIVERGED))
 
 
 def _distinct(choices: Sequence[Values]) -> list[Values]:
     return [values for place, values in enumerate(choices) if values not in choices[:place]]
 
 
-def _suggest(trial: optuna.Trial, field: str, space: Range | tuple[Any, ...]) -> Any:
-    if isinstance(space, Range):
-        return trial.suggest_float(field, space.low, space.high, log=space.log)
-    # by place: Optuna keeps a value of a list as it is, and 1 and 1.0 would be one
-    return space[int(trial.suggest_categorical(field, list(range(len(space)))))]
+def _suggest(trial: optuna.Trial, field: str, among: Range | tuple[Any, ...]) -> None:
+    if isinstance(among, Range):
+        trial.suggest_float(field, among.low, among.high, log=among.log)
+    else:  # by place: Optuna keeps a value of a list as it is, and 1 and 1.0 would be one
+        trial.suggest_categorical(field, range(len(among)))
 
 
 def _by_form(results: Mapping[int, Result], own: Mapping[str, Mapping[int, Result]]) -> dict[str, dict[str, Any]]:

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from ..suite import Suite
-from .commonsense import figure5, table2, table7
-from .glue import table1
-from .images import table3, table4, table5
-from .small_images import table3_packaged, table4_packaged, table5_packaged
-from .small_texts import figure5_packaged, table1_packaged, table2_packaged, table7_packaged
-from .subjects import figure4
+from .commonsense import FIGURE5, FIGURE5_PACKAGED, TABLE2, TABLE2_PACKAGED, TABLE7, TABLE7_PACKAGED
+from .glue import TABLE1, TABLE1_PACKAGED
+from .images import TABLE3, TABLE3_PACKAGED, TABLE4, TABLE4_PACKAGED, TABLE5, TABLE5_PACKAGED
+from .subjects import FIGURE4
 
-SUITES: dict[str, dict[str, Callable[[], Suite]]] = {
-    "figure4": {"hub": figure4},
-    "figure5": {"hub": figure5, "packaged": figure5_packaged},
-    "table1": {"hub": table1, "packaged": table1_packaged},
-    "table2": {"hub": table2, "packaged": table2_packaged},
-    "table3": {"hub": table3, "packaged": table3_packaged},
-    "table4": {"hub": table4, "packaged": table4_packaged},
-    "table5": {"hub": table5, "packaged": table5_packaged},
-    "table7": {"hub": table7, "packaged": table7_packaged},
+SUITES: dict[str, dict[str, Suite]] = {
+    "figure4": {"hub": FIGURE4},
+    "figure5": {"hub": FIGURE5, "packaged": FIGURE5_PACKAGED},
+    "table1": {"hub": TABLE1, "packaged": TABLE1_PACKAGED},
+    "table2": {"hub": TABLE2, "packaged": TABLE2_PACKAGED},
+    "table3": {"hub": TABLE3, "packaged": TABLE3_PACKAGED},
+    "table4": {"hub": TABLE4, "packaged": TABLE4_PACKAGED},
+    "table5": {"hub": TABLE5, "packaged": TABLE5_PACKAGED},
+    "table7": {"hub": TABLE7, "packaged": TABLE7_PACKAGED},
 }
-"""What makes each suite, by name and scale. Each is made once."""
+"""Each suite, by name and scale."""
 
 __all__ = ["SUITES"]

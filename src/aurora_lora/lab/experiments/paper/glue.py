@@ -1,12 +1,10 @@
-"""Table 1: the settings of every cell, with where each comes from."""
+"""Table 1, GLUE, and its rows on packaged data: the settings of every cell, with where each comes from."""
 
 from __future__ import annotations
 
-from functools import cache
-
 from ....data.glue import SEEDS
-from ..suite import CellRecipe, Column, Group, Row, Suite
-from .common import OURS, PAPER, Values, by_task, form_of, our_rows, printed
+from ..suite import CellRecipe, Column
+from .common import PAPER, SMALL_NOTE, Values, by_task, opening, our_rows, rows, suite
 
 GLUE = ("sst2", "mrpc", "cola", "qnli", "rte", "stsb")
 GLUE_LABELS = ("SST-2", "MRPC", "CoLA", "QNLI", "RTE", "STS-B")
@@ -77,7 +75,7 @@ TARGETS = {"target_modules": ["query", "value"]}
 WITHOUT_TARGETS = ("full", "bitfit", "adapter-d", "adapter-h", "adapter-p")
 
 # the row's title, the method, whose schedule, the learning rate where the schedule's is not it
-TABLE_1_METHODS: dict[str, tuple[str, Values, str, float | None]] = {
+METHODS: dict[str, tuple[str, Values, str, float | None]] = {
     "full": ("Full fine-tuning", {"name": "full"}, "paper", 2e-5),
     "bitfit": ("BitFit", {"name": "bitfit"}, "paper", 1e-3),
     "adapter-d": ("Adapter-D", {"name": "adapter-d", "r": 64}, "paper", 3e-4),
@@ -95,7 +93,9 @@ TABLE_1_METHODS: dict[str, tuple[str, Values, str, float | None]] = {
     "lora-drop": ("LoRA-drop", {"name": "lora-drop", "r": 8}, "lora", None),
     "dora": ("DoRA", {"name": "dora", "r": 8, "lora_alpha": 8}, "lora", None),
     "aurora-paper": ("AuroRA", {"name": "aurora-paper"}, "paper", None),
+    "aurora": ("AuroRA", {"name": "aurora"}, "paper", None),
 }
+TITLES = {short: title for short, (title, *_) in METHODS.items()}
 # as the paper prints them: SST-2, MRPC, CoLA, QNLI, RTE, STS-B, their average, parameters
 TABLE_1_SCORES = {
     "base": """
@@ -127,88 +127,101 @@ NOTES = {
 }
 
 
-@cache
-def table1() -> Suite:
-    """GLUE with RoBERTa base and large."""
-    recipes: dict[str, CellRecipe] = {}
-    groups = []
-    for size, scores in TABLE_1_SCORES.items():
-        rows = []
-        for short, (*numbers, average), params in printed(scores):
-            row, method, schedule, rate = TABLE_1_METHODS[short]
-            if size == "large":
-                rate = 1e-5 if short == "full" else rate
-            for task, label in zip(GLUE, GLUE_LABELS, strict=True):
-                values, source = glue_recipe(size, task, method, schedule, rate)
-                words = (f"Table 1: {row} on {label}, RoBERTa {size}.", source, *NOTES.get(short, ()))
-                recipes[f"{size}-{short}-{task}"] = CellRecipe(values=values, words=words)
-            rows.append(
-                Row(
-                    name=row,
-                    recipe=f"{size}-{short}-{{column}}",
-                    form=form_of(short),
-                    params=params,
-                    quoted=short != "aurora-paper",
-                    scores=dict(zip(GLUE, numbers, strict=True)),
-                    average=average,
-                )
-            )
-        for task, label in zip(GLUE, GLUE_LABELS, strict=True):
-            values, _ = glue_recipe(size, task, {"name": "aurora"}, "paper", None)
-            words = (f"Beside Table 1: AuroRA on {label}, RoBERTa {size}.", OURS)
-            recipes[f"{size}-aurora-{task}"] = CellRecipe(values=values, words=words)
-        ours = our_rows(f"{size}-aurora-paper-{{column}}", f"{size}-aurora-{{column}}")
-        groups.append(Group(name=f"RoBERTa-{size.capitalize()}", rows=(*rows, *ours)))
-    return Suite(
-        name="table1",
-        scale="hub",
-        title="Table 1: GLUE with RoBERTa",
-        seeds=SEEDS,
-        gpu="RTX 4090",
-        average="Avg.",
-        columns=tuple(
-            Column(name=task, label=label, metric=GLUE_METRICS.get(task, "accuracy"))
-            for task, label in zip(GLUE, GLUE_LABELS, strict=True)
-        ),
-        groups=tuple(groups),
-        recipes=recipes,
-    )
+# the same rows on rated film-review sentences
+SMALL_TASKS = {
+    "movie-sentiment": {"name": "movie-sentiment", "train_size": 1500, "max_length": 48},
+    "movie-rating": {"name": "movie-rating", "train_size": 1500, "max_length": 48},
+}
+SMALL_TRAINING = {"epochs": 3, "batch_size": 32, "eval_batch_size": 128, "max_grad_norm": 0.0}
+SMALL_RATES = {"full": 5e-5, "fourierft": 5e-2}
 
 
-def glue_recipe(size: str, task: str, method: Values, schedule: str, rate: float | None) -> tuple[Values, str]:
-    """A cell of Table 1, and the words that say where its settings come from."""
-    name = method["name"]
-    method = with_targets(method)
-    more: Values = {}
+def glue_recipe(name: str, task: str) -> CellRecipe:
+    """A cell of Table 1, such as `base-lora` on `rte`."""
+    size, _, short = name.partition("-")
+    title, options, schedule, rate = METHODS[short]
+    if (size, short) == ("large", "full"):
+        rate = 1e-5
+    method, more = with_targets(options), Values()
     if schedule == "fourierft":
         epochs, learning_rate, head_rate, batch, length, scaling = FOURIERFT_GLUE[size][task]
         method.update(n_frequency=1000, scaling=scaling)
         more = {"head_learning_rate": head_rate, "max_grad_norm": 0.0}
         source = "FourierFT's published best settings (one random entry matrix for all layers: its share_entry)."
     elif schedule == "lora":
-        epochs, learning_rate, batch, gpus, length = LORA_GLUE[size][task]
-        if (name, task) == ("dylora", "rte"):
-            epochs, learning_rate, batch, gpus, length = DYLORA_RTE
-        method.update(LORA_ALPHA.get(name, {}))
+        settings = DYLORA_RTE if (short, task) == ("dylora", "rte") else LORA_GLUE[size][task]
+        epochs, learning_rate, batch, gpus, length = settings
+        method.update(LORA_ALPHA.get(short, {}))
         more = {"gradient_accumulation_steps": gpus}
-        source = LORA_WORDS[size] if name == "lora" else LIKE_LORA.get(name, LIKE_LORA["other"])
+        source = LORA_WORDS[size] if short == "lora" else LIKE_LORA.get(short, LIKE_LORA["other"])
     elif schedule == "adapter":
-        (epochs, learning_rate), batch, length = ADAPTER_GLUE[name][task], 32, 128
+        (epochs, learning_rate), batch, length = ADAPTER_GLUE[short][task], 32, 128
         source = f"Settings of {RESTRICTED}."
     else:
         epochs, learning_rate, batch, length = TABLE_11[size][task]
         source = f"{PAPER} (Table 11)." if rate is None else UNKNOWN.format(rate=rate)
     training: Values = {"epochs": epochs, "batch_size": batch, "learning_rate": rate or learning_rate, **more}
     training.update(weight_decay=LORA_WEIGHT_DECAY if schedule == "lora" else 0.0, warmup_ratio=0.06)
-    model = f"FacebookAI/roberta-{size}"
-    return {
-        "model": model,
-        "task": {"name": task, "max_length": length},
-        "method": method,
-        "training": training,
-    }, source
+    section = {"name": task, "max_length": length}
+    label = GLUE_LABELS[GLUE.index(task)]
+    return CellRecipe(
+        values={"model": f"FacebookAI/roberta-{size}", "task": section, "method": method, "training": training},
+        words=opening("Table 1", title, short, f" on {label}, RoBERTa {size}", source, *NOTES.get(short, ())),
+    )
 
 
 def with_targets(method: Values) -> Values:
     """A method's options, on query and value where it is told its layers; the caller's own copy."""
     return {**method} if method["name"] in WITHOUT_TARGETS else {**method, **TARGETS}
+
+
+def small_recipe(short: str, task: str) -> CellRecipe:
+    """A method of Table 1 with MiniLM-L6 on a packaged task."""
+    title, options, *_ = METHODS[short]
+    method = with_targets({"name": short, "r": 16} if short.startswith("adapter") else options)
+    training = {**SMALL_TRAINING, "learning_rate": SMALL_RATES.get(short, 5e-3)}
+    return CellRecipe(
+        values={"model": "minilm-l6", "task": SMALL_TASKS[task], "method": method, "training": training},
+        words=opening("Table 1, packaged", title, short, f" on {task}", SMALL_NOTE),
+    )
+
+
+TABLE1 = suite(
+    [
+        Column(name=task, label=label, metric=GLUE_METRICS.get(task, "accuracy"))
+        for task, label in zip(GLUE, GLUE_LABELS, strict=True)
+    ],
+    {
+        f"RoBERTa-{size.capitalize()}": (
+            *rows(scores, TITLES, GLUE, f"{size}-{{}}-{{{{column}}}}"),
+            *our_rows(f"{size}-aurora-paper-{{column}}", f"{size}-aurora-{{column}}"),
+        )
+        for size, scores in TABLE_1_SCORES.items()
+    },
+    glue_recipe,
+    name="table1",
+    scale="hub",
+    title="Table 1: GLUE with RoBERTa",
+    seeds=SEEDS,
+    gpu="RTX 4090",
+    average="Avg.",
+)
+TABLE1_PACKAGED = suite(
+    [
+        Column(name="movie-sentiment", label="sentiment", metric="accuracy"),
+        Column(name="movie-rating", label="rating", metric="pearson"),
+    ],
+    {
+        "MiniLM-L6": (
+            *rows([short for short in METHODS if short != "aurora"], TITLES),
+            *our_rows("aurora-paper-{column}", "aurora-{column}"),
+        )
+    },
+    small_recipe,
+    name="table1",
+    scale="packaged",
+    title="Table 1, packaged: film-review sentences with MiniLM-L6",
+    seeds=(0, 1, 2, 3, 4),
+    average="Avg.",
+    note=SMALL_NOTE,
+)

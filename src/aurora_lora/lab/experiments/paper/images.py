@@ -1,12 +1,12 @@
-"""Tables 3, 4 and 5, images: the settings of every cell, with where each comes from."""
+"""Tables 3, 4 and 5, images, and the same on packaged data: the settings of every cell, each with its source."""
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Sequence
 
-from ....forms import CALIBRATED, STATIC
-from ..suite import CellRecipe, Column, Group, Row, Suite
-from .common import OURS, PAPER, Values, by_task, form_of, our_rows, printed
+from ....forms import CALIBRATED, DYNAMIC
+from ..suite import CellRecipe, Column, Row, Suite
+from .common import PAPER, SMALL_NOTE, Values, by_task, opening, our_rows, rows, suite
 
 TASKS = ("oxford-pets", "stanford-cars", "cifar10", "dtd", "eurosat", "fgvc", "resisc45", "cifar100")
 LABELS = ("OxfordPets", "StanfordCars", "CIFAR10", "DTD", "EuroSAT", "FGVC", "RESISC45", "CIFAR100")
@@ -39,13 +39,21 @@ METHODS: dict[str, tuple[str, Values, float | None]] = {
     "full": ("Full fine-tuning", {"name": "full"}, 1e-4),
     "linear-probe": ("Linear probing", {"name": "linear-probe"}, 1e-3),
     "lora": ("LoRA", {"name": "lora", "r": 16, "lora_alpha": 16, "lora_dropout": 0.1, **TARGETS}, 1e-3),
-    "fourierft": (
-        "FourierFT",
-        {"name": "fourierft", "n_frequency": 10_000, "scaling": 300.0, **TARGETS},
-        None,
-    ),
-    "aurora-paper": ("AuroRA", {"name": "aurora-paper", **TARGETS}, None),
+    "fourierft": ("FourierFT", {"name": "fourierft", "n_frequency": 10_000, "scaling": 300.0, **TARGETS}, None),
 }
+METHODS |= {
+    short: (title, {"name": short, **TARGETS}, None)
+    for short, title in {
+        "aurora-paper": "AuroRA",
+        "aurora": "AuroRA",
+        "aurora-paper-no-f": "AuroRA w/o F",
+        "aurora-paper-no-l": "AuroRA w/o L",
+        "aurora-paper-leaky-relu": "AuroRA-lr",
+        "aurora-paper-sigmoid": "AuroRA-sm",
+    }.items()
+}
+TITLES = {short: title for short, (title, *_) in METHODS.items()}
+TABLE_3 = ("full", "linear-probe", "lora", "fourierft", "aurora-paper")
 # as the paper prints them, in the order of TASKS, then their average and the parameters
 TABLE_3_SCORES = {
     "base": """
@@ -67,35 +75,75 @@ NOTES = {
     "lora": ("r = 16 trains 589,824 and 1,572,864 parameters; the paper prints 581K for the base model.",),
     "fourierft": ("FourierFT's Table 12 is for 3,000 coefficients a layer; the paper quotes its row of 10,000.",),
 }
-Scores = dict[str, tuple[str, tuple[float, ...]]]
-# the tables' columns, rows by short name: title and the paper's scores
+# the columns of the other two tables, and the paper's scores
 TABLE_4 = ("oxford-pets", "cifar10", "dtd", "eurosat")
-TABLE_4_SCORES: Scores = {
-    "aurora-paper": ("AuroRA", (93.9, 98.8, 79.6, 98.8)),
-    "aurora-paper-no-f": ("AuroRA w/o F", (93.3, 98.4, 78.9, 98.3)),
-    "aurora-paper-no-l": ("AuroRA w/o L", (93.1, 98.2, 77.8, 98.0)),
-}
+TABLE_4_SCORES = """
+    aurora-paper       93.9 98.8 79.6 98.8
+    aurora-paper-no-f  93.3 98.4 78.9 98.3
+    aurora-paper-no-l  93.1 98.2 77.8 98.0
+"""
 TABLE_5 = ("stanford-cars", "fgvc", "resisc45", "cifar100")
-TABLE_5_SCORES: Scores = {
-    "aurora-paper": ("AuroRA", (75.7, 48.2, 93.6, 92.0)),
-    "aurora-paper-leaky-relu": ("AuroRA-lr", (75.6, 47.8, 93.4, 91.9)),
-    "aurora-paper-sigmoid": ("AuroRA-sm", (75.2, 47.7, 92.9, 91.7)),
+TABLE_5_SCORES = """
+    aurora-paper             75.7 48.2 93.6 92.0
+    aurora-paper-leaky-relu  75.6 47.8 93.4 91.9
+    aurora-paper-sigmoid     75.2 47.7 92.9 91.7
+"""
+
+SMALL = "vit-fashion-mnist"
+SMALL_TASKS = {
+    "digits": {"name": "digits"},
+    "cifar10-10k": {"name": "cifar10-10k", "train_size": 2000, "validation_size": 500},
 }
+SMALL_EPOCHS = {"digits": 10, "cifar10-10k": 6}
+SMALL_TRAINING = {"batch_size": 32, "eval_batch_size": 500, "warmup_ratio": 0.06}
+# Learning rate of the method and of the head, by recipe, which the study of that name chose on validation data
+# (results/studies/digits, results/studies/cifar10), for the form of the recipe's row. A linear probe has the head's
+# alone, twice here.
+SMALL_STUDIES = {"digits": "digits", "cifar10-10k": "cifar10"}
+SMALL_RATES = by_task(
+    tuple(SMALL_TASKS),
+    """
+    full                                1e-3,1e-2  3e-4,1e-3
+    linear-probe                        1e-1,1e-1  3e-1,3e-1
+    lora                                1e-2,1e-1  3e-3,1e-2
+    fourierft                           3e-2,1e-2  3e-2,1e-1
+    aurora-paper                        3e-4,1e-1  3e-3,1e-2
+    aurora-paper-dynamic                1e-3,1e-1  3e-2,1e-2
+    aurora-paper-calibrated             1e-3,1e-1  1e-3,1e-1
+    aurora                              1e-2,1e-1  1e-2,1e-2
+    aurora-paper-no-f                   3e-4,1e-1  1e-3,1e-2
+    aurora-paper-no-f-calibrated        1e-3,1e-1  1e-3,1e-1
+    aurora-paper-no-l                   3e-4,1e-1  1e-3,1e-2
+    aurora-paper-no-l-calibrated        3e-4,1e-1  3e-2,1e-3
+    aurora-paper-leaky-relu             3e-4,1e-1  3e-4,1e-2
+    aurora-paper-leaky-relu-calibrated  1e-3,1e-1  1e-3,1e-1
+    aurora-paper-sigmoid                3e-4,1e-1  3e-4,1e-1
+    aurora-paper-sigmoid-calibrated     3e-4,1e-1  3e-4,1e-1
+    """,
+)
 
 
-def label(task: str) -> str:
-    """What the paper calls a data set."""
-    return LABELS[TASKS.index(task)]
+def _hub(
+    name: str, title: str, tasks: Sequence[str], groups: dict[str, Sequence[Row]], average: str | None = None
+) -> Suite:
+    return suite(
+        [Column(name=task, label=LABELS[TASKS.index(task)], metric="accuracy") for task in tasks],
+        groups,
+        lambda cell, task: _image_recipe(name, cell, task),
+        name=name,
+        scale="hub",
+        title=title,
+        seeds=SEEDS,
+        statistic="mean",
+        gpu="RTX 4090",
+        average=average,
+    )
 
 
-def columns(tasks: tuple[str, ...]) -> tuple[Column, ...]:
-    """A column for each task."""
-    return tuple(Column(name=task, label=label(task), metric="accuracy") for task in tasks)
-
-
-def image_recipe(size: str, task: str, short: str, method: Values, *words: str) -> CellRecipe:
-    """A cell; the words that say where its settings come from are added."""
-    known = METHODS.get(short, METHODS["aurora-paper"])[2]
+def _image_recipe(table: str, name: str, task: str) -> CellRecipe:
+    """A cell, such as `base-lora` on `dtd`."""
+    size, _, short = name.partition("-")
+    title, method, known = METHODS[short]
     if known is not None:
         rate = head_rate = known
         source = UNKNOWN.format(rate=rate)
@@ -108,95 +156,118 @@ def image_recipe(size: str, task: str, short: str, method: Values, *words: str) 
     # 50 images of the large model do not fit into the paper's 24 GB at once
     at_once = 50 if size == "base" else 25
     times = 200 // at_once
-    batch = {"batch_size": at_once, "gradient_accumulation_steps": times}
     training = {
         "epochs": 10,
-        **batch,
+        "batch_size": at_once,
+        "gradient_accumulation_steps": times,
         "learning_rate": rate,
         "head_learning_rate": head_rate,
         "weight_decay": WEIGHT_DECAY[task][0],
         "warmup_ratio": 0.0,
         "workers": 4,
     }
-    values = {"model": MODELS[size], "task": {"name": task}, "method": method, "training": training}
-    words = (*words, source, BATCH.format(times=times, at_once=at_once), *NOTES.get(short, ()))
-    return CellRecipe(values=values, words=words)
-
-
-@cache
-def table3() -> Suite:
-    """Eight data sets, ViT base and large."""
-    recipes: dict[str, CellRecipe] = {}
-    groups = []
-    for size, scores in TABLE_3_SCORES.items():
-        rows = []
-        for short, (*numbers, average), params in printed(scores):
-            title, method, _ = METHODS[short]
-            for task in TASKS:
-                what = f"Table 3: {title} on {label(task)}, ViT {size}."
-                recipes[f"{size}-{short}-{task}"] = image_recipe(size, task, short, method, what)
-            rows.append(
-                Row(
-                    name=title,
-                    recipe=f"{size}-{short}-{{column}}",
-                    form=form_of(short),
-                    params=params,
-                    quoted=short != "aurora-paper",
-                    scores=dict(zip(TASKS, numbers, strict=True)),
-                    average=average,
-                )
-            )
-        for task in TASKS:
-            what, method = f"Beside Table 3: AuroRA on {label(task)}, ViT {size}.", {"name": "aurora", **TARGETS}
-            recipes[f"{size}-aurora-{task}"] = image_recipe(size, task, "aurora", method, what, OURS)
-        ours = our_rows(f"{size}-aurora-paper-{{column}}", f"{size}-aurora-{{column}}")
-        groups.append(Group(name=f"ViT-{size.capitalize()}", rows=(*rows, *ours)))
-    return Suite(
-        name="table3",
-        scale="hub",
-        title="Table 3: image classification with ViT",
-        seeds=SEEDS,
-        statistic="mean",
-        gpu="RTX 4090",
-        average="Avg.",
-        columns=columns(TASKS),
-        groups=tuple(groups),
-        recipes=recipes,
+    settings = (source, BATCH.format(times=times, at_once=at_once), *NOTES.get(short, ()))
+    where = f" on {LABELS[TASKS.index(task)]}, ViT {size}"
+    words = opening(table.replace("table", "Table "), title, short, where, *settings)
+    return CellRecipe(
+        values={"model": MODELS[size], "task": {"name": task}, "method": method, "training": training},
+        words=(*words, *settings) if short == "aurora" else words,
     )
 
 
-def _variants(name: str, title: str, tasks: tuple[str, ...], scores: Scores) -> Suite:
-    """Table 4 or 5: variants of AuroRA on ViT base, beside the runs of Table 3."""
-    recipes: dict[str, CellRecipe] = {}
-    rows, calibrated = [], []
-    for short, (row, numbers) in scores.items():
-        recipe = f"table3/base-{short}-{{column}}" if short == "aurora-paper" else f"base-{short}-{{column}}"
-        for task in tasks if short != "aurora-paper" else ():
-            what = f"{name.replace('table', 'Table ')}: {row} on {label(task)}, ViT base."
-            recipes[f"base-{short}-{task}"] = image_recipe("base", task, short, {"name": short, **TARGETS}, what)
-        scores_by_task = dict(zip(tasks, numbers, strict=True))
-        rows.append(Row(name=row, recipe=recipe, form=STATIC, scores=scores_by_task))
-        calibrated.append(Row(name=f"{row}, calibrated", recipe=recipe, form=CALIBRATED))
-    return Suite(
+def _variants(scores: str, tasks: Sequence[str], recipe: str, calibrated: str) -> list[Row]:
+    """The rows of Table 4 or 5: variants of AuroRA merged statically, beside the runs of Table 3, and calibrated."""
+    found = []
+    for own, form in ((recipe, None), (calibrated, CALIBRATED)):
+        for row in rows(scores, TITLES, tasks, own):
+            of_table_3 = row.recipe == own.format("aurora-paper")
+            update: Values = {"recipe": f"table3/{row.recipe}"} if of_table_3 else {}
+            if form is not None:
+                update |= {"name": f"{row.name}, {form}", "form": form, "scores": {}}
+            found.append(row.model_copy(update=update))
+    return found
+
+
+TABLE3 = _hub(
+    "table3",
+    "Table 3: image classification with ViT",
+    TASKS,
+    {
+        f"ViT-{size.capitalize()}": (
+            *rows(scores, TITLES, TASKS, f"{size}-{{}}-{{{{column}}}}"),
+            *our_rows(f"{size}-aurora-paper-{{column}}", f"{size}-aurora-{{column}}"),
+        )
+        for size, scores in TABLE_3_SCORES.items()
+    },
+    average="Avg.",
+)
+TABLE4 = _hub(
+    "table4",
+    "Table 4: AuroRA without F or L, ViT base",
+    TABLE_4,
+    {"ViT-Base": _variants(TABLE_4_SCORES, TABLE_4, "base-{}-{{column}}", "base-{}-{{column}}")},
+)
+TABLE5 = _hub(
+    "table5",
+    "Table 5: activations of AuroRA, ViT base",
+    TABLE_5,
+    {"ViT-Base": _variants(TABLE_5_SCORES, TABLE_5, "base-{}-{{column}}", "base-{}-{{column}}")},
+)
+
+
+# ---------------------------------------------------------------- packaged
+
+
+def _packaged(name: str, of_rows: Sequence[Row]) -> Suite:
+    return suite(
+        [
+            Column(name="digits", label="digits", metric="accuracy"),
+            Column(name="cifar10-10k", label="CIFAR10", metric="accuracy"),
+        ],
+        {"ViT, 4 layers": of_rows},
+        lambda cell, task: _small_recipe(name, cell, task),
         name=name,
-        scale="hub",
-        title=title,
-        seeds=SEEDS,
+        scale="packaged",
+        title=f"{name.replace('table', 'Table ')}, packaged: a small ViT, pretrained on Fashion-MNIST",
+        seeds=(0, 1, 2),
         statistic="mean",
-        gpu="RTX 4090",
-        columns=columns(tasks),
-        groups=(Group(name="ViT-Base", rows=(*rows, *calibrated)),),
-        recipes=recipes,
+        average="Avg.",
+        note=SMALL_NOTE,
     )
 
 
-@cache
-def table4() -> Suite:
-    """Without the fixed or the learnable nonlinearity."""
-    return _variants("table4", "Table 4: AuroRA without F or L, ViT base", TABLE_4, TABLE_4_SCORES)
+def _small_recipe(table: str, name: str, task: str) -> CellRecipe:
+    """A method on a packaged task, such as `aurora-paper-calibrated`, with the learning rates that a study chose."""
+    form = next((one for one in (DYNAMIC, CALIBRATED) if name.endswith(one)), None)
+    short = name.removesuffix(f"-{form}")
+    title, method, _ = METHODS[short]
+    if short == "lora":  # as in the studies that its rate comes from, without dropout
+        method = {"name": "lora", "r": 8, "lora_alpha": 16, **TARGETS}
+    elif short == "fourierft":
+        method = {**method, "n_frequency": 1000}
+    rate, head_rate = SMALL_RATES[name][task]
+    rates = {"learning_rate": rate, "head_learning_rate": head_rate}
+    training = {"epochs": SMALL_EPOCHS[task], **SMALL_TRAINING, **rates}
+    where = f" on {task}" if form is None else f" for its {form} form on {task}"
+    words = opening(f"{table.replace('table', 'Table ')}, packaged", title, short, where, SMALL_NOTE)
+    chosen = f"Learning rates chosen on validation data: aurora list study {SMALL_STUDIES[task]}."
+    return CellRecipe(
+        values={"model": SMALL, "task": SMALL_TASKS[task], "method": method, "training": training},
+        words=(*words, chosen),
+    )
 
 
-@cache
-def table5() -> Suite:
-    """Other activations."""
-    return _variants("table5", "Table 5: activations of AuroRA, ViT base", TABLE_5, TABLE_5_SCORES)
+TABLE3_PACKAGED = _packaged(
+    "table3",
+    [
+        *rows(TABLE_3, TITLES),
+        *our_rows(
+            "aurora-paper-{column}",
+            "aurora-{column}",
+            dynamic=f"aurora-paper-{DYNAMIC}-{{column}}",
+            calibrated=f"aurora-paper-{CALIBRATED}-{{column}}",
+        ),
+    ],
+)
+TABLE4_PACKAGED = _packaged("table4", _variants(TABLE_4_SCORES, (), "{}-{{column}}", "{}-calibrated-{{column}}"))
+TABLE5_PACKAGED = _packaged("table5", _variants(TABLE_5_SCORES, (), "{}-{{column}}", "{}-calibrated-{{column}}"))
