@@ -15,7 +15,7 @@ from rich.table import Table
 from aurora_lora.errors import UserError, counted
 from aurora_lora.machine import launched_as_main
 from aurora_lora.text_table import printable
-from aurora_lora.train.defaults import BATCH_SIZE
+from aurora_lora.train import BATCH_SIZE
 
 from .common import (
     Encoding,
@@ -61,7 +61,7 @@ def evaluate(
     from aurora_lora.train.finished_run import load_run
     from aurora_lora.train.measuring import evaluate as score
     from aurora_lora.train.measuring import evaluate_file
-    from aurora_lora.train.score_tables import score_table
+    from aurora_lora.train.results import score_table
 
     if data is not None and split is not None:
         raise UserError("--split goes without --data: all examples of FILE are scored")

@@ -10,7 +10,7 @@ from rich.console import Console
 from ..data.metrics import METRICS
 from ..train.finished_run import FinishedRun
 from ..train.publish import ADAPTER, LORA, RECIPE, RESULT
-from ..train.score_tables import examples_scored, parameters, rate, scores_of
+from ..train.results import examples_scored, parameters, rate, scores_of
 from .grid import GRID
 from .run import FORMS, IMAGES
 

@@ -12,6 +12,9 @@ The names below are imported when they are first used: listing tasks or printing
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+BATCH_SIZE = 16
+"""Texts, or rows of a file, of one forward pass, unless another number is asked for."""
+
 if TYPE_CHECKING:
     from .exporting import Exported, export
     from .finished_run import TrainedRun, load_run

@@ -22,8 +22,7 @@ from ..tuner.registration import TAG
 from . import recipe_files
 from .kind_facts import facts_of
 from .recipe import Recipe
-from .results import Result
-from .score_tables import examples_scored, score_table
+from .results import Result, examples_scored, score_table
 
 CARD = "README.md"
 PEFT = "https://github.com/huggingface/peft"

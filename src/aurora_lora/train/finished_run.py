@@ -22,8 +22,7 @@ from .data import data_format
 from .kind_facts import TrainedWith
 from .publish import ADAPTER, DATA, LOGS, LORA, RECIPE, REFERENCE, RESULT, SPLITS, check_adapter
 from .recipe import CHANGE_NOTHING, Precision, Recipe, RunRecipe, flatten, task_name, validate
-from .results import Result, read_result
-from .score_tables import examples_scored, print_result, run_table
+from .results import Result, examples_scored, print_result, read_result, run_table
 
 MERGE_NOTE = "aurora_merge.json"
 """The file in a merged model: what it was merged from, what it was trained on, and the sizes of its files."""

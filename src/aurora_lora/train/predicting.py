@@ -22,8 +22,8 @@ from ..data.vision import as_files
 from ..deploy.export import DTYPES
 from ..errors import ArgumentError, AuroraError, FormError, NotFiniteError, UserError, check_count
 from ..values import check_finite
+from . import BATCH_SIZE
 from .data import in_batches
-from .defaults import BATCH_SIZE
 from .finished_run import TrainedRun, as_run, merge_note, noted
 from .kind_facts import TrainedWith
 from .kinds import KINDS, Kind, kind_of, kind_of_model

@@ -20,7 +20,7 @@ from aurora_lora.train import load_run, train
 from aurora_lora.train.finished_run import print_run
 from aurora_lora.train.measuring import evaluate
 from aurora_lora.train.recipe import Recipe, validate
-from aurora_lora.train.score_tables import examples_scored
+from aurora_lora.train.results import examples_scored
 
 SETS = ("boolq", "piqa", "siqa")
 Of = Callable[..., Recipe]

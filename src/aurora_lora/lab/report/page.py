@@ -17,7 +17,7 @@ from ...errors import ArgumentError, UserError, counted, unknown
 from ...extras import extra
 from ...files import NOT_FINITE, read_json, reading, slug, write_json, write_text
 from ...text_table import TextTable
-from ...train.score_tables import chance_row, rows_without_model
+from ...train.results import chance_row, rows_without_model
 from .answers import every_answer, note, split_note
 from .figures import about, literal, save
 from .groups import Group, Result, interval

@@ -11,8 +11,7 @@ from ...errors import counted
 from ...files import NOT_FINITE
 from ...text_table import TextTable
 from ...train.recipe import task_name
-from ...train.results import task_chance
-from ...train.score_tables import chance_row
+from ...train.results import chance_row, task_chance
 from ...values import is_number
 from .answers import every_answer, note, split_note, unanswered
 from .groups import Group, plain
