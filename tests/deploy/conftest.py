@@ -49,3 +49,25 @@ def make_deberta():
         return DebertaV2ForSequenceClassification(config).eval()
 
     return make
+
+
+@pytest.fixture
+def inputs_of():
+    """`inputs_of(model, layers, batches)`: what reaches each layer as the model is, (n, d_in), padding left out."""
+
+    def record(model, layers, batches):
+        seen = {name: [] for name in layers}
+        hooks = [
+            layer.register_forward_pre_hook(lambda _, args, name=name: seen[name].append(args[0]))
+            for name, layer in layers.items()
+        ]
+        with torch.no_grad():
+            for batch in batches:
+                model(**batch)
+        for hook in hooks:
+            hook.remove()
+        masks = [batch["attention_mask"].bool() for batch in batches]
+        pairs = {name: zip(xs, masks, strict=True) for name, xs in seen.items() if xs}
+        return {name: torch.cat([x[m] if x.dim() == 3 else x for x, m in each]) for name, each in pairs.items()}
+
+    return record

@@ -41,7 +41,6 @@ FORMATS: dict[str, Callable[[], Any]] = {
 METHODS: dict[str, Callable[[], Any]] = {
     "aurora": lambda: AuroraConfig(target_modules=TARGETS, init_weights=False, train_form="static"),
     "lora": lambda: LoraConfig(target_modules=TARGETS, init_lora_weights=False),
-    "rslora": lambda: LoraConfig(target_modules=TARGETS, init_lora_weights=False, use_rslora=True),
     "dora": lambda: LoraConfig(target_modules=TARGETS, init_lora_weights=False, use_dora=True),
     "vera": lambda: VeraConfig(target_modules=["q_proj"], init_weights=False),
     "oft": lambda: OFTConfig(target_modules=TARGETS, oft_block_size=32, init_weights=False),

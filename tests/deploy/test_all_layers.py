@@ -59,12 +59,8 @@ def test_every_layer_of_each_kind(fields, expected, tmp_path):
     (rank,) = {rank for layers in some.values() for rank in layers.values()}
     assert rank < 16
     config = json.loads((tmp_path / "all" / "adapter_config.json").read_text())
-    assert (config["r"], config["lora_alpha"]) == (
-        16,
-        16,
-    )  # else TGI pads, and scales by that
-    rank = 16
-    assert every == {kind: dict.fromkeys(range(LAYERS), rank) for kind in expected}
+    assert config["r"] == config["lora_alpha"] == 16  # else TGI pads, and scales by that
+    assert every == {kind: dict.fromkeys(range(LAYERS), 16) for kind in expected}
     loaded = {name: PeftModel.from_pretrained(llama(), tmp_path / name).eval() for name in ("some", "all")}
     with torch.no_grad():
         outputs = {name: model(X).logits for name, model in loaded.items()}

@@ -31,25 +31,6 @@ def linear_model(d_in: int = 6, d_out: int = 4, **fields):
     return model, model.base_model.model[0]
 
 
-def capture_inputs(model, batches, mask_out_padding=True):
-    """The inputs of each layer on the trained (dynamic) model, padding left out: layer name -> (n, d_in)."""
-    seen = {}
-    hooks = []
-    for name, layer in aurora_layers(model):
-        hook = lambda module, args, name=name: seen.setdefault(name, []).append(args[0].detach())  # noqa: E731
-        hooks.append(layer.register_forward_pre_hook(hook))
-    with torch.no_grad(), set_form(model, "dynamic"):
-        for batch in batches:
-            model.eval()(**batch)
-    for hook in hooks:
-        hook.remove()
-    masks = [batch["attention_mask"].bool() for batch in batches]
-    return {
-        name: torch.cat([x[m] if mask_out_padding else x.flatten(0, 1) for x, m in zip(xs, masks, strict=True)])
-        for name, xs in seen.items()
-    }
-
-
 def sigma_and_z(layer, x, adapter="default"):
     """sigma(z) and z = A x, (n, r) each, in float64."""
     z = x.float() @ layer.aurora_A[adapter].weight.T
@@ -73,9 +54,10 @@ def least_squares(layer, x, ridge, adapter="default"):
 
 
 @pytest.mark.parametrize("spline", ["channelwise", "summed"])
-def test_every_layer_gets_its_least_squares_solution_without_padding(make_bert, config, batches, spline):
+def test_every_layer_gets_its_least_squares_solution_without_padding(make_bert, config, batches, spline, inputs_of):
     model = get_peft_model(make_bert(), config(spline=spline))
-    inputs = capture_inputs(model, batches)
+    with set_form(model.eval(), "dynamic"):
+        inputs = inputs_of(model, dict(aurora_layers(model)), batches)
     report = calibrate(model, batches)
     assert [entry.layer for entry in report.layers] == [name for name, _ in aurora_layers(model.get_base_model())]
     n = sum(int(batch["attention_mask"].sum()) for batch in batches)

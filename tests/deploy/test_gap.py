@@ -77,23 +77,15 @@ def test_an_adapter_trained_static_beside(make_bert, config, batches):
     assert merge_gap(model, batches, merges=True).end_to_end == gap.end_to_end
 
 
-def test_layer_figures(model, batches):
+def test_layer_figures(model, batches, inputs_of):
     gap = merge_gap(model, batches)
-    seen: dict[str, list[torch.Tensor]] = {}
-    hooks = [
-        layer.register_forward_pre_hook(lambda _, args, name=name: seen.setdefault(name, []).append(args[0]))
-        for name, layer in aurora_layers(model.get_base_model())
-    ]
-    with torch.no_grad(), set_form(model, "dynamic"):
-        for batch in batches:
-            model.eval()(**batch)
-    for hook in hooks:
-        hook.remove()
+    layers = dict(aurora_layers(model.get_base_model()))
+    with set_form(model.eval(), "dynamic"):
+        inputs = inputs_of(model, layers, batches)
     entries = {(entry.layer, entry.form): entry for entry in gap.layers}
     assert len(entries) == 2 * 6
-    for name, layer in aurora_layers(model.get_base_model()):
-        pairs = zip(seen[name], batches, strict=True)
-        x = torch.cat([value[batch["attention_mask"].bool()] for value, batch in pairs])
+    for name, layer in layers.items():
+        x = inputs[name]
         B = layer.aurora_B["default"].weight.detach().double()
         trained = layer.sigma("default", x @ layer.aurora_A["default"].weight.T).detach().double() @ B.T
         for form in ("static", "calibrated"):

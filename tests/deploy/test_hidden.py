@@ -20,7 +20,7 @@ def adapted(make_bert: Callable[..., Any], **options: Any) -> Any:
 
 
 def test_hidden_values_are_those_of_the_trained_model_without_padding(
-    make_bert: Callable[..., Any], batches: list[dict[str, torch.Tensor]]
+    make_bert: Callable[..., Any], batches: list[dict[str, torch.Tensor]], inputs_of: Callable[..., Any]
 ) -> None:
     model = adapted(make_bert).train()
     found = hidden_values(model, batches)
@@ -28,14 +28,8 @@ def test_hidden_values_are_those_of_the_trained_model_without_padding(
     assert len(found) == 4
     z = found[PATH, "default"]
     layer = model.get_base_model().get_submodule(PATH)
-    seen: list[torch.Tensor] = []
-    handle = layer.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    model.eval()
-    with torch.no_grad(), aurora_lora.set_form(model, "dynamic"):
-        for batch in batches:
-            model(**batch)
-    handle.remove()
-    x = torch.cat([one[batch["attention_mask"].bool()] for one, batch in zip(seen, batches, strict=True)])
+    with aurora_lora.set_form(model.eval(), "dynamic"):
+        x = inputs_of(model, {PATH: layer}, batches)[PATH]
     torch.testing.assert_close(z, x @ layer.aurora_A["default"].weight.T)
 
 

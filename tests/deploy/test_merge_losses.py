@@ -47,22 +47,6 @@ def layers(model):
     }
 
 
-def inputs_of(model, batches):
-    """(n, d_in) of each adapted layer, without padding."""
-    seen: dict[str, list[torch.Tensor]] = {}
-    hooks = [
-        layer.register_forward_pre_hook(lambda _, args, path=path: seen.setdefault(path, []).append(args[0]))
-        for path, layer in layers(model).items()
-    ]
-    with torch.no_grad():
-        for batch in batches:
-            model(**batch)
-    for hook in hooks:
-        hook.remove()
-    masks = [batch["attention_mask"].bool() for batch in batches]
-    return {path: torch.cat([x[m] for x, m in zip(xs, masks, strict=True)]).double() for path, xs in seen.items()}
-
-
 def all_logits(model, batches):
     with torch.no_grad():
         return torch.cat([model(**batch).logits for batch in batches]).double()
@@ -78,10 +62,10 @@ def by_name(gap):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_merges_in_a_dtype_are_those_of_peft(method, make_bert, batches):
+def test_merges_in_a_dtype_are_those_of_peft(method, make_bert, batches, inputs_of):
     """float32 loses nothing but the noise of the computation; bfloat16 what PEFT's merge into it loses."""
     model = adapted(make_bert(), method)
-    x, reference = inputs_of(model, batches), all_logits(model, batches)
+    x, reference = inputs_of(model, layers(model), batches), all_logits(model, batches)
     gap = merge_gap(model, batches)
     assert (gap.layers, [end.form for end in gap.end_to_end]) == ((), ["unmerged"])
     own, rounded = by_name(gap)["float32"], by_name(gap)["bfloat16"]
@@ -100,8 +84,8 @@ def test_merges_in_a_dtype_are_those_of_peft(method, make_bert, batches):
     for path, layer in layers(full).items():
         exact = layer.get_base_layer().weight.data
         off = layers(half)[path].get_base_layer().weight.data - exact
-        effect = x[path] @ (exact - stored[path]).double().T
-        expected[path] = float((x[path] @ off.double().T).norm() / effect.norm())
+        effect = x[path].double() @ (exact - stored[path]).double().T
+        expected[path] = float((x[path].double() @ off.double().T).norm() / effect.norm())
     assert {loss.layer: loss.relative_error for loss in rounded.layers} == pytest.approx(expected, rel=1e-3)
     lost = [loss.relative_error for loss in rounded.layers]
     assert lost == sorted(lost, reverse=True)
@@ -162,11 +146,11 @@ def nearest(weight, name):
 
 
 @pytest.mark.parametrize("name", ["nf4", "fp4", "int8"])
-def test_quantised_merges_of_an_unquantised_base(name, make_bert, batches):
+def test_quantised_merges_of_an_unquantised_base(name, make_bert, batches, inputs_of):
     pytest.importorskip("bitsandbytes")
     # bitsandbytes 0.50 on a CPU dequantises rows that its blocks do not divide wrongly: 64 is one block
     model = adapted(make_bert(hidden_size=64))
-    x, reference = inputs_of(model, batches), all_logits(model, batches)
+    x, reference = inputs_of(model, layers(model), batches), all_logits(model, batches)
     gap = merge_gap(model, batches, quantizations=name)
     assert list(by_name(gap)) == ["float32", "bfloat16", f"{name} nearest", f"{name} by inputs"]
     naive, by_inputs = by_name(gap)[f"{name} nearest"], by_name(gap)[f"{name} by inputs"]
@@ -177,7 +161,7 @@ def test_quantised_merges_of_an_unquantised_base(name, make_bert, batches):
         layer.merge()
         exact = layer.get_base_layer().weight.data
         rounded = nearest(exact, name)
-        error, effect = x[path] @ (rounded - exact).double().T, x[path] @ (exact - base).double().T
+        error, effect = x[path].double() @ (rounded - exact).double().T, x[path].double() @ (exact - base).double().T
         expected[path] = float(error.norm() / effect.norm())
         layer.get_base_layer().weight.data = rounded
     assert {loss.layer: loss.relative_error for loss in naive.layers} == pytest.approx(expected, rel=1e-3)

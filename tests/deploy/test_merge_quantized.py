@@ -119,16 +119,10 @@ def test_damping_keeps_columns_from_making_up_for_each_other(folder):
     assert all(much > 1.05 * little for little, much in zip(*lost, strict=True))
 
 
-def test_reported_errors_are_those_of_the_outputs(folder):
+def test_reported_errors_are_those_of_the_outputs(folder, inputs_of):
     model = quantised.adapted(quantised.load(folder, "nf4"), "lora")
     path, layer = next(iter(layers(model).items()))
-    seen = []
-    hook = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    for batch in INPUTS:
-        quantised.logits(model, batch)
-        seen[-1] = seen[-1][batch["attention_mask"].bool()]
-    hook.remove()
-    x, stored = torch.cat(seen), dense(layer, model)
+    x, stored = inputs_of(model, {path: layer}, INPUTS)[path], dense(layer, model)
     exact = layers_with_adapters(model, "a test")[0].weights()[1]
     report = merge_quantized(model, INPUTS)
     assert report.vectors == len(x)

@@ -154,18 +154,12 @@ def test_convolutions():
     torch.testing.assert_close(found.layers[0].deviations, z.std(0, correction=0), atol=1e-4, rtol=1e-4)
 
 
-def test_deviations_leave_padding_out(make_bert, labelled):
+def test_deviations_leave_padding_out(make_bert, labelled, inputs_of):
     model = make_bert()
     found = probe(model, labelled, target_modules=["intermediate.dense"])
-    seen = {}
-    for path, weight in frozen_weights(model).items():
-        hook = lambda module, args, path=path: seen.setdefault(path, []).append(args[0].detach())  # noqa: E731
-        weight.layer.register_forward_pre_hook(hook)
-    with torch.no_grad():
-        for batch in labelled:
-            model(**batch)
+    inputs = inputs_of(model, {path: weight.layer for path, weight in frozen_weights(model).items()}, labelled)
     for layer in found.layers:
-        x = torch.cat([x[b["attention_mask"].bool()] for x, b in zip(seen[layer.layer], labelled, strict=True)])
+        x = inputs[layer.layer]
         expected = (x @ layer.directions.T).std(0, correction=0)
         torch.testing.assert_close(layer.deviations, expected, atol=1e-5, rtol=1e-4)
 

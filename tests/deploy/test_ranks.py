@@ -185,7 +185,7 @@ def test_every_layer_has_the_same_scaling(make_bert, labelled, config):
         LoraConfig(r=3, target_modules=["query", "dense"]),
     ],
 )
-def test_an_aligned_start_changes_nothing_yet_and_has_the_deviation(make_bert, labelled, config):
+def test_an_aligned_start_changes_nothing_yet_and_has_the_deviation(make_bert, labelled, config, inputs_of):
     base = make_bert()
     plain = base(**labelled[0]).logits
     weights = {name: value.clone() for name, value in base.state_dict().items()}
@@ -201,20 +201,12 @@ def test_an_aligned_start_changes_nothing_yet_and_has_the_deviation(make_bert, l
         layer = inner.get_submodule(path)
         assert torch.equal(getattr(getattr(layer, "base_layer", layer), end), value)
     directions = {layer.layer: layer.directions for layer in measured.layers}
-    seen = {}
-    for path in chosen:
-        hook = lambda module, args, path=path: seen.setdefault(path, []).append(args[0].detach())  # noqa: E731
-        inner.get_submodule(path).register_forward_pre_hook(hook)
-    with torch.no_grad():
-        for batch in labelled:
-            model(**batch)
+    inputs = inputs_of(model, {path: inner.get_submodule(path) for path in chosen}, labelled)
     for path in chosen:
         module = inner.get_submodule(path)
         A = module.aurora_A["default"].weight if hasattr(module, "aurora_A") else module.lora_A["default"].weight
         torch.testing.assert_close(nn.functional.normalize(A), directions[path][: len(A)])
-        masks = [batch["attention_mask"].bool() for batch in labelled]
-        x = torch.cat([x[m] if x.dim() == 3 else x for x, m in zip(seen[path], masks, strict=True)])
-        z = x @ A.T
+        z = inputs[path] @ A.T
         torch.testing.assert_close(z.std(0, correction=0), torch.full((len(A),), 0.5), atol=1e-3, rtol=1e-3)
 
 
