@@ -467,13 +467,13 @@ def test_arguments_are_called_as_the_options_are(
     aurora: Invoke, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
-        raise ArgumentError("`inference_steps`: 0 is not allowed; `of_layer` or `options` too, but not `aurora gap`")
+        raise ArgumentError("`inference_steps`: 0 is not allowed; `of_layer` too, but not `aurora gap`")
 
     monkeypatch.setattr(run_module, "train", refuse)
     done = aurora("train", recipe, "-o", tmp_path / "run")
     assert (done.exit_code, done.stderr) == (
         2,
-        "--steps: 0 is not allowed; --of-layer or --set too, but not `aurora gap`\n",
+        "--steps: 0 is not allowed; --of-layer too, but not `aurora gap`\n",
     )
 
 

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from aurora_lora import cli
 from aurora_lora.errors import UserError
 from aurora_lora.lab.experiments.dry_run import dry_run
-from aurora_lora.lab.experiments.known import architecture
+from aurora_lora.lab.experiments.plan import architecture
 from aurora_lora.train import card, load_recipe, load_run, recipe_files, train
 from aurora_lora.train.measuring import evaluate, ranking
 from aurora_lora.train.merging import merge

@@ -13,8 +13,7 @@ import tiny
 from aurora_lora.data import get_task
 from aurora_lora.data.hub import COPIES, HubData
 from aurora_lora.errors import UserError
-from aurora_lora.lab.experiments.known import architecture
-from aurora_lora.lab.experiments.plan import shapes
+from aurora_lora.lab.experiments.plan import architecture, shapes
 from aurora_lora.train.models import load_base_model, load_causal_model, load_tokenizer
 from aurora_lora.train.predicting import predict
 from aurora_lora.train.recipe import ModelSection, validate

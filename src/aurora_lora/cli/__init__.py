@@ -23,7 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (*train.COMMANDS, *use.COMMANDS, *deploy.COMMANDS, *research.COMMANDS, lists.init):
-    app.command(cls=Command)(plain_errors(command))
+    app.command(cls=Command, hidden=command is train.pretrain)(plain_errors(command))
 app.command(name="list", cls=Command)(plain_errors(lists.list_command))
 
 

@@ -129,7 +129,7 @@ def plain_warnings() -> None:
 
 # ---------------------------------------------------------------- errors as one line
 
-_OPTIONS = {"options": "--set", "inference_steps": "--steps", "columns": "--column"}
+_OPTIONS = {"inference_steps": "--steps", "columns": "--column"}
 """The options for those arguments of the library that have another name here."""
 
 

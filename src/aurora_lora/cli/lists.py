@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import functools
-import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import groupby
-from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Column, Table
 
-from .common import WIDTH, Json, print_json, stdout
+from .common import Json, print_json, stdout
 
 if TYPE_CHECKING:
     from aurora_lora.lab.experiments.recipes import Found, RecipeKind
-
-NARROW = 24
-"""Columns that a description needs beside its name; with fewer, it stands below."""
 
 
 def list_command(
@@ -50,8 +46,10 @@ def list_command(
     for group, of_group in groupby(rows, key=lambda row: row.get("group")):
         if group is not None:
             console.print(group, style="bold", soft_wrap=True)
-        for line in _lines([(row["name"], row.get("title") or row["description"]) for row in of_group]):
-            print(line)
+        table = Table.grid(Column(no_wrap=True), Column(), padding=(0, 2, 0, 0))
+        for row in of_group:
+            table.add_row(row["name"], row.get("title") or row["description"])
+        console.print(table)
     if not rows:
         print(f"no {what} here")
 
@@ -65,19 +63,6 @@ def init(
     from aurora_lora.train.recipe_files import start
 
     print(start(kind).yaml(), end="")
-
-
-def _lines(rows: list[tuple[str, str]]) -> Iterator[str]:
-    """Names and descriptions in the terminal's width. Names are never broken; a description is beside or below."""
-    terminal = get_terminal_size((WIDTH, 0)).columns
-    width = max(len(name) for name, _ in rows) + 2
-    beside = terminal - width >= NARROW
-    indent = width if beside else 2
-    for name, words in rows:
-        wrapped = textwrap.wrap(words, max(terminal - indent, 1), break_long_words=False, break_on_hyphens=False)
-        first = wrapped.pop(0) if wrapped and beside else ""
-        yield f"{name:{indent}}{first}".rstrip()
-        yield from (" " * indent + line for line in wrapped)
 
 
 def _print_one(kind: RecipeKind, name: str | None, as_json: bool) -> None:
@@ -98,19 +83,9 @@ def _tasks() -> list[dict[str, Any]]:
     from aurora_lora.data.dreambooth import DREAMBOOTH
     from aurora_lora.train.kind_facts import facts_of
 
-    keys = (
-        "name",
-        "group",
-        "description",
-        "kind",
-        "labels",
-        "metric",
-        "metric_names",
-        "test_sets",
-        "source",
-        "license",
-    )
-    rows = [{key: getattr(task, key, None) for key in keys} for task in (*TASKS.values(), DREAMBOOTH)]
+    described = ("name", "group", "description", "kind", "labels", "metric", "metric_names")
+    keys = (*described, "test_sets", "source", "license")
+    rows = [{key: getattr(task, key, None) for key in (*keys, "license")} for task in (*TASKS.values(), DREAMBOOTH)]
     for row, task in zip(rows, TASKS.values(), strict=False):  # image generation is no kind of `training`
         row["metric_names"] = facts_of(task).metric_names(task)
     return rows

@@ -14,12 +14,21 @@ from typer.testing import CliRunner
 from aurora_lora import cli
 from aurora_lora.data import get_task
 from aurora_lora.errors import UserError
-from aurora_lora.lab.experiments.dry_run import describe, needs, plan_lines, plan_tables
-from aurora_lora.lab.experiments.known import GPUS, architecture, machine
-from aurora_lora.lab.experiments.plan import Sizes, hours, longest, padded, peaks, shapes
-from aurora_lora.lab.experiments.recipes import load_any, suites
+from aurora_lora.lab.experiments.dry_run import describe, plan_lines, plan_tables
+from aurora_lora.lab.experiments.plan import (
+    GPUS,
+    Sizes,
+    _unet,
+    hours,
+    longest,
+    machine,
+    needs,
+    padded,
+    peaks,
+    shapes,
+)
+from aurora_lora.lab.experiments.recipes import load_any
 from aurora_lora.lab.experiments.reproduce import prepare
-from aurora_lora.methods import get_method
 from aurora_lora.train.recipe import Recipe
 
 
@@ -88,8 +97,6 @@ def test_what_a_layer_keeps(name: str, constant: float, slope: float) -> None:
 def test_figure_4() -> None:
     """Against a pass of the U-Net without numbers: operations, numbers that are kept, and the paper's parameters."""
     pytest.importorskip("diffusers", reason="diffusers is not installed")
-    from aurora_lora.lab.experiments.plan_subject import _unet
-
     _, work, whole, checkpointed = _unet("stabilityai/stable-diffusion-xl-base-1.0", 128)
     assert work == pytest.approx(6761236398080, rel=0.05)
     assert whole == pytest.approx(2664426880, rel=0.1)
@@ -100,14 +107,6 @@ def test_figure_4() -> None:
     assert found["hours"] == pytest.approx(0.5067, rel=0.05)
 
 
-def test_layers_below_the_first_adapter_keep_nothing() -> None:
-    """Adapter-D is in the layers from the fourth on."""
-    recipe, sizes = known("table1/base-adapter-d-rte")
-    layers = shapes(recipe, sizes.labels).layers
-    assert [slope > 0 for _, slope in layers] == [False] * 3 + [True] * 9
-    assert layers[-1][1] / (4 * 768) == pytest.approx(14.1, rel=0.1)
-
-
 def test_quantised_weights_are_counted_as_they_are_kept() -> None:
     """Half a byte each, and a scale for 64 of them; one layer at a time is there in full."""
     options = ("training.precision=bf16", "method.target_modules=[q_proj]")
@@ -116,16 +115,6 @@ def test_quantised_weights_are_counted_as_they_are_kept() -> None:
     held = [shapes(recipe, 1).held for recipe in (plain, quantised)]
     assert shapes(plain, 1).params.total - shapes(plain, 1).params.adapter == llama
     assert held[0] - held[1] == pytest.approx((2 - 0.5 - 4 / 64) * linear - 2 * 4096 * 14336)
-
-
-@pytest.mark.parametrize("name", ["lora", "aurora"])
-def test_a_budget_is_counted_not_the_rank(name: str) -> None:
-    recipe = recipe_of("table1/base-lora-rte")
-
-    def params(**options: Any) -> Any:
-        return shapes(recipe.model_copy(update={"method": get_method(name).bind(options)}), 2).params
-
-    assert params(budget=100_000).adapter == 100_000
 
 
 def test_the_calibration_of_the_widest_layer() -> None:
@@ -238,7 +227,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "1 of them do NOT fit in the 24 GB of one A10: lora." in " ".join(done.stdout.split())
 
 
-@pytest.mark.parametrize(("suite", "scale"), [("table1", "hub"), ("table3", "hub"), ("table2", "packaged")])
+@pytest.mark.parametrize(("suite", "scale"), [("table1", "hub"), ("table2", "packaged")])
 def test_a_whole_table_is_planned_in_seconds(suite: str, scale: str, tmp_path: Path) -> None:
     """In 80 columns. Of all that is in each suite the sizes are known."""
     todo, start = prepare(suite, scale, tmp_path), time.process_time()
@@ -254,16 +243,3 @@ def test_a_whole_table_is_planned_in_seconds(suite: str, scale: str, tmp_path: P
     for name in {row["recipe"] for row in rows}:
         (line,) = (line for line in lines if line.split()[:1] == [name])
         assert line.split()[-1] == f"0/{len(todo.seeds)}"
-
-
-def test_each_run_of_each_suite_has_a_length(tmp_path: Path) -> None:
-    for suite, scales in suites().items():
-        for scale in scales:
-            for job in prepare(suite, scale, tmp_path).jobs.values():
-                if isinstance(job.recipe, Recipe):
-                    assert None not in Sizes.known(job.recipe).examples.values(), (suite, scale)
-
-
-def test_the_caller_may_change_a_configuration() -> None:
-    architecture("FacebookAI/roberta-base").num_labels = 7
-    assert architecture("FacebookAI/roberta-base").num_labels == 2

@@ -15,7 +15,6 @@ from aurora_lora.lab.experiments.jobs import Job, Outcome, in_turn, run_job
 from aurora_lora.lab.experiments.reproduce import Reproduction, prepare
 from aurora_lora.lab.experiments.suite import Suite
 from aurora_lora.lab.report.paper_comparison import compare, markdown, notes, tables
-from aurora_lora.train import recipe_files
 from make.tables import reproduced_table
 
 MakeSuite = Callable[..., Suite]
@@ -232,9 +231,3 @@ def test_a_failed_run_is_exit_code_1(aurora: Callable[..., Any]) -> None:
 
 def test_wrong_arguments_are_exit_code_2(aurora: Callable[..., Any]) -> None:
     assert aurora("--seeds", "one").stderr == "--seeds: 'one' is not a list of whole numbers, such as 0,1,2\n"
-
-
-def test_yaml_of_recipes_is_read_back(todo: Reproduction) -> None:
-    job = next(iter(todo.jobs.values()))
-    assert run_job(job).result is not None
-    assert recipe_files.read(job.folder / "recipe.yaml") == job.recipe.resolved()

@@ -165,8 +165,3 @@ def test_a_run_of_another_suite_is_shared(tiny_suite: MakeSuite, tmp_path: Path)
     assert todo.jobs["tiny/lora-rating", 0].folder == tmp_path / "runs" / "tiny" / "lora-rating" / "seed0"
     assert todo.jobs["aurora-rating", 0].folder == tmp_path / "runs" / "other" / "aurora-rating" / "seed0"
     assert todo.folder == tmp_path / "runs" / "other"
-
-
-def test_hours_are_the_time_of_training(tiny_suite: MakeSuite) -> None:
-    suite = tiny_suite(columns=[{"name": "sentiment", "label": "h", "metric": "hours"}])
-    assert score_of({"time": {"train_s": 5400}}, cells(suite)[0]) == 1.5

@@ -331,20 +331,6 @@ def test_a_final_run_that_diverged_is_not_run_again(
             assert f"Finalists that were left out: LoRA r=2, lr 0.03 ({why})." in missing_note(answer)
 
 
-def test_a_setting_of_which_all_diverged_is_not_said_to_be_tried_again(
-    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def diverges(job: Job) -> Outcome:
-        return (
-            fake_forms(job) if job.recipe.method.name == "aurora" else Outcome(job, error=f"{DIVERGED}: nan at step 3")
-        )
-
-    for _ in range(2):
-        done, answer = sweep_command(write(), tmp_path / "out", diverges, monkeypatch)
-        assert [one["run"] for one in answer["failed"]] == ["LoRA r=2"]
-        assert done.exit_code == 1
-
-
 def test_a_finalist_that_lost_a_run_is_left_out_with_the_reason_and_tried_again(
     write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -431,11 +417,9 @@ def test_of_equal_finalists_the_loss_decides(write: Callable[..., Path], tmp_pat
 
 def test_a_grid_of_its_own_needs_a_reason(write: Callable[..., Path]) -> None:
     own = {"name": "full", "method": "full", "space": {"training.learning_rate": [2e-2, 4e-2]}}
-    with pytest.raises(UserError, match=r"setting full: space: .* tuned on one grid: take it out, or say in `why`"):
+    with pytest.raises(UserError, match=r"setting full: .* tuned on one grid: .* goes with `why`"):
         load_study(write(settings=[own]))
     assert load_study(write(settings=[{**own, "why": "all weights"}])).settings[0].why == "all weights"
-    with pytest.raises(UserError, match=r"setting full: why: .* and there is none"):
-        load_study(write(settings=[{"name": "full", "method": "full", "why": "all weights"}]))
 
 
 def test_each_seed_may_have_its_own_split(write: Callable[..., Path]) -> None:
@@ -445,17 +429,6 @@ def test_each_seed_may_have_its_own_split(write: Callable[..., Path]) -> None:
         recipes = [study.recipe(study.settings[0], {}, seed) for seed in (0, 1)]
         assert [recipe.task.split_seed for recipe in recipes] == splits
         assert [recipe.seed for recipe in recipes] == [0, 1]
-
-
-def test_of_a_metric_that_is_better_when_less_the_least_is_chosen(write: Callable[..., Path], tmp_path: Path) -> None:
-    base = recipe_files.read(write())["base"]
-    study = load_study(write(base={**base, "task": {"name": "chat", "data": "chats.jsonl"}}))
-    assert study.metric.lower_is_better  # the task's own is nll
-    assert not load_study(write()).metric.lower_is_better
-    sweep = Sweep(study, tmp_path / "study", engine(fake))
-    sweep.tune()
-    rate = sweep.chosen(study.settings[0])[0]["training.learning_rate"]
-    assert rate == min(RATES)  # whose score, in `fake`, is the least
 
 
 def test_another_metric_may_choose(write: Callable[..., Path], tmp_path: Path) -> None:
@@ -618,49 +591,23 @@ def test_a_finished_run_of_a_killed_study_is_not_run_again(write: Callable[..., 
     [
         ({"tuning": {"budget": 3, "space": {"training.learning_rate": RATES}}}, "budget=3 is not allowed: the grid"),
         ({"tuning": {"budget": 2, "space": {"training.learning_rate": {"low": 1, "high": 2}}}}, "a grid needs a list"),
-        ({"tuning": {"budget": 2, "sampler": "tpe", "space": {"x": {"low": 2, "high": 1}}}}, "low must be below high"),
         ({"settings": [{"name": "a", "method": "full"}, {"name": "A", "method": "lora"}]}, "a, A are not distinct"),
         ({"settings": [{"name": "a", "method": "full", "speed": 1}]}, "0.speed: unknown field; did you mean 'space'?"),
-        ({"settings": [{"name": "a", "method": "lorra"}]}, "setting a: method.name: 'lorra' is an unknown"),
         ({"tuning": {"budget": 1, "space": {"training.learning_rat": [1]}}}, "did you mean 'learning_rate'"),
-        ({"tuning": {"budget": 2, "space": {"training.learning_rate": [1e-3, -1]}}}, "-1"),
         (
             {"tuning": {"budget": 2, "sampler": "tpe", "space": {"training.epochs": {"low": 1, "high": 5}}}},
             "training.epochs: ",
-        ),
-        (
-            {"tuning": {"budget": 2, "sampler": "tpe", "space": {"training.batch_size": {"low": 1, "high": 10001}}}},
-            "training.batch_size: ",
-        ),
-        (
-            {"tuning": {"budget": 2, "space": {"training.learning_rate": [1e-3, 0.001]}}},
-            "tuning.space.training.learning_rate: 0.001 is given twice",
         ),
         (
             {"tuning": {"budget": 2, "space": {"training.learning_rate": [1e-3, 1.0000001e-3]}}},
             "the runs of 0.001 and 0.0010000001 would have one folder, learning_rate=0.001",
         ),
         (
-            {"tuning": {"budget": 2, "space": {"model": ["a/b", "a-b"]}}},
-            "tuning.space.model: the runs of 'a/b' and 'a-b' would have one folder, model=a-b",
-        ),
-        (
             {"settings": [{**ONE, "why": "x", "space": {"training.learning_rate": [3e-2, 1e-3, 3e-2]}}]},
-            "settings.0.space.training.learning_rate: 0.03 is given twice",
+            "settings.0.space.training.learning_rate: the runs of 0.03 and 0.03 would have one folder",
         ),
         ({"tuning": {"budget": 1, "space": {"training.epochs": []}}}, "space.training.epochs: give at least one value"),
         ({"seeds": [0, 1, 0]}, "seeds: 0 is given twice"),
-        ({"seeds": []}, "seeds: [] is not allowed: it must be a list of at least 1 item"),
-        ({"tuning": {"budget": "four", "space": {}}}, "budget: 'four' is not allowed: it must be a valid integer"),
-        ({"tuning": {"budget": 1, "space": {}, "spaces": 1}}, "tuning.spaces: unknown field; did you mean 'space'?"),
-        (
-            {"tuning": {"budget": 1, "space": {"training.learning_rate": [None]}}},
-            "tuning.space.training.learning_rate: None is not allowed: it must be a valid string or a valid integer",
-        ),
-        (
-            {"questions": [{"ask": "a", "first": "AuroRA", "second": "AuroRA", "margin": 0}]},
-            "questions.0.margin: 0 is not allowed: it must be greater than 0",
-        ),
         ({"questions": [{"ask": "a", "first": "AuroRa", "second": "AuroRA"}]}, "'AuroRa' is an unknown setting"),
         (
             {"questions": [{"ask": "a", "first": {"setting": "LoRA r=2", "form": "static"}, "second": "AuroRA"}]},
@@ -708,15 +655,6 @@ def test_data_that_changes_between_runs(write: Callable[..., Path], tmp_path: Pa
         sweep.run_seeds()
     with pytest.raises(UserError, match="has changed"):
         Sweep(load_study(write()), tmp_path / "out", engine(on_files)).run_seeds()
-
-
-def test_every_point_has_a_folder_of_its_own(write: Callable[..., Path]) -> None:
-    space = {"training.batch_size": [8, 16], "training.eval_batch_size": [8], "calibration.batch_size": [8, 16]}
-    study = load_study(write(tuning={"budget": 4, "space": space}))
-    values = [{"training.batch_size": a, "calibration.batch_size": b} for a in (8, 16) for b in (8, 16)]
-    folders = {study.run_folder(study.settings[0], point, 0).parts[-2] for point in values}
-    assert len(folders) == 4
-    assert "training.batch_size=8,calibration.batch_size=16" in folders
 
 
 def test_dry_run(write: Callable[..., Path], tmp_path: Path) -> None:

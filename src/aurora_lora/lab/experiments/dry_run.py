@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ...data.models import check_access, is_missing
 from ...diffusion.recipe import SubjectRecipe
 from ...errors import UserError, abridged, counted
-from ...methods import ParameterCounts
 from ...text_table import TextTable
 from ...train.data import Data, notes
 from ...train.distributed import check_precision
@@ -20,9 +19,7 @@ from ...train.models import longest_text, positions
 from ...train.publish import check_recipe
 from ...train.recipe import Recipe, RunRecipe, examples_of_a_step, steps_of_an_epoch
 from ...train.run import check_contamination, load_data
-from .known import Machine, architecture, machine
-from .plan import Sizes, hours, peaks, shapes
-from .plan_subject import subject_needs
+from .plan import Sizes, architecture, machine, needs
 from .reproduce import Reproduction
 from .suite import Suite
 
@@ -32,46 +29,6 @@ LESS = (
     "training.precision=bf16 need less."
 )
 ESTIMATES = "Memory and time are estimates from shapes"
-
-
-def needs(recipe: RunRecipe, on: Machine, sizes: Sizes | None = None) -> dict[str, Any]:
-    """What a run needs on a machine: `params`, `memory_gb` at its peak, `fits`, `hours` (None where it is not known how
-    many examples there are), `hours_of` its parts, and the machine. A reference is in memory and time.
-
-    Raises:
-        UserError: the model is not known or cannot be counted, or the method does not fit it.
-    """
-    if isinstance(recipe, SubjectRecipe):
-        params, memory, parts = subject_needs(recipe, on)
-        return _record(params, memory, parts, on)
-    assert isinstance(recipe, Recipe)
-    runs = [recipe, *([] if (reference := recipe.reference_recipe()) is None else [reference])]
-    every = [(one, sizes or Sizes.known(one)) for one in runs]
-    params = shapes(recipe, every[0][1].labels).params
-    known = [one for one in (hours(*each, on) for each in every) if one is not None]
-    all_known = len(known) == len(every)
-    return _record(params, max(max(peaks(*one).values()) for one in every), _sum(known) if all_known else None, on)
-
-
-def _sum(some: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: sum(one[name] for one in some) for name in some[0]}
-
-
-def _record(params: ParameterCounts, memory: float, parts: Mapping[str, float] | None, on: Machine) -> dict[str, Any]:
-    memory_gb = memory / 1e9 + (0.7 if on.cores else 0.0)  # Python, PyTorch and the data share a CPU's memory
-    return {
-        "params": asdict(params),
-        "memory_gb": _rounded(memory_gb),
-        "fits": on.fits(memory_gb),
-        "hours": None if parts is None else _rounded(sum(parts.values())),
-        "hours_of": {name: _rounded(value) for name, value in (parts or {}).items()},
-        "machine": on.name,
-        "machine_memory_gb": _rounded(on.memory_gb),
-    }
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.3g}")
 
 
 def dry_run(

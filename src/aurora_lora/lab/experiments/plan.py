@@ -7,28 +7,160 @@ within a factor of about 2. The paper's models need no download; of another one,
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
+import transformers
 from torch import nn
 
 from ...data.loading import NO_CODE, cannot_load, check_attention
-from ...errors import UserError
+from ...data.models import MODELS, PretrainedHere
+from ...diffusion.recipe import SubjectRecipe
+from ...errors import ArgumentError, UserError, counted, unknown
+from ...extras import extra
+from ...files import located
 from ...forms import CALIBRATED
+from ...machine import usable_cores
 from ...methods import ParameterCounts, count_parameters, get_method
 from ...methods.base import apply_method
 from ...methods.start import ordinary
 from ...train.kind_facts import FACTS
 from ...train.kinds.choices import BEAMS, LOGITS, NEW_TOKENS, questions_at_once
-from ...train.models import PRECISIONS, cached_width, frozen_dtype, positions, quantization_of
-from ...train.recipe import Recipe, steps_of_an_epoch
-from .known import LENGTHS, LONGEST_HELD_OUT, QUANTILES, Machine, architecture
+from ...train.models import PRECISIONS, cached_width, frozen_dtype, load_config, positions, quantization_of
+from ...train.recipe import ModelSection, Recipe, RunRecipe, steps_of_an_epoch
+
+_LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+_ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1}
+_LLAMA3 = {"vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}
+_LLAMA3 |= {"num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 8192}
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "FacebookAI/roberta-base": ("roberta", _ROBERTA),
+    "FacebookAI/roberta-large": ("roberta", {**_ROBERTA, **_LARGE}),
+    "meta-llama/Meta-Llama-3-8B": ("llama", _LLAMA3),
+    "google/vit-base-patch16-224-in21k": ("vit", {}),
+    "google/vit-large-patch16-224-in21k": ("vit", _LARGE),
+}
+"""Model type of the paper's models, and the fields of their config.json that differ from its defaults."""
+SDXL, AUTOENCODER = "stabilityai/stable-diffusion-xl-base-1.0", 83_653_863
+"""The paper's model of images, and the parameters of its autoencoder."""
+SDXL_UNET: dict[str, Any] = {
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "attention_head_dim": [5, 10, 20],
+    "block_out_channels": [320, 640, 1280],
+    "cross_attention_dim": 2048,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "projection_class_embeddings_input_dim": 2816,
+    "sample_size": 128,
+    "transformer_layers_per_block": [1, 2, 10],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "use_linear_projection": True,
+}
+QUANTILES = (0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1)
+LENGTHS = {
+    "cola": (4, 6, 8, 10, 13, 17, 19, 26, 36, 47),
+    "sst2": (3, 6, 7, 11, 19, 28, 34, 46, 59, 71),
+    "mrpc": (20, 38, 46, 56, 66, 76, 83, 95, 107, 111),
+    "stsb": (12, 18, 20, 25, 33, 55, 66, 87, 104, 129),
+    "qnli": (16, 33, 40, 51, 64, 80, 93, 124, 176, 512),
+    "rte": (16, 36, 46, 60, 91, 144, 166, 208, 268, 302),
+    "commonsense": (66, 88, 93, 103, 140, 212, 235, 254, 256, 300),
+    "movie-sentiment": (4, 13, 19, 26, 34, 42, 47, 55, 63, 66),
+    "movie-rating": (4, 13, 19, 26, 34, 42, 47, 55, 63, 66),
+    "siqa": (21, 28, 30, 33, 37, 41, 45, 54, 65, 66),
+    "wikihow-goal": (16, 20, 22, 25, 29, 33, 38, 49, 60, 65),
+    "strategyqa": (12, 15, 17, 19, 22, 24, 26, 29, 34, 38),
+    "winowhy": (28, 37, 41, 46, 53, 62, 66, 77, 96, 111),
+}
+"""Tokens of a training text, by task, at `QUANTILES`, counted with the tokenizers of SmolLM2 and MiniLM."""
+LONGEST_HELD_OUT = {"commonsense": 1000}
+"""Tokens of the longest held-out text where it is far longer: a passage of BoolQ."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What one run has to itself: its memory, its TFLOP/s (of a CPU, of each core in a training), its GB/s."""
+
+    name: str
+    memory_gb: float
+    fp32: float
+    half: float
+    bandwidth: float
+    cores: int | None = None
+
+    def fits(self, memory_gb: float) -> bool:
+        """Whether a training of so much has room: of a GPU, CUDA and its caches take a tenth."""
+        return memory_gb <= (self.memory_gb if self.cores else 0.9 * self.memory_gb)
+
+    def speed(self, precision: str, threads: int | None = None) -> float:
+        """Floating-point operations a second in a training: 40% of a GPU's greatest speed."""
+        each = 1e12 * (self.fp32 if precision == "fp32" else self.half)
+        return each * (min(threads or self.cores, self.cores) if self.cores else 0.4)
+
+
+GPUS = {
+    gpu.name: gpu  # what the data sheets say
+    for gpu in (
+        Machine("T4", 16, 8.1, 65, 320),
+        Machine("V100", 32, 15.7, 125, 900),
+        Machine("RTX 3090", 24, 35.6, 71, 936),
+        Machine("RTX 4090", 24, 82.6, 165.2, 1008),
+        Machine("A10", 24, 31.2, 125, 600),
+        Machine("L4", 24, 30.3, 121, 300),
+        Machine("L20", 48, 59.8, 119.5, 864),
+        Machine("L40S", 48, 91.6, 362, 864),
+        Machine("A100", 80, 19.5, 312, 2039),
+        Machine("H100", 80, 66.9, 989, 3350),
+        Machine("H200", 141, 66.9, 989, 4800),
+    )
+}
+
+
+def machine(name: str | None) -> Machine:
+    """A GPU by its name, in any case; the machine that this runs on if None or `here`.
+
+    Raises:
+        UserError: the GPU is not known.
+    """
+    if name is not None and name.lower() != "here":
+        if (found := {known.lower(): gpu for known, gpu in GPUS.items()}.get(name.lower())) is None:
+            raise ArgumentError(f"`gpu`: '{name}' is an {unknown('GPU', [*GPUS, 'here'], name)}")
+        return found
+    if not torch.cuda.is_available():
+        cores = usable_cores()
+        return Machine(
+            f"CPU of {counted(cores, 'core')}", psutil.virtual_memory().total / 1e9, 0.06, 0.112, 20 * cores, cores
+        )
+    own = torch.cuda.get_device_properties(0)
+    words, memory_gb = own.name.upper().replace("-", " ").split(), own.total_memory / 1e9
+    names = [known for known in GPUS if set(known.upper().split()) <= set(words)]
+    like = GPUS[names[0]] if names else min(GPUS.values(), key=lambda gpu: abs(gpu.memory_gb - memory_gb))
+    return replace(like, name=str(own.name), memory_gb=memory_gb)
+
+
+def architecture(name: str, revision: str | None = None) -> Any:
+    """The configuration of a model, a new one at each call.
+
+    Raises:
+        UserError: it is not known here and cannot be loaded.
+    """
+    if name in CONFIGS and revision is None:
+        kind, fields = CONFIGS[name]
+        return transformers.AutoConfig.for_model(kind, **fields)
+    if isinstance(here := MODELS.get(name), PretrainedHere):
+        return transformers.AutoConfig.for_model("vit", **here.vit)
+    return load_config(ModelSection(name=name, revision=revision))
+
+
+# ---------------------------------------------------------------- a run of texts or images
 
 QUANTISED = {"nf4": 0.5 + 4 / 64, "fp4": 0.5 + 4 / 64, "int8": 1.0}
 """Bytes of a quantised weight: 4 bits have a scale in float32 for each 64 of them."""
@@ -99,8 +231,6 @@ def _shapes(
     name: str, revision: str | None, quantization: str | None, kind: str, labels: int,
     method_name: str, options: str, precision: str, dtype: torch.dtype,
 ) -> Shapes:  # fmt: skip
-    import transformers
-
     config, fields = architecture(name, revision), json.loads(options)
     if quantization_of(config) is not None:
         raise UserError(f"the weights of {name} are stored quantised, which a plan does not count")
@@ -295,3 +425,118 @@ def hours(recipe: Recipe, sizes: Sizes, on: Machine) -> dict[str, float] | None:
     parts = {"training": training.epochs * one, "evaluation": evaluation, "calibration": calibrations * calibration}
     parts |= {"generation": writing, "loading": 10 + found.held / 0.5e9}
     return {name: value / 3600 for name, value in parts.items()}
+
+
+# ---------------------------------------------------------------- subject-driven generation
+
+
+@lru_cache(maxsize=8)
+def _unet(model: str, side: int) -> tuple[Any, float, float, float]:
+    """A U-Net without numbers; the floating-point operations of one image with so many pixels a side; and what is kept
+    of it: all numbers, and with gradient checkpointing the inputs of the blocks and all of the largest."""
+    with extra("diffusion"):
+        from diffusers import UNet2DConditionModel
+    try:
+        config = SDXL_UNET if model == SDXL else UNet2DConditionModel.load_config(located(model), subfolder="unet")
+    except (OSError, ValueError) as error:
+        raise cannot_load("model", model, error) from error
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(dict(config)).requires_grad_(False)  # type: ignore[no-untyped-call]
+    last, work, inputs, blocks = len(unet.down_blocks) - 1, 0.0, 0.0, []
+    levels = [
+        *enumerate(unet.down_blocks),
+        (last, unet.mid_block),
+        *zip(range(last, -1, -1), unet.up_blocks, strict=True),
+    ]
+    for level, part in levels:
+        pixels = (side >> level) ** 2
+        of_text = (".attn2.to_k.", ".attn2.to_v.")
+        work += (
+            2.0
+            * pixels
+            * sum(one.numel() for name, one in part.named_parameters() if not any(text in name for text in of_text))
+        )
+        for one in part.modules():
+            if type(one).__name__ == "BasicTransformerBlock":  # three norms, two attentions, a gated feed-forward
+                c = one.norm1.weight.numel()
+                work += 4.0 * c * pixels**2
+                blocks.append(21.0 * c * pixels)
+                inputs += c * pixels
+            elif type(one).__name__ == "ResnetBlock2D":  # two norms and two activations
+                blocks.append(2.0 * (one.in_channels + one.out_channels) * pixels)
+                inputs += one.in_channels * pixels
+    return unet, work, sum(blocks), inputs + max(blocks)
+
+
+def subject_needs(recipe: SubjectRecipe, on: Machine) -> tuple[ParameterCounts, float, dict[str, float]]:
+    """Parameters, bytes at the peak, and hours of each part of a run of subject-driven generation.
+
+    The U-Net and the autoencoder are there; a step is two passes more than a forward one where activations are
+    computed again, else one; an image is drawn in the recipe's steps, of two passes with guidance.
+    """
+    training, forms = recipe.training, len(recipe.method.forms)
+    unet, work, whole, checkpointed = _unet(recipe.model, recipe.task.resolution // 8)
+    with torch.device("meta"):
+        params = count_parameters(apply_method(recipe.method, copy.deepcopy(unet), "TEXT_TO_IMAGE"))
+    of_pass = training.batch_size * (1 if recipe.prior is None else 2)
+    weight, width = (PRECISIONS[one].itemsize for one in (recipe.weights_precision, training.precision))
+    passing = width * of_pass * (checkpointed if training.gradient_checkpointing else whole)
+    memory = weight * (params.total - params.adapter + AUTOENCODER) + passing + 16 * params.adapter
+    looks = 1 + math.ceil(training.steps / recipe.validation.every)
+    scored = 0 if recipe.scores is None else len(recipe.scores.prompts) * recipe.scores.images_per_prompt
+    images = len(recipe.validation_prompts) * (looks + forms) + scored * forms
+    images += 0 if recipe.prior is None else recipe.prior.images
+    drawing = (2 if recipe.validation.guidance_scale > 1 else 1) * recipe.validation.inference_steps + 1
+    steps = of_pass * training.gradient_accumulation_steps * training.steps
+    passes = {
+        "training": (3 if training.gradient_checkpointing else 2) * steps,
+        "evaluation": recipe.validation.noise_samples * (looks + forms),
+        "calibration": 2 * recipe.calibration.examples if CALIBRATED in recipe.method.forms else 0,
+        "generation": images * drawing,
+    }
+    seconds = work / on.speed(training.precision, training.threads)
+    parts = {name: count * seconds / 3600 for name, count in passes.items()}
+    return params, memory, {**parts, "loading": (10 + weight * params.total / 0.5e9) / 3600}
+
+
+# ---------------------------------------------------------------- any run
+
+
+def needs(recipe: RunRecipe, on: Machine, sizes: Sizes | None = None) -> dict[str, Any]:
+    """What a run needs on a machine: `params`, `memory_gb` at its peak, `fits`, `hours` (None where it is not known how
+    many examples there are), `hours_of` its parts, and the machine. A reference is in memory and time.
+
+    Raises:
+        UserError: the model is not known or cannot be counted, or the method does not fit it.
+    """
+    if isinstance(recipe, SubjectRecipe):
+        params, memory, parts = subject_needs(recipe, on)
+        return _record(params, memory, parts, on)
+    assert isinstance(recipe, Recipe)
+    runs = [recipe, *([] if (reference := recipe.reference_recipe()) is None else [reference])]
+    every = [(one, sizes or Sizes.known(one)) for one in runs]
+    params = shapes(recipe, every[0][1].labels).params
+    known = [one for one in (hours(*each, on) for each in every) if one is not None]
+    all_known = len(known) == len(every)
+    return _record(params, max(max(peaks(*one).values()) for one in every), _sum(known) if all_known else None, on)
+
+
+def _sum(some: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: sum(one[name] for one in some) for name in some[0]}
+
+
+def _record(params: ParameterCounts, memory: float, parts: Mapping[str, float] | None, on: Machine) -> dict[str, Any]:
+    memory_gb = memory / 1e9 + (0.7 if on.cores else 0.0)  # Python, PyTorch and the data share a CPU's memory
+    return {
+        "params": asdict(params),
+        "memory_gb": _rounded(memory_gb),
+        "fits": on.fits(memory_gb),
+        "hours": None if parts is None else _rounded(sum(parts.values())),
+        "hours_of": {name: _rounded(value) for name, value in (parts or {}).items()},
+        "machine": on.name,
+        "machine_memory_gb": _rounded(on.memory_gb),
+    }
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.3g}")

@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from ...data.metrics import Metric, metric_named
@@ -59,30 +59,24 @@ class Range(Section):
         return self
 
 
-Space = dict[str, Range | Annotated[tuple[Value, ...], Field(strict=False)]]
-
-
-def check_space(space: Space) -> Space:
+def _distinct_values(space: dict[str, Any]) -> dict[str, Any]:
     """Raise an error for a field without values, or with two whose runs would be in one folder and count twice."""
     for field, values in space.items():
-        if isinstance(values, tuple) and (why := _wrong_values(field, values)):
-            raise PydanticCustomError("below", "{field}: {why}", {"field": field, "why": why})
+        if isinstance(values, tuple):
+            folders = [folder_name({field: value}) for value in values]
+            again = [place for place, folder in enumerate(folders) if folder in folders[:place]]
+            if again or not values:
+                why = "give at least one value"
+                if again:
+                    first, second = values[folders.index(folders[again[0]])], values[again[0]]
+                    why = f"the runs of {first!r} and {second!r} would have one folder, {folders[again[0]]}"
+                raise PydanticCustomError("below", "{field}: {why}", {"field": field, "why": why})
     return space
 
 
-def _wrong_values(field: str, values: Sequence[Value]) -> str | None:
-    if not values:
-        return "give at least one value"
-    by_folder: dict[str, Value] = {}
-    for value in values:
-        folder = folder_name({field: value})
-        if folder in by_folder:
-            first = by_folder[folder]
-            if (type(first), first) == (type(value), value):
-                return f"{value!r} is given twice"
-            return f"the runs of {first!r} and {value!r} would have one folder, {folder}"
-        by_folder[folder] = value
-    return None
+Space = Annotated[
+    dict[str, Range | Annotated[tuple[Value, ...], Field(strict=False)]], AfterValidator(_distinct_values)
+]
 
 
 class Tuning(Section):
@@ -105,11 +99,6 @@ class Tuning(Section):
     finalists: Size = 1
     """How many of the best values of a setting, and of such a form, are run over all seeds: of several, the best mean
     validation score over the seeds decides. On one seed the second best may be ahead by chance."""
-
-    @field_validator("space")
-    @classmethod
-    def _distinct_values(cls, space: Space) -> Space:
-        return check_space(space)
 
     @model_validator(mode="after")
     def _fits(self) -> Tuning:
@@ -171,15 +160,13 @@ class Setting(Section):
     why: Annotated[str, Field(min_length=1)] | None = None
     """Why it has a space of its own: reports print it."""
 
-    @field_validator("space")
-    @classmethod
-    def _distinct_values(cls, space: Space | None) -> Space | None:
-        return space if space is None else check_space(space)
-
     @model_validator(mode="after")
     def _why_of_a_space(self) -> Setting:
-        if self.why is not None and self.space is None:
-            raise ValueError(f"setting {self.name}: why: it is about a space of the setting's own, and there is none")
+        if (self.why is None) != (self.space is None):
+            raise ValueError(
+                f"setting {self.name}: the settings of a study are tuned on one grid: a `space` of its own goes with "
+                "`why`, which says what this setting needs another for"
+            )
         return self
 
     @property
@@ -325,15 +312,7 @@ def load_study(given: Path | str, overrides: Sequence[str] = ()) -> Study:
     if not isinstance(data, dict):
         raise UserError(f"{path}: a study is a mapping of fields: name, base, tuning, seeds, settings")
     study = validated(Study, data, str(path))
-    for setting in study.settings:  # summaries of earlier versions do not say why
-        if setting.space is not None and setting.why is None:
-            raise UserError(
-                f"{path}: setting {setting.name}: space: the settings of a study are tuned on one grid: take it out, "
-                "or say in `why` what this setting needs another for"
-            )
-    recipes = {}
-    for setting in study.settings:
-        recipes[setting.name] = study.recipes(setting)[0]
+    recipes = {setting.name: study.recipes(setting)[0] for setting in study.settings}
     metric = study.tuning.metric
     for setting, recipe in zip(study.settings, recipes.values(), strict=True):
         chosen_by = "training.select_by"
