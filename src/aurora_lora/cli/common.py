@@ -11,7 +11,6 @@ import io
 import os
 import re
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -282,35 +281,6 @@ def progress_bars() -> Iterator[Callable[[str], ProgressBar]]:
     finally:
         for each in bars:
             each.stop()
-
-
-NOTICE_AFTER = 2.0
-"""Seconds that a stage before the training may take before a line says what it is."""
-
-
-class Stages:
-    """Says what a command does before it has a bar to show: a line for each stage that takes a while."""
-
-    def __init__(self) -> None:
-        self._timer: threading.Timer | None = None
-
-    def __call__(self, text: str) -> None:
-        """Another stage begins."""
-        self.done()
-        self._timer = threading.Timer(NOTICE_AFTER, lambda: complain(f"aurora: {text}"))
-        self._timer.daemon = True
-        self._timer.start()
-
-    def __enter__(self) -> Stages:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.done()
-
-    def done(self) -> None:
-        """Something else is shown from here on."""
-        if self._timer is not None:
-            self._timer.cancel()
 
 
 @contextlib.contextmanager

@@ -16,7 +16,6 @@ from .common import (
     Json,
     Overrides,
     RecipeName,
-    Stages,
     UsageError,
     complain,
     importing,
@@ -59,22 +58,19 @@ def train(
         raise UsageError("Missing option '--output' / '-o'.")
     if gpu is not None and not dry_run:
         raise UserError("--gpu goes with --dry-run")
-    with Stages() as stage:
-        stage(f"looking up {recipe}")
-        with importing():
-            found = _found(recipe)
+    with stderr().status(f"looking up {recipe}") as status, importing():
+        found = _found(recipe)
         found.values()  # a file that is not there, or no YAML, is said before what takes long
-        stage("loading PyTorch and Transformers")
-        with importing():
-            from aurora_lora.diffusion.recipe_kinds import load_found
-            from aurora_lora.train.recipe import Recipe
+        status.update("loading PyTorch and Transformers")
+        from aurora_lora.diffusion.recipe_kinds import load_found
+        from aurora_lora.train.recipe import Recipe
 
-        plan = load_found(found, overrides or ())
-        if output is None or dry_run:
-            _show_plan(plan, output, gpu, as_json, stage)
-            return
-        is_subject = not isinstance(plan, Recipe)
-        run: Any = _train(plan, output, stage) if isinstance(plan, Recipe) else _train_subject(plan, output)
+    plan = load_found(found, overrides or ())
+    if output is None or dry_run:
+        _show_plan(plan, output, gpu, as_json)
+        return
+    is_subject = not isinstance(plan, Recipe)
+    run: Any = _train(plan, output) if isinstance(plan, Recipe) else _train_subject(plan, output)
     if not launched_as_main():
         return
     from aurora_lora.diffusion.summary import print_subject_run, written
@@ -101,22 +97,21 @@ def _found(recipe: str) -> Any:
     return find(recipe, "recipe")
 
 
-def _train(plan: Recipe, output: Path, stage: Stages) -> TrainedRun:
+def _train(plan: Recipe, output: Path) -> TrainedRun:
     """`aurora train` for all but subject-driven generation."""
     quiet()
-    stage.done()
     make_models([plan.model])
-    stage(f"loading {plan.model} and the data of {plan.task_title}")
+    status = stderr().status(f"loading {plan.model} and the data of {plan.task_title}")
     with importing():
         from aurora_lora.train.publish import RESULT
         from aurora_lora.train.run import train as run_recipe
 
-    with progress_bars() as bar:
+    with status, progress_bars() as bar:
 
         def make_callbacks() -> list[ProgressBar]:
             is_reference = plan.reference is not None and (output / RESULT).exists()
             shown = bar(plan.reference.method.name if plan.reference and is_reference else plan.method.name)
-            shown.before = stage.done
+            shown.before = status.stop
             return [shown]
 
         return run_recipe(plan, output, make_callbacks=make_callbacks)
@@ -137,10 +132,9 @@ def _train_subject(plan: Any, output: Path) -> Any:
         bars.stop()
 
 
-def _show_plan(plan: RunRecipe, output: Path | None, gpu: str | None, as_json: bool, stage: Stages) -> None:
+def _show_plan(plan: RunRecipe, output: Path | None, gpu: str | None, as_json: bool) -> None:
     """`aurora train --dry-run`: what the run of a recipe will be."""
     quiet()
-    stage(f"loading the data of {plan.task_title}")
     with importing():
         from aurora_lora.data.models import why_no_access
         from aurora_lora.lab.experiments.dry_run import dry_run, run_lines, run_rows
@@ -148,10 +142,10 @@ def _show_plan(plan: RunRecipe, output: Path | None, gpu: str | None, as_json: b
 
     if not isinstance(plan, Recipe) and (why := why_no_access(plan.model)) is not None:
         complain(f"note: {why}")  # of a recipe whose data are loaded, it is an error
-    record = dry_run(
-        plan, gpu, output, lambda lines: complain("\n".join(f"{plan.method.name}: {one}" for one in lines))
-    )
-    stage.done()
+    with stderr().status(f"loading the data of {plan.task_title}"):
+        record = dry_run(
+            plan, gpu, output, lambda lines: complain("\n".join(f"{plan.method.name}: {one}" for one in lines))
+        )
     if not launched_as_main():
         return
     if as_json:

@@ -431,9 +431,7 @@ def hours(recipe: Recipe, sizes: Sizes, on: Machine) -> dict[str, float] | None:
 
 
 @lru_cache(maxsize=8)
-def _unet(model: str, side: int) -> tuple[Any, float, float, float]:
-    """A U-Net without numbers; the floating-point operations of one image with so many pixels a side; and what is kept
-    of it: all numbers, and with gradient checkpointing the inputs of the blocks and all of the largest."""
+def _unet(model: str) -> Any:
     with extra("diffusion"):
         from diffusers import UNet2DConditionModel
     try:
@@ -441,46 +439,23 @@ def _unet(model: str, side: int) -> tuple[Any, float, float, float]:
     except (OSError, ValueError) as error:
         raise cannot_load("model", model, error) from error
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(dict(config)).requires_grad_(False)  # type: ignore[no-untyped-call]
-    last, work, inputs, blocks = len(unet.down_blocks) - 1, 0.0, 0.0, []
-    levels = [
-        *enumerate(unet.down_blocks),
-        (last, unet.mid_block),
-        *zip(range(last, -1, -1), unet.up_blocks, strict=True),
-    ]
-    for level, part in levels:
-        pixels = (side >> level) ** 2
-        of_text = (".attn2.to_k.", ".attn2.to_v.")
-        work += (
-            2.0
-            * pixels
-            * sum(one.numel() for name, one in part.named_parameters() if not any(text in name for text in of_text))
-        )
-        for one in part.modules():
-            if type(one).__name__ == "BasicTransformerBlock":  # three norms, two attentions, a gated feed-forward
-                c = one.norm1.weight.numel()
-                work += 4.0 * c * pixels**2
-                blocks.append(21.0 * c * pixels)
-                inputs += c * pixels
-            elif type(one).__name__ == "ResnetBlock2D":  # two norms and two activations
-                blocks.append(2.0 * (one.in_channels + one.out_channels) * pixels)
-                inputs += one.in_channels * pixels
-    return unet, work, sum(blocks), inputs + max(blocks)
+        return UNet2DConditionModel.from_config(dict(config)).requires_grad_(False)  # type: ignore[no-untyped-call]
 
 
 def subject_needs(recipe: SubjectRecipe, on: Machine) -> tuple[ParameterCounts, float, dict[str, float]]:
     """Parameters, bytes at the peak, and hours of each part of a run of subject-driven generation.
 
     The U-Net and the autoencoder are there; a step is two passes more than a forward one where activations are
-    computed again, else one; an image is drawn in the recipe's steps, of two passes with guidance.
+    computed again, else one; an image is drawn in the recipe's steps, of two passes with guidance. Operations and what
+    is kept are SDXL's, in the ratio of the parameters and of the pixels.
     """
     training, forms = recipe.training, len(recipe.method.forms)
-    unet, work, whole, checkpointed = _unet(recipe.model, recipe.task.resolution // 8)
     with torch.device("meta"):
-        params = count_parameters(apply_method(recipe.method, copy.deepcopy(unet), "TEXT_TO_IMAGE"))
+        params = count_parameters(apply_method(recipe.method, copy.deepcopy(_unet(recipe.model)), "TEXT_TO_IMAGE"))
+    size = (params.total - params.adapter) / 2.567e9 * (recipe.task.resolution / 1024) ** 2
     of_pass = training.batch_size * (1 if recipe.prior is None else 2)
     weight, width = (PRECISIONS[one].itemsize for one in (recipe.weights_precision, training.precision))
-    passing = width * of_pass * (checkpointed if training.gradient_checkpointing else whole)
+    passing = width * of_pass * size * (3.081e8 if training.gradient_checkpointing else 2.664e9)
     memory = weight * (params.total - params.adapter + AUTOENCODER) + passing + 16 * params.adapter
     looks = 1 + math.ceil(training.steps / recipe.validation.every)
     scored = 0 if recipe.scores is None else len(recipe.scores.prompts) * recipe.scores.images_per_prompt
@@ -494,7 +469,7 @@ def subject_needs(recipe: SubjectRecipe, on: Machine) -> tuple[ParameterCounts, 
         "calibration": 2 * recipe.calibration.examples if CALIBRATED in recipe.method.forms else 0,
         "generation": images * drawing,
     }
-    seconds = work / on.speed(training.precision, training.threads)
+    seconds = 6.761e12 * size / on.speed(training.precision, training.threads)
     parts = {name: count * seconds / 3600 for name, count in passes.items()}
     return params, memory, {**parts, "loading": (10 + weight * params.total / 0.5e9) / 3600}
 
