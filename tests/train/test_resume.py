@@ -194,6 +194,8 @@ def test_kept_checkpoints(model: Path, tmp_path: Path) -> None:
     assert manifest is not None
     assert {12, manifest["best"]} <= set(found)
     assert len(found) <= 3
+    flip_a_bit(found[12] / "optimizer.pt")
+    assert manifest_of(found[12]) is None
 
 
 def test_a_run_that_has_stopped_early_stays_so(model: Path, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ class Rates(TrainerCallback):
         self.rates: list[float] = []
         self.model: Any = None
         self.decays: dict[str, float] = {}
+        self.heads: set[float] = set()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.rates.append(kwargs["lr_scheduler"].get_last_lr()[0])
@@ -40,11 +41,22 @@ class Rates(TrainerCallback):
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         for group in kwargs["optimizer"].param_groups:
             self.decays |= {names[parameter]: group["weight_decay"] for parameter in group["params"]}
+            self.heads |= {group["initial_lr"] for one in group["params"] if "classifier" in names[one]}
 
 
 def run_with(recipe: Path, folder: Path, *changes: str) -> tuple[TrainedRun, Rates]:
     rates = Rates()
     return train(load_recipe(recipe, changes), folder, make_callbacks=lambda: [rates]), rates
+
+
+def test_the_head_has_its_rate_and_weights_decay(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """As in Transformers' Trainer matrices decay; biases and norms do not."""
+    changes = ["training.weight_decay=0.25", "training.head_learning_rate=1e-3", "training.epochs=1"]
+    _, rates = run_with(write_recipe(), tmp_path / "run", "method={name: full}", *changes)
+    assert {decay for name, decay in rates.decays.items() if name.endswith("bias") or "Norm" in name} == {0.0}
+    assert {d for n, d in rates.decays.items() if n.endswith("weight") and "Norm" not in n} == {0.25}
+    assert rates.heads == {1e-3}
+    assert max(rates.rates) == pytest.approx(2e-2)
 
 
 def test_the_schedule(write_recipe: WriteRecipe, tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from ..errors import ArgumentError, UserError
 from ..files import expanded, write_json
 from ..methods.base import BY_INPUTS, NEAREST, PeftMethod, merge_and_unload
 from ..methods.targets import untie_adapted
-from ..values import check_finite
 from .data import check_data, data_format
 from .finished_run import MERGE_NOTE, TrainedRun, as_run, merge_note
 from .kinds import kind_of
@@ -116,7 +115,6 @@ def merge(
     else:
         model, processor = load_trained_model(run.in_float32)
         plain = run.recipe.method.merge(model, form)
-    check_finite(plain.named_parameters(), "the merged model cannot be written")
     if dtype != FLOAT32:
         round_weights(plain, dtype)
     with files.new_folder(output) as folder:
