@@ -85,5 +85,4 @@ def test_no_private_member_of_a_library_is_used() -> None:
     # and a configuration has no other name for the attention that it is loaded with
     assert found == {
         "aurora_lora/diffusion/loop.py": ["AcceleratorState._reset_state"],
-        "aurora_lora/train/models.py": ["config._attn_implementation"],
     }
