@@ -82,7 +82,6 @@ def test_no_private_member_of_a_library_is_used() -> None:
         if (uses := sorted(set(private_uses(path.read_text(encoding="utf-8")))))
     }
     # an Accelerator of another precision than the last one of the process: Accelerate has no public way to it
-    # and a configuration has no other name for the attention that it is loaded with
     assert found == {
         "aurora_lora/diffusion/loop.py": ["AcceleratorState._reset_state"],
     }

@@ -13,15 +13,11 @@ from peft import EvaConfig, LoraConfig, get_peft_model, initialize_lora_eva_weig
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from aurora_lora.deploy.align import DEVIATION
 from aurora_lora.deploy.probe import read_probe
 from aurora_lora.errors import UserError
-from aurora_lora.methods import METHODS
-from aurora_lora.methods.options import TARGETS
-from aurora_lora.methods.targets import target_paths
 from aurora_lora.train import distributed, load_run, probing, recipe_files, train
 from aurora_lora.train.distributed import own_part
 from aurora_lora.train.measuring import evaluate
@@ -69,28 +65,6 @@ def test_run(model: Path, tmp_path: Path, method: dict[str, Any]) -> None:
         counted = sum(v.numel() for name, v in weights.items() if name.rpartition("_")[2].startswith(("A.w", "B.w")))
         assert counted <= 500
     merge(again, tmp_path / "merged")
-
-
-def test_a_path_that_ends_another() -> None:
-    """`proj` is probed and adapted, `encoder.proj` is not."""
-
-    class Nested(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.proj, self.encoder = nn.Linear(4, 6), nn.ModuleDict({"proj": nn.Linear(6, 2)})
-
-        def forward(self, x: torch.Tensor) -> Any:
-            return self.encoder["proj"](self.proj(x))
-
-    method = METHODS["lora"].bind({"budget": 30, "target_modules": "proj"})
-    recipe: Any = SimpleNamespace(method=method, training=SimpleNamespace(batch_size=2), seed=0)
-    recipe.model_copy = lambda update: SimpleNamespace(**update)
-    model = Nested()
-    found = probing.probe_for(recipe, model, [torch.ones(2, 4)], lambda model, x: model(x).square().sum())
-    assert [one.layer for one in found.layers] == ["proj"]
-    start = probing.decided(method, found, 30)
-    resolved = start.resolved(recipe).method.options
-    assert target_paths(model, {**dict.fromkeys(TARGETS), **resolved}, None) == ["proj"]
 
 
 def test_an_aligned_start(model: Path, tmp_path: Path) -> None:

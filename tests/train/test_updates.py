@@ -63,29 +63,6 @@ def base_layers(model: torch.nn.Module) -> dict[str, Any]:
     return {path.removeprefix("base_model.model.").removesuffix(".base_layer"): m for path, m in found.items()}
 
 
-def test_killed_on_the_way(
-    aurora: Callable[..., list[dict[str, Any]]], write_recipe: WriteRecipe, tmp_path: Path
-) -> None:
-    """kill -9 just before a write, rename or deletion: what is there is whole, and in the end it is the same."""
-    recipe = write_recipe(training=TRAINING)
-
-    def order(name: str, **more: int) -> dict[str, Any]:
-        folder = str(tmp_path / name)
-        return {"args": ["train", str(recipe), "--output", folder], "folder": folder, **more}
-
-    (whole,) = aurora(order("whole"))
-    assert whole["status"] == 0, whole["stderr"]
-    expected = {path.name: path.read_bytes() for path in (tmp_path / "whole" / "updates").iterdir()}
-    for share in (0.15, 0.3, 0.5, 0.7):
-        (killed,) = aurora(order("run", kill_at=max(1, int(share * whole["events"]))))
-        assert killed["status"] in (-9, 0)
-        for path in saved_updates(tmp_path / "run" / "updates").values():
-            assert path.read_bytes() == expected[path.name]
-    (done,) = aurora(order("run"))
-    assert done["status"] == 0, done["stderr"]
-    assert {path.name: path.read_bytes() for path in (tmp_path / "run" / "updates").iterdir()} == expected
-
-
 def test_methods_without_such_an_update_are_refused(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     for name in ("linear-probe", "dora"):
         method = {"name": name} if name == "linear-probe" else {"name": name, **TARGETS}
