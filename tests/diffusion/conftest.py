@@ -13,7 +13,7 @@ from forks import Order, forked
 pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 ZYGOTE = Path(__file__).parents[1] / "train" / "zygote.py"
-IMPORTS = (*(f"aurora_lora.diffusion.{name}" for name in ("run", "summary", "finished_run")), "diffusers")
+IMPORTS = (*(f"aurora_lora.diffusion.{name}" for name in ("run", "finished_run")), "diffusers")
 
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -19,8 +19,7 @@ from typer.testing import CliRunner
 
 from aurora_lora import cli
 from aurora_lora.diffusion.finished_run import generate, load_subject_run
-from aurora_lora.diffusion.pipeline import Diffusion
-from aurora_lora.diffusion.random_numbers import seed_of
+from aurora_lora.diffusion.pipeline import Diffusion, seed_of
 from aurora_lora.errors import UserError
 from aurora_lora.train.results import read_result
 
@@ -31,7 +30,7 @@ PROMPTS_OF_SCORES = ["a [V] dog", "a [V] dog on the beach"]
 def test_stock_diffusers_loads_the_lora_with_equal_output(
     runs: dict[str, Any], model: Path, tiny: Any, tmp_path: Path
 ) -> None:
-    from aurora_lora.diffusion.random_numbers import generator
+    from aurora_lora.diffusion.pipeline import generator
 
     forms = {"aurora": "calibrated", "lora": "merged"}
     seed = generator("image", seed_of("generated", 0, 1, 0)).initial_seed()
@@ -157,7 +156,7 @@ def test_other_methods(train: Train, aurora: Train, tmp_path: Path) -> None:
         "lora-bias": ({"name": "lora", "bias": "all"}, f"{no_place} the biases that bias='all' trains"),
         "lora-whole": ({"name": "lora", **whole}, f"{no_place} what modules_to_save trains"),
         "aurora-whole": ({"name": "aurora", **whole}, f"{no_place} what modules_to_save trains"),
-        "lora-dora": ({"name": "lora", "use_dora": True}, "a variant of LoRA, or trained biases, do not fit"),
+        "lora-dora": ({"name": "lora", "use_dora": True}, "a LoRA file of diffusers holds LoRA's A and B only"),
     }
     answers = train(*((tmp_path / name, {**quick, "method": method}, {}) for name, (method, _) in methods.items()))
     for (name, (method, why)), answer in zip(methods.items(), answers, strict=True):

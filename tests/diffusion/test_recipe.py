@@ -38,21 +38,6 @@ def test_defaults_are_those_of_the_paper() -> None:
     assert validate_as(SubjectRecipe, recipe.resolved(), "x") == recipe
 
 
-def test_the_earlier_name_of_the_scheduler(tmp_path: Path) -> None:
-    recipe = validate_as(SubjectRecipe, {**PLAIN, "training": {"scheduler": "cosine"}}, "x")
-    earlier = recipe.resolved()
-    earlier["training"]["schedule"] = earlier["training"].pop("scheduler")
-    assert validate_as(SubjectRecipe, earlier, "x") == recipe
-    (tmp_path / "recipe.yaml").write_text(dump(earlier))
-    (tmp_path / "checkpoints" / "checkpoint-1").mkdir(parents=True)
-    check_recipe(tmp_path, recipe)  # the same
-    training = recipe.training.model_copy(update={"scheduler": "linear"})
-    with pytest.raises(UserError, match=r"training\.scheduler \(there 'cosine', here 'linear'\)"):
-        check_recipe(tmp_path, recipe.model_copy(update={"training": training}))
-    with pytest.raises(UserError, match="'step' is not allowed: it must be 'constant', "):
-        validate_as(SubjectRecipe, {**PLAIN, "training": {"schedule": "step"}}, "x")
-
-
 def test_the_ridge_of_a_recipe_is_that_of_calibrate() -> None:
     """From LEAST_RIDGE_OF_SLICES on, GPUs where float64 is slow need none of it."""
     of_calls = [inspect.signature(call).parameters["ridge"].default for call in (calibrate, CalibrationCallback)]

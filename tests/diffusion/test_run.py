@@ -13,6 +13,7 @@ from looking import PRIOR, WHOLE, contents, pixels
 from safetensors.torch import load_file
 
 from aurora_lora import files
+from aurora_lora.diffusion import pipeline as grid
 from aurora_lora.diffusion import run
 from aurora_lora.diffusion.finished_run import load_subject_run
 from aurora_lora.diffusion.pipeline import load_diffusion
@@ -55,15 +56,14 @@ def test_only_the_attention_is_adapted(runs: dict[str, Any]) -> None:
 
 
 def test_the_grid_has_a_row_for_each_prompt_and_a_column_for_each_step(runs: dict[str, Any], tiny: Any) -> None:
-    from aurora_lora.diffusion import grid
-
     folder = runs["aurora"]
     for path, columns in (
         (folder / "grid.png", ["step-000000", "step-000002", "step-000004"]),
         (folder / "forms.png", ["form-dynamic", "form-static", "form-calibrated"]),
     ):
         sheet = pixels(path)
-        assert sheet.shape[1::-1] == grid.size(2, 3)
+        wide, high = grid.LABEL + grid.GAP, grid.HEAD
+        assert sheet.shape[1::-1] == (wide + 3 * (grid.SIDE + grid.GAP), high + 2 * (grid.SIDE + grid.GAP))
         enlarged = grid.SIDE // tiny.SIDE
         for row in range(2):
             for column, name in enumerate(columns):

@@ -15,7 +15,7 @@ import yaml
 from typer.main import get_command
 
 from aurora_lora.cli import app
-from aurora_lora.diffusion.recipe_kinds import as_recipe
+from aurora_lora.diffusion.recipe import as_recipe
 from aurora_lora.lab.experiments.recipes import find, load_any, suites
 from aurora_lora.lab.experiments.study import load_study
 

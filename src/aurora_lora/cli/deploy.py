@@ -202,7 +202,7 @@ def export(
     more: list[str] = []
     if is_subject_run(folder):
         from aurora_lora.diffusion.finished_run import export_subject, load_subject_run
-        from aurora_lora.diffusion.progress import quiet as quiet_diffusers
+        from aurora_lora.diffusion.pipeline import quiet as quiet_diffusers
 
         quiet_diffusers()
         if all_layers:

@@ -62,7 +62,7 @@ def train(
         found = _found(recipe)
         found.values()  # a file that is not there, or no YAML, is said before what takes long
         status.update("loading PyTorch and Transformers")
-        from aurora_lora.diffusion.recipe_kinds import load_found
+        from aurora_lora.diffusion.recipe import load_found
         from aurora_lora.train.recipe import Recipe
 
     plan = load_found(found, overrides or ())
@@ -73,16 +73,17 @@ def train(
     run: Any = _train(plan, output) if isinstance(plan, Recipe) else _train_subject(plan, output)
     if not launched_as_main():
         return
-    from aurora_lora.diffusion.summary import print_subject_run, written
-    from aurora_lora.train.finished_run import print_run
-
     if as_json:
-        paths = [str(path) for path in (written(run) if is_subject else run.written)]
-        print_json({"result": run.result, "reference": getattr(run, "reference", None), "written": paths})
+        paths = [str(path) for path in run.written]
+        print_json({"result": run.result, "reference": run.reference, "written": paths})
         return
     if run.was_finished:
         note(f"{output} holds this run, finished: nothing to train")
-    (print_subject_run if is_subject else print_run)(stdout(), run)
+    if is_subject:
+        from aurora_lora.diffusion.finished_run import print_subject_run as show
+    else:
+        from aurora_lora.train.finished_run import print_run as show
+    show(stdout(), run)
 
 
 def _found(recipe: str) -> Any:
@@ -119,17 +120,12 @@ def _train(plan: Recipe, output: Path) -> TrainedRun:
 
 def _train_subject(plan: Any, output: Path) -> Any:
     """`aurora train` for subject-driven generation."""
-    from aurora_lora.diffusion.progress import Bars
-    from aurora_lora.diffusion.progress import quiet as quiet_diffusers
+    from aurora_lora.diffusion.pipeline import quiet as quiet_diffusers
 
     quiet_diffusers()
     from aurora_lora.diffusion.run import train_subject
 
-    bars = Bars(stderr())
-    try:
-        return train_subject(plan, output, bars)
-    finally:
-        bars.stop()
+    return train_subject(plan, output, stderr())
 
 
 def _show_plan(plan: RunRecipe, output: Path | None, gpu: str | None, as_json: bool) -> None:

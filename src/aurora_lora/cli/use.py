@@ -103,7 +103,7 @@ def generate(
     """Generate images with a run of subject-driven generation: one file each, and grid.png with all."""
     from aurora_lora.diffusion.finished_run import generate as make
     from aurora_lora.diffusion.finished_run import load_subject_run
-    from aurora_lora.diffusion.progress import quiet as quiet_diffusers
+    from aurora_lora.diffusion.pipeline import quiet as quiet_diffusers
 
     run = load_subject_run(folder)
     quiet_diffusers()

@@ -85,14 +85,8 @@ def _write(folder: Path, recipe: SubjectRecipe, result: Result, text: str, libra
         tags=[TAG, "dreambooth", "stable-diffusion-xl", "text-to-image"],
         instance_prompt=prompt,
     )
-    title = f"{recipe.name}: {recipe.method.name} on {recipe.model} for one subject"
-    save_card(folder / CARD, data, title, text + _record(recipe, result))
-
-
-def _record(recipe: SubjectRecipe, result: Result) -> str:
-    """What came out, and of what."""
-    params = result["params"]
-    return f"""
+    title, params = f"{recipe.name}: {recipe.method.name} on {recipe.model} for one subject", result["params"]
+    text += f"""
 `{recipe.task.identifier}` in a prompt names the subject.
 
 ## Scores
@@ -103,3 +97,4 @@ def _record(recipe: SubjectRecipe, result: Result) -> str:
 
 Trained parameters: {params["adapter"]:,} of {params["total"]:,} of the U-Net.
 {made_by(recipe.resolved(), result["versions"])}"""
+    save_card(folder / CARD, data, title, text)

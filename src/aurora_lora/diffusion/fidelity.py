@@ -8,10 +8,9 @@ with the image and text embeddings of CLIP, and the class token of DINO's last l
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -46,72 +45,74 @@ BATCH = 16
 """Images read and embedded at a time."""
 
 
-class Embedder(ABC):
-    """Embeds images."""
-
-    model: Any
-
-    def to(self, device: torch.device) -> Self:
-        """This embedder, moved to `device`."""
-        self.model.to(device)
-        return self
-
-    @abstractmethod
-    def images(self, images: Sequence[Image]) -> Tensor:
-        """Embeddings (n, d) of images, float32."""
-
-    def files(self, paths: Sequence[Path]) -> Tensor:
-        """Embeddings (n, d) of image files, float32."""
-        from PIL import Image
-
-        parts = []
-        for batch in in_batches(paths, BATCH):
-            parts.append(self.images([Image.open(path).convert("RGB") for path in batch]))
-        return torch.cat(parts)
-
-
-class Clip(Embedder):
-    """Embeddings of CLIP.
+class Scorers:
+    """CLIP, and DINO (a self-supervised ViT), on the CPU until they are needed.
 
     Args:
-        name: a hub id, `owner/name@revision`, or a folder.
+        clip: a hub id, `owner/name@revision`, or a folder.
+        dino: likewise; None leaves it out.
 
     Raises:
-        UserError: it cannot be loaded, or its weights are pickles alone.
+        UserError: one cannot be loaded, or its weights are pickles alone.
     """
 
-    def __init__(self, name: str) -> None:
-        from transformers import AutoProcessor, CLIPModel
+    def __init__(self, clip: str, dino: str | None) -> None:
+        from transformers import AutoImageProcessor, AutoModel, AutoProcessor, CLIPModel
 
-        self.model, self.processor = _load("scores.clip", name, CLIPModel, AutoProcessor)
-
-    @torch.no_grad()
-    def images(self, images: Sequence[Image]) -> Tensor:
-        """(n, d), float32."""
-        inputs = self.processor(images=list(images), return_tensors="pt")
-        return _embedding(self.model.get_image_features(inputs["pixel_values"].to(self.model.device)))
+        self.clip, self.clip_processor = _load("scores.clip", clip, CLIPModel, AutoProcessor)
+        self.dino: Any = None
+        if dino is not None:
+            self.dino, self.dino_processor = _load("scores.dino", dino, AutoModel, AutoImageProcessor)
 
     @torch.no_grad()
-    def texts(self, texts: Sequence[str]) -> Tensor:
-        """(n, d), float32; longer texts are cut."""
-        inputs = self.processor(text=list(texts), padding=True, truncation=True, return_tensors="pt")
-        return _embedding(self.model.get_text_features(**inputs.to(self.model.device)))
-
-
-class Dino(Embedder):
-    """Class tokens of a self-supervised ViT. As `Clip`."""
-
-    def __init__(self, name: str) -> None:
-        from transformers import AutoImageProcessor, AutoModel
-
-        self.model, self.processor = _load("scores.dino", name, AutoModel, AutoImageProcessor)
+    def clip_images(self, images: Sequence[Image]) -> Tensor:
+        """CLIP's embeddings (n, d) of images, float32."""
+        inputs = self.clip_processor(images=list(images), return_tensors="pt")
+        return _embedding(self.clip.get_image_features(inputs["pixel_values"].to(self.clip.device)))
 
     @torch.no_grad()
-    def images(self, images: Sequence[Image]) -> Tensor:
-        """(n, d), float32."""
-        inputs = self.processor(images=list(images), return_tensors="pt")
-        hidden: Tensor = self.model(inputs["pixel_values"].to(self.model.device)).last_hidden_state
+    def clip_texts(self, texts: Sequence[str]) -> Tensor:
+        """CLIP's embeddings (n, d) of texts, float32; longer texts are cut."""
+        inputs = self.clip_processor(text=list(texts), padding=True, truncation=True, return_tensors="pt")
+        return _embedding(self.clip.get_text_features(**inputs.to(self.clip.device)))
+
+    @torch.no_grad()
+    def dino_images(self, images: Sequence[Image]) -> Tensor:
+        """DINO's class tokens (n, d) of images, float32."""
+        inputs = self.dino_processor(images=list(images), return_tensors="pt")
+        hidden: Tensor = self.dino(inputs["pixel_values"].to(self.dino.device)).last_hidden_state
         return hidden[:, 0].float().cpu()
+
+    def fidelity(
+        self, generated: Mapping[str, Sequence[Path]], real: Sequence[Image], texts: Sequence[str], device: torch.device
+    ) -> dict[str, dict[str, float]]:
+        """`clip_i`, `clip_t` and `dino` of generated images, by the name that they are given under.
+
+        Args:
+            generated: image files.
+            real: images of the subject.
+            texts: the prompt of each generated image.
+            device: where to compute.
+        """
+        self.clip.to(device)
+        wanted, subject = self.clip_texts(texts), self.clip_images(real)
+        found: dict[str, dict[str, float]] = {}
+        for name, paths in generated.items():
+            embedded = _of_files(self.clip_images, paths)
+            found[name] = {"clip_i": subject_fidelity(embedded, subject), "clip_t": prompt_fidelity(embedded, wanted)}
+        if self.dino is not None:
+            self.dino.to(device)
+            subject = self.dino_images(real)
+            for name, paths in generated.items():
+                found[name]["dino"] = subject_fidelity(_of_files(self.dino_images, paths), subject)
+        return found
+
+
+def _of_files(embed: Callable[[Sequence[Image]], Tensor], paths: Sequence[Path]) -> Tensor:
+    from PIL import Image
+
+    parts = in_batches(paths, BATCH)
+    return torch.cat([embed([Image.open(path).convert("RGB") for path in part]) for part in parts])
 
 
 def _load(field: str, name: str, model: Any, processor: Any) -> tuple[Any, Any]:
@@ -127,16 +128,12 @@ def _load(field: str, name: str, model: Any, processor: Any) -> tuple[Any, Any]:
         loaded = model.from_pretrained(repo, use_safetensors=True, **where, **NO_CODE).eval()
         return loaded, processor.from_pretrained(repo, **where, **NO_CODE)
     except (OSError, ValueError, KeyError) as error:
-        raise cannot_load(field, name, _only_pickles(repo, where["revision"]) or error) from error
-
-
-def _only_pickles(repo: str, revision: str) -> str | None:
-    """What to do about weights that are there as pickles alone; None if they are not."""
-    file = only_pickles(repo, revision)
-    return file and (
-        f"{file} is a pickle, which is never loaded, and there is no model.safetensors; name a revision that has "
-        "one (owner/name@refs/pr/N), or a folder with the weights converted"
-    )
+        file = only_pickles(repo, where["revision"])
+        pickles = (
+            f"{file} is a pickle, which is never loaded, and there is no model.safetensors; name a revision that has "
+            "one (owner/name@refs/pr/N), or a folder with the weights converted"
+        )
+        raise cannot_load(field, name, pickles if file else error) from error
 
 
 def _embedding(output: Any) -> Tensor:

@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from peft import get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from rich.console import Console
 from torch import nn
 
 from .. import files
 from ..data.dreambooth import DREAMBOOTH
 from ..data.loading import cannot_load
+from ..data.metrics import METRICS
+from ..deploy import export_lora
+from ..deploy.export import check_replaceable, in_dtype, of_one_rank, write_component
 from ..errors import ArgumentError, FormError, UserError, check_count
 from ..extras import extra
+from ..forms import FormName, form_named
+from ..methods import Method
+from ..methods.aurora import AuroraMethod
 from ..methods.base import load_finite
 from ..train.exporting import Exported, check_export_folder
 from ..train.finished_run import FinishedRun, check_own_recipe, read_finished
 from ..train.models import cached_commit, check_dtype, warn_of_another_commit
-from ..train.publish import ADAPTER, RECIPE, RESULT
+from ..train.publish import ADAPTER, LORA, RECIPE, RESULT
 from ..train.recipe import task_name, validate_as
+from ..train.results import examples_scored, parameters, rate, scores_of
+from ..tuner.adapters import plain_path
 from .card import write_lora_card
-from .export import no_lora, write_lora
-from .grid import GRID, write_grid, write_png
-from .pipeline import load_diffusion
-from .random_numbers import seed_of
+from .pipeline import GRID, load_diffusion, seed_of, write_grid, write_png
 from .recipe import SubjectRecipe
+
+IMAGES, FORMS = "images", "forms.png"
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,27 @@ class SubjectRun(FinishedRun):
     """A finished run of subject-driven generation: what `train_subject` and `load_subject_run` give."""
 
     recipe: SubjectRecipe = field(repr=False)
+
+    @property
+    def written(self) -> list[Path]:
+        """What the run left behind; not every method is a LoRA."""
+        names = (RECIPE, IMAGES, GRID, FORMS, ADAPTER, LORA, RESULT)
+        return [self.folder / name for name in names if (self.folder / name).exists()]
+
+
+def print_subject_run(console: Console, run: SubjectRun) -> None:
+    """Scores of every form, parameter counts, and what was written."""
+    result = run.result
+    console.print(replace(scores_of(result), title=f"{result['task']}: {examples_scored(result)}"))
+    console.print(parameters(result), highlight=False)
+    took, epochs = result["time"], result["epochs"]
+    console.print(
+        f"{epochs[-1]['step']} steps; {took['train_s']:.0f} s of training, {rate(took['samples_per_s'])} images/s; "
+        f"noise error {METRICS['noise_error'].shown(epochs[0]['validation']['noise_error'])} before it",
+        highlight=False,
+    )
+    for path in run.written:
+        console.print(f"  {path}", highlight=False, soft_wrap=True)
 
 
 def load_subject_run(folder: Path | str) -> SubjectRun:
@@ -147,3 +178,74 @@ def _with_adapter(run: SubjectRun, unet: Any, commit: str | None) -> nn.Module:
     """The U-Net with the run's adapter; a warning where it is of another commit than the run was trained on."""
     warn_of_another_commit(run.folder, run.result, commit)
     return load_finite(run.recipe.method, unet, run.folder / ADAPTER).eval()
+
+
+# ---------------------------------------------------------------- a LoRA of diffusers, read without this package
+
+
+def no_lora(method: Method, form: str) -> str | None:
+    """Why a form of a method is no LoRA of diffusers; None if it is one."""
+    if not form_named(form).mergeable:
+        return "the dynamic form is no linear map"
+    if not isinstance(method, AuroraMethod) and method.name != "lora":
+        return f"diffusers loads LoRA, and {method.name} is none"
+    options = method.options
+    for name in ("modules_to_save", "trainable_token_indices"):
+        if options.get(name):
+            return f"a LoRA file of diffusers has no place for what {name} trains"
+    if method.base_use == "trained":
+        return f"a LoRA file of diffusers has no place for the biases that bias={options['bias']!r} trains"
+    if method.base_use == "start":
+        kasa = options.get("kasa_config") is not None
+        start = "kasa_config" if kasa else f"init_lora_weights={options['init_lora_weights']!r}"
+        return f"a LoRA file of diffusers is for the base as it is, and {start} may change it"
+    return None
+
+
+def write_lora(model: nn.Module, folder: Path, method: Method, form: str, dtype: str = "float32") -> None:
+    """Write `pytorch_lora_weights.safetensors` for the U-Net.
+
+    Args:
+        model: the U-Net with the adapter of the method, AuroRA or PEFT's LoRA.
+        folder: an earlier export there is replaced; what it holds of other components of the pipeline stays.
+        method: of the adapter.
+        form: the form to write.
+        dtype: of the factors.
+
+    Raises:
+        FormError, NotCalibratedError, NotFiniteError: as `export_lora`.
+        ValueError: the adapter has or trains more than LoRA's A and B, or is a variant of LoRA; an unknown dtype; a
+            folder that holds anything but an earlier export.
+    """
+    if isinstance(method, AuroraMethod):
+        export_lora(model, folder, cast("FormName", form), format="diffusers", dtype=dtype)
+        return
+    weights = in_dtype(_lora_state(model), dtype)
+    check_replaceable(folder)
+    write_component(folder, "unet", weights)
+
+
+@torch.no_grad()
+def _lora_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """PEFT's LoRA under the names in the U-Net; the scaling goes into B, as such files have no alpha.
+
+    Raises:
+        ValueError: as `write_lora`.
+    """
+    held = get_peft_model_state_dict(model, save_embedding_layers=False)
+    if other := next((name for name in held if not name.endswith((".lora_A.weight", ".lora_B.weight"))), None):
+        raise ValueError(f"a LoRA file of diffusers holds LoRA's A and B only, and the adapter has {other} too")
+    factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    for path, layer in model.named_modules():
+        if isinstance(layer, LoraLayer):
+            adapted: Any = layer
+            (name,) = layer.active_adapters
+            if layer.lora_variant:
+                raise ValueError("a variant of LoRA does not fit into a LoRA file of diffusers")
+            A, B = (side[name].weight for side in (adapted.lora_A, adapted.lora_B))
+            factors[plain_path(model, path)] = A, B * layer.scaling[name]
+    return {
+        f"{path}.{name}.weight": factor
+        for path, pair in of_one_rank(factors).items()
+        for name, factor in zip(("lora_A", "lora_B"), pair, strict=True)
+    }

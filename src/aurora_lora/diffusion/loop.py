@@ -1,57 +1,61 @@
-"""The training loop: Accelerate for devices and precision, whole checkpoints, the same weights after a kill."""
+"""The training loop and its loss (Ho et al. 2020): whole checkpoints, the same weights after a kill."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator  # type: ignore[import-untyped]
-from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
+from accelerate.utils import reduce  # type: ignore[import-untyped]
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import get_scheduler
 
 from .. import files, termination
 from ..data.dreambooth import images_digest
-from ..data.own.source import sha256_of
 from ..errors import UserError
 from ..methods.parameters import load_trained, save_trained
 from ..temporary_attributes import kept
 from ..train import publish
-from ..train.distributed import asked_to_stop, check_as_many, check_precision, on_main, peak_memory, state
-from ..train.recipe import divide, examples_of_a_step
+from ..train.distributed import asked_to_stop, check_as_many, on_main, peak_memory, state
+from ..train.models import PRECISIONS
+from ..train.recipe import Precision, divide, examples_of_a_step
 from ..values import check_loss
-from .loss import snr_weights, squared_errors, total_loss
-from .random_numbers import seed_of
+from .pipeline import seed_of
 from .recipe import SubjectRecipe
 from .subject import Noised, Subject
 
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 
 
-def make_accelerator(recipe: SubjectRecipe) -> Accelerator:
-    """Accelerate, set up as the recipe says.
+def squared_errors(predicted: Tensor, wanted: Tensor) -> Tensor:
+    """The mean squared error of each sample, (batch,), in float32."""
+    return (predicted.float() - wanted.float()).square().flatten(1).mean(1)
 
-    Raises:
-        UserError: a precision that this machine cannot compute in, or a kind of parallelism that shards the weights.
+
+def snr_weights(scheduler: Any, timesteps: Tensor, gamma: float) -> Tensor:
+    """Min-SNR weights (batch,), Hang et al. 2023: min(snr, gamma) / snr, for v-prediction over snr + 1.
+
+    snr = a / (1 - a), where a is the timestep's cumulative product of alphas.
     """
-    wanted, cpu = recipe.training, not torch.accelerator.is_available()
-    share = divide(wanted, state().num_processes)
-    check_precision(wanted.precision)
-    AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
-    accelerator = Accelerator(
-        mixed_precision="no" if wanted.precision == "fp32" else wanted.precision,
-        gradient_accumulation_steps=share.accumulation,
-        cpu=cpu,
-    )
-    kind = accelerator.distributed_type.value
-    if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "TP"):
-        raise UserError(f"dreambooth does not train under {kind}: the adapter is small; use plain data parallelism")
-    return accelerator
+    a: Tensor = scheduler.alphas_cumprod.to(timesteps.device)[timesteps].double()
+    snr = a / (1 - a)
+    over = snr + 1 if scheduler.config.prediction_type == "v_prediction" else snr
+    return (snr.clamp(max=gamma) / over).to(torch.float32)
+
+
+def total_loss(errors: Tensor, prior_weight: float | None) -> Tensor:
+    """The mean error of a batch; with prior preservation, whose images are its second half, the mean of the first half
+    and `prior_weight` times that of the second (Ruiz et al. 2023, Eq. 2)."""
+    if prior_weight is None:
+        return errors.mean()
+    own, others = errors.chunk(2)
+    return own.mean() + prior_weight * others.mean()
 
 
 @dataclass
@@ -74,14 +78,16 @@ class Progress:
 
 
 class _Trained(nn.Module):
-    """The U-Net as Accelerate wraps it for training; what generates is the U-Net itself, as it is."""
+    """The U-Net in training, in the recipe's precision; what generates is the U-Net itself, as it is."""
 
-    def __init__(self, unet: nn.Module) -> None:
+    def __init__(self, unet: nn.Module, precision: Precision) -> None:
         super().__init__()
-        self.unet = unet
+        self.unet, self.precision = unet, precision
 
     def forward(self, **inputs: Any) -> Tensor:
-        predicted: Tensor = self.unet(**inputs, return_dict=False)[0]
+        kind = inputs["sample"].device.type
+        with torch.autocast(kind, PRECISIONS[self.precision], enabled=self.precision != "fp32"):
+            predicted: Tensor = self.unet(**inputs, return_dict=False)[0]
         return predicted
 
 
@@ -92,7 +98,6 @@ class Loop:
         recipe: how.
         model: the U-Net with the recipe's method applied to it.
         subject: the data.
-        accelerator: from `make_accelerator`.
         checkpoints: folder of the checkpoints; the last two are kept.
         prepare: given what the loss of a batch is, decides what of the model is trained. It comes before the optimizer
             and, of several processes, before what they exchange is registered.
@@ -103,27 +108,29 @@ class Loop:
         recipe: SubjectRecipe,
         model: nn.Module,
         subject: Subject,
-        accelerator: Accelerator,
         checkpoints: Path,
         prepare: Callable[[Callable[[nn.Module, Noised], Tensor]], None] = lambda loss: None,
     ) -> None:
         self.recipe, self.module, self.subject, self.checkpoints = recipe, model, subject, checkpoints
-        self.accelerator = accelerator
-        self.share = divide(recipe.training, accelerator.num_processes)
-        commit = subject.diffusion.commit
-        images = images_digest(recipe.task.images)
-        self.progress = Progress(processes=accelerator.num_processes, model_commit=commit, images=images)
-        wanted = recipe.training
+        wanted, device, processes = recipe.training, subject.diffusion.device, state().num_processes
+        self.share = divide(wanted, processes)
+        self.progress = Progress(
+            processes=processes,
+            model_commit=subject.diffusion.commit,
+            images=images_digest(recipe.task.images),
+        )
         if wanted.gradient_checkpointing:
             subject.diffusion.pipe.unet.enable_gradient_checkpointing()
-        prepare(self._loss_of)
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=wanted.learning_rate, weight_decay=wanted.weight_decay)
-        self.trained = trained
+        prepare(lambda unet, batch: self.loss(_Trained(unet, wanted.precision), batch))
+        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trained, lr=wanted.learning_rate, weight_decay=wanted.weight_decay)
         self.schedule = get_scheduler(
-            wanted.scheduler, optimizer, num_warmup_steps=wanted.warmup_steps, num_training_steps=wanted.steps
+            wanted.scheduler, self.optimizer, num_warmup_steps=wanted.warmup_steps, num_training_steps=wanted.steps
         )
-        self.model, self.optimizer = accelerator.prepare(_Trained(model), optimizer)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=wanted.precision == "fp16")
+        self.model: nn.Module = _Trained(model, wanted.precision)
+        if processes > 1:
+            self.model = DistributedDataParallel(self.model, None if device.type == "cpu" else [device])
 
     # ---------------------------------------------------------------- training
 
@@ -179,22 +186,24 @@ class Loop:
 
     def _step(self, step: int) -> float:
         """One step of the optimizer; the mean loss of its samples."""
-        wanted, share, accelerator = self.recipe.training, self.share, self.accelerator
-        rank, processes, total = accelerator.process_index, accelerator.num_processes, 0.0
+        wanted, share, here, total = self.recipe.training, self.share, state(), 0.0
         self.module.train()
         for micro in range(share.accumulation):
             number = step * share.accumulation + micro
-            first = (number * processes + rank) * share.batch_size
-            torch.manual_seed(seed_of("dropout", self.recipe.seed, number, rank))
+            first = (number * here.num_processes + here.process_index) * share.batch_size
+            torch.manual_seed(seed_of("dropout", self.recipe.seed, number, here.process_index))
             batch = self.subject.batch(range(first, first + share.batch_size))
-            with accelerator.accumulate(self.model):
+            waits = isinstance(self.model, DistributedDataParallel) and micro < share.accumulation - 1
+            with self.model.no_sync() if waits else nullcontext():  # type: ignore[operator]
                 loss = self.loss(self.model, batch)
-                accelerator.backward(loss)
-                if accelerator.sync_gradients and wanted.max_grad_norm:
-                    accelerator.clip_grad_norm_(self.trained, wanted.max_grad_norm)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-            total += float(accelerator.reduce(loss.detach(), "mean"))
+                self.scaler.scale(loss / share.accumulation).backward()
+            total += float(reduce(loss.detach(), "mean"))
+        if wanted.max_grad_norm:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.trained, wanted.max_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
         self.schedule.step()
         return total / share.accumulation
 
@@ -211,11 +220,6 @@ class Loop:
             errors = errors * snr_weights(self.subject.diffusion.noise, batch.timesteps, gamma)
         return total_loss(errors, None if prior is None else prior.weight)
 
-    def _loss_of(self, model: nn.Module, batch: Noised) -> Tensor:
-        """The loss of a U-Net on a batch, outside the training loop."""
-        with self.accelerator.autocast():
-            return self.loss(_Trained(model), batch)
-
     # ---------------------------------------------------------------- checkpoints
 
     def resume(self, checkpoint: Path) -> None:
@@ -228,8 +232,7 @@ class Loop:
         here, there = self.progress, Progress(**files.read_json(checkpoint / STATE))
         folder = self.checkpoints.parent
         check_as_many(folder, there.processes, here.processes)
-        # earlier versions kept none, or that of all files
-        if here.images and there.images not in (None, here.images, sha256_of(self.recipe.task.images)):
+        if there.images != here.images:
             raise UserError(
                 f"the images in {self.recipe.task.images} have changed since the run in {folder} began: put them back, "
                 "or choose another output folder"
@@ -244,13 +247,11 @@ class Loop:
         self.optimizer.load_state_dict({"state": kept, "param_groups": groups})
         for _ in range(self.progress.step):
             self.schedule.step()
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(self.progress.scaler)
+        self.scaler.load_state_dict(self.progress.scaler)
 
     def _save(self) -> None:
         self.progress.peak_mb = max(self.progress.peak_mb, peak_memory())
-        if self.accelerator.scaler is not None:
-            self.progress.scaler = self.accelerator.scaler.state_dict()
+        self.progress.scaler = self.scaler.state_dict()
         on_main(self._write)
 
     def _write(self) -> None:

@@ -1,11 +1,14 @@
-"""Stable Diffusion XL through diffusers: loading, prompts, latents, generated images."""
+"""Stable Diffusion XL through diffusers: loading, prompts, latents, images; and the random numbers of all of them."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import textwrap
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,10 +18,10 @@ from transformers import AutoConfig
 from ..data.loading import NO_CODE, cannot_load, check_attention
 from ..errors import UserError
 from ..extras import extra
-from ..files import located
+from ..files import located, new_file
 from ..train.models import PRECISIONS, cached_commit
+from ..train.progress import quiet_libraries
 from ..values import check_finite
-from .random_numbers import generator
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,6 +29,34 @@ if TYPE_CHECKING:
     from .recipe import SubjectRecipe, ValidationSection
 
 PREDICTIONS = ("epsilon", "v_prediction")
+GRID = "grid.png"
+"""What the file with all images is called."""
+SIDE = 256
+"""Pixels of an image in the grid, at most."""
+GAP, HEAD, LABEL = 8, 28, 168
+"""Pixels between the images, above them for the columns' titles, and to their left for the prompts."""
+TEXT = 13
+
+
+def seed_of(*what: object) -> int:
+    """A seed that what it is for decides, and neither the number of processes nor where a run went on."""
+    return int.from_bytes(hashlib.blake2b(repr(what).encode(), digest_size=8).digest()) >> 1
+
+
+def generator(*what: object) -> torch.Generator:
+    """A generator on the CPU, so that the numbers are the same on every device."""
+    return torch.Generator().manual_seed(seed_of(*what))
+
+
+def quiet() -> None:
+    """Switch off the progress bars and warnings of the libraries underneath."""
+    quiet_libraries()
+    warnings.filterwarnings("ignore", module=r"diffusers(\.|$)")
+    with contextlib.suppress(ImportError):  # said when it is needed
+        from diffusers.utils import logging as diffusers_logging
+
+        diffusers_logging.set_verbosity_error()
+        diffusers_logging.disable_progress_bar()
 
 
 @dataclass(frozen=True)
@@ -81,24 +112,11 @@ class Diffusion:
             encoder.to(self.device)
         known, unprompted = {}, None
         for prompt in dict.fromkeys(prompts):
-            self._warn_if_cut(prompt)
             hidden, no_hidden, pooled, no_pooled = self.pipe.encode_prompt(prompt, device=self.device)
             known[prompt] = Prompt(hidden.cpu(), pooled.cpu())
             unprompted = Prompt(no_hidden.cpu(), no_pooled.cpu())
         assert unprompted is not None
         return known, unprompted
-
-    def _warn_if_cut(self, prompt: str) -> None:
-        """Warn where a prompt is longer than the model reads: what diffusers logs of that is not shown."""
-        tokenizer = self.pipe.tokenizer
-        most, has = tokenizer.model_max_length, len(tokenizer(prompt, verbose=False).input_ids)
-        if has > most:
-            warnings.warn(
-                f"the end of a prompt is cut, which has {has} tokens of the {most} that the model reads: {prompt!r}",
-                stacklevel=2,
-            )
-
-    # ---------------------------------------------------------------- latents and the U-Net's inputs
 
     @torch.no_grad()
     def latents(self, pixels: Tensor, draw: torch.Generator | None = None) -> Tensor:
@@ -111,19 +129,13 @@ class Diffusion:
         sampled = found.mode() if draw is None else found.sample(draw)
         if overflows:
             vae.to(torch.float16)
-        return self._normalised(sampled.float())
-
-    def _normalised(self, sampled: Tensor) -> Tensor:
-        """Latents as the U-Net was trained on them, which the pipeline undoes before it decodes: some autoencoders tell
-        the mean and the deviation of each channel."""
-        config = self.pipe.vae.config
+        latents: Tensor = sampled.float()
+        config = vae.config
         mean, std = (getattr(config, name, None) for name in ("latents_mean", "latents_std"))
-        if mean is not None and std is not None:
-            shape = (1, -1, 1, 1)
-            mean, std = (torch.tensor(x, device=sampled.device).view(shape) for x in (mean, std))
-            sampled = (sampled - mean) / std
-        latents: Tensor = sampled * config.scaling_factor
-        return latents
+        if mean is not None and std is not None:  # of each channel, which the pipeline undoes before it decodes
+            mean, std = (torch.tensor(x, device=latents.device).view(1, -1, 1, 1) for x in (mean, std))
+            latents = (latents - mean) / std
+        return latents * float(config.scaling_factor)
 
     def inputs(self, noisy: Tensor, timesteps: Tensor, prompts: Sequence[Prompt], time_ids: Tensor) -> dict[str, Any]:
         """The U-Net's arguments: noisy latents, timesteps (batch,), a prompt for each, sizes and crops (batch, 6)."""
@@ -213,3 +225,43 @@ def _check_text_encoders(model: str) -> None:
     for part in ("text_encoder", "text_encoder_2"):
         with contextlib.suppress(OSError):  # the pipeline says what is not there
             check_attention(AutoConfig.from_pretrained(model, subfolder=part, **NO_CODE))
+
+
+# ---------------------------------------------------------------- files of images
+
+
+def write_png(path: Path, image: Image) -> None:
+    """Write an image, whole or not at all."""
+    with new_file(path) as partial:
+        image.save(partial, format="PNG")
+
+
+def write_grid(path: Path, rows: Sequence[str], columns: Mapping[str, Sequence[Path]]) -> None:
+    """Write the grid, whole or not at all.
+
+    Args:
+        path: of the PNG.
+        rows: the prompts.
+        columns: title -> the image of each prompt, by its file.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(TEXT)
+    side = SIDE
+    width, height = LABEL + GAP + len(columns) * (side + GAP), HEAD + len(rows) * (side + GAP)
+    sheet = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, (title, images) in enumerate(columns.items()):
+        left = LABEL + GAP + column * (side + GAP)
+        draw.text((left + side / 2, HEAD / 2), title, fill="black", font=font, anchor="mm")
+        for row, image in enumerate(images):
+            with Image.open(image) as opened:
+                # small images are enlarged without smoothing, so that their pixels show
+                smooth = Image.Resampling.LANCZOS if max(opened.size) > side else Image.Resampling.NEAREST
+                square = opened.convert("RGB").resize((side, side), smooth)
+                sheet.paste(square, (left, HEAD + row * (side + GAP)))
+    for row, prompt in enumerate(rows):
+        middle = HEAD + row * (side + GAP) + side / 2
+        lines = textwrap.wrap(prompt, int((LABEL - GAP) / (0.55 * TEXT)), max_lines=12, placeholder=" ...")
+        draw.multiline_text((GAP, middle), "\n".join(lines), fill="black", font=font, anchor="lm")
+    write_png(path, sheet)

@@ -12,27 +12,36 @@ What is left out has a default: that of DreamBooth's script for SDXL in diffuser
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import AliasChoices, Field, field_validator
+from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from ..data.dreambooth import PLACEHOLDER
+from ..data.dreambooth import DREAMBOOTH, PLACEHOLDER
+from ..errors import UserError
 from ..methods import Method, get_method
 from ..methods.start import wants_probe
+from ..train.finished_run import FinishedRun
 from ..train.recipe import (
     BoundMethod,
     CalibrationSection,
     Number,
     Precision,
     Rate,
+    Recipe,
     RunRecipe,
     Section,
     Seed,
     Size,
     Steps,
     Threads,
+    is_result,
+    override,
+    task_name,
+    validate,
+    validate_as,
 )
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -84,10 +93,7 @@ class DiffusionTrainingSection(Section):
     """Images of the subject in a forward pass of one process; several share out a step (docs/trainers.md)."""
     gradient_accumulation_steps: Size = 4
     learning_rate: Rate = 1e-4
-    scheduler: Annotated[
-        Literal["constant", "constant_with_warmup", "linear", "cosine"],
-        Field(validation_alias=AliasChoices("scheduler", "schedule")),  # as files of earlier versions call it
-    ] = "constant"
+    scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
     """Of the learning rate, after the warm-up, as Transformers computes it; `constant` has no warm-up."""
     warmup_steps: Steps = 0
     """Steps over which the learning rate rises."""
@@ -202,3 +208,51 @@ class SubjectRecipe(RunRecipe):
     def validation_prompts(self) -> tuple[str, ...]:
         """The prompts of the images that are generated while it trains, filled in."""
         return tuple(self.task.fill(prompt) for prompt in self.validation.prompts or (self.task.prompt,))
+
+
+# ---------------------------------------------------------------- recipes of any kind
+
+
+class Found(Protocol):
+    """A recipe that was found: a file, or a cell of the paper's tables."""
+
+    @property
+    def source(self) -> str: ...
+
+    def values(self) -> Any: ...
+
+
+def load_found(found: Found, overrides: Sequence[str]) -> RunRecipe:
+    """Validate a recipe that was found already; by its name or file."""
+    return as_recipe(override(found.values(), overrides), found.source)
+
+
+def as_recipe(values: Any, source: str) -> RunRecipe:
+    """Validate the plain values of a recipe of any kind.
+
+    Args:
+        values: of its fields; those that are missing get their defaults.
+        source: where they are from, for messages.
+
+    Raises:
+        UserError: a value is wrong; one line for each mistake.
+    """
+    if is_result(values):
+        raise UserError(f"{source}: this is the result of a run, not a recipe: recipe.yaml beside it is one")
+    if task_name(values) == DREAMBOOTH.name:
+        return validate_as(SubjectRecipe, values, source)
+    return validate(values, source)
+
+
+def train_any(recipe: RunRecipe, output: Path) -> FinishedRun:
+    """Run a recipe of any kind; as `train`."""
+    if isinstance(recipe, SubjectRecipe):
+        from .pipeline import quiet
+        from .run import train_subject
+
+        quiet()
+        return train_subject(recipe, output)
+    from ..train.run import train
+
+    assert isinstance(recipe, Recipe)
+    return train(recipe, output)

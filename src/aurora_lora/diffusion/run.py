@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from rich.console import Console
+from rich.progress import Progress
 from torch import Tensor
 from transformers import set_seed
 
@@ -16,34 +18,30 @@ from .. import files, termination
 from ..data.dreambooth import subject_images
 from ..data.models import check_access
 from ..deploy import calibrate
-from ..files import expanded
 from ..forms import CALIBRATED
 from ..methods import Sample, count_parameters
 from ..methods.base import apply_method
 from ..train import publish
-from ..train.distributed import on_main, own_part, peak_memory, reset_peak_memory, state
+from ..train.distributed import check_precision, on_main, own_part, peak_memory, reset_peak_memory, state
+from ..train.progress import bar
 from ..train.publish import CHECKPOINTS, LORA
 from ..train.recipe import divide
 from ..train.results import Result, build_result, read_result
 from .card import write_adapter_card, write_lora_card
-from .export import no_lora, write_lora
-from .fidelity import Clip, Dino, plain_prompt, prompt_fidelity, subject_fidelity
-from .finished_run import SubjectRun
-from .grid import GRID, write_grid, write_png
-from .loop import Loop, make_accelerator, prediction_scores
-from .pipeline import load_diffusion
-from .progress import SilentWatcher, Watcher
-from .random_numbers import mine, seed_of
+from .fidelity import Scorers, plain_prompt
+from .finished_run import FORMS, IMAGES, SubjectRun, no_lora, write_lora
+from .loop import Loop, prediction_scores
+from .pipeline import GRID, load_diffusion, seed_of, write_grid, write_png
 from .recipe import SubjectRecipe
-from .subject import Noised, Subject, class_images, prepare_class_images
+from .subject import Noised, Subject, class_images, class_paths, prepare_class_images
 
-IMAGES, CLASS_IMAGES = "images", "class-images"
-FORMS = "forms.png"
+CLASS_IMAGES = "class-images"
 EXPLAINED = "explained"
 """The main score of a run without others; higher is better, as in all tasks."""
+T = TypeVar("T")
 
 
-def train_subject(recipe: SubjectRecipe, output: Path | str, watcher: Watcher | None = None) -> SubjectRun:
+def train_subject(recipe: SubjectRecipe, output: Path | str, console: Console | None = None) -> SubjectRun:
     """Fine-tune on images of a subject, calibrate, generate in every form; go on with an interrupted run.
 
     Writes into `output`: `recipe.yaml`; `images/` and `grid.png`, generated while it trains; `forms.png`, the same
@@ -53,13 +51,13 @@ def train_subject(recipe: SubjectRecipe, output: Path | str, watcher: Watcher | 
     Args:
         recipe: what to do.
         output: folder of the run.
-        watcher: is told how far it is.
+        console: shows how far it is; nothing does if None.
 
     Raises:
         UserError: the folder holds another recipe's run, cannot be written, or is not one for all processes; what the
             recipe names cannot be had; a step's images cannot be divided among the processes; the training diverged.
     """
-    folder, watcher = Path(output), watcher or SilentWatcher()
+    folder = Path(output)
     divide(recipe.training, state().num_processes)  # joins the other processes, if there are any
     with contextlib.ExitStack() as stack:
         inside = [folder / CLASS_IMAGES, *(folder / IMAGES).glob("*")]
@@ -68,7 +66,8 @@ def train_subject(recipe: SubjectRecipe, output: Path | str, watcher: Watcher | 
         if finished is not None:
             return SubjectRun(folder, recipe, finished)
         reset_peak_memory()
-        return SubjectRun(folder, recipe, _Training(recipe, folder, watcher).run(), was_finished=False)
+        bars = stack.enter_context(bar(console or Console(quiet=True)))
+        return SubjectRun(folder, recipe, _Training(recipe, folder, bars).run(), was_finished=False)
 
 
 def needed_prompts(recipe: SubjectRecipe) -> list[str]:
@@ -82,8 +81,8 @@ def needed_prompts(recipe: SubjectRecipe) -> list[str]:
 class _Training:
     """A run on its way."""
 
-    def __init__(self, recipe: SubjectRecipe, folder: Path, watcher: Watcher) -> None:
-        self.recipe, self.folder, self.watcher = recipe, folder, watcher
+    def __init__(self, recipe: SubjectRecipe, folder: Path, bars: Progress) -> None:
+        self.recipe, self.folder, self.bars = recipe, folder, bars
         self.method = recipe.method
         self.prompts = recipe.validation_prompts
 
@@ -91,11 +90,11 @@ class _Training:
         recipe = self.recipe
         if recipe.training.threads is not None:
             torch.set_num_threads(recipe.training.threads)
-        accelerator = make_accelerator(recipe)
+        check_precision(recipe.training.precision)
         on_main(self._load_scorers)  # first: what cannot be scored in the end is not worth the hours
         on_main(lambda: check_access(recipe.model))
         images = subject_images(recipe.task.images, recipe.task.subject)
-        self.diffusion = load_diffusion(recipe, needed_prompts(recipe), accelerator.device)
+        self.diffusion = load_diffusion(recipe, needed_prompts(recipe), state().device)
         self.subject = Subject(recipe, self.diffusion, images, self._class_images())
         self.held = self.subject.fixed(
             recipe.validation.noise_samples, [self.subject.prompt], "noise error", recipe.training.batch_size
@@ -105,17 +104,29 @@ class _Training:
         checkpoints = self.folder / CHECKPOINTS
         checkpoint = on_main(lambda: publish.last_intact(checkpoints))
         prepare = functools.partial(self._prepare, checkpoint)
-        self.loop = Loop(recipe, self.model, self.subject, accelerator, checkpoints, prepare)
+        self.loop = Loop(recipe, self.model, self.subject, checkpoints, prepare)
         if checkpoint is not None:
             self.loop.resume(checkpoint)
-            self.watcher.say(f"{recipe.method.name}: going on from step {self.loop.progress.step}")
-        if self.loop.progress.step < recipe.training.steps:
+            self._say(f"going on from step {self.loop.progress.step}")
+        done, steps = self.loop.progress.step, recipe.training.steps
+        if done < steps:
             on_main(self._remove_final_images)
-        each = self.watcher.begin(recipe.method.name, recipe.training.steps, self.loop.progress.step)
+        task = self.bars.add_task(recipe.method.name, total=steps, completed=done, note="")
         with termination.deferred():
-            self.loop.run(self._validate, each)
-        self.watcher.end()
+            self.loop.run(self._validate, lambda note: self.bars.update(task, advance=1, note=note))
+        self.bars.remove_task(task)
         return self._finish()
+
+    def _say(self, what: str) -> None:
+        self.bars.console.print(f"{self.recipe.method.name}: {what}", highlight=False, soft_wrap=True)
+
+    def _watched(self, what: str, work: Iterator[T] | Sequence[T], total: int) -> Iterator[T]:
+        """The work, one after the other, with a bar."""
+        task = self.bars.add_task(what, total=total, note="")
+        for one in work:
+            yield one
+            self.bars.advance(task)
+        self.bars.remove_task(task)
 
     def _remove_final_images(self) -> None:
         """Remove the images of an earlier end, whose last checkpoint was lost: they are of other weights."""
@@ -124,23 +135,20 @@ class _Training:
                 files.remove(path)
 
     def _load_scorers(self) -> None:
-        """The models that score the images in the end, in the main process; until then on the CPU."""
-        wanted = self.recipe.scores
-        if wanted is not None:
-            self.clip = Clip(wanted.clip)
-            self.dino = None if wanted.dino is None else Dino(wanted.dino)
+        if (wanted := self.recipe.scores) is not None:
+            self.scorers = Scorers(wanted.clip, wanted.dino)
 
     def _class_images(self) -> list[Path]:
         prior = self.recipe.prior
         if prior is None:
             return []
-        folder = self.folder / CLASS_IMAGES if prior.folder is None else expanded(prior.folder)
-        each = self.watcher.begin("images of the class", prior.images)
+        folder = self.folder / CLASS_IMAGES if prior.folder is None else files.expanded(prior.folder)
         on_main(lambda: prepare_class_images(self.recipe, folder))
-        made = class_images(self.recipe, self.diffusion, folder, lambda: each(""))
+        made = class_images(self.recipe, self.diffusion, folder)
+        for _ in self._watched("images of the class", made, len(own_part(class_paths(self.recipe, folder)))):
+            pass
         state().wait_for_everyone()
-        self.watcher.end()
-        return made
+        return class_paths(self.recipe, folder)
 
     def _prepare(self, checkpoint: Path | None, loss: Callable[[torch.nn.Module, Noised], Tensor]) -> None:
         """Let the method decide from training data what is trained, or take that from a checkpoint."""
@@ -172,8 +180,7 @@ class _Training:
         on_main(self._write_grid)
         losses = self.loop.progress.losses
         loss = f", loss {losses[-1]:.3f}" if losses else ""
-        where = f"{self.recipe.method.name}: step {step} of {self.recipe.training.steps}"
-        self.watcher.say(f"{where}, noise error {found['noise_error']:.4f}{loss}")
+        self._say(f"step {step} of {self.recipe.training.steps}, noise error {found['noise_error']:.4f}{loss}")
         return found
 
     def _images(self, name: str, prompts: Sequence[str], count: int = 1, again: bool = False) -> list[Path]:
@@ -188,25 +195,20 @@ class _Training:
         folder = self.folder / IMAGES / name
         files.check_writable(folder)
         paths = [folder / f"{row:02d}-{number}.png" for row in range(len(prompts)) for number in range(count)]
-        each = self.watcher.begin("images", len(mine(paths)))
-        for index, path in mine(paths):
+        mine = own_part(list(enumerate(paths)))
+        for index, path in self._watched("images", mine, len(mine)):
             if again or not path.exists():
                 row, number = divmod(index, count)
                 seed = seed_of("generated", self.recipe.seed, row, number)
-                image = self.diffusion.generate(prompts[row], self.recipe.validation, seed)
-                write_png(path, image)
-            each("")
-        self.watcher.end()
+                write_png(path, self.diffusion.generate(prompts[row], self.recipe.validation, seed))
         state().wait_for_everyone()
         return paths
 
     def _write_grid(self) -> None:
-        steps = sorted(path for path in (self.folder / IMAGES).glob("step-*") if path.is_dir())
-        now = self.loop.progress.step
         columns = {}
-        for path in steps:
+        for path in sorted(path for path in (self.folder / IMAGES).glob("step-*") if path.is_dir()):
             step = int(path.name.removeprefix("step-"))
-            if step <= now:  # a run that went on from an earlier checkpoint makes the later ones again
+            if step <= self.loop.progress.step:  # later ones are made again, by a run that went on
                 columns[f"step {step}"] = [path / f"{row:02d}-0.png" for row in range(len(self.prompts))]
         write_grid(self.folder / GRID, self.prompts, columns)
 
@@ -217,22 +219,26 @@ class _Training:
         self.model.eval()
         if CALIBRATED in self.method.forms:
             self._calibrate()
-        forms, deployed = self.method.forms, self.method.deployed_form
+        forms, deployed, wanted = self.method.forms, self.method.deployed_form, recipe.scores
+        scored, examples = "train", {"train": len(self.subject.images)}
         scores: dict[str, dict[str, float]] = {}
         columns: dict[str, list[Path]] = {}
+        generated: dict[str, list[Path]] = {}
         for form in forms:
             with self.method.using(self.model, form):
                 self.model.eval()
                 scores[form] = prediction_scores(self.diffusion.unet, self.held)
                 columns[form] = self._images(f"form-{form}", self.prompts)
+                if wanted is not None:
+                    prompts = [recipe.task.fill(prompt) for prompt in wanted.prompts]
+                    generated[form] = self._images(f"scores-{form}", prompts, wanted.images_per_prompt)
         on_main(lambda: write_grid(self.folder / FORMS, self.prompts, columns))
-        scored, examples = "train", {"train": len(self.subject.images)}
-        if recipe.scores is not None:
+        if wanted is not None:
             scored = "generated"
-            examples[scored] = len(recipe.scores.prompts) * recipe.scores.images_per_prompt
-            generated = self._scored_images(forms)
-            for form, found in on_main(lambda: self._fidelity(generated)).items():
-                scores[form] = {**found, **scores[form]}
+            examples[scored] = len(generated[deployed])
+            texts = [plain_prompt(prompt) for prompt in wanted.prompts for _ in range(wanted.images_per_prompt)]
+            found = on_main(lambda: self.scorers.fidelity(generated, self.subject.pictures, texts, state().device))
+            scores = {form: {**found[form], **scores[form]} for form in forms}
         progress = loop.progress
         result = build_result(
             recipe,
@@ -259,36 +265,6 @@ class _Training:
         on_main(lambda: self._write(result, deployed))
         return result
 
-    def _scored_images(self, forms: Sequence[str]) -> dict[str, list[Path]]:
-        """The images to score, by form."""
-        wanted = self.recipe.scores
-        assert wanted is not None
-        prompts = [self.recipe.task.fill(prompt) for prompt in wanted.prompts]
-        generated = {}
-        for form in forms:
-            with self.method.using(self.model, form):
-                self.model.eval()
-                generated[form] = self._images(f"scores-{form}", prompts, wanted.images_per_prompt)
-        return generated
-
-    def _fidelity(self, generated: Mapping[str, Sequence[Path]]) -> dict[str, dict[str, float]]:
-        """Subject and prompt fidelity of the images of each form."""
-        wanted, device = self.recipe.scores, self.diffusion.device
-        assert wanted is not None
-        plain = [plain_prompt(prompt) for prompt in wanted.prompts for _ in range(wanted.images_per_prompt)]
-        clip = self.clip.to(device)
-        texts, real = clip.texts(plain), clip.images(self.subject.pictures)
-        found = {}
-        for form, paths in generated.items():
-            embedded = clip.files(paths)
-            found[form] = {"clip_i": subject_fidelity(embedded, real), "clip_t": prompt_fidelity(embedded, texts)}
-        if self.dino is not None:
-            dino = self.dino.to(device)
-            real = dino.images(self.subject.pictures)
-            for form, paths in generated.items():
-                found[form]["dino"] = subject_fidelity(dino.files(paths), real)
-        return found
-
     def _calibrate(self) -> None:
         wanted = self.recipe.calibration
         prompts = [self.subject.prompt, None, *self.prompts]
@@ -298,26 +274,16 @@ class _Training:
 
     def _write(self, result: Result, deployed: str) -> None:
         """The plain LoRA, the adapter and the result."""
-        if (why := self._write_lora(result, deployed)) is not None:
-            self.watcher.say(f"{self.method.name}: no {LORA}/ is written: {why}")
+
+        def lora(partial: Path) -> None:
+            write_lora(self.model, partial, self.method, deployed)
+            write_lora_card(partial, self.recipe, result, deployed)
 
         def save(adapter: Path) -> None:
             self.method.save(self.model, adapter)
             write_adapter_card(adapter, self.recipe, result)
 
+        why = no_lora(self.method, deployed)
+        if (why := why or publish.write_lora(self.folder, lora)) is not None:
+            self._say(f"no {LORA}/ is written: {why}")
         publish.finish(self.folder, result, save)
-
-    def _write_lora(self, result: Result, form: str) -> str | None:
-        """The form as a LoRA of diffusers.
-
-        Returns:
-            Why there is none; None if there is one.
-        """
-        if (why := no_lora(self.method, form)) is not None:
-            return why
-
-        def write(partial: Path) -> None:
-            write_lora(self.model, partial, self.method, form)
-            write_lora_card(partial, self.recipe, result, form)
-
-        return publish.write_lora(self.folder, write)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +14,9 @@ from torch import Tensor
 from .. import files
 from ..errors import UserError
 from ..train.data import in_batches
+from ..train.distributed import own_part
 from ..train.recipe import differences
-from .grid import write_png
-from .pipeline import Diffusion
-from .random_numbers import generator, mine, row_of, seed_of
+from .pipeline import Diffusion, generator, seed_of, write_png
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,13 +35,8 @@ class Framed:
     time_ids: Tensor
 
 
-@dataclass(frozen=True)
-class Resized:
-    """An image whose shorter side was resized: `pixels` (3, height, width) from 0 to 1, and its original `size`."""
-
-    pixels: Tensor
-    size: tuple[int, int]
-    """Height and width."""
+Resized = tuple[Tensor, tuple[int, int]]
+"""An image whose shorter side was resized: pixels (3, height, width) from 0 to 1; and its original height and width."""
 
 
 def resize(image: Image, resolution: int) -> Resized:
@@ -50,9 +44,8 @@ def resize(image: Image, resolution: int) -> Resized:
     from torchvision.transforms.v2 import functional
 
     pixels = functional.to_dtype(functional.to_image(image), torch.float32, scale=True)
-    height, width = pixels.shape[-2:]
     resized = functional.resize(pixels, [resolution], antialias=True).clamp(0, 1)
-    return Resized(torch.as_tensor(resized), (int(height), int(width)))
+    return torch.as_tensor(resized), (image.height, image.width)
 
 
 def frame(image: Resized, resolution: int, crop: str, flip: bool, draw: torch.Generator) -> Framed:
@@ -65,7 +58,7 @@ def frame(image: Resized, resolution: int, crop: str, flip: bool, draw: torch.Ge
         flip: whether half of the images are mirrored.
         draw: decides what is random.
     """
-    pixels, (height, width) = image.pixels, image.size
+    pixels, size = image
     down, right = (int(side) - resolution for side in pixels.shape[-2:])
     top, left = down // 2, right // 2
     mirrored = float(torch.rand((), generator=draw)) < 0.5
@@ -75,8 +68,21 @@ def frame(image: Resized, resolution: int, crop: str, flip: bool, draw: torch.Ge
         top = int(torch.randint(down + 1, (), generator=draw))
         left = int(torch.randint(right + 1, (), generator=draw))
     square = pixels[..., top : top + resolution, left : left + resolution]
-    ids = torch.tensor([height, width, top, left, resolution, resolution], dtype=torch.float32)
-    return Framed(square * 2 - 1, ids)
+    return Framed(square * 2 - 1, torch.tensor([*size, top, left, resolution, resolution], dtype=torch.float32))
+
+
+def row_of(sample: int, rows: int, *what: object) -> int:
+    """Which of so many rows is the `sample`-th of a run: each epoch takes all of them once, in an order of its own."""
+    epoch, place = divmod(sample, rows)
+    return int(torch.randperm(rows, generator=generator("order", *what, epoch))[place])
+
+
+def target(scheduler: Any, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """What the U-Net is to predict: the noise e, or v = sqrt(a) e - sqrt(1 - a) x, as the scheduler says."""
+    if scheduler.config.prediction_type == "v_prediction":
+        velocity: Tensor = scheduler.get_velocity(latents, noise, timesteps)
+        return velocity
+    return noise
 
 
 @dataclass(frozen=True)
@@ -153,8 +159,6 @@ class Subject:
         return [self._together(some) for some in in_batches(made, batch_size)]
 
     def _together(self, samples: Sequence[tuple[Any, ...]]) -> Noised:
-        from .loss import target
-
         diffusion = self.diffusion
         latents = torch.cat([diffusion.latents(framed.pixels[None], draw) for framed, _, _, draw in samples]).cpu()
         noise = torch.stack([torch.randn(latents.shape[1:], generator=draw) for *_, draw in samples])
@@ -196,26 +200,17 @@ def prepare_class_images(recipe: SubjectRecipe, folder: Path) -> None:
         if any(folder.glob("*.png")):
             raise UserError(f"prior.folder: {folder} holds images, but no {SETTINGS}: choose another folder")
         files.write_json(path, settings)
-    elif odd := differences(_settings_in(path), settings):
+        return
+    with files.reading(path):
+        found = files.read_json(path)
+    if odd := differences(found, settings):
         raise UserError(
             f"prior.folder: {folder} holds images of other settings: {', '.join(odd)}: choose another folder"
         )
 
 
-def _settings_in(path: Path) -> dict[str, Any]:
-    try:
-        found = files.read_json(path)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise UserError(f"prior.folder: {path} is damaged: choose another folder, or remove this one")
-    return found
-
-
-def class_images(
-    recipe: SubjectRecipe, diffusion: Diffusion, folder: Path, each: Callable[[], None] = lambda: None
-) -> list[Path]:
-    """The images of the class, generated where they are not there yet; each process makes a share.
+def class_images(recipe: SubjectRecipe, diffusion: Diffusion, folder: Path) -> Iterator[Path]:
+    """This process's share of the images of the class, one after the other, generated where they are not there yet.
 
     Each is written whole or not at all, and has its own seed: a run that was interrupted goes on with the next.
 
@@ -223,14 +218,15 @@ def class_images(
         recipe: with a prior.
         diffusion: the model before it is trained.
         folder: where they are kept; see `prepare_class_images`.
-        each: called after each image.
     """
     assert recipe.prior is not None
     prompt = recipe.task.fill(recipe.prior.prompt)
-    paths = [folder / f"{number:05d}.png" for number in range(recipe.prior.images)]
-    for number, image in mine(paths):
-        if not image.exists():
-            made = diffusion.generate(prompt, recipe.validation, seed_of("class image", number))
-            write_png(image, made)
-        each()
-    return paths
+    for number, path in own_part(list(enumerate(class_paths(recipe, folder)))):
+        if not path.exists():
+            write_png(path, diffusion.generate(prompt, recipe.validation, seed_of("class image", number)))
+        yield path
+
+
+def class_paths(recipe: SubjectRecipe, folder: Path) -> list[Path]:
+    """The files of all images of the class."""
+    return [folder / f"{number:05d}.png" for number in range(0 if recipe.prior is None else recipe.prior.images)]

@@ -127,6 +127,6 @@ def load_any(given: Path | str, overrides: Sequence[str] = ()) -> RunRecipe:
     Raises:
         UserError: there is no such recipe, the file cannot be read, or a value is wrong; one line for each mistake.
     """
-    from ...diffusion.recipe_kinds import load_found
+    from ...diffusion.recipe import load_found
 
     return load_found(find(given, "recipe"), overrides)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...diffusion.recipe_kinds import load_found
+from ...diffusion.recipe import load_found
 from ...errors import ArgumentError, UserError
 from ...train.recipe import RunRecipe
 from ...train.results import Result
