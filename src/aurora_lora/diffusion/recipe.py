@@ -13,7 +13,6 @@ What is left out has a default: that of DreamBooth's script for SDXL in diffuser
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field, field_validator
@@ -23,14 +22,12 @@ from ..data.dreambooth import DREAMBOOTH, PLACEHOLDER
 from ..errors import UserError
 from ..methods import Method, get_method
 from ..methods.start import wants_probe
-from ..train.finished_run import FinishedRun
 from ..train.recipe import (
     BoundMethod,
     CalibrationSection,
     Number,
     Precision,
     Rate,
-    Recipe,
     RunRecipe,
     Section,
     Seed,
@@ -242,17 +239,3 @@ def as_recipe(values: Any, source: str) -> RunRecipe:
     if task_name(values) == DREAMBOOTH.name:
         return validate_as(SubjectRecipe, values, source)
     return validate(values, source)
-
-
-def train_any(recipe: RunRecipe, output: Path) -> FinishedRun:
-    """Run a recipe of any kind; as `train`."""
-    if isinstance(recipe, SubjectRecipe):
-        from .pipeline import quiet
-        from .run import train_subject
-
-        quiet()
-        return train_subject(recipe, output)
-    from ..train.run import train
-
-    assert isinstance(recipe, Recipe)
-    return train(recipe, output)

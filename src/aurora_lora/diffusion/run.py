@@ -23,15 +23,17 @@ from ..methods import Sample, count_parameters
 from ..methods.base import apply_method
 from ..train import publish
 from ..train.distributed import check_precision, on_main, own_part, peak_memory, reset_peak_memory, state
+from ..train.finished_run import FinishedRun
 from ..train.progress import bar
 from ..train.publish import CHECKPOINTS, LORA
-from ..train.recipe import divide
+from ..train.recipe import Recipe, RunRecipe, divide
 from ..train.results import Result, build_result, read_result
+from ..train.run import train
 from .card import write_adapter_card, write_lora_card
 from .fidelity import Scorers, plain_prompt
 from .finished_run import FORMS, IMAGES, SubjectRun, no_lora, write_lora
 from .loop import Loop, prediction_scores
-from .pipeline import GRID, load_diffusion, seed_of, write_grid, write_png
+from .pipeline import GRID, load_diffusion, quiet, seed_of, write_grid, write_png
 from .recipe import SubjectRecipe
 from .subject import Noised, Subject, class_images, class_paths, prepare_class_images
 
@@ -68,6 +70,15 @@ def train_subject(recipe: SubjectRecipe, output: Path | str, console: Console | 
         reset_peak_memory()
         bars = stack.enter_context(bar(console or Console(quiet=True)))
         return SubjectRun(folder, recipe, _Training(recipe, folder, bars).run(), was_finished=False)
+
+
+def train_any(recipe: RunRecipe, output: Path) -> FinishedRun:
+    """Run a recipe of any kind; as `train`."""
+    if isinstance(recipe, SubjectRecipe):
+        quiet()
+        return train_subject(recipe, output)
+    assert isinstance(recipe, Recipe)
+    return train(recipe, output)
 
 
 def needed_prompts(recipe: SubjectRecipe) -> list[str]:
