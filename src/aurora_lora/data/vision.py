@@ -210,7 +210,7 @@ _SPLITS = dict.fromkeys(("eurosat", "resisc45"), ("train", "validation", "test")
 
 
 def _repos(task: str) -> list[str]:
-    """Of the data set's splits, each once."""
+    """The repositories of the data set, each once."""
     *_, repo = _SOURCES[task]
     return list(dict.fromkeys(repo.format(split=split) for split in ("train", "test")))
 
