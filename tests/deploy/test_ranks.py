@@ -160,7 +160,6 @@ def test_a_budget_goes_to_the_layers_that_fields_leave(make_bert, labelled, conf
         ({"config": dict}, "^config=.* is not allowed: it must be the class AuroraConfig or LoraConfig"),
         ({"worth": lambda layer: layer.singular_values * float("nan")}, "worth gives numbers that are not finite"),
     ],
-    ids=str,
 )
 def test_what_is_refused(make_bert, labelled, fields, message):
     measured = probe(make_bert(), labelled, target_modules=["query", "classifier"], rank=2)
