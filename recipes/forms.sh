@@ -13,5 +13,8 @@ for seed in ${*:-0 1 2}; do
     done
 done
 python -c 'from pathlib import Path
-from aurora_lora.lab.experiments.runs_file import RunsFile
-RunsFile(Path("results/forms")).collect()'
+from aurora_lora.lab.experiments.runs_file import read_runs, write_runs
+from aurora_lora.train.results import read_result
+study = Path("results/forms")
+made = {folder: result for folder in (study / "runs").iterdir() if (result := read_result(folder))}
+write_runs(study, {**read_runs(study), **made})'
