@@ -35,7 +35,7 @@ FORMS = [
             "option", "God liked to control the day and the night, but the _ was too bright.", ["day", "night"]
         ),
         "Please choose the correct answer to fill in the blank to complete the given sentence: God liked to control "
-        "the day, but the _ was too bright.\n\n"
+        "the day and the night, but the _ was too bright.\n\n"
         "Option1: day Option2: night Answer format: option1/option2",
     ),
 ]

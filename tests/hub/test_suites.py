@@ -135,7 +135,7 @@ def test_runs_without_network(aurora: Aurora, runs: Path, hub: hub_server.Hub) -
     """The nodes of a cluster often see none: what was downloaded before is enough."""
     reproduce(aurora, runs, "table5", ["*-sigmoid-fgvc"], *IMAGES)
     asked = len(hub.asked)
-    reproduce(aurora, runs, "table5", ["*-sigmoid-fgvc"], *IMAGES, seeds=(1,), HF_HUB_OFFLINE="1")
+    reproduce(aurora, runs, "table5", ["*-sigmoid-fgvc"], *IMAGES, "--jobs", "2", seeds=(1, 2), HF_HUB_OFFLINE="1")
     assert hub.asked[asked:] == []
 
 
