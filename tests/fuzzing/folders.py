@@ -1,9 +1,9 @@
-"""Layers of folders: finished runs with damaged adapters or other files, begun runs with damaged checkpoints."""
+"""Layers of commands on folders: damaged runs, adapters, models and checkpoints, and command lines in any order."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,43 +16,29 @@ from . import hostile
 from .runner import Layer, SilentError, Verdict
 from .world import TEXTS, World, strict_json
 
-Draw = Callable[[st.SearchStrategy[Any]], Any]
-FIGURES = ("gap", "sigma")
-"""Commands that draw, and so take a second."""
-
-# ---------------------------------------------------------------- damage
-
 BYTES = ("flip", "truncate", "delete", "empty", "append", "words", "folder", "zeros")
 TENSORS = ("nan", "inf", "scale", "zero", "drop", "rename", "reshape", "half", "swap", "more", "bare", "nudge")
-JSONS = ("set", "drop", "value")
-
+part = st.floats(0, 1, exclude_max=True)
 damage = st.one_of(
-    st.tuples(st.just("bytes"), st.sampled_from(BYTES), st.floats(0, 1, exclude_max=True), hostile.scalars),
-    st.tuples(st.just("tensors"), st.sampled_from(TENSORS), st.floats(0, 1, exclude_max=True), hostile.scalars),
-    st.tuples(st.just("json"), st.sampled_from(JSONS), st.floats(0, 1, exclude_max=True), hostile.values),
+    st.tuples(st.just(""), st.sampled_from(BYTES), part, hostile.scalars),
+    st.tuples(st.just(".safetensors"), st.sampled_from(TENSORS), part, hostile.scalars),
+    st.tuples(st.just(".json"), st.sampled_from(("set", "drop", "value")), part, hostile.values),
 )
+"""The ending of the files that it is for, what is done, where, and with what."""
 Damage = tuple[str, str, float, Any]
 
 
-def strike(files: list[Path], where: float, done: Damage) -> bool:
-    """Damage one of the files; whether anything was changed."""
-    kind, how, at, value = done
-    endings = {"bytes": "", "tensors": ".safetensors", "json": ".json"}[kind]
-    files = [path for path in files if path.name.endswith(endings)]
-    if not files:
-        return False
-    path = files[int(where * len(files))]
-    before = path.read_bytes()
-    if kind == "bytes":
-        _strike_bytes(path, before, how, at, value)
-    elif kind == "tensors":
-        _strike_tensors(path, how, at)
-    else:
-        _strike_json(path, how, at, value)
-    return not path.is_file() or path.read_bytes() != before
+def strike(files: list[Path], where: float, done: Damage) -> None:
+    """Damage one of the files, if one has the ending."""
+    ending, how, at, value = done
+    files = [path for path in files if path.name.endswith(ending)]
+    if files:
+        path = files[int(where * len(files))]
+        {"": _strike_bytes, ".safetensors": _strike_tensors, ".json": _strike_json}[ending](path, how, at, value)
 
 
-def _strike_bytes(path: Path, data: bytes, how: str, at: float, value: Any) -> None:
+def _strike_bytes(path: Path, how: str, at: float, value: Any) -> None:
+    data = path.read_bytes()
     place = int(at * len(data))
     if how in ("delete", "folder"):
         path.unlink()
@@ -60,47 +46,33 @@ def _strike_bytes(path: Path, data: bytes, how: str, at: float, value: Any) -> N
             path.mkdir()
         return
     flipped = bytes([data[place] ^ (1 << int(8 * at * 1000) % 8)]) if data else b""
-    path.write_bytes(
-        {
-            "flip": data[:place] + flipped + data[place + 1 :],
-            "truncate": data[:place],
-            "empty": b"",
-            "append": data + b"\0more",
-            "words": repr(value).encode("utf-8", "surrogatepass"),
-            "zeros": bytes(len(data)),
-        }[how]
-    )
+    words = repr(value).encode("utf-8", "surrogatepass")
+    changed = {"flip": data[:place] + flipped + data[place + 1 :], "truncate": data[:place], "empty": b""}
+    path.write_bytes({**changed, "append": data + b"\0more", "words": words, "zeros": bytes(len(data))}[how])
 
 
-def _strike_tensors(path: Path, how: str, at: float) -> None:
+def _strike_tensors(path: Path, how: str, at: float, _: Any) -> None:
     tensors: dict[str, Tensor] = load_file(path)
     name = sorted(tensors)[int(at * len(tensors))]
-    value = tensors[name]
-    if how in ("nan", "inf", "scale", "zero", "nudge") and value.numel():
-        changed = value.clone()
-        flat = changed.view(-1)
-        if how in ("nan", "inf") and changed.is_floating_point():
-            flat[int(at * 997) % len(flat)] = float(how)
-        elif how == "nudge":
-            flat[int(at * 997) % len(flat)] += 1
-        elif how in ("scale", "zero"):
-            changed = changed * (0 if how == "zero" else 2)
-        tensors[name] = changed
-    elif how == "drop":
-        del tensors[name]
-    elif how == "rename":
-        tensors[f"{name}_x"] = tensors.pop(name)
-    elif how == "bare":
-        tensors[name.removeprefix("base_model.model.")] = tensors.pop(name)
+    value, other = tensors.pop(name).clone(), sorted(tensors)[-1:]
+    flat, place = value.view(-1), int(at * 997) % max(value.numel(), 1)
+    renamed = {"rename": f"{name}_x", "bare": name.removeprefix("base_model.model.")}
+    if how in ("nan", "inf") and value.is_floating_point() and value.numel():
+        flat[place] = float(how)
+    elif how == "nudge" and value.numel():
+        flat[place] += 1
+    elif how in ("scale", "zero"):
+        value = value * (0 if how == "zero" else 2)
     elif how == "reshape":
-        tensors[name] = value.reshape(-1)[: max(value.numel() - 1, 0)].clone()
+        value = flat[: max(value.numel() - 1, 0)].clone()
     elif how == "half":
-        tensors[name] = value.to(torch.float16) if value.is_floating_point() else value.to(torch.int16)
+        value = value.to(torch.float16 if value.is_floating_point() else torch.int16)
     elif how == "more":
         tensors[f"{name}.more"] = torch.ones(2)
-    elif how == "swap":
-        other = sorted(tensors)[-1]
-        tensors[name], tensors[other] = tensors[other].clone(), value.clone()
+    elif how == "swap" and other:
+        tensors[other[0]], value = value, tensors[other[0]].clone()
+    if how != "drop":
+        tensors[renamed.get(how, name)] = value
     save_file(tensors, path, metadata={"format": "pt"})
 
 
@@ -113,8 +85,7 @@ def _strike_json(path: Path, how: str, at: float, value: Any) -> None:
         if how == "drop":
             del stored[name]
         elif isinstance(stored[name], dict) and stored[name]:
-            inner = sorted(stored[name])[int(at * 997) % len(stored[name])]
-            stored[name][inner] = value
+            stored[name][sorted(stored[name])[int(at * 997) % len(stored[name])]] = value
         else:
             stored[name] = value
     try:
@@ -123,48 +94,16 @@ def _strike_json(path: Path, how: str, at: float, value: Any) -> None:
         path.write_text(repr(stored), encoding="utf-8", errors="surrogatepass")
 
 
-# ---------------------------------------------------------------- checks
+# ---------------------------------------------------------------- folders
 
 
-def _actions(*names: str) -> st.SearchStrategy[str]:
-    usual = [name for name in names if name not in FIGURES]
-    rare = [name for name in names if name in FIGURES]
-    few = [st.sampled_from(rare)] if rare else []
-    return st.integers(0, 19).flatmap(lambda n: few[0] if n == 0 and few else st.sampled_from(usual))
-
-
-def check_adapter(world: World, given: tuple[str, float, Damage, bool]) -> Verdict:
-    """A run with a damaged adapter gives what the undamaged one gives, or one line; an earlier version's, numbers."""
-    action, where, done, is_earlier = given
-    expected = world.expected(action)
-    run = world.copy(world.run)
-    files = sorted(path for path in (run / "adapter").iterdir() if path.suffix in (".safetensors", ".json"))
-    if is_earlier:
-        result = json.loads((run / "result.json").read_text(encoding="utf-8"))
-        del result["adapter_sha256"]
-        (run / "result.json").write_text(json.dumps(result), encoding="utf-8")
-    strike(files, where, done)
-    found = world.outcome(action, run)
-    if found is None:
-        return "refused"
-    if is_earlier:
-        if action in ("merge", "export") and not world.is_finite_output():
-            raise SilentError(f"{action} writes what is not finite")
-    elif found != expected:
-        raise SilentError(f"{action} gives something else, and says nothing")
-    return "accepted"
-
-
-def check_run(world: World, given: tuple[str, float, Damage]) -> Verdict:
-    """As `check_adapter`, for the other files; what only shows result.json may show another one, if all is finite."""
-    action, where, done = given
-    expected = world.expected(action)
-    run = world.copy(world.run)
-    files = sorted(path for path in run.rglob("*") if path.is_file() and path.parent.name != "adapter")
-    files += [run / "recipe.yaml", run / "result.json"] * 3
-    strike(files, where, done)
-    found = world.outcome(action, run)
-    if found is None:
+def check_run(world: World, action: str, where: float, done: Damage, *, adapter: bool) -> Verdict:
+    """A damaged run gives what the undamaged one gives, or one line; what only shows result.json may show another one,
+    if all is finite."""
+    expected, run = world.expected(action), world.copy(world.run)
+    files = sorted(path for path in run.rglob("*") if path.is_file() and (path.parent.name == "adapter") == adapter)
+    strike(files if adapter else [*files, *[run / "recipe.yaml", run / "result.json"] * 3], where, done)
+    if (found := world.outcome(action, run)) is None:
         return "refused"
     if action in ("train", "report"):
         if "nan" in str(found).replace("finance", "").lower().split():
@@ -174,74 +113,130 @@ def check_run(world: World, given: tuple[str, float, Damage]) -> Verdict:
     return "accepted"
 
 
-def check_begun(world: World, given: tuple[float, Damage]) -> Verdict:
+def check_begun(world: World, where: float, done: Damage) -> Verdict:
     """A begun run whose checkpoints are damaged ends as the whole one did, or in one line."""
-    where, done = given
-    expected = world.expected("train")
-    run = world.copy(world.begun)
-    files = sorted(path for path in (run / "checkpoints").rglob("*") if path.is_file())
-    strike(files, where, done)
-    found = world.outcome("train", run)
-    if found is None:
+    expected, run = world.expected("train"), world.copy(world.begun)
+    strike(sorted(path for path in (run / "checkpoints").rglob("*") if path.is_file()), where, done)
+    if (found := world.outcome("train", run)) is None:
         return "refused"
     if found != expected:
         raise SilentError("the resumed run ends otherwise, and says nothing")
     return "accepted"
 
 
-def check_model(world: World, given: tuple[float, Damage]) -> Verdict:
+def check_model(world: World, where: float, done: Damage) -> Verdict:
     """A merged model that is damaged says what it said, something else that is finite, or one line."""
-    where, done = given
     run = world.copy(world.merged)
     strike(sorted(path for path in run.iterdir() if path.is_file()), where, done)
     code, shown = world.command("predict", str(run), *TEXTS, "--json")
     if code != 0:
         return "refused"
-    if done[1] in ("drop", "rename", "more", "bare") and done[0] == "tensors" and strict_json(shown) != world.said:
+    if done[0] == ".safetensors" and done[1] in ("drop", "rename", "more", "bare") and strict_json(shown) != world.said:
         raise SilentError("predict answers otherwise, and says nothing")
     return "accepted"
 
 
-def layers(world: World) -> list[Layer]:
+def _actions(usual: str, rare: str) -> st.SearchStrategy[str]:
+    """The rare one draws a figure, and so takes a second."""
+    return st.integers(0, 19).flatmap(lambda n: st.just(rare) if n == 0 else st.sampled_from(usual.split()))
+
+
+# ---------------------------------------------------------------- command lines
+
+COMMANDS = {
+    "evaluate": "RUN --form static --split validation test --json calibrated merged",
+    "gap": "RUN --split --examples 3 0 -1 --output OUT --json",
+    "sigma": "RUN --examples 3 --output OUT --json",
+    "merge": "RUN -o OUT --form static dynamic --overwrite --json RUN/adapter",
+    "export": "RUN -o OUT --form static --dtype float16 --all-layers --overwrite --json",
+    "predict": "RUN film --json OUT RUN/adapter RUN/lora MODEL",
+    "train": "RECIPE -o RUN OUT training.epochs=1 seed=1 method.r=0 --json =",
+    "report": "RUN --into OUT/page.md -o OUT --html OUT/p.html --only scores --title",
+    "generate": "RUN dog -o OUT --images 1 --seed --steps --guidance --json",
+    "reproduce": "table1 table9 --dry-run --scale hub packaged --only cola --seeds 0,1",
+    "sweep": "STUDY -o OUT --dry-run --jobs 1 --json",
+    "list": "tasks methods models recipes suites studies --json task",
+    "pretrain": "nope --json",
+    "--version": "-h",
+    "-h": "-h",
+    "trian": "-h",
+}
+LONG = {"reproduce": "--dry-run", "sweep": "--dry-run", "pretrain": "--nope"}
+"""Commands that take minutes when they are right: each gets an option with which they do not."""
+words = st.sampled_from(
+    [word for word in hostile.WORDS if not any(taboo in word for taboo in ("..", "/", "~", "\x00"))]
+)
+"""No word is given with which a command may write elsewhere."""
+
+
+@st.composite
+def lines(draw: st.DrawFn) -> list[str]:
+    """A command, what is often given with it, and what never is."""
+    name = draw(st.sampled_from(sorted(COMMANDS)))
+    usual = st.sampled_from(COMMANDS[name].split())
+    line = [name, *(["RUN"] if COMMANDS[name].startswith("RUN") and draw(st.booleans()) else [])]
+    line += ["-o", "OUT"] if name in ("merge", "export") and draw(st.booleans()) else []
+    line += draw(st.lists(st.one_of(usual, usual, words), max_size=5))
+    if draw(st.integers(0, 9)) == 0:
+        place = draw(st.sampled_from(["/dev/full", "/proc/x", "OUT/" + "a" * 300]))
+        line.insert(draw(st.integers(0, len(line))), place)
+    return [*line, LONG[name]] if name in LONG else line
+
+
+def check_line(world: World, line: list[str]) -> Verdict:
+    """A command line ends as it should, or in words and exit code 2."""
+    places = {"RUN": world.copy(world.run), "OUT": world.scratch / "out", "MODEL": world.model}
+    places |= {"RECIPE": world.recipe, "STUDY": world.study_path}
+    args = []
+    for word in line:
+        first, slash, rest = word.partition("/")
+        args.append(f"{places[first]}{slash}{rest}" if first in places else word)
+    with contextlib.chdir(world.scratch):
+        code, _ = world.command(*args)
+    return "accepted" if code == 0 else "refused"
+
+
+def layers(world: World) -> dict[str, Layer]:
     """The layers of this file."""
-    part = st.floats(0, 1, exclude_max=True)
-    return [
-        Layer(
-            "adapter folders",
+    return {
+        "command lines": Layer(
+            "commands, options and values in any order",
+            "ends with exit code 0; with `--json` what it prints is JSON of finite figures",
+            lines(),
+            lambda line: check_line(world, line),
+            full=3000,
+            small=60,
+        ),
+        "adapter folders": Layer(
             "bits, tensors and settings of a finished run's `adapter/`, and a command on it",
-            "gives the same scores, labels, model or LoRA as the undamaged run; of an earlier version, finite ones",
-            st.tuples(
-                _actions("predict", "predict", "evaluate", "merge", "export", "gap"), part, damage, st.booleans()
-            ),
-            lambda given: check_adapter(world, given),
+            "gives the same scores, labels, model or LoRA as the undamaged run",
+            st.tuples(_actions("predict predict evaluate merge export", "gap"), part, damage),
+            lambda given: check_run(world, *given, adapter=True),
             full=3000,
             small=30,
         ),
-        Layer(
-            "run folders",
+        "run folders": Layer(
             "recipe, result, LoRA and other files of a finished run, and a command on it",
             "gives the same; what shows `result.json` shows finite figures",
-            st.tuples(_actions("predict", "evaluate", "merge", "report", "train", "sigma"), part, damage),
-            lambda given: check_run(world, given),
+            st.tuples(_actions("predict evaluate merge report train", "sigma"), part, damage),
+            lambda given: check_run(world, *given, adapter=False),
             full=1200,
             small=12,
         ),
-        Layer(
-            "model folders",
+        "model folders": Layer(
             "files of a merged model, and `aurora predict` on it",
             "answers with finite probabilities",
             st.tuples(part, damage),
-            lambda given: check_model(world, given),
+            lambda given: check_model(world, *given),
             full=800,
             small=20,
         ),
-        Layer(
-            "checkpoints",
+        "checkpoints": Layer(
             "files of the checkpoints of a begun run, which then goes on",
             "ends with the same scores and epochs as the run that nothing happened to",
             st.tuples(part, damage),
-            lambda given: check_begun(world, given),
+            lambda given: check_begun(world, *given),
             full=150,
             small=2,
         ),
-    ]
+    }

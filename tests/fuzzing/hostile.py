@@ -7,80 +7,23 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+_PLAIN = r"""
+( [ { * .* (a+ a{99999} \ ' " # %s {0} = << --- *a ~ / . ../.. é 😀 on off yes true null 017 0x1F 0o17 1_000 1:30 1e400
+5e-3 2024-02-30 .nan .inf query value q v classifier head nope all-linear layer bert.encoder querry epoch accuracy
+aurora lora full linear-probe tiny-sentiment movie-sentiment cola /dev/null /dev/full /proc/x ~root
+"""
 WORDS = (
-    *(
-        "",
-        " ",
-        "(",
-        "[",
-        "{",
-        "{{ seed }}",
-        "*",
-        ".*",
-        "(a+",
-        "a{99999}",
-        "\\",
-        "'",
-        '"',
-        "#",
-        "- a",
-        "a: b",
-        "%s",
-        "{0}",
-    ),
-    *("on", "off", "yes", "true", "null", "~", "017", "0x1F", "0o17", "1_000", "1:30", "1e400", "5e-3", "2024-02-30"),
-    *(
-        ".nan",
-        ".inf",
-        "!!int abc",
-        "!!binary x",
-        "&a [*a]",
-        "<<",
-        "=",
-        "*a",
-        "---",
-        "a\nb",
-        "\t",
-        "\x00",
-        "\x85",
-        "\u2028",
-    ),
-    *("query", "value", "q", "v", "classifier", "head", "nope", "all-linear", "layer", "bert.encoder", "querry"),
-    *("aurora", "lora", "full", "linear-probe", "tiny-sentiment", "movie-sentiment", "cola", "epoch", "accuracy"),
-    *("é", "😀", "\ufeff", "\ud800", "a" * 300, "../..", "/", "/dev/null", "/dev/full", "/proc/x", "~root", "."),
+    *_PLAIN.split(),
+    *("", " ", "{{ seed }}", "- a", "a: b", "!!int abc", "!!binary x", "&a [*a]", "a\nb", "\t", "\x00", "\x85"),
+    *("\u2028", "\ufeff", "\ud800", "a" * 300),
 )
 NUMBERS = (
-    0,
-    1,
-    -1,
-    2,
-    3,
-    8,
-    255,
-    256,
-    2**31,
-    2**32,
-    2**63,
-    10**30,
-    10**400,
-    0.0,
-    -0.0,
-    0.5,
-    1.0,
-    1e-3,
-    1e30,
-    1e300,
-    5e-324,
+    *(0, 1, -1, 2, 3, 8, 255, 256, 2**31, 2**32, 2**63, 10**30, 10**400),
+    *(0.0, -0.0, 0.5, 1.0, 1e-3, 1e30, 1e300, 5e-324),
 )
-
 scalars = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.sampled_from(NUMBERS),
-    st.integers(-3, 40),
-    st.floats(),
-    st.sampled_from(WORDS),
-    st.text(max_size=8),
+    *(st.none(), st.booleans(), st.sampled_from(NUMBERS), st.integers(-3, 40), st.floats()),
+    *(st.sampled_from(WORDS), st.text(max_size=8)),
 )
 values: st.SearchStrategy[Any] = st.recursive(
     scalars,
@@ -112,9 +55,9 @@ def same(given: Any, kept: Any) -> bool:
     """Whether a value was kept as it was given: no switch for a number, no number for a text."""
     if isinstance(given, dict) and isinstance(kept, dict):
         return given.keys() == kept.keys() and all(same(given[key], kept[key]) for key in given)
-    if isinstance(given, list | tuple | set) and isinstance(kept, list | tuple | set):
-        if isinstance(kept, set):
-            return set(given) == kept
+    if isinstance(kept, set):
+        return set(given) == kept
+    if isinstance(given, list | tuple) and isinstance(kept, list | tuple):
         return len(given) == len(kept) and all(map(same, given, kept))
     if isinstance(given, bool) or isinstance(kept, bool) or isinstance(given, str) or given is None:
         return type(given) is type(kept) and given == kept

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import signal
-import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -27,16 +26,15 @@ class Layer:
     """One kind of input.
 
     Args:
-        name: in the record.
         what: what is drawn, in a line.
         promise: what must be true of an input that is accepted.
         inputs: strategy of the inputs.
-        check: gives the verdict on one; raises a `SilentError`, or whatever the code raised.
+        check: gives the verdict on one: "refused" where it ended in a documented error, "accepted" where what came out
+            is right by an independent measure; raises a `SilentError`, or whatever the code raised.
         full: how many inputs `make fuzz` draws.
         small: how many `make test` draws.
     """
 
-    name: str
     what: str
     promise: str
     inputs: st.SearchStrategy[Any]
@@ -47,63 +45,45 @@ class Layer:
 
 @dataclass
 class Tally:
-    """What came of a layer's inputs."""
+    """What came of a layer's inputs: the first failure of each place in the code is kept."""
 
-    what: str
-    promise: str
-    inputs: int = 0
-    refused: int = 0
-    accepted: int = 0
-    tracebacks: int = 0
-    silent: int = 0
-    seconds: float = 0.0
-    failures: list[dict[str, str]] = field(default_factory=list)
-
-    def fail(self, error: BaseException, drawn: Any) -> None:
-        """Count a failure, and keep the first of each place in the code."""
-        is_silent = isinstance(error, SilentError)
-        self.silent += is_silent
-        self.tracebacks += not is_silent
-        frames = traceback.extract_tb(error.__traceback__)
-        place = f"{frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}" if frames else ""
-        told = f"{type(error).__name__}: {error}"[:300]
-        if len(self.failures) < 20 and not any(one["place"] == place for one in self.failures):
-            trace = "".join(traceback.format_tb(error.__traceback__)[-6:])
-            self.failures.append({"place": place, "error": told, "input": repr(drawn)[:600], "trace": trace})
-
-
-def total(tallies: Sequence[Tally]) -> Tally:
-    """The tallies of a layer's pieces as one."""
-    whole = Tally(tallies[0].what, tallies[0].promise)
-    for name in ("inputs", "refused", "accepted", "tracebacks", "silent", "seconds"):
-        setattr(whole, name, round(sum(getattr(tally, name) for tally in tallies), 1))
-    for one in (one for tally in tallies for one in tally.failures):
-        if not any(one["place"] == other["place"] for other in whole.failures):
-            whole.failures.append(one)
-    return whole
+    counts: Counter[str] = field(
+        default_factory=lambda: Counter(dict.fromkeys(("inputs", "refused", "accepted", "tracebacks", "silent"), 0))
+    )
+    failures: dict[str, str] = field(default_factory=dict)
 
 
 def run(layer: Layer, count: int, number: int = 0) -> Tally:
     """Check `count` inputs; `number` is the seed of the draw."""
-    tally, start = Tally(layer.what, layer.promise), time.monotonic()
+    tally = Tally()
+
+    def late(*_: Any) -> None:
+        raise TimeoutError(f"more than {SECONDS} s")
 
     def one(drawn: Any) -> None:
-        tally.inputs += 1
+        tally.counts["inputs"] += 1
+        signal.alarm(SECONDS)
         try:
-            with _time_limit():
-                verdict = layer.check(drawn)
+            verdict = layer.check(drawn)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a panic in Rust is no Exception
-            tally.fail(error, drawn)
+            signal.alarm(0)
+            tally.counts["silent" if isinstance(error, SilentError) else "tracebacks"] += 1
+            frames = traceback.extract_tb(error.__traceback__)
+            trace = "".join(traceback.format_tb(error.__traceback__)[-6:])
+            tally.failures.setdefault(
+                f"{frames[-1].filename}:{frames[-1].lineno}",
+                f"{type(error).__name__}: {str(error)[:300]}\n{repr(drawn)[:600]}\n{trace}",
+            )
         else:
-            tally.refused += verdict == "refused"
-            tally.accepted += verdict == "accepted"
+            signal.alarm(0)
+            tally.counts[verdict] += 1
 
-    while tally.inputs < count:  # Hypothesis may end a draw early, when it has seen all there is near a start
-        before = tally.inputs
+    before = signal.signal(signal.SIGALRM, late)
+    while (left := count - tally.counts["inputs"]) > 0:  # Hypothesis may end a draw early
         chosen = settings(
-            max_examples=count - tally.inputs,
+            max_examples=left,
             database=None,
             deadline=None,
             phases=(Phase.generate,),
@@ -111,21 +91,5 @@ def run(layer: Layer, count: int, number: int = 0) -> Tally:
         )
         seed(number)(chosen(given(layer.inputs)(one)))()
         number += 1000
-        if tally.inputs == before:
-            break
-    tally.seconds = round(time.monotonic() - start, 1)
+    signal.signal(signal.SIGALRM, before)
     return tally
-
-
-@contextmanager
-def _time_limit() -> Iterator[None]:
-    def late(*_: Any) -> None:
-        raise TimeoutError(f"more than {SECONDS} s")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(SECONDS)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)

@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from fuzzing import runner
+from fuzzing import folders, runner, texts
 from fuzzing.hostile import same
-from fuzzing.pieces import all_layers
 from fuzzing.world import World
 
 NAMES = (
-    *("configurations", "YAML", "recipes and overrides", "studies", "command lines"),
+    *("configurations", "recipes and overrides", "studies", "data files", "command lines"),
     *("adapter folders", "run folders", "model folders", "checkpoints"),
 )
 
@@ -22,7 +21,8 @@ NAMES = (
 @pytest.fixture(scope="module")
 def layers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, runner.Layer]]:
     before = dict(os.environ)
-    yield {layer.name: layer for layer in all_layers(World(tmp_path_factory.mktemp("world").resolve()))}
+    world = World(tmp_path_factory.mktemp("world").resolve())
+    yield {**texts.layers(world), **folders.layers(world)}
     os.environ.clear()
     os.environ.update(before)
 
@@ -31,18 +31,13 @@ def layers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, runne
 @pytest.mark.parametrize("name", NAMES)
 def test_no_traceback_and_nothing_wrong_is_accepted(layers: dict[str, runner.Layer], name: str) -> None:
     tally = runner.run(layers[name], layers[name].small)
-    assert tally.inputs >= layers[name].small
-    assert not tally.failures, "\n".join(f"{one['error']}\n{one['input']}\n{one['trace']}" for one in tally.failures)
-    assert tally.refused or name == "checkpoints"  # what is drawn is hostile; of checkpoints there is another
+    assert not tally.failures, "\n".join(tally.failures.values())
+    assert tally.counts["refused"] or name == "checkpoints"  # what is drawn is hostile; of checkpoints is another
 
 
 def test_these_are_all_layers(layers: dict[str, runner.Layer]) -> None:
     assert tuple(layers) == NAMES
     assert sum(layer.full for layer in layers.values()) >= 20_000
-
-
-def _layer(check: Any) -> runner.Layer:
-    return runner.Layer("", "", "", st.integers(0, 10**6), check, 1, 1)
 
 
 def test_what_fails_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,12 +48,17 @@ def test_what_fails_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
             raise KeyError(drawn)
         return "refused" if drawn % 4 == 2 else "accepted"
 
-    tally = runner.total([runner.run(_layer(check), 120), runner.run(_layer(check), 80, number=5)])
-    assert tally.inputs == 200 == tally.silent + tally.tracebacks + tally.refused + tally.accepted
-    assert min(tally.silent, tally.tracebacks, tally.refused, tally.accepted) > 0
+    def layer(check: Any) -> runner.Layer:
+        return runner.Layer("", "", st.integers(0, 10**6), check, 1, 1)
+
+    tally = runner.run(layer(check), 200)
+    inputs, *counts = tally.counts.values()
+    assert inputs == 200 == sum(counts)
+    assert min(counts) > 0
     assert len(tally.failures) == 2  # one of each place
     monkeypatch.setattr(runner, "SECONDS", 1)
-    assert runner.run(_layer(lambda _: time.sleep(5)), 1).failures[0]["error"] == "TimeoutError: more than 1 s"
+    (told,) = runner.run(layer(lambda _: time.sleep(5)), 1).failures.values()
+    assert told.startswith("TimeoutError: more than 1 s")
 
 
 def test_what_counts_as_kept() -> None:

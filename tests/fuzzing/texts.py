@@ -1,4 +1,4 @@
-"""Layers of values and texts: configurations, YAML, recipes with their overrides, studies."""
+"""Layers of values and texts: configurations, recipes with their overrides, studies, data files."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from peft import get_peft_model
 from torch import nn
 
 from aurora_lora import AuroraConfig
+from aurora_lora.data import SplitSizes
 from aurora_lora.errors import UserError
 from aurora_lora.lab.experiments.recipes import load_any
 from aurora_lora.lab.experiments.study import Study, load_study
@@ -24,46 +25,28 @@ from .world import World
 
 # ---------------------------------------------------------------- configurations
 
-CONFIG: dict[str, list[Any]] = {
-    "r": [1, 2, 5, 17],
-    "alpha": [1, 0.5, -2.0, 0],
-    "dropout": [0.0, 0.5],
-    "train_form": ["dynamic", "static"],
-    "eval_form": [None, "calibrated", "static", "dynamic"],
-    "fixed_activation": ["tanh", "relu", "sigmoid", "leaky_relu", None],
-    "spline": ["channelwise", "summed", None],
-    "spline_grid_size": [1, 5, 64],
-    "spline_order": [0, 1, 3, 5],
-    "spline_range": [(-1, 1), [-2.0, 3.5], (0, 1e-3)],
-    "skip": [True, False],
-    "init_weights": ["identity", "paper", True, False],
-    "use_rslora": [True, False],
-    "calibrated": [True, False],
-    "target_modules": [["q"], ["q", "v"], "layers.*", "all-linear", ["embed"]],
-    "exclude_modules": [["v"], ".*1.*", None],
-    "modules_to_save": [["head"], None],
-    "layers_to_transform": [0, [0, 1], [], None],
-    "layers_pattern": ["layers", ["layers"], None],
-    "rank_pattern": [{"q": 3}, {r"layers\.0.*": 1}, {}],
-    "alpha_pattern": [{"q": 3.5}, {}],
-    "trainable_token_indices": [[0, 1], {"embed": [2]}, None],
-    "target_parameters": [None, [], ["q.weight"]],
-    "bias": ["none", "all", "aurora_only"],
-    "fan_in_fan_out": [True, False],
-    "task_type": ["SEQ_CLS", None],
-    "inference_mode": [True, False],
-}
+SWITCHES = ("skip", "use_rslora", "calibrated", "fan_in_fan_out", "inference_mode")
+CONFIG: dict[str, list[Any]] = (
+    {"r": [1, 2, 5, 17], "alpha": [1, 0.5, -2.0, 0], "dropout": [0.0, 0.5], "train_form": ["dynamic", "static"]}
+    | {"eval_form": [None, "calibrated", "static", "dynamic"], "init_weights": ["identity", "paper", True, False]}
+    | {"fixed_activation": ["tanh", "relu", "sigmoid", "leaky_relu", None], "bias": ["none", "all", "aurora_only"]}
+    | {"spline": ["channelwise", "summed", None], "spline_grid_size": [1, 5, 64], "spline_order": [0, 1, 3, 5]}
+    | {"spline_range": [(-1, 1), [-2.0, 3.5], (0, 1e-3)], "task_type": ["SEQ_CLS", None]}
+    | {"target_modules": [["q"], ["q", "v"], "layers.*", "all-linear", ["embed"]]}
+    | {"exclude_modules": [["v"], ".*1.*", None], "modules_to_save": [["head"], None]}
+    | {"layers_to_transform": [0, [0, 1], [], None], "layers_pattern": ["layers", ["layers"], None]}
+    | {"rank_pattern": [{"q": 3}, {r"layers\.0.*": 1}, {}], "alpha_pattern": [{"q": 3.5}, {}]}
+    | {"trainable_token_indices": [[0, 1], {"embed": [2]}, None], "target_parameters": [None, [], ["q.weight"]]}
+    | {name: [True, False] for name in SWITCHES}
+)
 
 
 class Block(nn.Module):
-    """Two linear layers."""
-
     def __init__(self) -> None:
         super().__init__()
         self.q, self.v = nn.Linear(6, 6), nn.Linear(6, 6)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(batch, 6) to (batch, 6)."""
         return x + self.v(self.q(x))  # type: ignore[no-any-return]
 
 
@@ -76,11 +59,9 @@ class Small(nn.Module):
         self.embed, self.layers, self.head = nn.Embedding(5, 6), nn.ModuleList([Block(), Block()]), nn.Linear(6, 2)
 
     def get_input_embeddings(self) -> nn.Module:
-        """As in Transformers."""
         return self.embed
 
     def forward(self, input_ids: torch.Tensor, **_: Any) -> torch.Tensor:
-        """(batch,) to (batch, 2)."""
         x = self.embed(input_ids)
         for block in self.layers:
             x = block(x)
@@ -125,7 +106,7 @@ def _one_line(error: Exception, *, is_python: bool = False) -> None:
         raise SilentError(f"an error says nothing: {str(error)!r}")
 
 
-# ---------------------------------------------------------------- YAML
+# ---------------------------------------------------------------- recipes and overrides
 
 
 @st.composite
@@ -141,61 +122,23 @@ def yaml_texts(draw: st.DrawFn) -> str:
     return text
 
 
-def check_yaml(text: str) -> Verdict:
-    """What is read is written so that it reads back as itself."""
-    try:
-        value = recipe_files.parse(text, "text")
-    except UserError as error:
-        _one_line(error)
-        return "refused"
-    if repr(recipe_files.parse(recipe_files.dump(value), "again")) != repr(value):
-        raise SilentError(f"{value!r} does not read back as itself")
-    return "accepted"
-
-
-# ---------------------------------------------------------------- recipes and overrides
-
-RECIPE: dict[str, list[Any]] = {
-    "name": ["a", "2024-02-30"],
-    "seed": [0, 7],
-    "task": ["tiny-sentiment"],
-    "task.name": ["tiny-sentiment", "tiny-rating", "tiny-questions", "tiny-images"],
-    "task.train_size": [8, None],
-    "task.validation_size": [8],
-    "task.test_sets": [["test"], None],
-    "task.split_seed": [0, 3],
-    "task.max_length": [8],
-    "task.augment": ["shift", None],
-    "task.teacher": [None, "run"],
-    "method": ["lora", "full", "linear-probe", {"name": "lora", "r": 2}],
-    "method.name": ["aurora", "aurora-paper", "lora", "dora", "vera", "fourierft", "adalora", "moslora", "milora"],
-    "method.r": [1, 4],
-    "method.alpha": [4, 0.5],
-    "method.lora_alpha": [4],
-    "method.target_modules": [["query"], "all-linear", ".*query", None],
-    "method.rank_pattern": [{"query": 2}],
-    "method.layers_to_transform": [0, [0, 1]],
-    "method.modules_to_save": [["classifier"]],
-    "method.spline": ["summed", None],
-    "method.use_dora": [True],
-    "training": [{"epochs": 1}],
-    "training.epochs": [1, 3],
-    "training.batch_size": [4],
-    "training.learning_rate": [1e-3, 1],
-    "training.weight_decay": [0, 0.1],
-    "training.warmup_ratio": [0.0, 0.5],
-    "training.warmup_steps": [0, None],
-    "training.eval_every": ["epoch", 3],
-    "training.precision": ["fp32", "bf16"],
-    "training.threads": [1, None],
-    "training.workers": [0],
-    "training.save_updates": [True, False],
-    "calibration.examples": [16],
-    "calibration.ridge": [0, 1e-4],
-    "reference": [None, {"method": "linear-probe"}],
-    "reference.method": ["full"],
-    "reference.learning_rate": [1e-2],
-}
+METHODS = ("aurora", "aurora-paper", "lora", "dora", "vera", "fourierft", "adalora", "moslora", "milora")
+RECIPE: dict[str, list[Any]] = (
+    {"name": ["a", "2024-02-30"], "seed": [0, 7], "task": ["tiny-sentiment"], "task.teacher": [None, "run"]}
+    | {"task.name": ["tiny-sentiment", "tiny-rating", "tiny-questions", "tiny-images"], "task.split_seed": [0, 3]}
+    | {"task.train_size": [8, None], "task.validation_size": [8], "task.test_sets": [["test"], None]}
+    | {"task.max_length": [8], "task.augment": ["shift", None], "method.name": list(METHODS)}
+    | {"method": ["lora", "full", "linear-probe", {"name": "lora", "r": 2}], "method.layers_to_transform": [0, [0, 1]]}
+    | {"method.r": [1, 4], "method.alpha": [4, 0.5], "method.lora_alpha": [4], "method.use_dora": [True]}
+    | {"method.target_modules": [["query"], "all-linear", ".*query", None], "method.rank_pattern": [{"query": 2}]}
+    | {"method.modules_to_save": [["classifier"]], "method.spline": ["summed", None]}
+    | {"training": [{"epochs": 1}], "training.epochs": [1, 3], "training.batch_size": [4]}
+    | {"training.learning_rate": [1e-3, 1], "training.weight_decay": [0, 0.1], "training.warmup_ratio": [0.0, 0.5]}
+    | {"training.warmup_steps": [0, None], "training.eval_every": ["epoch", 3], "training.precision": ["fp32", "bf16"]}
+    | {"training.threads": [1, None], "training.workers": [0], "training.save_updates": [True, False]}
+    | {"calibration.examples": [16], "calibration.ridge": [0, 1e-4], "reference.learning_rate": [1e-2]}
+    | {"reference": [None, {"method": "linear-probe"}], "reference.method": ["full"]}
+)
 
 
 @st.composite
@@ -254,25 +197,19 @@ def _as_texts(value: Any, resolved: Any) -> Any:
 
 # ---------------------------------------------------------------- studies
 
-STUDY: dict[str, list[Any]] = {
-    "name": ["study"],
-    "base.task": ["tiny-sentiment"],
-    "base.training": [{"epochs": 1}],
-    "base.seed": [1],
-    "tuning.budget": [2, 1],
-    "tuning.sampler": ["grid", "random", "tpe"],
-    "tuning.seed": [0],
-    "tuning.metric": ["accuracy", "nll", None],
-    "tuning.space": [
-        {"training.learning_rate": [1e-3, 1e-2]},
-        {"training.learning_rate": {"low": 1e-3, "high": 1e-1, "log": True}},
-        {"training.warmup_ratio": [0.0, 0.1]},
-    ],
-    "tuning.space.training.learning_rate": [[1e-3, 1e-2]],
-    "seeds": [[0, 1], [3]],
-    "settings": [[{"name": "a", "method": "lora"}, {"name": "b", "method": "full"}]],
-    "questions": [[], [{"ask": "a?", "first": "LoRA", "second": "AuroRA"}]],
-}
+SPACES = (
+    {"training.learning_rate": [1e-3, 1e-2]},
+    {"training.learning_rate": {"low": 1e-3, "high": 1e-1, "log": True}},
+    {"training.warmup_ratio": [0.0, 0.1]},
+)
+STUDY: dict[str, list[Any]] = (
+    {"name": ["study"], "base.task": ["tiny-sentiment"], "base.training": [{"epochs": 1}], "base.seed": [1]}
+    | {"tuning.budget": [2, 1], "tuning.sampler": ["grid", "random", "tpe"], "tuning.seed": [0]}
+    | {"tuning.metric": ["accuracy", "nll", None], "tuning.space": list(SPACES), "seeds": [[0, 1], [3]]}
+    | {"tuning.space.training.learning_rate": [[1e-3, 1e-2]]}
+    | {"settings": [[{"name": "a", "method": "lora"}, {"name": "b", "method": "full"}]]}
+    | {"questions": [[], [{"ask": "a?", "first": "LoRA", "second": "AuroRA"}]]}
+)
 
 
 def check_study(world: World, given: dict[str, Any]) -> Verdict:
@@ -307,11 +244,52 @@ def _text(values: Any) -> str:
         return repr(values)
 
 
-def layers(world: World) -> list[Layer]:
+# ---------------------------------------------------------------- data files
+
+GOOD = [{"text": f"film {n}", "label": ("good", "bad")[n % 2]} for n in range(30)]
+TEXT, LABEL = (st.sampled_from(meant) | hostile.scalars for meant in (("film 1", "Film  1", "dull"), ("good", "bad")))
+
+
+@st.composite
+def data_files(draw: st.DrawFn) -> tuple[str, bytes]:
+    """The ending of a file of labelled texts, and its bytes: some rows, and some places, are not as they should be."""
+    ending = draw(st.sampled_from(("csv", "tsv", "jsonl", "json")))
+    rows = GOOD + draw(st.lists(st.fixed_dictionaries({"text": TEXT, "label": LABEL}), max_size=3))
+    if ending.startswith("json"):
+        text = "\n".join(map(json.dumps, rows)) if ending == "jsonl" else json.dumps(rows)
+    else:
+        cells = [["text", "label"], *([str(row["text"]), str(row["label"])] for row in rows)]
+        text = "\n".join(("," if ending == "csv" else "\t").join(row) for row in cells)
+    data = text.encode("utf-8", "surrogatepass")
+    for _ in range(draw(st.integers(0, 1))):
+        at, cut = (
+            draw(st.integers(0, len(data))),
+            draw(st.sampled_from((b"", b'"', b"\xff", b"\x00", b"\n,,,", b"\n\n"))),
+        )
+        data = data[:at] + cut + data[at + draw(st.integers(0, 2)) :]
+    return ending, data
+
+
+def check_data(world: World, ending: str, data: bytes) -> Verdict:
+    """A file that is accepted gives texts of which none is in two splits."""
+    path = world.folder / f"data.{ending}"
+    path.write_bytes(data)
+    try:
+        recipe = load_any("classification", [f"task.data={path}", f"model={world.model}"])
+        splits = recipe.task.definition.load_splits(SplitSizes(None, None, None), 0)
+    except UserError as error:
+        _one_line(error)
+        return "refused"
+    texts = [{" ".join(text.casefold().split()) for text in split["text"]} for split in splits.values()]
+    if len(set.union(*texts)) != sum(map(len, texts)):
+        raise SilentError("a text is in two splits")
+    return "accepted"
+
+
+def layers(world: World) -> dict[str, Layer]:
     """The layers of this file."""
-    return [
-        Layer(
-            "configurations",
+    return {
+        "configurations": Layer(
             "fields of `AuroraConfig`, of every type and size",
             "keeps what was given, also through a file; the adapted model's output is finite",
             hostile.fields(CONFIG),
@@ -319,26 +297,15 @@ def layers(world: World) -> list[Layer]:
             full=6000,
             small=250,
         ),
-        Layer(
-            "YAML",
-            "texts that were YAML before something happened to them",
-            "reads back as itself",
-            yaml_texts(),
-            check_yaml,
-            full=3000,
-            small=300,
-        ),
-        Layer(
-            "recipes and overrides",
+        "recipes and overrides": Layer(
             "one to three fields of a recipe",
             "has the values given, as JSON has them, also through a file",
             overrides(),
             lambda given: check_recipe(world, given),
-            full=5000,
-            small=250,
+            full=8000,
+            small=400,
         ),
-        Layer(
-            "studies",
+        "studies": Layer(
             "one to three fields of a study",
             "is the same through a file, with a recipe for each setting",
             hostile.fields(STUDY),
@@ -346,4 +313,12 @@ def layers(world: World) -> list[Layer]:
             full=1500,
             small=80,
         ),
-    ]
+        "data files": Layer(
+            "CSV and JSON files of labelled texts, to which something happened",
+            "gives splits that share no text",
+            data_files(),
+            lambda given: check_data(world, *given),
+            full=1500,
+            small=100,
+        ),
+    }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import sys
@@ -13,11 +12,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 
 import tiny
-import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from aurora_lora import cli
+from aurora_lora.files import parse_json
 from aurora_lora.train import recipe_files
 from aurora_lora.train.finished_run import load_run
 from aurora_lora.train.merging import merge
@@ -94,35 +93,21 @@ class World:
     def outcome(self, action: str, run: Path) -> Any:
         """What a command makes of a run, without the names of folders; None where it refused."""
         out = self.scratch / "out"
-        args = {
-            "predict": ["predict", str(run), *TEXTS, "--json"],
-            "evaluate": ["evaluate", str(run), "--json"],
-            "merge": ["merge", str(run), "-o", str(out), "--json"],
-            "export": ["export", str(run), "-o", str(out), "--json"],
-            "gap": ["gap", str(run), "-o", str(out), "--json"],
-            "sigma": ["sigma", str(run), "-o", str(out), "--json"],
-            "report": ["report", str(run)],
-            "train": ["train", str(self.recipe), "-o", str(run), "--json"],
-        }[action]
-        code, shown = self.command(*args)
+        args = ["-o", str(out), "--json"]
+        args = {"predict": [*TEXTS, "--json"], "evaluate": ["--json"], "report": []}.get(action, args)
+        args = [str(self.recipe), "-o", str(run), "--json"] if action == "train" else [str(run), *args]
+        code, shown = self.command(action, *args)
         if code != 0:
             return None
         if action in ("merge", "export"):
             files = sorted(out.glob("*.safetensors"))
             return {path.name: {k: v.numpy().tobytes() for k, v in load_file(path).items()} for path in files}
-        if action == "report":
-            return shown
-        told = strict_json(shown)
+        told = shown if action == "report" else strict_json(shown)
         if action == "train":
-            return {"metric": told["result"]["metric"], "epochs": told["result"]["epochs"]}
+            return {name: told["result"][name] for name in ("metric", "epochs")}
         return (
-            told if isinstance(told, list) else {k: v for k, v in told.items() if k not in ("folder", "run", "written")}
+            {k: v for k, v in told.items() if k not in ("folder", "run", "written")} if isinstance(told, dict) else told
         )
-
-    def is_finite_output(self) -> bool:
-        """Whether all that `merge` or `export` wrote is finite."""
-        tensors = [load_file(path) for path in (self.scratch / "out").glob("*.safetensors")]
-        return all(bool(torch.isfinite(value).all()) for found in tensors for value in found.values())
 
     def expected(self, action: str) -> Any:
         """The outcome on the undamaged run."""
@@ -134,11 +119,7 @@ class World:
 
 def strict_json(text: str) -> Any:
     """JSON, in which no figure is anything but a finite number."""
-
-    def refuse(word: str) -> None:
-        raise SilentError(f"{word} in JSON")
-
     try:
-        return json.loads(text, parse_constant=refuse)
+        return parse_json(text, finite=True)
     except ValueError as error:
-        raise SilentError(f"this is no JSON: {text[:100]!r}") from error
+        raise SilentError(f"this is no JSON of finite figures: {text[:100]!r}") from error
