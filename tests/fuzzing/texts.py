@@ -203,7 +203,7 @@ SPACES = (
     {"training.warmup_ratio": [0.0, 0.1]},
 )
 STUDY: dict[str, list[Any]] = (
-    {"name": ["study"], "base.task": ["tiny-sentiment"], "base.training": [{"epochs": 1}], "base.seed": [1]}
+    {"name": ["study"], "base.task": ["tiny-sentiment"], "base.training": [{"epochs": 1}]}
     | {"tuning.budget": [2, 1], "tuning.sampler": ["grid", "random", "tpe"], "tuning.seed": [0]}
     | {"tuning.metric": ["accuracy", "nll", None], "tuning.space": list(SPACES), "seeds": [[0, 1], [3]]}
     | {"tuning.space.training.learning_rate": [[1e-3, 1e-2]]}
