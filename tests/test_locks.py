@@ -11,7 +11,6 @@ import pytest
 
 from aurora_lora.data import models as gguf
 from aurora_lora.data.fetch import Archive, fetch
-from aurora_lora.data.models import VIT_FASHION
 from aurora_lora.errors import UserError
 from aurora_lora.files import held
 from aurora_lora.lab.experiments.jobs import in_turn
@@ -30,7 +29,7 @@ ARCHIVE = Archive("a==1", "wheel", "0" * 64, {"a": "a"}, "a model", 1.0, "MIT")
 USERS: dict[str, Callable[[Path], Any]] = {
     "fetch": lambda folder: fetch(ARCHIVE),
     "gguf": lambda folder: gguf.converted(folder, "a.gguf"),
-    "pretrain": lambda folder: pretraining.pretrain(VIT_FASHION.name),
+    "pretrain": lambda folder: pretraining.pretrain("vit-fashion-mnist"),
     "sweep": lambda folder: Sweep(load_study("layers"), folder, in_turn),
 }
 """Who takes locks, each without the work that it does under them."""

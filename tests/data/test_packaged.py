@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aurora_lora.data import TASKS, SplitSizes, get_task, packaged
-from aurora_lora.data.fetch import OfflineError, fetch
+from aurora_lora.data.fetch import ARCHIVES, OfflineError, fetch
 from aurora_lora.data.packaged import (
     BIG_BENCH,
     GROUPS,
@@ -184,7 +184,7 @@ def test_questions_that_stand_there_twice(tmp_path: Path) -> None:
 
 @pytest.mark.packaged
 def test_the_real_questions() -> None:
-    folder = the_real(packaged.BIGBENCH)
+    folder = the_real(ARCHIVES["bigbench"])
     once = {"siqa": 1_925, "wikihow-goal": 1_699, "strategyqa": 2_289, "winowhy": 2_856}
     for task in BIG_BENCH:
         assert len(read_questions(folder / f"{task.name}.json", GROUPS[task.name])) == once[task.name]
@@ -264,7 +264,7 @@ def test_sentiment_and_rating(files: Path) -> None:
 
 @pytest.mark.packaged
 def test_the_real_sentences() -> None:
-    sentences = read_sentences(the_real(packaged.MOVIE_SENTENCES) / packaged.SENTENCES_FILE)
+    sentences = read_sentences(the_real(ARCHIVES["vaderSentiment"]) / packaged.SENTENCES_FILE)
     assert len(sentences) == 10_603
     clear = [one for one in sentences if one.is_clear]
     assert (sum(one.rating > 0 for one in clear), sum(one.rating < 0 for one in clear)) == (4_995, 5_075)

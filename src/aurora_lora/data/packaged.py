@@ -14,18 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UserError
 from ..extras import extra
 from ..files import read_json
 from . import prompts
-from .fetch import Archive, fetch
+from .fetch import ARCHIVES, fetch
 from .prompts import QUESTION_FORMS, Example, dataset_of
-from .task import SplitSizes, Task, check_size, nothing_left, place
+from .task import CATALOGUE, SplitSizes, check_size, nothing_left, place, tasks_of
 
 if TYPE_CHECKING:
     import datasets
 
-_SPACES = str.maketrans({chr(code): " " for code in range(128) if not chr(code).isalnum()})
+SENTENCES_FILE, CIFAR10_FILE = "movieReviewSnippets_GroundTruth.txt", "cifar10.json"
 
 
 def normalise(text: str) -> str:
@@ -36,25 +35,11 @@ def normalise(text: str) -> str:
     >>> normalise("...A  pretentious MESS!") == normalise("A pretentious mess")
     True
     """
-    if text.isascii():  # the same, in a third of the time
-        return " ".join(text.lower().translate(_SPACES).split()) or text.lower()
     folded = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(re.sub(r"[\W_]+", " ", folded).split()) or folded
 
 
 # ---------------------------------------------------------------- sentences of film reviews
-
-SENTENCES_FILE = "movieReviewSnippets_GroundTruth.txt"
-MOVIE_SENTENCES = Archive(
-    requirement="vaderSentiment==0.5",
-    kind="sdist",
-    sha256="5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a",
-    inner="vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz",
-    members={f"hutto_ICWSM_2014/{SENTENCES_FILE}": SENTENCES_FILE, "hutto_ICWSM_2014/_README_.txt": "README.txt"},
-    description="film-review sentences with human ratings",
-    megabytes=2.4,
-    license="MIT",
-)
 
 
 @dataclass(frozen=True)
@@ -98,7 +83,7 @@ def split_sentences(
 
     Args:
         sentences: each sentence once.
-        sizes: how many for each split.
+        sizes: of the splits.
         split_seed: chooses the order.
         clear_only: leave out the sentences without a clear sentiment.
 
@@ -120,70 +105,24 @@ def split_sentences(
     return splits
 
 
-def _load_sentences(labels: tuple[str, ...], sizes: SplitSizes, split_seed: int) -> datasets.DatasetDict:
+def _load_sentences(name: str, sizes: SplitSizes, split_seed: int) -> datasets.DatasetDict:
     """In memory: nothing is written to the cache of `datasets`."""
     with extra("train"):
         from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
-    sentences = read_sentences(fetch(MOVIE_SENTENCES) / SENTENCES_FILE)
-    kind = ClassLabel(names=list(labels)) if labels else Value("float32")
+    labels = CATALOGUE["sentences"]["tasks"][name].get("labels")
+    sentences = read_sentences(fetch(ARCHIVES["vaderSentiment"]) / SENTENCES_FILE)
+    kind = ClassLabel(names=labels) if labels else Value("float32")
     features = Features({"text": Value("string"), "label": kind})
     made = {}
-    for name, split in split_sentences(sentences, sizes, split_seed, clear_only=bool(labels)).items():
+    for part, split in split_sentences(sentences, sizes, split_seed, clear_only=bool(labels)).items():
         learned: list[Any] = [int(one.rating > 0) if labels else one.rating for one in split]
-        made[name] = Dataset.from_dict({"text": [one.text for one in split], "label": learned}, features=features)
+        made[part] = Dataset.from_dict({"text": [one.text for one in split], "label": learned}, features=features)
     return DatasetDict(made)
 
 
-MOVIES = tuple(
-    Task(
-        name=name,
-        description=description,
-        kind="classification" if labels else "regression",
-        labels=labels,
-        metric="accuracy" if labels else "pearson",
-        text_columns=("text",),
-        source="film-review sentences rated by people, Hutto and Gilbert (ICWSM 2014), from the package vaderSentiment "
-        "0.5",
-        license="MIT",
-        load=functools.partial(_load_sentences, labels),
-        group="packaged",
-        train_examples=train_examples,
-        never_after=("sst2",),
-    )
-    for name, description, labels, train_examples in (
-        (
-            "movie-sentiment",
-            "Is a film-review sentence negative or positive? (sign of the mean of 15 to 29 human ratings)",
-            *(("negative", "positive"), 7_070),
-        ),
-        (
-            "movie-rating",
-            "How positive is a film-review sentence? (mean of 15 to 29 human ratings, -4 to 4)",
-            *((), 7_430),  # by split seed 0; how many are unclear differs by some
-        ),
-    )
-)
+MOVIES = tasks_of("sentences", _load_sentences)
 
 # ---------------------------------------------------------------- questions of BIG-bench
-
-FOLDERS = {
-    "siqa": "social_iqa",
-    "wikihow-goal": "goal_step_wikihow/goal_inference",
-    "strategyqa": "strategyqa",
-    "winowhy": "winowhy",
-}
-CIFAR10_FILE = "cifar10.json"
-_TASKS_FOLDER = "bigbench-1.0.0/bigbench/benchmark_tasks"
-BIGBENCH = Archive(  # one archive for all, so that the large download is needed once
-    requirement="bigbench==1.0.0",
-    kind="sdist",
-    sha256="1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2",
-    members={f"{_TASKS_FOLDER}/{folder}/task.json": f"{name}.json" for name, folder in FOLDERS.items()}
-    | {f"{_TASKS_FOLDER}/cifar10_classification/base64/task.json": CIFAR10_FILE},
-    description="four sets of questions of BIG-bench, and CIFAR-10's test images",
-    megabytes=358,
-    license="Apache-2.0",
-)
 
 
 @dataclass(frozen=True)
@@ -248,8 +187,6 @@ def split_questions(questions: Sequence[Item], sizes: SplitSizes, split_seed: in
 
 def _true_false(question: str, choices: Sequence[str], *, before: str = "") -> tuple[str, list[str]]:
     """LLM-Adapters' form for yes or no; the first choice is true."""
-    if [choice.casefold() for choice in choices] not in (["yes", "no"], ["correct", "incorrect"]):
-        raise UserError(f"unexpected choices {choices} of {question[:60]!r}")
     return prompts.alpaca(prompts.true_false(before + question)), [prompts.target(key) for key in ("true", "false")]
 
 
@@ -283,39 +220,13 @@ def _load_questions(name: str, sizes: SplitSizes, split_seed: int, form: str = "
     with extra("train"):
         from datasets import DatasetDict
     make = FORMS[name][form]
-    splits = split_questions(read_questions(fetch(BIGBENCH) / f"{name}.json", GROUPS[name]), sizes, split_seed)
+    questions = read_questions(fetch(ARCHIVES["bigbench"]) / f"{name}.json", GROUPS[name])
     return DatasetDict(
         {
-            split: dataset_of([Example(*make(one.text, one.choices), one.label) for one in questions])
-            for split, questions in splits.items()
+            split: dataset_of([Example(*make(one.text, one.choices), one.label) for one in some])
+            for split, some in split_questions(questions, sizes, split_seed).items()
         }
     )
 
 
-BIG_BENCH = tuple(
-    Task(
-        name=name,
-        description=question,
-        kind="multiple-choice",
-        labels=(),
-        metric="accuracy",
-        text_columns=("prompt", "choices"),
-        source=f"BIG-bench (Srivastava et al., 2022), {FOLDERS[name]}, from the package bigbench 1.0.0",
-        license="Apache-2.0",
-        load=functools.partial(_load_questions, name),
-        group="packaged",
-        sizes=SplitSizes(None, 200, 500),
-        train_examples=train,
-        max_length=256,
-        prompt_forms=("cloze", "instruction"),
-        # the paper's own test questions: a model that has learned them must not be tested on the hub's SIQA
-        never_after=("commonsense",) if name == "siqa" else (),
-        classes=classes,
-    )
-    for name, question, train, classes in (
-        ("siqa", "What would a person feel, want or do? (SIQA's test questions)", 1_225, 3),
-        ("wikihow-goal", "Which goal does a step belong to?", 999, 4),
-        ("strategyqa", "Yes or no, where the steps of reasoning are left to the reader", 1_589, 2),
-        ("winowhy", "Is the reason given for what a pronoun refers to correct?", 2_147, 2),
-    )
-)
+BIG_BENCH = tasks_of("questions", _load_questions)

@@ -1,17 +1,21 @@
-"""What a task is: data, in one frozen dataclass. Adding a task touches no other code."""
+"""What a task is: data, in one frozen dataclass; those that have a name are in `catalogue.toml`."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import UserError
 
 if TYPE_CHECKING:
     import datasets
 
+CATALOGUE: dict[str, Any] = tomllib.loads(Path(__file__).with_name("catalogue.toml").read_text("utf-8"))
 Augment = Literal["crop-flip", "shift-flip", "shift", "none"]
 """What is done to training images: a random part is taken, or the image is shifted by up to an eighth; half of them are
 mirrored."""
@@ -40,9 +44,9 @@ class SplitSizes:
         UserError: a size below 1.
     """
 
-    train: int | None
-    validation: int | None
-    test: int | None
+    train: int | None = None
+    validation: int | None = None
+    test: int | None = None
 
     def __post_init__(self) -> None:
         for name, size in vars(self).items():
@@ -84,7 +88,6 @@ class Task:
         name: the name on the command line and in `TASKS`.
         description: one line for `aurora list tasks`.
         kind: the key of `training.kinds.KINDS`, such as `"classification"` (integer labels).
-        labels: the class names in label order; empty for the other kinds, and where they come with the data.
         metric: the one of `METRICS` that is reported and selected by.
         text_columns: the columns that go to the tokenizer, one sentence or a pair. A multiple-choice task has
             `prompt`, `choices` (a list of strings) and `label` (the index of the right one). Empty for images, which
@@ -93,6 +96,7 @@ class Task:
         license: the licence of the data.
         load: `load(sizes, split_seed)` gives a `datasets.DatasetDict` with `train`, `validation` and the test sets. A
             column `row`, where there is one, says which row of the source split (`Dataset.split`) an example is.
+        labels: the class names in label order; empty for the other kinds, and where they come with the data.
         group: heading in lists.
         also: further metrics of the kind: `"matthews"`, `"f1"`, `"spearman"`.
         sizes: what a recipe gets that gives no sizes.
@@ -114,12 +118,12 @@ class Task:
     name: str
     description: str
     kind: str
-    labels: tuple[str, ...]
     metric: str
     text_columns: tuple[str, ...]
     source: str
     license: str
     load: Callable[..., datasets.DatasetDict]
+    labels: tuple[str, ...] = ()
     group: str = "other"
     also: tuple[str, ...] = ()
     sizes: SplitSizes = SplitSizes(None, 1000, 2000)
@@ -170,3 +174,15 @@ class Task:
             if name not in self.test_sets:
                 raise UserError(f"{self.name} has no test set {name!r} (it has {', '.join(self.test_sets)})")
         return tuple(names) if names else self.test_sets
+
+
+def tasks_of(section: str, load: Callable[..., Any], **more: Any) -> tuple[Task, ...]:
+    """The tasks of a section of the catalogue; `load(name, sizes, split_seed)` gives the splits of each."""
+    made = []
+    for name, own in CATALOGUE[section]["tasks"].items():
+        row = {**CATALOGUE[section].get("all", {}), **own, **more}
+        if "sizes" in row:
+            row["sizes"] = SplitSizes(**row["sizes"])
+        row = {field: tuple(value) if isinstance(value, list) else value for field, value in row.items()}
+        made.append(Task(name=name, load=functools.partial(load, name), **row))
+    return tuple(made)

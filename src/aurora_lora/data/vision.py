@@ -9,11 +9,10 @@ split without a seed: here the seed alone decides, and a run writes down which r
 from __future__ import annotations
 
 import base64
-import functools
 import gzip
 import io
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,10 +23,10 @@ from numpy.typing import NDArray
 from ..errors import UserError
 from ..extras import extra
 from ..files import file_digest, read_json
-from .fetch import fetch
+from .fetch import ARCHIVES, fetch
 from .hub import HubData
-from .packaged import BIGBENCH, CIFAR10_FILE
-from .task import Augment, SplitSizes, Task, check_size, seeded_order
+from .packaged import CIFAR10_FILE
+from .task import CATALOGUE, SplitSizes, check_size, seeded_order, tasks_of
 
 if TYPE_CHECKING:
     import datasets
@@ -158,17 +157,7 @@ def split_images(
     return DatasetDict({name: found[name] for name in ("train", "validation", "test")})
 
 
-Load = Callable[[], "dict[str, datasets.Dataset]"]
-
-
-def _task(name: str, question: str, pieces: Load, **more: Any) -> Task:
-    def load(sizes: SplitSizes, split_seed: int) -> datasets.DatasetDict:
-        return split_images(pieces(), sizes, split_seed, name)
-
-    return Task(name, question, "image-classification", metric="accuracy", text_columns=(), load=load, **more)
-
-
-# ---------------------------------------------------------------- of the hub
+# ---------------------------------------------------------------- tasks
 
 
 def load_images(data: HubData, split: str, classes: int) -> datasets.Dataset:
@@ -185,65 +174,20 @@ def load_images(data: HubData, split: str, classes: int) -> datasets.Dataset:
     return with_rows(loaded)
 
 
-_SOURCES = {  # classes, examples of train, validation and test, licence, repository
-    "oxford-pets": (37, 3_312, 368, 3_669, "CC BY-SA 4.0", "timm/oxford-iiit-pet"),
-    "stanford-cars": (196, 7_329, 815, 8_041, "research only", "Multimodal-Fatima/StanfordCars_{split}"),
-    "cifar10": (10, 45_000, 5_000, 10_000, "not stated", "Multimodal-Fatima/CIFAR10_{split}"),
-    "dtd": (47, 4_060, 452, 1_128, "research only", "cansa/Describable-Textures-Dataset-DTD"),
-    "eurosat": (10, 16_200, 5_400, 5_400, "MIT", "timm/eurosat-rgb"),
-    "fgvc": (100, 3_000, 334, 3_333, "research only", "Multimodal-Fatima/FGVC_Aircraft_{split}"),
-    "resisc45": (45, 18_900, 6_300, 6_300, "research only", "timm/resisc45"),
-    "cifar100": (100, 45_000, 5_000, 10_000, "not stated", "Multimodal-Fatima/CIFAR100_{split}"),
-}
-_TEXTS = {  # question, paper
-    "oxford-pets": ("Which breed is the cat or dog?", "Oxford-IIIT Pet (Parkhi et al., 2012)"),
-    "stanford-cars": ("Which make, model and year is the car?", "Stanford Cars (Krause et al., 2013)"),
-    "cifar10": ("What is on a small photograph? (10 classes)", "CIFAR-10 (Krizhevsky, 2009)"),
-    "dtd": ("Which word describes the texture?", "Describable Textures (Cimpoi et al., 2014)"),
-    "eurosat": ("What is the land used for, seen by a satellite?", "EuroSAT (Helber et al., 2019)"),
-    "fgvc": ("Which variant of aircraft is it?", "FGVC-Aircraft (Maji et al., 2013)"),
-    "resisc45": ("What is the scene, seen from above?", "RESISC45 (Cheng et al., 2017)"),
-    "cifar100": ("What is on a small photograph? (100 classes)", "CIFAR-100 (Krizhevsky, 2009)"),
-}
-_SPLITS = dict.fromkeys(("eurosat", "resisc45"), ("train", "validation", "test")) | {"dtd": ("train",)}
+_SPLITS = {"eurosat": ("train", "validation", "test"), "resisc45": ("train", "validation", "test"), "dtd": ("train",)}
 """Those of data sets that do not come in `train` and `test`."""
 
 
-def _repos(task: str) -> list[str]:
-    """The repositories of the data set, each once."""
-    *_, repo = _SOURCES[task]
-    return list(dict.fromkeys(repo.format(split=split) for split in ("train", "test")))
-
-
 def _of_hub(task: str) -> dict[str, datasets.Dataset]:
-    classes, repos = _SOURCES[task][0], _repos(task)
+    row = CATALOGUE["images"]["tasks"][task]
+    repos = row["source"].split(", hub ")[1].split(" and ")  # of training, and of testing if that is another
     pieces = {}
     for split in _SPLITS.get(task, ("train", "test")):
-        pieces[split] = load_images(HubData(repos[-1] if split == "test" else repos[0]), split, classes)
+        pieces[split] = load_images(HubData(repos[-1] if split == "test" else repos[0]), split, row["classes"])
     if len({class_names(piece) for piece in pieces.values()}) > 1:
         raise UserError(f"{' and '.join(repos)}: the classes of train and test differ")
     return pieces
 
-
-VISION = tuple(
-    _task(
-        name,
-        _TEXTS[name][0],
-        functools.partial(_of_hub, name),
-        labels=(),
-        source=f"{_TEXTS[name][1]}, hub {' and '.join(_repos(name))}",
-        license=license,
-        group="images",
-        sizes=SplitSizes(None, None, None),
-        train_examples=train,
-        held_out={"validation": validation, "test": test},
-        never_after=("cifar10-10k",) if name == "cifar10" else (),
-        classes=classes,
-    )
-    for name, (classes, train, validation, test, license, _) in _SOURCES.items()
-)
-
-# ---------------------------------------------------------------- packaged
 
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 """Where the package dataset-fashion-mnist of Debian and Ubuntu puts its files."""
@@ -255,17 +199,12 @@ FASHION_FILES = {
 }
 """sha256 of its files, gzipped in LeCun's format: a head, which ends with the sizes, and a byte for each value."""
 FASHION_HUB = HubData("zalando-datasets/fashion_mnist")
-FASHION_LABELS = (
-    *("T - shirt / top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
-)
-DIGIT_LABELS = tuple("0123456789")
-CIFAR10_LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 def _fashion() -> dict[str, datasets.Dataset]:
     if not FASHION_FOLDER.is_dir():
         try:
-            return {split: load_images(FASHION_HUB, split, len(FASHION_LABELS)) for split in ("train", "test")}
+            return {split: load_images(FASHION_HUB, split, 10) for split in ("train", "test")}
         except UserError as error:
             raise UserError(
                 f"Fashion-MNIST is neither in {FASHION_FOLDER}, where `apt-get install dataset-fashion-mnist` (Debian, "
@@ -283,7 +222,7 @@ def _fashion() -> dict[str, datasets.Dataset]:
         images = content[f"{prefix}-images-idx3-ubyte.gz"]
         height, width = images[8:16].view(">u4")
         images = images[16:].reshape(-1, height, width)
-        pieces[split] = _in_memory(map(png, images), labels.tolist(), FASHION_LABELS, split)
+        pieces[split] = _in_memory(map(png, images), labels.tolist(), "fashion-mnist", split)
     return pieces
 
 
@@ -292,55 +231,33 @@ def _digits() -> dict[str, datasets.Dataset]:
         from sklearn.datasets import load_digits
     found = load_digits()
     images = np.rint(found.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8), from 0 to 16
-    return {"train": _in_memory(map(png, images), found.target.tolist(), DIGIT_LABELS, "train")}
+    return {"train": _in_memory(map(png, images), found.target.tolist(), "digits", "train")}
 
 
 def _cifar10() -> dict[str, datasets.Dataset]:
     """From BIG-bench's file of base64 texts, which came verified."""
-    rows = read_json(fetch(BIGBENCH) / CIFAR10_FILE)["examples"]
+    rows = read_json(fetch(ARCHIVES["bigbench"]) / CIFAR10_FILE)["examples"]
     images = [base64.b64decode(row["input"]) for row in rows]
-    scores = [row["target_scores"] for row in rows]
-    labels = [CIFAR10_LABELS.index(max(score, key=score.get)) for score in scores]
-    return {"train": _in_memory(images, labels, CIFAR10_LABELS, "test")}
+    labels = [max(row["target_scores"], key=row["target_scores"].get) for row in rows]
+    return {"train": _in_memory(images, labels, "cifar10-10k", "test")}
 
 
-def _in_memory(images: Iterable[bytes], labels: Sequence[int], names: Sequence[str], split: str) -> datasets.Dataset:
+def _in_memory(images: Iterable[bytes], labels: Sequence[int | str], task: str, split: str) -> datasets.Dataset:
     """Rows that are not written to the cache of `datasets`."""
     with extra("train"):
         from datasets import ClassLabel, Dataset, Features, Image
-    features = Features({"image": Image(), "label": ClassLabel(names=list(names))})
+    names = CATALOGUE["packaged-images"]["tasks"][task]["labels"]
+    features = Features({"image": Image(), "label": ClassLabel(names=names)})
     columns = {"image": [{"bytes": image, "path": None} for image in images], "label": list(labels)}
     return with_rows(Dataset.from_dict(columns, features=features, split=split))
 
 
-def _packaged(name: str, question: str, pieces: Load, sizes: SplitSizes, augment: Augment, **more: Any) -> Task:
-    held_out = {"test": 10_000} if sizes.test is None else {}
-    more |= {"group": "packaged images", "sizes": sizes, "held_out": held_out, "augment": augment}
-    return _task(name, question, pieces, **more)
+_PACKAGED = {"fashion-mnist": _fashion, "digits": _digits, "cifar10-10k": _cifar10}
 
 
-PACKAGED_IMAGES = (
-    _packaged(
-        *("fashion-mnist", "What piece of clothing is it?", _fashion, SplitSizes(None, 5000, None), "shift-flip"),
-        labels=FASHION_LABELS,
-        train_examples=55_000,
-        source="Fashion-MNIST (Xiao et al., 2017), from Debian's package dataset-fashion-mnist, else hub "
-        + FASHION_HUB.repo,
-        license="MIT",
-    ),
-    _packaged(
-        *("digits", "Which digit was written?", _digits, SplitSizes(None, 200, 500), "shift"),
-        labels=DIGIT_LABELS,
-        train_examples=1_097,
-        source="digits of 13 people (Alpaydin and Kaynak, 1998), 8 by 8 pixels, in scikit-learn",
-        license="CC BY 4.0",
-    ),
-    _packaged(
-        *("cifar10-10k", "What is on a small photograph? (the 10,000 test images of CIFAR-10)", _cifar10),
-        *(SplitSizes(None, 1000, 2000), "shift-flip"),
-        labels=CIFAR10_LABELS,
-        train_examples=7_000,
-        source="CIFAR-10 (Krizhevsky, 2009), from the package bigbench 1.0.0",
-        license="Apache-2.0 (the package)",
-    ),
-)
+def _load(task: str, sizes: SplitSizes, split_seed: int) -> datasets.DatasetDict:
+    pieces = _PACKAGED[task]() if task in _PACKAGED else _of_hub(task)
+    return split_images(pieces, sizes, split_seed, task)
+
+
+VISION, PACKAGED_IMAGES = tasks_of("images", _load), tasks_of("packaged-images", _load)
