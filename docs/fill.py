@@ -9,24 +9,16 @@ from pathlib import Path
 
 from aurora_lora.data import TASKS
 from aurora_lora.errors import UserError
+from aurora_lora.files import slug, write_text
 from aurora_lora.lab.experiments.recipes import find
 from aurora_lora.lab.experiments.study import load_study
 from aurora_lora.lab.report.figures import about, save
-from aurora_lora.lab.report.groups import load_results
-from aurora_lora.lab.report.measured import (
-    forms_figure,
-    forms_table,
-    gap_figure,
-    ranks_figure,
-    sigma_figure,
-    trajectories_figure,
-)
+from aurora_lora.lab.report.measured import gap_figure, ranks_figure, sigma_figure, trajectories_figure
 from aurora_lora.lab.report.page import figures_of
-from aurora_lora.lab.report.sections import Section, load_sections
+from aurora_lora.lab.report.runs import Section, load_results, load_sections
 from aurora_lora.lab.report.study import convergence_note
-from aurora_lora.lab.report.tables import insert
 from aurora_lora.train.recipe import name_of, task_name
-from make.calibration import calibration_curve, calibration_table, cost_table
+from make.calibration import calibration_curve, calibration_table, cost_table, forms_figure, forms_table
 from make.cases import CASES
 from make.chat import chat_parts
 from make.conformance import conformance_tables
@@ -109,8 +101,14 @@ def summaries() -> dict[str, dict]:
 
 def put(page: str, texts: Mapping[str, str]) -> None:
     """Texts in their places on a page, by name."""
+    path = DOCS / f"{page}.md"
+    document = path.read_text(encoding="utf-8")
     for name, text in texts.items():
-        insert(DOCS / f"{page}.md", name, text)
+        before, start, rest = document.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition(f"<!-- end {name} -->")
+        assert end, f"{path} has no place '{name}'"
+        document = f"{before}{start}\n{text.strip()}\n\n{end}{after}"
+    write_text(path, document)
 
 
 def subject(recipe: dict) -> str:
@@ -142,12 +140,13 @@ def tasks() -> None:
 def deploy() -> None:
     results = load_results([RESULTS / "forms"])
     put("deploy", {"forms": forms_table(results)})
-    save(forms_figure(results), FIGURES / "forms")
+    subject_of_forms = f"{results[0]['task']}, {results[0]['model']}"
+    save(about(forms_figure(results), subject_of_forms), FIGURES / "forms")
     for curve in read("calibration/curve.json"):
         put("deploy", {"curve": calibration_table(curve)})
         trained = [run["dynamic"]["accuracy"] for run in curve["runs"]]
         drawn = calibration_curve(curve["records"], {"accuracy": sum(trained) / len(trained)})
-        save(about(drawn, f"{results[0]['task']}, {results[0]['model']}"), FIGURES / "calibration-inputs")
+        save(about(drawn, subject_of_forms), FIGURES / "calibration-inputs")
     if costs := read("calibration/cost-*.json"):
         put("deploy", {"cost": cost_table(costs)})
     if language := read("causal-lm/*.json"):
@@ -229,14 +228,14 @@ def studies() -> None:
         drawn = study_figures(section, written)
         shown = [
             study_page(section.study),
-            convergence_note(section.groups),
+            convergence_note(section.scores),
             left,
             *(["## Figures"] if drawn else []),
             *drawn,
         ]
         put(f"studies/{section.title}", {section.title: "\n\n".join(filter(None, shown))})
         if section.title == "ranks-converged":
-            put("studies/ranks-converged", {"by epoch": by_epoch(section.groups, SETTLED)})
+            put("studies/ranks-converged", {"by epoch": by_epoch(section.scores, SETTLED)})
     for old in FIGURES.glob("study-*"):
         if old.stem not in written:
             old.unlink()  # a figure that no longer applies
@@ -247,7 +246,7 @@ def study_figures(section: Section, written: set[str]) -> list[str]:
     shown = []
     for kind, made in figures_of(section):
         for one in [] if isinstance(made, UserError) else made:
-            name = "-".join(filter(None, ("study", section.slug, kind.name, one.slug)))
+            name = "-".join(filter(None, ("study", section.slug, kind.name, slug(one.of))))
             save(one.figure, FIGURES / name)
             written.add(name)
             shown.append(f"![{kind.title}](../figures/{name}.svg)\n\n{kind.title}. {kind.note}")

@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 
 from aurora_lora.data.metrics import metric_named
 from aurora_lora.forms import DYNAMIC, STATIC
-from aurora_lora.lab.report.answers import MARGIN, Answer, answer
 from aurora_lora.lab.report.figures import GREY, colour, legend, new_figure
-from aurora_lora.lab.report.groups import half_interval
+from aurora_lora.lab.report.study import MARGIN, Answer
+from aurora_lora.lab.report.tables import half_interval
 from aurora_lora.text_table import TextTable
 
 Run = dict[str, Any]
@@ -64,7 +64,7 @@ def paired(first: Sequence[Run], second: Sequence[Run], metric: str, part: str =
 
 def compared(first: Sequence[Run], second: Sequence[Run], metric: str, part: str = "test") -> Answer:
     by_seed = dict(zip((run["seed"] for run in first), paired(first, second, metric, part), strict=True))
-    return answer("", first[0]["method"], second[0]["method"], metric, by_seed, MARGIN)
+    return Answer("", first[0]["method"], second[0]["method"], metric, by_seed, MARGIN)
 
 
 def headline(runs: Sequence[Run]) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pandas as pd
+
 from aurora_lora.data.metrics import metric_named
-from aurora_lora.lab.report.groups import interval
 from aurora_lora.lab.report.measured import ranks_tables
+from aurora_lora.lab.report.study import Answer
 from aurora_lora.text_table import TextTable
 
 USED = "S^2 by weight"
@@ -18,28 +19,16 @@ USED = "S^2 by weight"
 def scores_table(runs: Sequence[Mapping[str, Any]]) -> str:
     """Validation scores of each way at its best rate, and its difference from `USED`, paired by seed."""
     metric = metric_named(runs[0]["metric"])
-    heading = f"{metric.heading}, mean"
-    table = TextTable("", ["ranks and start", "seeds", heading, "minus the first", "95% interval"], align="lr")
-    first = _at_best(runs, USED)
-    for way in [USED, *(way for way in dict.fromkeys(run["way"] for run in runs) if way != USED)]:
-        scores = _at_best(runs, way)
-        paired = [score - first[seed] for seed, score in scores.items() if seed in first]
-        cells = [way, str(len(scores)), metric.shown(statistics.fmean(scores.values()))]
-        low, high = interval(paired)
-        between = "" if low is None or high is None else f"{metric.shown(low, '+')} to {metric.shown(high, '+')}"
-        table.rows.append(
-            [*cells, metric.difference(statistics.fmean(paired)), between] if way != USED else [*cells, "", ""]
-        )
+    table = TextTable(
+        "", ["ranks and start", "seeds", f"{metric.heading}, mean", "minus the first", "95% interval"], align="lr"
+    )
+    scores = pd.DataFrame(runs).pivot(index="seed", columns=["way", "learning_rate"], values="validation")
+    ways = {way: scores[way][scores[way].mean().idxmax()].dropna() for way in scores.columns.unique("way")}
+    for way in [USED, *(way for way in ways if way != USED)]:
+        answer = Answer("", way, USED, metric.name, (ways[way] - ways[USED]).dropna().to_dict())
+        against = answer.cells()[:2] if way != USED else ("", "")
+        table.rows.append([way, str(len(ways[way])), metric.shown(ways[way].mean()), *against])
     return table.markdown()
-
-
-def _at_best(runs: Sequence[Mapping[str, Any]], way: str) -> dict[int, float]:
-    """By seed, at the rate with the best mean."""
-    by_rate: dict[float, dict[int, float]] = {}
-    for run in runs:
-        if run["way"] == way:
-            by_rate.setdefault(run["learning_rate"], {})[run["seed"]] = run["validation"]
-    return max(by_rate.values(), key=lambda scores: statistics.fmean(scores.values()))
 
 
 def ranks_shown(record: Mapping[str, Any]) -> str:

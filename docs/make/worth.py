@@ -3,18 +3,21 @@ the best learning rates."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import false_discovery_control
 
 from aurora_lora.data.metrics import metric_named
-from aurora_lora.lab.report.answers import MARGIN, Answer, answer, answers, every_answer
 from aurora_lora.lab.report.figures import GREY, GRID, colour, new_figure
-from aurora_lora.lab.report.groups import Group, of_student
+from aurora_lora.lab.report.runs import evaluations
+from aurora_lora.lab.report.study import MARGIN, Answer, answers, every_answer
+from aurora_lora.lab.report.tables import p_value
 from aurora_lora.text_table import TextTable
 
 from .cases import AS_MANY, CASES, EVERYWHERE, QUARTER, RANKS, SAME_LAYERS, SAME_START, TWO_METHODS
@@ -115,7 +118,7 @@ def _draw(ax: Axes, place: int, one: Answer) -> None:
     if one.side:
         better = one.side == "better"
         look = {"color": colour("aurora" if better else "lora"), "marker": "^" if better else "v"}
-    ends = [] if one.low is None or one.high is None else [scale * one.low, scale * one.high]
+    ends = [scale * end for end in one.interval if not math.isnan(end)]
     ax.plot(ends, [place] * len(ends), "-", color=look["color"], linewidth=1.6)
     for end in ends:
         if abs(end) > EDGE:  # it goes on
@@ -155,19 +158,9 @@ def answered(summaries: Mapping[str, Mapping[str, Any]], case: str) -> str:
 
 def _discoveries(found: Sequence[Answer]) -> list[Answer]:
     """Those that differ from 0 with a false discovery rate of 5%, by Benjamini and Hochberg."""
-    known = [(one, p) for one in found if (p := p_value(one)) is not None]
+    known = [(one, p) for one in found if not math.isnan(p := p_value([*one.by_seed.values()]))]
     adjusted = list(false_discovery_control([p for _, p in known])) if known else []
     return [one for (one, _), p in zip(known, adjusted, strict=True) if p <= 0.05]
-
-
-def p_value(one: Answer) -> float | None:
-    """Of Student's t for a mean difference of 0, two-sided; None below two seeds."""
-    values = list(one.by_seed.values())
-    if len(values) < 2:
-        return None
-    if min(values) == max(values):  # the test divides by their standard deviation
-        return float(values[0] == 0)
-    return float(of_student(values).pvalue)
 
 
 def fewer_weights(summaries: Mapping[str, Mapping[str, Any]]) -> str:
@@ -206,7 +199,7 @@ def default_at_the_same_rank(summaries: Mapping[str, Mapping[str, Any]]) -> str:
         if pairs:
             seeds = set.intersection(*(set(one.by_seed) for one in pairs))
             mean = {seed: fmean(one.by_seed[seed] for one in pairs) for seed in sorted(seeds)}
-            over = answer("", "", "", pairs[0].metric, mean, MARGIN)
+            over = Answer("", "", "", pairs[0].metric, mean, MARGIN)
             heading = f"{study}, {metric_named(over.metric).heading}"
             table.rows.append([heading, str(len(pairs)), *over.cells()])
             verdicts += [one.verdict for one in pairs]
@@ -217,44 +210,24 @@ def default_at_the_same_rank(summaries: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def by_epoch(found: Sequence[Group], pairs: Mapping[str, Sequence[str]]) -> str:
+def by_epoch(scores: pd.DataFrame, pairs: Mapping[str, Sequence[str]]) -> str:
     """Differences between settings in the validation score after each evaluation, paired by seed, as Markdown.
 
     Args:
-        found: the settings of a study, with their epochs.
+        scores: of a study's section.
         pairs: by the setting that comes first, those that it is compared with.
     """
-    named = {group.label: group for group in found}
-    metric = metric_named(found[0].selected_by)
-    rows: list[tuple[str, str, dict[float, Answer]]] = []
-    for first, others in pairs.items():
-        for second in others:
-            scores = [_scores(named[name]) for name in (first, second)]
-            shared = [epoch for epoch in scores[0] if epoch in scores[1]]
-            made = {}
-            for epoch in shared:
-                ours, theirs = (one[epoch] for one in scores)
-                by_seed = {seed: ours[seed] - theirs[seed] for seed in ours if seed in theirs}
-                made[epoch] = answer("", first, second, metric.name, by_seed)
-            rows.append((first, second, made))
-    epochs = sorted({epoch for *_, made in rows for epoch in made})
+    metric = scores["selected_by"].iloc[0]
+    by_seed = evaluations(scores).pivot(index="seed", columns=["setting", "epoch"], values="validation")
+    epochs = sorted(by_seed.columns.unique("epoch"))
     heads = ["first", "second", *(f"epoch {epoch:g}" for epoch in epochs), "change in the last"]
     table = TextTable("", heads, align="ll" + "r" * (len(epochs) + 1))
-    for first, second, made in rows:
-        last, before = (made[epoch].by_seed for epoch in (epochs[-1], epochs[-2]))
-        change = answer("", "", "", metric.name, {seed: last[seed] - before[seed] for seed in last})
-        cells = [f"{one.cells()[0]} ({one.cells()[1]})" for one in (*(made[epoch] for epoch in epochs), change)]
-        table.rows.append([first, second, *cells])
+    for first, second in ((first, second) for first, others in pairs.items() for second in others):
+        difference = by_seed[first] - by_seed[second]
+        difference["change"] = difference[epochs[-1]] - difference[epochs[-2]]
+        each = [Answer("", first, second, metric, difference[one].to_dict()).cells() for one in (*epochs, "change")]
+        table.rows.append([first, second, *(f"{cells[0]} ({cells[1]})" for cells in each)])
     return table.markdown()
-
-
-def _scores(group: Group) -> dict[float, dict[int, float]]:
-    """By epoch, the validation scores of the seeds."""
-    scores: dict[float, dict[int, float]] = {}
-    for run in group.runs:
-        for entry in run["epochs"]:
-            scores.setdefault(entry["epoch"], {})[run["seed"]] = entry["validation"][group.selected_by]
-    return scores
 
 
 def _by_its_metrics(summary: Mapping[str, Any]) -> list[tuple[str, list[Answer]]]:
@@ -279,32 +252,13 @@ def without_seed(summaries: Mapping[str, Mapping[str, Any]], studies: Sequence[s
     asked = 0
     for study in (study for study in studies if study in summaries):
         summary = summaries[study]
-        study_less = {**summary["study"], "seeds": [one for one in summary["study"].get("seeds", ()) if one != seed]}
-        fewer = {"study": study_less, "settings": [_without(setting, seed) for setting in summary["settings"]]}
-        less = {one.ask: one for one in answers(fewer)}
+        less = {one.ask: one for one in answers(summary, without=seed)}
         for one in answers(summary):
             asked += 1
             other = less[one.ask]
             if one.side != other.side:
                 table.rows.append([study, one.first, one.second, *one.cells()[:2], *other.cells()[:2]])
     return f"{table.markdown()}\n\n{len(table.rows)} of {asked} answers."
-
-
-def _without(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """A setting of a `study.json` without the scores of a seed."""
-    lost = setting["seeds"].index(seed)
-
-    def kept(forms: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            form: {
-                name: {**scores, "scores": [None if n == lost else one for n, one in enumerate(scores["scores"])]}
-                for name, scores in by_metric.items()
-            }
-            for form, by_metric in forms.items()
-        }
-
-    by_choice = {form: kept(forms) for form, forms in setting.get("by_choice", {}).items()}
-    return {**setting, "by_form": kept(setting["by_form"]), **({"by_choice": by_choice} if by_choice else {})}
 
 
 def beyond_the_best(summaries: Mapping[str, Mapping[str, Any]]) -> str:

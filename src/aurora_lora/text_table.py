@@ -38,13 +38,14 @@ class TextTable:
     align: str = "lr"
 
     @property
-    def _letters(self) -> str:
+    def letters(self) -> str:
+        """The letter of each column."""
         return self.align.ljust(len(self.headers), self.align[-1])[: len(self.headers)]
 
     def _least_widths(self, whole: str = "vr") -> list[int]:
         """Letters that each column needs at least: for its longest word, or for a whole cell, by its letter."""
         found = []
-        for column, letter in zip(zip(self.headers, *self.rows, strict=True), self._letters, strict=True):
+        for column, letter in zip(zip(self.headers, *self.rows, strict=True), self.letters, strict=True):
             lines = [line for text in column[1:] for line in text.split("\n")] if letter in whole else []
             found.append(max(map(len, [*lines, *" ".join(column).split()]), default=0))
         return found
@@ -69,7 +70,7 @@ class TextTable:
         fitting = (some for some in ("vr", "r") if self._total(self._least_widths(some)) <= options.max_width)
         whole = next(fitting, "")
         least = self._least_widths(whole)
-        for header, letter, needed in zip(self.headers, self._letters, least, strict=True):
+        for header, letter, needed in zip(self.headers, self.letters, least, strict=True):
             justify: Literal["left", "right"] = "right" if letter == "r" else "left"
             width = needed if letter == "r" or letter in whole else None
             table.add_column(header, justify=justify, width=width, overflow="fold")
@@ -83,7 +84,7 @@ class TextTable:
         Args:
             rule: below the header of a column at the right.
         """
-        rules = "|".join(rule if letter == "r" else "---" for letter in self._letters)
+        rules = "|".join(rule if letter == "r" else "---" for letter in self.letters)
         lines = [_markdown_row(self.headers), f"|{rules}|", *map(_markdown_row, self.rows)]
         return "\n".join([*lines, "", self.note] if self.note else lines)
 

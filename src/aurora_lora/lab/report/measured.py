@@ -1,91 +1,29 @@
-"""Figures of what commands measure: the forms, the merge gap, merges, sigma, ranks, and trajectories of updates."""
+"""Figures of what commands measure: the merge gap, merges, sigma, ranks, and trajectories of updates."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...data.metrics import METRICS, in_order
 from ...errors import UserError
-from ...forms import CALIBRATED, DYNAMIC, FORMS, MERGED, REFERENCE_FORM, STATIC, form_named
+from ...forms import CALIBRATED, DYNAMIC, FORMS, MERGED, STATIC
 from ...methods.targets import blocks_and_kinds
 from ...text_table import TextTable
 from ...train.publish import LEFT, RIGHT, UPDATES, saved_updates
-from .figures import FORM_STYLES, GREY, GRID, WIDTH, about, colour, draw_range, legend, new_figure, panels, style
-from .groups import Group, Result, by_learning_rate
-from .tables import finite, spread
+from .figures import FORM_STYLES, GREY, GRID, WIDTH, colour, draw_range, legend, new_figure, panels, style
+from .tables import finite
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     Array = np.ndarray[Any, np.dtype[np.float64]]
-
-SHOWN = METRICS["accuracy"], METRICS["nll"]
-"""Metrics of the tables of forms."""
-
-
-def forms_table(results: Sequence[Result]) -> str:
-    """The metrics of each form by learning rate, over the seeds of a task; of classes, accuracy and likelihood."""
-    groups = by_learning_rate(results)
-    there = [scores for runs in groups.values() for run in runs for scores in run["metric"]["by_form"].values()]
-    of_classes = all(metric.name in scores for scores in there for metric in SHOWN)
-    metrics = SHOWN if of_classes else in_order([name for name in there[0] if all(name in one for one in there)])
-    against = [f"{metric.name} - {REFERENCE_FORM}" for metric in metrics]
-    table = TextTable("", ["learning rate", "form", *(metric.column for metric in metrics), *against], align="l")
-    for rate, runs in groups.items():
-        forms = [run["metric"]["by_form"] for run in runs]
-        for form in forms[0]:
-            cells = [f"{rate:g}", form_named(form).label]
-            cells += [spread([scores[form][m.name] for scores in forms], m.decimals, m.scale) for m in metrics]
-            if REFERENCE_FORM in forms[0] and form != REFERENCE_FORM:
-                for m in metrics:
-                    pairs = [(scores[form][m.name], scores[REFERENCE_FORM][m.name]) for scores in forms]
-                    gaps = [None if None in pair else pair[0] - pair[1] for pair in pairs]
-                    cells.append(spread(gaps, m.decimals + 1, m.scale))
-            else:
-                cells += [""] * len(metrics)
-            table.rows.append(cells)
-    return table.markdown()
-
-
-def forms_figure(results: Sequence[Result]) -> Figure:
-    """Accuracy and negative log-likelihood of each form against the learning rate; bars are the range over seeds."""
-    groups = by_learning_rate(results)
-    runs = [run for several in groups.values() for run in several]
-    if not all(FORMS.keys() == run["metric"]["by_form"].keys() for run in runs):
-        raise UserError(f"the forms figure needs runs with the forms {', '.join(FORMS)}")
-    if not all({"accuracy", "nll"} <= scores.keys() for run in runs for scores in run["metric"]["by_form"].values()):
-        raise UserError("the forms figure is for classification tasks, whose results have accuracy and nll")
-    figure, axes = new_figure(2, 7.2, 2.9)
-    rates = list(groups)
-    places = range(len(rates))
-    seeds = max(map(len, groups.values()))
-    panels = (("accuracy", "accuracy, %", 100.0), ("nll", "negative log-likelihood", 1.0))
-    for ax, (name, label, factor) in zip(axes, panels, strict=True):
-        for offset, form in zip((-0.06, 0.0, 0.06), FORMS.values(), strict=True):
-            scores = [[run["metric"]["by_form"][form.name][name] for run in groups[rate]] for rate in rates]
-            values = [[factor * value for value in finite(found)] for found in scores]
-            draw_range(ax, [place + offset for place in places], values, label=form.label, **FORM_STYLES[form.name])
-        ax.set_xticks(list(places), [f"{rate:g}" for rate in rates])
-        ax.set_xlabel("learning rate of the adapter")
-        ax.set_ylabel(label)
-    legend(figure, axes[0])
-    axes[0].set_title(f"test accuracy, {seeds} seed{'s' if seeds > 1 else ''}", fontsize=9, loc="left")
-    axes[1].set_title("lower is better", fontsize=9, loc="left")
-    first = next(iter(groups.values()))[0]
-    return about(figure, f"{first['task']}, {first['model']}")
-
-
-# ---------------------------------------------------------------- the merge gap, and merges
-
 
 GAP = "gap.json"
 """The file in the folder of a run with what `aurora gap` measured."""
@@ -400,17 +338,7 @@ def _list(ax: Any, record: Mapping[str, Any]) -> None:
 # ---------------------------------------------------------------- trajectories of the weight updates
 
 
-@dataclass(frozen=True)
-class _Trajectory:
-    """The updates of one form of one run, a file for each epoch."""
-
-    label: str
-    form: str
-    seed: int
-    files: Mapping[int, Path]
-
-
-def trajectories(found: Sequence[Group]) -> dict[str, Any]:
+def trajectories(runs: pd.DataFrame) -> dict[str, Any]:
     """The first two principal components of the updates `dW_e - dW_0` of all runs, forms and epochs e together.
 
     The update of a run is that of all its adapted layers, as one vector. Two updates `L R` and `L' R'` have the inner
@@ -418,7 +346,8 @@ def trajectories(found: Sequence[Group]) -> dict[str, Any]:
     matrices, from their (n, n) inner products.
 
     Args:
-        found: settings of one model, of which those runs count that were trained with `training.save_updates`.
+        runs: a row of `report.runs.measured` for each run of one model, of which those count that were trained with
+            `training.save_updates`.
 
     Returns:
         `layers`, `explained` (the share of the variance of each component), and for each run and form `label`, `form`,
@@ -427,14 +356,33 @@ def trajectories(found: Sequence[Group]) -> dict[str, Any]:
     Raises:
         UserError: no run has saved updates, the runs adapt other layers, or there is nothing to tell apart.
     """
+    from safetensors.numpy import load_file
     from sklearn.decomposition import KernelPCA
 
-    saved = [one for group in found for one in _trajectories(group)]
-    if not saved:
+    lines: list[dict[str, Any]] = []
+    factors: list[
+        tuple[dict[str, Array], str]
+    ] = []  # of each line, epoch by epoch: the tensors of a file, and the form
+    for run in runs.itertuples():
+        saved = saved_updates(run.folder / UPDATES)
+        epochs = range(int(run.result["epochs"][-1]["epoch"]) + 1)  # it may have stopped early
+        if saved and (missing := sorted(set(epochs) - saved.keys())):
+            raise UserError(f"{run.folder / UPDATES} has no update of epoch {missing[0]}")
+        files = [load_file(path) for path in saved.values()]
+        forms = (
+            sorted({name.split("/")[0] for name in files[0]}, key=lambda form: form != run.deployed) if files else []
+        )
+        for form in forms:
+            label = f"{run.setting} ({form})" if form != MERGED else run.setting
+            lines.append({"label": label, "form": form, "seed": run.seed, "epochs": [*saved]})
+            factors += [(file, form) for file in files]
+    if not lines:
         raise UserError("the trajectory of the updates needs runs that were trained with training.save_updates=true")
-    layers = _layers(saved)
-    products = np.asarray(sum(_products(saved, layer) for layer in layers))
-    starts = np.cumsum([0, *(len(one.files) for one in saved)])
+    adapted = [{name.split("/")[1] for name in file if name.startswith(f"{form}/")} for file, form in factors]
+    if any(own != adapted[0] for own in adapted):
+        raise UserError("the runs with saved updates do not all adapt the same layers: report them apart")
+    layers, starts = sorted(adapted[0]), np.cumsum([0, *(len(line["epochs"]) for line in lines)])
+    products = np.asarray(sum(_products(factors, layer) for layer in layers))
     from_start = np.eye(len(products))
     for start, stop in pairwise(starts):
         from_start[start:stop, start] -= 1
@@ -444,22 +392,22 @@ def trajectories(found: Sequence[Group]) -> dict[str, Any]:
             "the trajectory of the updates needs runs of at least two epochs, in which something was learned"
         )
     pca = KernelPCA(n_components=2, kernel="precomputed", eigen_solver="dense")
-    points = pca.fit_transform(products)
+    points, norms = pca.fit_transform(products), np.sqrt(np.maximum(np.diag(products), 0))
+    for line, (start, stop) in zip(lines, pairwise(starts), strict=True):
+        line |= {"points": points[start:stop].round(6).tolist(), "norms": norms[start:stop].round(6).tolist()}
     total = np.trace(products) - products.sum() / len(products)  # n times the variance
-    norms = np.sqrt(np.maximum(np.diag(products), 0))
-    runs = [
-        {
-            "label": one.label,
-            "form": one.form,
-            "seed": one.seed,
-            "epochs": list(one.files),
-            "points": points[start:stop].round(6).tolist(),
-            "norms": norms[start:stop].round(6).tolist(),
-        }
-        for one, (start, stop) in zip(saved, pairwise(starts), strict=True)
-    ]
-    explained = (pca.eigenvalues_ / total).round(6).tolist()
-    return {"schema": 1, "layers": layers, "explained": explained, "runs": runs}
+    return {"schema": 1, "layers": layers, "explained": (pca.eigenvalues_ / total).round(6).tolist(), "runs": lines}
+
+
+def _products(factors: Sequence[tuple[Mapping[str, Array], str]], layer: str) -> Array:
+    """The (n, n) inner products of a layer's updates, over all lines and epochs."""
+    lefts = [file[f"{form}/{layer}/{LEFT}"].astype(np.float64) for file, form in factors]
+    rights = [file[f"{form}/{layer}/{RIGHT}"].astype(np.float64) for file, form in factors]
+    left, right = np.concatenate(lefts, axis=1), np.concatenate(rights, axis=0)
+    blocks = (left.T @ left) * (right @ right.T)
+    starts = np.cumsum([0, *(len(one) for one in rights)])[:-1]
+    products: Array = np.add.reduceat(np.add.reduceat(blocks, starts, axis=0), starts, axis=1)
+    return products
 
 
 def trajectories_figure(record: Mapping[str, Any]) -> Figure:
@@ -489,61 +437,3 @@ def trajectories_figure(record: Mapping[str, Any]) -> Figure:
     ax.set_title(title, fontsize=8, loc="left")
     legend(figure, ax)
     return figure
-
-
-def _trajectories(group: Group) -> list[_Trajectory]:
-    from safetensors import safe_open
-
-    found = []
-    for run, folder in zip(group.runs, group.folders, strict=True):
-        files = {} if folder is None else saved_updates(folder / UPDATES)
-        if not files:
-            continue
-        trained = run["epochs"][-1]["epoch"] if run.get("epochs") else run["recipe"]["training"]["epochs"]
-        missing = sorted(set(range(int(trained) + 1)) - files.keys())  # it may have stopped early
-        if missing:
-            raise UserError(f"{folder / UPDATES if folder else UPDATES} has no update of epoch {missing[0]}")
-        with safe_open(files[0], "np") as first:
-            forms = list(dict.fromkeys(name.partition("/")[0] for name in first.keys()))  # noqa: SIM118
-        for form in sorted(forms, key=lambda form: form != group.deployed):
-            label = f"{group.label} ({form})" if form != MERGED else group.label
-            found.append(_Trajectory(label, form, int(run["seed"]), files))
-    return found
-
-
-def _layers(runs: Sequence[_Trajectory]) -> list[str]:
-    """The layers that every run adapts.
-
-    Raises:
-        UserError: a run adapts others.
-    """
-    from safetensors import safe_open
-
-    layers: list[str] = []
-    for one in runs:
-        with safe_open(one.files[0], "np") as first:
-            names = first.keys()
-        own = sorted({name.split("/")[1] for name in names if name.startswith(f"{one.form}/")})
-        layers = layers or own
-        if own != layers:
-            raise UserError(
-                f"{one.files[0].parent} adapts other layers than {runs[0].files[0].parent}: report them apart"
-            )
-    return layers
-
-
-def _products(runs: Sequence[_Trajectory], layer: str) -> Array:
-    """The (n, n) inner products of a layer's updates, over all trajectories and epochs."""
-    from safetensors import safe_open
-
-    lefts, rights = [], []
-    for one in runs:
-        for path in one.files.values():
-            with safe_open(path, "np") as file:
-                lefts.append(file.get_tensor(f"{one.form}/{layer}/{LEFT}").astype(np.float64))
-                rights.append(file.get_tensor(f"{one.form}/{layer}/{RIGHT}").astype(np.float64))
-    left, right = np.concatenate(lefts, axis=1), np.concatenate(rights, axis=0)
-    blocks = (left.T @ left) * (right @ right.T)
-    starts = np.cumsum([0, *(len(one) for one in rights)])[:-1]
-    products: Array = np.add.reduceat(np.add.reduceat(blocks, starts, axis=0), starts, axis=1)
-    return products

@@ -1,40 +1,12 @@
-"""Cells of tables, and a table's place in a document."""
+"""Means, intervals and cells of tables over the seeds."""
 
 from __future__ import annotations
 
 import math
-import re
 import statistics
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 
-from ...errors import UserError
-from ...files import NOT_FINITE, reading, write_text
-
-
-def spread(values: Sequence[float | None], digits: int, scale: float = 1.0) -> str:
-    """`mean ± standard deviation`, or the one value; of those that are finite, and of how many where some are not."""
-    scaled = [scale * value for value in finite(values)]
-    if not scaled:
-        return NOT_FINITE
-    mean = f"{statistics.fmean(scaled):.{digits}f}"
-    return mean_and_std(mean, f"{statistics.stdev(scaled):.{digits}f}" if len(scaled) > 1 else None, values)
-
-
-def mean_and_std(mean: str, std: str | None, values: Sequence[float | None]) -> str:
-    """`83.1 ± 0.4`, of the finite ones of some values."""
-    shown = mean if std is None else f"{mean} ± {std}"
-    return " ".join(filter(None, (shown, left_out(len(finite(values)), len(values)))))
-
-
-def left_out(kept: int, of: int) -> str:
-    """`(2 of 3 finite)`, where a mean leaves some out."""
-    return "" if kept == of else f"({kept} of {of} finite)"
-
-
-def of_seeds(there: int, wanted: int) -> str:
-    """`(3 of 5 seeds)`, where a study has fewer finished runs than it was to have."""
-    return f"({there} of {wanted} seeds)" if there < wanted else ""
+from ...files import NOT_FINITE
 
 
 def finite(values: Iterable[float | None]) -> list[float]:
@@ -42,22 +14,61 @@ def finite(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None and math.isfinite(value)]
 
 
-def count(least: int, most: int) -> str:
+def mean(values: Iterable[float | None]) -> float:
+    """The mean of those that are finite; not a number where none is."""
+    return statistics.fmean(numbers) if (numbers := finite(values)) else math.nan
+
+
+def spread(values: Sequence[float | None], digits: int, scale: float = 1.0) -> str:
+    """`mean ± standard deviation`, or the one value; of those that are finite, and of how many where some are not."""
+    return mean_and_std(values, lambda value: f"{scale * value:.{digits}f}")
+
+
+def mean_and_std(values: Sequence[float | None], show: Callable[[float], str], wanted: int = 0) -> str:
+    """`83.1 ± 0.4`, of the finite ones; of how many where some are not, or where there are fewer than were wanted."""
+    numbers = finite(values)
+    if not numbers:
+        return NOT_FINITE
+    parts = [show(statistics.fmean(numbers)), *([f"± {show(statistics.stdev(numbers))}"] if len(numbers) > 1 else [])]
+    parts += [f"({len(numbers)} of {len(values)} finite)"] if len(numbers) < len(values) else []
+    return " ".join(filter(None, [*parts, of_seeds(len(values), wanted)]))
+
+
+def of_seeds(there: int, wanted: int) -> str:
+    """`(3 of 5 seeds)`, where there are fewer runs than were wanted."""
+    return f"({there} of {wanted} seeds)" if there < wanted else ""
+
+
+def count(least: float, most: float) -> str:
     """A number of parameters; both ends where runs differ, as those of LoRA-drop do."""
-    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
+    return f"{least:,.0f}" if least == most else f"{least:,.0f} to {most:,.0f}"
 
 
-def insert(path: Path, name: str, text: str) -> None:
-    """Replace what stands between `<!-- name -->` and `<!-- end name -->` in a document.
+def half_interval(values: Sequence[float]) -> float:
+    """Half the width of Student's 95% interval of the mean; not a number below two values."""
+    from scipy.stats import t
 
-    Raises:
-        UserError: the document has no such marks.
-    """
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path} is no document")  # a device may have no end
-    with reading(path):
-        document = path.read_text(encoding="utf-8")
-    marks = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end {re.escape(name)} -->)", re.DOTALL)
-    if not marks.search(document):
-        raise UserError(f"{path} has no marks '<!-- {name} -->' and '<!-- end {name} -->'")
-    write_text(path, marks.sub(lambda match: f"{match[1]}\n{text.strip()}\n\n{match[2]}", document))
+    if len(values) < 2:
+        return math.nan
+    return float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Student's 95% interval of the mean; not numbers below two values."""
+    mean, half = statistics.fmean(values), half_interval(values)
+    return mean - half, mean + half
+
+
+def p_value(values: Sequence[float]) -> float:
+    """Of Student's t for a mean of 0, two-sided; not a number below two values."""
+    from scipy.stats import t
+
+    if len(values) < 2:
+        return math.nan
+    mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
+    return float(2 * t.sf(abs(mean) / error, len(values) - 1)) if error else float(mean == 0)
+
+
+def plain(value: object) -> str:
+    """A recipe's value for people."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
