@@ -14,6 +14,6 @@ for seed in ${*:-0 1}; do
     aurora sigma "runs/figure2/aurora-$seed"
     cp "runs/figure2/aurora-$seed/gap.json" "results/figures/gap-$seed.json"
 done
-aurora report runs/figure2 --figures runs/figure2/figures --only updates --only sigma --only gap
+aurora report runs/figure2 --figures runs/figure2/figures
 cp runs/figure2/figures/updates.json results/figures/updates.json
 cp "runs/figure2/aurora-${1:-0}/sigma.json" results/figures/sigma.json

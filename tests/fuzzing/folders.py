@@ -151,7 +151,7 @@ COMMANDS = {
     "export": "RUN -o OUT --form static --dtype float16 --all-layers --overwrite --json",
     "predict": "RUN film --json OUT RUN/adapter RUN/lora MODEL",
     "train": "RECIPE -o RUN OUT training.epochs=1 seed=1 method.r=0 --json =",
-    "report": "RUN --into OUT/page.md -o OUT --html OUT/p.html --only scores --title",
+    "report": "RUN --figures OUT --html OUT/p.html --title",
     "generate": "RUN dog -o OUT --images 1 --seed --steps --guidance --json",
     "reproduce": "table1 table9 --dry-run --scale hub packaged --only cola --seeds 0,1",
     "sweep": "STUDY -o OUT --dry-run --jobs 1 --json",

@@ -22,7 +22,7 @@ import hub_server
 ZYGOTE = Path(__file__).parents[1] / "train" / "zygote.py"
 IMPORTS = (
     "aurora_lora.lab.experiments.reproduce",
-    "aurora_lora.lab.report.paper_comparison",
+    "aurora_lora.lab.report.paper",
     "aurora_lora.diffusion.run",
     "diffusers",
 )

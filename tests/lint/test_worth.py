@@ -6,13 +6,11 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import pandas as pd
 import pytest
-from scipy.stats import ttest_rel
 
 from aurora_lora.lab.experiments.study import load_study
-from aurora_lora.lab.report.answers import answer, answers
-from aurora_lora.lab.report.groups import Group
-from aurora_lora.lab.report.sections import load_sections
+from aurora_lora.lab.report.runs import load_sections
 from make.cases import CASES
 from make.worth import (
     EDGE,
@@ -27,7 +25,6 @@ from make.worth import (
     default_at_the_same_rank,
     fewer_weights,
     main_answers,
-    p_value,
     without_seed,
 )
 
@@ -47,7 +44,15 @@ def test_each_question_and_setting_is_one_of_its_study(name: str) -> None:
 def summary(first: list[float], second: list[float], *asked: str) -> dict[str, Any]:
     def setting(name: str, scores: list[float]) -> dict[str, Any]:
         by_form = {"merged": {"captured": {"scores": scores}}}
-        return {"name": name, "deployed": "merged", "metric": "captured", "seeds": [0, 1, 2], "by_form": by_form}
+        return {
+            "name": name,
+            "deployed": "merged",
+            "metric": "captured",
+            "seeds": [0, 1, 2],
+            "by_form": by_form,
+            "params": None,
+            "train_s": [1.0] * 3,
+        }
 
     sides = [{"setting": name, "form": None} for name in ("ours", "theirs")]
     study = {"questions": [{"ask": ask, "first": sides[0], "second": sides[1]} for ask in asked]}
@@ -79,17 +84,6 @@ def test_what_is_significant_by_chance_is_none_after_correction() -> None:
         "better in 0, worse in 0."
     )
     assert found.count("†") == 1
-
-
-def test_p_values_are_those_of_a_paired_t_test() -> None:
-    first, second = [0.53, 0.50, 0.52], [0.49, 0.48, 0.50]
-    (one,) = answers(summary(first, second, "?"))
-    assert p_value(one) == pytest.approx(ttest_rel(first, second).pvalue)
-    (same,) = answers(summary(first, first, "?"))
-    assert p_value(same) == 1
-    (apart,) = answers(summary([0.75, 0.75, 0.75], [0.5, 0.5, 0.5], "?"))
-    assert p_value(apart) == 0
-    assert p_value(answer("?", "a", "b", "accuracy", {0: 0.1})) is None
 
 
 def test_the_default_beside_lora_over_all_pairs_of_a_study() -> None:
@@ -127,18 +121,15 @@ def test_what_a_budget_buys_in_every_study() -> None:
 
 
 def test_differences_over_the_epochs() -> None:
-    def group(name: str, *scores: tuple[float, float]) -> Group:
-        def run(seed: int, before: float, after: float) -> dict[str, Any]:
-            entries = [{"epoch": at, "validation": {"captured": one}} for at, one in ((2.0, before), (4.0, after))]
-            return {
-                "seed": seed,
-                "epochs": entries,
-                "metric": {"name": "captured", "selected_by": {"name": "captured"}},
-            }
-
-        return Group(name, [run(seed, *one) for seed, one in enumerate(scores)])
-
-    found = [group("a", (0.5, 0.6), (0.52, 0.6)), group("b", (0.4, 0.55), (0.44, 0.55))]
+    scores = {"a": ((0.5, 0.6), (0.52, 0.6)), "b": ((0.4, 0.55), (0.44, 0.55))}
+    runs = [
+        {"setting": name, "seed": seed, "selected_by": "captured", "result": {"epochs": [
+            {"epoch": at, "validation": {"captured": one}} for at, one in zip((2.0, 4.0), of_seed, strict=True)
+        ]}}
+        for name, by_seed in scores.items()
+        for seed, of_seed in enumerate(by_seed)
+    ]  # fmt: skip
+    found = pd.DataFrame(runs)
     rows = by_epoch(found, {"a": ["b"]}).splitlines()
     assert rows[0] == "| first | second | epoch 2 | epoch 4 | change in the last |"
     assert rows[2] == "| a | b | +9.0 (-3.7 to +21.7) | +5.0 (+5.0 to +5.0) | -4.0 (-16.7 to +8.7) |"
@@ -252,7 +243,7 @@ def test_what_is_committed_is_in_the_page() -> None:
     assert default_at_the_same_rank(summaries) in page
     assert fewer_weights(summaries) in (ROOT / "docs" / "worth.md").read_text()
     (converged,) = load_sections([studies / "ranks-converged" / "study.json"])
-    assert by_epoch(converged.groups, SETTLED) in (ROOT / "docs" / "studies" / "ranks-converged.md").read_text()
+    assert by_epoch(converged.scores, SETTLED) in (ROOT / "docs" / "studies" / "ranks-converged.md").read_text()
     for case in CASES:
         assert answered(summaries, case) in page
     assert beyond_the_best(summaries) in page

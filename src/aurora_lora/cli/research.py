@@ -145,19 +145,18 @@ def _print_runs(todo: Reproduction, gpu: str | None, as_json: bool) -> None:
 def _compare_with_paper(todo: Reproduction, failed: list[dict[str, str]], as_json: bool) -> None:
     """Write and print the paper's numbers beside those of the runs that are finished."""
     from aurora_lora.files import write_json, write_text
-    from aurora_lora.lab.report.paper_comparison import compare, markdown, notes, tables
+    from aurora_lora.lab.report.paper import compare, markdown, notes, tables
 
     suite = todo.suite
     compared = compare(suite, todo.cells, todo.seeds, todo.results())
-    records = [one.to_dict() for one in compared]
     record = {"suite": suite.name, "scale": suite.scale, "seeds": todo.seeds, "statistic": suite.statistic}
-    write_json(todo.folder / "table.json", {**record, "cells": records, "runs": todo.made_from()})
+    write_json(todo.folder / "table.json", {**record, "cells": compared, "runs": todo.made_from()})
     write_text(todo.folder / "table.md", markdown(suite, compared))
     if as_json:
-        print_json({"cells": records, "failed": failed})
+        print_json({"cells": compared, "failed": failed})
         return
     stdout().print(suite.title)
-    print_tables(tables(suite, compared))
+    print_tables(tables(compared, suite.statistic))
     for line in notes(suite, compared):
         print(line)
     say_written([todo.folder / "table.md", todo.folder / "table.json"])

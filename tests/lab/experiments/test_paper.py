@@ -14,7 +14,7 @@ from aurora_lora.lab.experiments.plan import shapes
 from aurora_lora.lab.experiments.recipes import load_any
 from aurora_lora.lab.experiments.reproduce import Reproduction, prepare
 from aurora_lora.lab.experiments.suite import Suite
-from aurora_lora.lab.report.paper_comparison import compare
+from aurora_lora.lab.report.paper import compare
 
 PRINTED = {"85.8M": 85.8e6, "303.3M": 303.3e6, "581K": 581e3, "1.57M": 1.57e6, "239K": 239e3, "480K": 480e3}
 PRINTED |= {"74K": 74e3, "197K": 197e3, "-": 0}
@@ -199,7 +199,7 @@ def test_a_suite_of_images_runs_and_compares(tmp_path: Path, monkeypatch: pytest
     (job,) = todo.jobs.values()
     outcome = run_job(job)
     assert outcome.result is not None
-    assert [one.ours for one in compare(todo.suite, todo.cells, todo.seeds, todo.results())] == [
+    assert [one["ours"] for one in compare(todo.suite, todo.cells, todo.seeds, todo.results())] == [
         pytest.approx(100 * outcome.result["metric"]["by_form"][form][metric])
         for form in ("static", "calibrated")
         for metric in ("clip_i", "clip_t", "dino")

@@ -14,7 +14,7 @@ from aurora_lora.errors import UserError
 from aurora_lora.lab.experiments.jobs import Job, Outcome, in_turn, run_job
 from aurora_lora.lab.experiments.reproduce import Reproduction, prepare
 from aurora_lora.lab.experiments.suite import Suite
-from aurora_lora.lab.report.paper_comparison import compare, markdown, notes, tables
+from aurora_lora.lab.report.paper import compare, markdown, notes, tables
 from make.tables import reproduced_table
 
 MakeSuite = Callable[..., Suite]
@@ -32,25 +32,26 @@ def test_a_reproduction_and_its_table(todo: Reproduction) -> None:
     lora, static, calibrated = compared
     for one in compared:
         scores = [
-            100 * todo.jobs[one.recipe, seed].result()["metric"]["by_form"][one.form]["accuracy"] for seed in (0, 1)
+            100 * todo.jobs[one["recipe"], seed].result()["metric"]["by_form"][one["form"]]["accuracy"]
+            for seed in (0, 1)
         ]
-        assert one.scores == tuple(scores)
-        assert one.ours == one.median == one.mean == sum(scores) / 2
-        assert one.missing == 0
-        assert one.spread == pytest.approx(abs(scores[0] - scores[1]) / 2**0.5)
-    assert (lora.paper, lora.quoted, lora.paper_params) == (80, True, "0.3K")
-    assert lora.difference == pytest.approx(lora.ours - 80)
-    assert (calibrated.paper, calibrated.difference) == (None, None)
-    assert static.params == todo.jobs["aurora-sentiment", 0].result()["params"]["adapter"]
+        assert one["scores"] == scores
+        assert one["ours"] == sum(scores) / 2
+        assert one["missing"] == 0
+        assert one["spread"] == pytest.approx(abs(scores[0] - scores[1]) / 2**0.5)
+    assert (lora["paper"], lora["quoted"], lora["paper_params"]) == (80, True, "0.3K")
+    assert lora["difference"] == pytest.approx(lora["ours"] - 80)
+    assert (calibrated["paper"], calibrated["difference"]) == (None, None)
+    assert static["params"] == todo.jobs["aurora-sentiment", 0].result()["params"]["adapter"]
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    for table in tables(todo.suite, compared):
+    for table in tables(compared, todo.suite.statistic):
         console.print(table)
     text = console.export_text()
     assert "80.0*" in text
-    assert f"{lora.difference:+.1f}" in text
+    assert f"{lora['difference']:+.1f}" in text
     assert max(map(len, text.splitlines())) <= 80
     page = markdown(todo.suite, compared)
-    assert f"| LoRA | 0.3K | {lora.params} | Sentiment | 80.0* | {lora.ours:.1f} |" in page
+    assert f"| LoRA | 0.3K | {lora['params']} | Sentiment | 80.0* | {lora['ours']:.1f} |" in page
     assert page.splitlines()[-3:] == ["\\* The paper takes these numbers from earlier work.", "", "Tiny data."]
     assert notes(todo.suite, [calibrated]) == ["Tiny data."]
 
@@ -68,11 +69,11 @@ def test_averages(tiny_suite: MakeSuite, tmp_path: Path) -> None:
         for recipe, seed in todo.jobs
     }
     *_, average = compare(todo.suite, todo.cells, todo.seeds, made)
-    assert (average.column, average.paper) == ("Avg.", 70)
-    assert average.ours == pytest.approx((55 + 25) / 2)
+    assert (average["column"], average["paper"]) == ("Avg.", 70)
+    assert average["ours"] == pytest.approx((55 + 25) / 2)
     del made["lora-rating", 0], made["lora-rating", 1]
     *_, average = compare(todo.suite, todo.cells, todo.seeds, made)
-    assert average.ours is None
+    assert average["ours"] is None
     assert len(compare(todo.suite, todo.cells[:1], todo.seeds, made)) == 1
 
 
@@ -93,10 +94,8 @@ def test_the_statistic_of_a_suite(tiny_suite: MakeSuite, tmp_path: Path, statist
     }
     *found, average = compare(todo.suite, todo.cells, todo.seeds, made)
     medians, means = [60, 20, 30], [200 / 3, 30, 20]
-    assert [one.median for one in found] == pytest.approx(medians)
-    assert [one.mean for one in found] == pytest.approx(means)
-    assert [one.ours for one in found] == pytest.approx(medians if statistic == "median" else means)
-    assert average.ours == pytest.approx((110 if statistic == "median" else 350 / 3) / 3)
+    assert [one["ours"] for one in found] == pytest.approx(medians if statistic == "median" else means)
+    assert average["ours"] == pytest.approx((110 if statistic == "median" else 350 / 3) / 3)
 
 
 def test_both_ends_of_the_parameters_where_runs_differ(tiny_suite: MakeSuite, tmp_path: Path) -> None:
@@ -112,15 +111,12 @@ def test_both_ends_of_the_parameters_where_runs_differ(tiny_suite: MakeSuite, tm
         for recipe, seed in todo.jobs
     }
     compared = compare(todo.suite, todo.cells, todo.seeds, made)
-    assert [(one.params, one.most_params) for one in compared] == [(2000, 2010), (1500, 1500), (1500, 2010)]
+    assert [(one["params"], one["most_params"]) for one in compared] == [(2000, 2010), (1500, 1500), (1500, 2010)]
     page = markdown(todo.suite, compared)
     for shown in ("|  | 2,000 to 2,010 | Sentiment |", "|  | 1,500 | Rating |", "|  | 1,500 to 2,010 | Avg. |"):
         assert shown in page
-    record = {"cells": [one.to_dict() for one in compared], "seeds": todo.seeds, "statistic": "median"}
+    record = {"cells": compared, "seeds": todo.seeds, "statistic": "median"}
     assert "| LoRA | 1,500 to 2,010 |" in reproduced_table(record)
-    for cell in record["cells"]:  # as earlier versions wrote it
-        del cell["most_params"]
-    assert "| LoRA | 1,500 to 2,000 |" in reproduced_table(record)
     assert f"standard deviation over {len(todo.seeds)} seeds" in reproduced_table(record)
     assert reproduced_table({**record, "seeds": [0]}).endswith("One seed; the head is not among the parameters.")
 
@@ -141,7 +137,7 @@ def test_finished_runs_are_taken_as_they_are(todo: Reproduction, monkeypatch: py
     assert len(ran) == 3
     assert was_there == [first.name]
     compared = compare(todo.suite, todo.cells, todo.seeds, todo.results())
-    assert [one.missing for one in compared] == [1 if one.scores else 2 for one in compared]
+    assert [one["missing"] for one in compared] == [1 if one["scores"] else 2 for one in compared]
 
 
 def test_a_failure_does_not_stop_the_others(todo: Reproduction) -> None:

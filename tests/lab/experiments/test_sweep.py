@@ -17,7 +17,7 @@ from aurora_lora.errors import DIVERGED, UserError
 from aurora_lora.lab.experiments.jobs import Job, Outcome, Runner, in_turn, run_job
 from aurora_lora.lab.experiments.study import Study, load_study
 from aurora_lora.lab.experiments.sweep import Sweep
-from aurora_lora.lab.report.sections import load_sections
+from aurora_lora.lab.report.runs import load_sections
 from aurora_lora.lab.report.study import missing_note, study_tables
 from aurora_lora.train import publish, recipe_files
 
@@ -132,9 +132,10 @@ def test_a_study(write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest
     # 2 settings x 2 rates on seed 0, and one more seed of the chosen
     assert len(list((out / "runs").rglob("result.json"))) == 6
     (section,) = load_sections([out])  # a report finds the chosen runs
-    for group, setting in zip(section.groups, summary["settings"], strict=True):
-        assert group.scores(group.deployed, "accuracy") == setting["by_form"][group.deployed]["accuracy"]["scores"]
-        assert [run["epochs"] != [] for run in group.runs] == [True, True]
+    table = section.scores.set_index(["setting", "form", "metric"]).sort_index()
+    for setting in summary["settings"]:
+        scores = setting["by_form"][setting["deployed"]]["accuracy"]["scores"]
+        assert table.loc[(setting["name"], setting["deployed"], "accuracy"), "score"].tolist() == scores
     shown = CliRunner().invoke(cli.app, ["sweep", str(path), "-o", str(out)])
     assert shown.exit_code == 0
     assert max(map(len, shown.stdout.splitlines()[:-1])) <= 80
@@ -143,10 +144,8 @@ def test_a_study(write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest
     assert len(made) == 1  # with every run there, nothing is made for them
     shutil.rmtree(out / "runs")  # a report needs what is committed alone
     (again,) = load_sections([out])
-    assert [group.scores("merged", "accuracy") for group in again.groups] == [
-        group.scores("merged", "accuracy") for group in section.groups
-    ]
-    assert all(run["epochs"] and run["recipe"]["training"] for group in again.groups for run in group.runs)
+    assert again.scores["score"].tolist() == section.scores["score"].tolist()
+    assert all(run["epochs"] and run["recipe"]["training"] for run in again.results)
 
 
 def test_a_setting_may_have_values_of_its_own(write: Callable[..., Path], tmp_path: Path) -> None:
@@ -211,10 +210,9 @@ def test_each_form_may_have_its_own_choice(write: Callable[..., Path], tmp_path:
         assert all(found["accuracy"]["scores"] == [rate, 10 + rate] for found in of_it.values())
 
     (section,) = load_sections([out])
-    group = section.groups[1]
-    assert group.scores("static", "accuracy") == [1e-3, 10 + 1e-3]
-    assert group.scores("dynamic", "accuracy") == [3e-2, 10 + 3e-2]
-    assert section.chosen(group) == "dynamic: lr 0.03, highest; static: lr 0.001, lowest; calibrated: lr 0.03, highest"
+    table = section.scores[section.scores["setting"] == "AuroRA"].set_index(["form", "metric"]).sort_index()
+    assert table.loc[("static", "accuracy"), "score"].tolist() == [1e-3, 10 + 1e-3]
+    assert table.loc[("dynamic", "accuracy"), "score"].tolist() == [3e-2, 10 + 3e-2]
     shown = study_tables(after.summary(), full=True)[-1]
     assert [row[2:4] for row in shown.rows if row[0] == "AuroRA"] == [
         ["lr 0.03, highest", "dynamic"],

@@ -15,7 +15,7 @@ from aurora_lora.lab.experiments.jobs import in_turn
 from aurora_lora.lab.experiments.paper import SUITES
 from aurora_lora.lab.experiments.reproduce import prepare
 from aurora_lora.lab.experiments.suite import Suite
-from aurora_lora.lab.report.paper_comparison import compare
+from aurora_lora.lab.report.paper import compare
 from aurora_lora.train import load_run, train
 from aurora_lora.train.finished_run import print_run
 from aurora_lora.train.measuring import evaluate
@@ -117,8 +117,8 @@ def test_a_table_shows_what_the_recipes_score(tmp_path: Path) -> None:
     todo = prepare("tiny", "packaged", tmp_path / "runs", overrides=overrides)
     assert all(one.result is not None for one in in_turn(todo.jobs.values()))
     compared = compare(todo.suite, todo.cells, todo.seeds, todo.results())
-    assert [one.column for one in compared] == ["boolq", "piqa", "hours"]  # and no average of some
-    assert all(one.ours is not None for one in compared)
+    assert [one["column"] for one in compared] == ["boolq", "piqa", "hours"]  # and no average of some
+    assert all(one["ours"] is not None for one in compared)
 
 
 @pytest.mark.usefixtures("_suite")
@@ -142,7 +142,7 @@ def test_only_narrows_what_is_scored_and_the_rest_comes_later(tmp_path: Path) ->
     assert [one.status() for one in whole.jobs.values()] == ["started"]
     assert all(one.result is not None for one in in_turn(whole.jobs.values()))
     compared = compare(whole.suite, whole.cells, whole.seeds, whole.results())
-    assert [one.column for one in compared] == [*SETS, "hours", "Avg."]
-    assert all(one.ours is not None for one in compared)
+    assert [one["column"] for one in compared] == [*SETS, "hours", "Avg."]
+    assert all(one["ours"] is not None for one in compared)
     assert weights.stat().st_mtime_ns == written
     assert job.status() == "finished"

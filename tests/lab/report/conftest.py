@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Callable
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from aurora_lora.lab.report.runs import Section, load_sections
 
 Result = dict[str, Any]
 
@@ -50,12 +51,6 @@ def make(method: str, rate: float, seed: int, params: int, scores: dict[str, flo
 
 
 @pytest.fixture
-def overlaps() -> Callable[[list[Any]], list[Any]]:
-    """Of boxes on a figure, the pairs that overlap."""
-    return lambda boxes: [pair for pair in combinations(boxes, 2) if pair[0].overlaps(pair[1])]
-
-
-@pytest.fixture
 def make_result() -> Callable[..., Result]:
     return make
 
@@ -72,10 +67,23 @@ def results() -> list[Result]:
 
 
 @pytest.fixture
-def runs(results: list[Result], tmp_path: Path) -> Path:
-    """The same on disk."""
-    for place, one in enumerate(results):
-        folder = tmp_path / "runs" / str(place)
-        folder.mkdir(parents=True)
-        (folder / "result.json").write_text(json.dumps(one))
-    return tmp_path / "runs"
+def load(tmp_path: Path) -> Callable[[list[Result]], Section]:
+    """Write results, each into a folder of its own, in their order, and load them as one section."""
+
+    def write(results: list[Result]) -> Section:
+        top = tmp_path / f"runs{len(list(tmp_path.glob('runs*')))}"
+        for place, one in enumerate(results):
+            folder = top / f"{place:02d}"
+            folder.mkdir(parents=True)
+            (folder / "result.json").write_text(json.dumps(one))
+        (section,) = load_sections([top])
+        return section
+
+    return write
+
+
+@pytest.fixture
+def runs(results: list[Result], load: Callable[[list[Result]], Section], tmp_path: Path) -> Path:
+    """The folder with the results on disk."""
+    load(results)
+    return tmp_path / "runs0"

@@ -3,26 +3,28 @@
 from collections.abc import Callable
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from aurora_lora.errors import UserError
 from aurora_lora.forms import STATIC
 from aurora_lora.lab.report.figures import FORM_STYLES, GREY, about, colour, style
-from aurora_lora.lab.report.groups import groups, half_interval
-from aurora_lora.lab.report.run_figures import curves_figure, rank_figure, score_figure
+from aurora_lora.lab.report.run_figures import curves_figure, rank_figure, rates_figure, score_figure
+from aurora_lora.lab.report.runs import Section
+from aurora_lora.lab.report.tables import half_interval
 from aurora_lora.methods import METHODS
 
 Result = dict[str, Any]
-Overlaps = Callable[[list[Any]], list[Any]]
+Load = Callable[[list[Result]], Section]
+Make = Callable[..., Result]
 
 
 def series(ax: Any) -> dict[str, list[Any]]:
     return {bars.get_label(): [tuple(point) for point in bars.lines[0].get_xydata()] for bars in ax.containers}
 
 
-def test_scores_by_name(results: list[Result], make_result: Callable[..., Result]) -> None:
-    (found,) = groups(results).values()
-    (ax,) = score_figure(found, "accuracy").axes
+def test_scores_by_name(results: list[Result], make_result: Make, load: Load) -> None:
+    (ax,) = score_figure(load(results).scores, "accuracy").axes
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("accuracy, %", "")
     # the best first; of the two learning rates of LoRA, the one that is better on validation data
     assert [label.get_text() for label in ax.get_yticklabels()] == ["aurora (calibrated)", "lora: learning_rate 0.001"]
@@ -37,84 +39,58 @@ def test_scores_by_name(results: list[Result], make_result: Callable[..., Result
     for one in results:
         for scores in one["metric"]["by_form"].values():
             scores["nll"] = 1 - scores["accuracy"]
-    (found,) = groups([*results, make_result("bitfit", 1e-3, 0, 9, {"merged": 0.5})]).values()
-    (ax,) = score_figure(found, "nll").axes  # less is better; what has no score is left out
+    scores = load([*results, make_result("bitfit", 1e-3, 0, 9, {"merged": 0.5})]).scores
+    (ax,) = score_figure(scores, "nll").axes  # less is better; what has no score is left out
     assert [label.get_text() for label in ax.get_yticklabels()] == ["aurora (calibrated)", "lora: learning_rate 0.001"]
     with pytest.raises(UserError, match="no run has a finite captured"):
-        score_figure(found, "captured")
+        score_figure(scores, "captured")
 
 
-def test_a_rank_has_one_point_whatever_the_alphas(make_result: Callable[..., Result]) -> None:
-    """Of several alphas the best on validation data, which here is that of the lower rate."""
-    made = [
-        make_result("lora", rate, 0, 100 * r, {"merged": 0.5 + 0.1 * r}, r=r, lora_alpha=alpha)
-        for r in (2, 4)
-        for rate, alpha in ((1e-3, 2), (2e-3, 16))
-    ]
-    for one in made:
-        one["metric"]["by_form"]["merged"]["accuracy"] -= one["recipe"]["training"]["learning_rate"]
-    (found,) = groups(made).values()
-    (ax,) = rank_figure(found, "accuracy").axes
-    assert [y for _, y in series(ax)["lora"]] == pytest.approx([69.9, 89.9])
-    (found,) = groups(made[:2]).values()
-    with pytest.raises(UserError, match="two ranks at least"):
-        rank_figure(found, "accuracy")
-
-
-def test_of_several_alphas_one_of_fewer_seeds_is_not_shown(make_result: Callable[..., Result]) -> None:
-    made = [
-        make_result("lora", 1e-3, seed, 100 * r, {"merged": 0.5 + alpha / 100}, r=r, lora_alpha=alpha)
-        for r in (2, 4)
-        for alpha, seeds in ((2, (0, 1)), (16, (0,)))
-        for seed in seeds
-    ]
-    for one in made:
-        one["metric"]["selected_by"]["value"] = one["recipe"]["method"]["lora_alpha"] / 100
-    (found,) = groups(made).values()
-    (ax,) = rank_figure(found, "accuracy").axes
-    assert [y for _, y in series(ax)["lora"]] == pytest.approx([52.5, 52.5])
-
-
-def test_score_against_rank(make_result: Callable[..., Result]) -> None:
+def test_score_against_rank(make_result: Make, load: Load) -> None:
     made = [
         make_result("lora", 1e-3, seed, 100 * r, {"merged": 0.7 + r / 100}, r=r, lora_alpha=2 * r)
         for r in (4, 2)
         for seed in (0, 1)
     ]
-    (found,) = groups(made).values()
-    (ax,) = rank_figure(found, "accuracy").axes
+    made += [  # other alphas: the first is worse on validation data, the second has one seed alone
+        make_result("lora", rate, seed, 400, {"merged": 0.1}, r=4, lora_alpha=alpha)
+        for alpha, rate, seeds in ((16, 2e-3, (0, 1)), (32, 1e-4, (0,)))
+        for seed in seeds
+    ]
+    scores = load(made).scores
+    (ax,) = rank_figure(scores, "accuracy").axes
     assert series(ax) == {"lora": [pytest.approx((2, 72.5)), pytest.approx((4, 74.5))]}
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("rank r", "accuracy, %")
     assert [label.get_text() for label in ax.get_xticklabels()] == ["2", "4"]
-    assert rank_figure(found, "nll").axes[0].get_ylabel() == "neg. log-likelihood, less is better"
     with pytest.raises(UserError, match="one method at two ranks"):
-        rank_figure(found[:1], "accuracy")
-    figure = about(rank_figure(found, "nll_norm"), "a task, a model")
+        rank_figure(scores[scores["rank"] == 4], "accuracy")
+    figure = about(rank_figure(scores, "accuracy"), "a task, a model")
     figure.draw_without_rendering()
     (title,), label = figure.texts, figure.axes[0].yaxis.label.get_window_extent()
-    assert label.y0 >= 0
-    assert label.y1 < title.get_window_extent().y0
+    assert 0 <= label.y0 < label.y1 < title.get_window_extent().y0
 
 
-def test_a_panel_for_each_test_set(make_result: Callable[..., Result]) -> None:
+def test_a_panel_for_each_test_set(make_result: Make, load: Load) -> None:
     made = [make_result("lora", 1e-3, 0, 100 * r, {"merged": 0.5}, r=r) for r in (2, 4)]
     for one in made:
         sets = {name: {"merged": {"accuracy": value}} for name, value in (("boolq", 0.6), ("piqa", 0.7), ("siqa", 0.8))}
         one["metric"]["by_test_set"] = sets
-    axes = rank_figure(next(iter(groups(made).values())), "accuracy").axes
+    scores = load(made).scores
+    axes = rank_figure(scores, "accuracy").axes
     assert [ax.get_title(loc="left") for ax in axes] == ["boolq", "piqa", "siqa", ""]
     assert [series(ax)["lora"][1] for ax in axes[:3]] == [pytest.approx((4, value)) for value in (60, 70, 80)]
     assert [ax.axison for ax in axes] == [True, True, True, False]
     assert [ax.get_xlabel() for ax in axes[1:3]] == ["rank r", "rank r"]  # the last one of each column
-    assert [ax.get_ylabel() for ax in axes[:3]] == ["accuracy, %", "", "accuracy, %"]
+    (ax,) = score_figure(scores, "accuracy").axes
+    assert ax.containers[0].lines[0].get_xdata().tolist() == [50]  # the mean over them
 
 
-def test_learning_curves(results: list[Result]) -> None:
+def test_learning_curves(results: list[Result], load: Load) -> None:
     for one in results:
+        one["metric"]["name"] = "clip_i"  # measured in the end only
         if one["method"] == "aurora":
             one["metric"]["selected_by"]["value"] = 0.9
-    (found,) = groups(results).values()
-    figure = curves_figure(found)
+    figure = curves_figure(load(results).scores)
     loss, score = figure.axes
     assert [ax.get_ylabel() for ax in figure.axes] == ["training loss", "validation accuracy, %"]
     assert score.get_xlabel() == "epoch"
@@ -124,20 +100,11 @@ def test_learning_curves(results: list[Result]) -> None:
     band = loss.collections[0].get_paths()[0].vertices
     assert (band[:, 1].min(), band[:, 1].max()) == pytest.approx((1 / 3, 1.2))
     of_scores = score.collections[0].get_paths()[0].vertices[:, 1]
-    assert 1 < of_scores.min() <= 65  # in per cent, as the line
-    assert 75 <= of_scores.max() <= 100
-    assert figure.legends[0].get_texts()[0].get_text() == "aurora (calibrated)"
-    for one in results:
-        one["metric"]["name"] = "clip_i"  # measured in the end only
-    assert curves_figure(next(iter(groups(results).values()))).axes[1].get_ylabel() == "validation accuracy, %"
+    assert 60 < of_scores.min() <= 65  # in per cent, as the line
     for one in results:
         one["epochs"] = one["epochs"][:2]
     with pytest.raises(UserError, match="evaluated at least 3 times"):
-        curves_figure(next(iter(groups(results).values())))
-    for one in results:
-        one["epochs"] = []
-    with pytest.raises(UserError, match="results with epochs"):
-        curves_figure(next(iter(groups(results).values())))
+        curves_figure(load(results).scores)
 
 
 def test_a_method_has_one_colour() -> None:
@@ -148,6 +115,109 @@ def test_a_method_has_one_colour() -> None:
     assert colour("full fine-tuning") == colour("full")
     assert colour("linear probe") == colour("linear-probe") == colour("frozen base")
     assert colour("AuroRA paper r=2 (static)") == colour("aurora-paper", STATIC) == FORM_STYLES[STATIC]["color"]
-    assert colour("MoSLoRA r=8") not in (colour("LoRA"), colour("DoRA"))
     assert colour("ours") == GREY
     assert len({colour(name) for name in ("aurora", "lora", "dora", "moslora", "pissa", "bitfit", "vera", "full")}) == 8
+
+
+# ---------------------------------------------------------------- score against learning rate
+
+RATE, HEAD = "training.learning_rate", "training.head_learning_rate"
+Trials = list[tuple[dict[str, float], float | None]]
+
+
+def tried(**settings: Trials) -> tuple[dict[str, Any], pd.DataFrame]:
+    """A study.json and a table of settings; of a name such as `lora_r2` the line and the rank."""
+    summary, rows = [], []
+    for name, trials in settings.items():
+        line, _, rank = name.partition("_r")
+        shown = [{"values": values, "validation": score} for values, score in trials]
+        summary.append({"name": name, "chosen": trials[0][0], "trials": shown})
+        rows.append({"setting": name, "line": line, "rank": float(rank or "nan"), "method": "lora", "deployed": "m"})
+    return {"settings": summary}, pd.DataFrame(rows)
+
+
+def points(ax: Any) -> list[list[Any]]:
+    """Of the lines of a panel that have marks."""
+    return [
+        [tuple(point) for point in line.get_xydata().tolist()]
+        for line in ax.lines
+        if line.get_marker() in ("o", "s", "^") and line.get_linestyle() == "None" and line.get_markersize() < 9
+    ]
+
+
+def rings(ax: Any) -> list[list[float]]:
+    return [line.get_xydata().tolist()[0] for line in ax.lines if line.get_markersize() == 9]
+
+
+def crosses(ax: Any) -> list[float]:
+    return [x for line in ax.lines if line.get_marker() == "x" for x in line.get_xdata()]
+
+
+def test_a_panel_for_each_method_with_its_ranks() -> None:
+    summary, scores = tried(
+        lora_r2=[({RATE: 1e-2}, 0.8), ({RATE: 1e-3}, 0.7)],
+        lora_r8=[({RATE: 1e-3}, 0.9), ({RATE: 1e-2}, 0.75)],
+        bitfit=[({RATE: 1e-3}, 0.6), ({RATE: 1e-2}, 0.65)],
+        probe=[({RATE: 1e-3}, 0.6)],  # one rate: nothing to draw
+    )
+    figure = rates_figure(summary, scores, "accuracy")
+    lora, bitfit = figure.axes
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["lora", "bitfit"]
+    assert points(lora) == [
+        [pytest.approx((1e-3, 70)), pytest.approx((1e-2, 80))],
+        [pytest.approx((1e-3, 90)), pytest.approx((1e-2, 75))],
+    ]
+    assert rings(lora) == [pytest.approx([1e-2, 80]), pytest.approx([1e-3, 90])]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["r=2", "r=8"]
+    assert points(bitfit) == [[pytest.approx((1e-3, 60)), pytest.approx((1e-2, 65))]]
+    assert lora.get_ylim() == bitfit.get_ylim()
+    assert lora.get_xlim() == bitfit.get_xlim()
+    assert figure.get_supylabel() == "validation accuracy, %"
+
+
+def test_a_rank_looks_alike_in_every_panel() -> None:
+    trials: Trials = [({RATE: 1e-2}, 0.8), ({RATE: 1e-3}, 0.7)]
+    figure = rates_figure(*tried(lora_r2=trials, lora_r8=trials, other_r8=trials, bitfit=trials), "accuracy")
+    drawn = [[line.get_marker() for line in ax.lines if line.get_markersize() == 4.5] for ax in figure.axes]
+    assert [marks[:2] for marks in drawn] == [["o", "s"], ["s"], ["^"]]
+    figure = rates_figure(*tried(lora_r8=trials, other_r8=trials), "accuracy")
+    assert not figure.legends  # there is one rank
+
+
+def test_another_kind_of_rate_has_no_place_on_the_axis() -> None:
+    """It would stretch it far beyond the others', as a head's score does the other one."""
+    both = {"probe": [({HEAD: 1e-1}, 0.3), ({HEAD: 1.0}, 0.2)], "lora": [({RATE: 1e-3}, 0.7), ({RATE: 1e-2}, 0.6)]}
+    summary, scores = tried(**both)
+    (lora,) = rates_figure(summary, scores, "accuracy").axes
+    assert points(lora) == [[pytest.approx((1e-3, 70)), pytest.approx((1e-2, 60))]]
+    (probe,) = rates_figure(summary, scores[:1], "accuracy").axes  # alone it is what the study is of
+    assert points(probe) == [[pytest.approx((1e-1, 30)), pytest.approx((1.0, 20))]]
+
+
+def test_a_score_far_behind_or_none_is_a_cross_on_the_edge() -> None:
+    good: Trials = [({RATE: 1e-3}, 0.7), ({RATE: 1e-2}, 0.6)]
+    lora = rates_figure(*tried(lora=[*good, ({RATE: 3e-2}, -2.0), ({RATE: 1e-1}, None)], bitfit=good), "captured").axes[
+        0
+    ]
+    assert crosses(lora) == [3e-2, 1e-1]
+    assert points(lora) == [[pytest.approx((1e-3, 70)), pytest.approx((1e-2, 60))]]
+    assert lora.get_ylim()[0] > -100
+    worse: Trials = [({RATE: 1e-3}, 0.4), ({RATE: 1e-2}, 0.5), ({RATE: 1e-1}, 90.0)]
+    lora = rates_figure(*tried(lora=worse, bitfit=worse[:2]), "nll").axes[0]  # less is better
+    assert crosses(lora) == [1e-1]
+    assert lora.get_ylim()[1] < 2
+
+
+def test_of_two_tuned_fields_the_best_at_each_rate() -> None:
+    grid = [(1e-3, 0.1, 0.8), (1e-2, 0.1, 0.6), (1e-3, 0.2, 0.7), (1e-2, 0.2, 0.5)]
+    (lora,) = rates_figure(*tried(lora=[({RATE: r, HEAD: h}, score) for r, h, score in grid]), "accuracy").axes
+    assert points(lora) == [[pytest.approx((1e-3, 80)), pytest.approx((1e-2, 60))]]
+
+
+def test_a_study_of_one_rate_has_no_such_figure() -> None:
+    cases: tuple[Trials, ...] = ([({RATE: 1e-3}, 0.5)], [({"method.r": 2}, 0.5), ({"method.r": 4}, 0.5)])
+    for trials in cases:
+        with pytest.raises(UserError, match="tried with two of them"):
+            rates_figure(*tried(lora=trials), "accuracy")
+    with pytest.raises(UserError, match="a trial with a score"):
+        rates_figure(*tried(lora=[({RATE: 1e-3}, None), ({RATE: 1e-2}, None)]), "accuracy")
