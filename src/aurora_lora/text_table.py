@@ -69,8 +69,7 @@ class TextTable:
         table.title_style, table.caption_style = "bold", ""
         fitting = (some for some in ("vr", "r") if self._total(self._least_widths(some)) <= options.max_width)
         whole = next(fitting, "")
-        least = self._least_widths(whole)
-        for header, letter, needed in zip(self.headers, self.letters, least, strict=True):
+        for header, letter, needed in zip(self.headers, self.letters, self._least_widths(whole), strict=True):
             justify: Literal["left", "right"] = "right" if letter == "r" else "left"
             width = needed if letter == "r" or letter in whole else None
             table.add_column(header, justify=justify, width=width, overflow="fold")

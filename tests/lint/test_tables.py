@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from make.calibration import calibration_curve
+from make.calibration import calibration_curve, forms_figure, forms_table
 from make.tables import lengths_table, reproduced_table, settings_left, versions_table
 
 
@@ -75,3 +75,21 @@ def test_lengths() -> None:
     last = {"label": "b", "norms": [0, 1.25], "points": [[0, 0], [1, 0]]}
     lines = lengths_table({"runs": [*runs, last]}).splitlines()
     assert lines[2:] == ["| a | 6.0 ± 1.4 | 6.9 ± 1.2 |", "| b | 1.2 | 1.0 |"]
+
+
+def test_the_forms_at_several_rates() -> None:
+    def run(rate: float, seed: int, static: float, nll: float | None) -> dict[str, Any]:
+        scores = {"dynamic": (0.84, 0.40), "static": (static, nll), "calibrated": (0.839, 0.41)}
+        by_form = {form: {"accuracy": accuracy, "nll": loss} for form, (accuracy, loss) in scores.items()}
+        return {"recipe": {"training": {"learning_rate": rate}}, "seed": seed, "metric": {"by_form": by_form}}
+
+    runs = [run(1e-2, 0, 0.70, None), run(1e-2, 1, 0.72, None), run(5e-3, 0, 0.78, 0.9), run(5e-3, 1, 0.78, None)]
+    lines = forms_table(runs).splitlines()
+    assert len(lines) == 2 + 2 * 3
+    assert lines[2] == "| 0.005 | dynamic (trained) | 84.0 ± 0.0 | 0.400 ± 0.000 |  |  |"
+    assert "| 78.0 ± 0.0 | 0.900 (1 of 2 finite) | -6.00 ± 0.00 | 0.5000 (1 of 2 finite) |" in lines[3]
+    assert lines[6].endswith("| 71.0 ± 1.4 | not finite | -13.00 ± 1.41 | not finite |")
+    accuracy, _ = forms_figure(runs).axes
+    drawn = {one.get_label(): list(one.lines[0].get_ydata()) for one in accuracy.containers}
+    assert drawn["static (the paper's merge)"] == pytest.approx([78, 71])
+    assert [label.get_text() for label in accuracy.get_xticklabels()] == ["0.005", "0.01"]
