@@ -210,8 +210,10 @@ def test_a_score_far_behind_or_none_is_a_cross_on_the_edge() -> None:
 
 def test_of_two_tuned_fields_the_best_at_each_rate() -> None:
     grid = [(1e-3, 0.1, 0.8), (1e-2, 0.1, 0.6), (1e-3, 0.2, 0.7), (1e-2, 0.2, 0.5)]
-    (lora,) = rates_figure(*tried(lora=[({RATE: r, HEAD: h}, score) for r, h, score in grid]), "accuracy").axes
-    assert points(lora) == [[pytest.approx((1e-3, 80)), pytest.approx((1e-2, 60))]]
+    study = tried(lora=[({RATE: r, HEAD: h}, score) for r, h, score in grid])
+    for metric, low, high in (("accuracy", 80, 60), ("nll", 0.7, 0.5)):
+        (lora,) = rates_figure(*study, metric).axes
+        assert points(lora) == [[pytest.approx((1e-3, low)), pytest.approx((1e-2, high))]]
 
 
 def test_a_study_of_one_rate_has_no_such_figure() -> None:
