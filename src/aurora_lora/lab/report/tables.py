@@ -60,7 +60,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def p_value(values: Sequence[float]) -> float:
-    """Of Student's t for a mean of 0, two-sided; not a number below two values."""
+    """The p-value of Student's t for a mean of 0, two-sided; not a number below two values."""
     from scipy.stats import t
 
     if len(values) < 2:
