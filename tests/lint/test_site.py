@@ -156,5 +156,5 @@ def test_documents_every_public_name(site: Path) -> None:
 @pytest.mark.slow
 def test_documents_every_command(site: Path) -> None:
     text = (site / "command-line.html").read_text()
-    for command in ("train", "merge", "sweep", "bench", "list"):
+    for command in ("train", "merge", "sweep", "report", "list"):
         assert f'id="aurora-{command}"' in text
