@@ -19,7 +19,6 @@ from aurora_lora.lab.report.runs import Section, load_results, load_sections
 from aurora_lora.lab.report.study import convergence_note
 from aurora_lora.train.recipe import name_of, task_name
 from make.calibration import calibration_curve, calibration_table, cost_table, forms_figure, forms_table
-from make.cases import CASES
 from make.chat import chat_parts
 from make.conformance import conformance_tables
 from make.frozen_features import by_rank, counts, differences_table, headline, scores_table, skip_table
@@ -41,6 +40,7 @@ from make.tables import (
     versions_table,
 )
 from make.worth import (
+    CASES,
     SETTLED,
     answered,
     beyond_the_best,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -19,69 +20,12 @@ from aurora_lora.lab.report.runs import evaluations
 from aurora_lora.lab.report.study import MARGIN, Answer, answers, every_answer
 from aurora_lora.lab.report.tables import p_value
 from aurora_lora.text_table import TextTable
+from aurora_lora.train.recipe_files import read
 
-from .cases import AS_MANY, CASES, EVERYWHERE, QUARTER, RANKS, SAME_LAYERS, SAME_START, TWO_METHODS
-
-_HALF = ("LoRA 37k by gradients", "AuroRA 37k by gradients")
-_ROBUST = ("LoRA r=8", "AuroRA r=8", "AuroRA r=8 without skip")
-PAIRS = {
-    "captured-effect": tuple(
-        (f"LoRA r={r}", *(["AuroRA r=2"] if r == 2 else []), f"AuroRA r={r} without skip") for r in (2, 8, 16)
-    ),
-    "movie-rating": (("LoRA r=8", "AuroRA r=8 without skip"),),
-    "movie-sentiment": (("LoRA r=8", "AuroRA r=8 without skip"),),
-    "ranks-short": (
-        ("LoRA r=2", "AuroRA r=2", "AuroRA r=2 without skip"),
-        ("LoRA r=4", "AuroRA r=4", "AuroRA r=4 without skip"),
-        _ROBUST,
-        ("LoRA r=2 everywhere", "AuroRA r=2 everywhere"),
-        _HALF,
-        ("MoSLoRA r=8",),
-    ),
-    "ranks-movie-rating": (_ROBUST,),
-    "ranks-converged": (
-        ("LoRA r=2", "AuroRA r=2", "AuroRA r=2 without skip"),
-        *((f"LoRA r={r}", f"AuroRA r={r}") for r in (4, 8)),
-        _HALF,
-        ("LoRA 18k by gradients", "AuroRA 18k by gradients"),
-    ),
-}
-"""By study, settings of LoRA and AuroRA alike in all but the method, that were tuned over the same rates; and another
-method that is robust."""
-
-ROWS = {
-    "ranks-short": "captured effect, 2 epochs",
-    "ranks-converged": "captured effect, 10 epochs",
-    "ranks-movie-rating": "movie-rating, Pearson",
-    "ranks-digits": "digits, accuracy",
-    "ranks-cifar10": "CIFAR-10, accuracy",
-    "ranks-wikihow-goal": "wikihow-goal, accuracy",
-}
-"""Of the figure, the studies and what they measure."""
-PANELS = {
-    "LoRA r=1 on all linear\nlayers, minus LoRA r=8": EVERYWHERE,
-    "AuroRA with half of the\nweights, minus LoRA r=8,\nboth starts aligned": SAME_START[0],
-    "AuroRA minus LoRA, both\nwith half of the weights": TWO_METHODS[0],
-    "AuroRA r=8 minus LoRA r=8,\non query and value": SAME_LAYERS,
-}
-"""Of the figure, the question of each panel, of the studies of ranks."""
-FEWER_WEIGHTS = {
-    "half, minus LoRA r = 8 with its default start": RANKS[0],
-    "half, minus LoRA r = 8 with the aligned start, too": SAME_START[0],
-    "half, minus r = 4 on query and value, which has as many weights": RANKS[2],
-    "half, minus r = 1 on every linear layer, which has 14% more (LoRA in both)": AS_MANY[0],
-    "a quarter, minus LoRA r = 8 with its default start": RANKS[1],
-    "a quarter, minus LoRA r = 8 with the aligned start, too": SAME_START[1],
-    "a quarter, minus r = 2 on query and value, which has as many weights": QUARTER[0],
-    "AuroRA minus LoRA, both with half": TWO_METHODS[0],
-}
-"""What is asked of budgets by the gradients, in words, and the question."""
-SETTLED = {
-    "AuroRA 37k by gradients": ("LoRA r=8", "LoRA r=8 aligned", "AuroRA r=4 aligned"),
-    "AuroRA 18k by gradients": ("LoRA r=8", "LoRA r=8 aligned"),
-    "LoRA r=1 everywhere": ("LoRA r=8",),
-}
-"""Of `ranks-converged`, the comparisons that are followed over the epochs."""
+SHOWN: dict[str, Any] = read(Path(__file__).with_name("questions.yaml"))
+CASES, ROWS, PANELS, FEWER_WEIGHTS, SETTLED, RATES = (
+    SHOWN[name] for name in ("cases", "rows", "panels", "fewer_weights", "settled", "rates")
+)
 EDGE = 10.0
 """Points that are drawn on both sides of 0."""
 
@@ -269,9 +213,9 @@ def beyond_the_best(summaries: Mapping[str, Mapping[str, Any]]) -> str:
         summaries: `study.json` by the study's name.
     """
     rows: list[tuple[str, str, dict[float, str]]] = []
-    for study, pairs in PAIRS.items():
+    for study, names in RATES.items():
         settings = {one["name"]: one for one in summaries.get(study, {}).get("settings", [])}
-        for name in (name for pair in pairs for name in pair if study in summaries):
+        for name in names if study in summaries else ():
             metric = metric_named(settings[name]["metric"])
             scores = {
                 trial["values"]["training.learning_rate"]: metric.shown(trial["validation"])

@@ -11,12 +11,12 @@ import pytest
 
 from aurora_lora.lab.experiments.study import load_study
 from aurora_lora.lab.report.runs import load_sections
-from make.cases import CASES
 from make.worth import (
+    CASES,
     EDGE,
     FEWER_WEIGHTS,
-    PAIRS,
     PANELS,
+    RATES,
     ROWS,
     SETTLED,
     answered,
@@ -29,7 +29,7 @@ from make.worth import (
 )
 
 ROOT = Path(__file__).parents[2]
-STUDIES = sorted({study for asked in CASES.values() for study in asked} | set(PAIRS) | set(ROWS))
+STUDIES = sorted({study for asked in CASES.values() for study in asked} | set(RATES) | set(ROWS))
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -38,7 +38,7 @@ def test_each_question_and_setting_is_one_of_its_study(name: str) -> None:
     questions = {question.ask for question in study.questions}
     assert {ask for case in CASES.values() for ask in case.get(name, ())} <= questions
     assert name not in ROWS or name == "ranks-converged" or set(PANELS.values()) <= questions
-    assert {setting for pair in PAIRS.get(name, ()) for setting in pair} <= {one.name for one in study.settings}
+    assert set(RATES.get(name, ())) <= {one.name for one in study.settings}
 
 
 def summary(first: list[float], second: list[float], *asked: str) -> dict[str, Any]:
@@ -169,9 +169,9 @@ def tuned(scores: dict[str, dict[float, float]]) -> dict[str, Any]:
 
 
 def test_scores_at_every_rate_that_was_tried() -> None:
-    lora, aurora, unskipped = PAIRS["ranks-converged"][0]
+    lora, aurora, unskipped, *others = RATES["ranks-converged"]
     study = tuned({aurora: {0.02: 0.2, 0.01: 0.4}, lora: {0.01: 0.3}, unskipped: {}, "another": {0.01: 0.5}})
-    second = tuned({name: {} for pair in PAIRS["ranks-converged"][1:] for name in pair})["settings"]
+    second = tuned({name: {} for name in others})["settings"]
     rows = beyond_the_best({"ranks-converged": {"settings": [*study["settings"], *second]}}).splitlines()
     assert rows[0] == "| study | setting | 0.01 | 0.02 |"
     assert rows[2:4] == [
