@@ -24,11 +24,10 @@ import torch
 from aurora_lora import calibrate, set_form
 from aurora_lora.files import write_json
 from aurora_lora.train.data import without_targets
-from aurora_lora.train.distributed import process_peak_memory, reset_peak_memory
 from aurora_lora.train.finished_run import load_run
-from aurora_lora.train.progress import quiet_libraries
 from aurora_lora.train.publish import ADAPTER
 from aurora_lora.train.run import make_trainer
+from aurora_lora.train.trainer import process_peak_memory, quiet_libraries, reset_peak_memory
 
 SIZES = (16, 32, 64, 128, 256, 512, 1024)
 

@@ -26,9 +26,8 @@ from aurora_lora import AuroraConfig, calibrate, merge_gap
 from aurora_lora.data import SplitSizes, get_task
 from aurora_lora.files import write_json
 from aurora_lora.train.data import without_targets
-from aurora_lora.train.distributed import process_peak_memory, reset_peak_memory
 from aurora_lora.train.models import load_base_model, load_tokenizer
-from aurora_lora.train.progress import quiet_libraries
+from aurora_lora.train.trainer import process_peak_memory, quiet_libraries, reset_peak_memory
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
 

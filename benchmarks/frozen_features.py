@@ -40,7 +40,7 @@ from aurora_lora.data.models import resolve_model
 from aurora_lora.files import new_file, write_text
 from aurora_lora.methods.bottleneck import AfterLinear
 from aurora_lora.train.models import load_tokenizer
-from aurora_lora.train.progress import quiet_libraries
+from aurora_lora.train.trainer import quiet_libraries
 
 RANKS = (2, 8, 32)
 AURORA: dict[str, dict[str, Any]] = {

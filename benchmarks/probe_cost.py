@@ -23,12 +23,11 @@ from torch import Tensor
 import aurora_lora
 from aurora_lora.files import write_json
 from aurora_lora.methods.start import PROBED
-from aurora_lora.train.distributed import process_peak_memory, reset_peak_memory
 from aurora_lora.train.models import load_causal_model, load_tokenizer
 from aurora_lora.train.probing import MOST
-from aurora_lora.train.progress import quiet_libraries
 from aurora_lora.train.recipe import validate
 from aurora_lora.train.run import load_data
+from aurora_lora.train.trainer import process_peak_memory, quiet_libraries, reset_peak_memory
 
 from .paper_costs import LLAMA3_8B
 

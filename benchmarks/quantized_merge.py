@@ -29,9 +29,9 @@ from aurora_lora.train import train
 from aurora_lora.train.data import Data, without_targets
 from aurora_lora.train.kinds.choices import choice_scores
 from aurora_lora.train.models import load_causal_model, load_tokenizer
-from aurora_lora.train.progress import quiet_libraries
 from aurora_lora.train.recipe import Recipe, validate
 from aurora_lora.train.run import load_data
+from aurora_lora.train.trainer import quiet_libraries
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
 METHODS: dict[str, dict[str, Any]] = {

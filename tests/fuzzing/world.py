@@ -20,9 +20,9 @@ from aurora_lora.files import parse_json
 from aurora_lora.train import recipe_files
 from aurora_lora.train.finished_run import load_run
 from aurora_lora.train.merging import merge
-from aurora_lora.train.progress import quiet_libraries
 from aurora_lora.train.recipe import load_recipe
 from aurora_lora.train.run import train
+from aurora_lora.train.trainer import quiet_libraries
 
 from .runner import SilentError
 

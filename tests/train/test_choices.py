@@ -298,7 +298,7 @@ def test_the_papers_test_data_are_never_mixed(
     so for CIFAR-10's images, and SST's sentences."""
     merged = tmp_path / "merged"
     merged.mkdir()
-    note = {"source": {}, "files": {}, "trained_on": ["digits", before]}
+    note = {"files": [], "trained_on": ["digits", before]}
     (merged / "aurora_merge.json").write_text(json.dumps(note))
     with pytest.raises(UserError, match=f"was trained on {before}, which holds examples that {after} trains on or"):
         train(load_recipe(write_recipe(model=merged, task=after)), tmp_path / "run")

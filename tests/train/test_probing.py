@@ -18,13 +18,13 @@ from transformers import AutoModelForSequenceClassification
 from aurora_lora.deploy.align import DEVIATION
 from aurora_lora.deploy.probe import read_probe
 from aurora_lora.errors import UserError
-from aurora_lora.train import distributed, load_run, probing, recipe_files, train
-from aurora_lora.train.distributed import own_part
+from aurora_lora.train import load_run, probing, recipe_files, train, trainer
 from aurora_lora.train.measuring import evaluate
 from aurora_lora.train.merging import merge
 from aurora_lora.train.probing import PROBE, kept_start
 from aurora_lora.train.recipe import validate
 from aurora_lora.train.run import make_trainer
+from aurora_lora.train.trainer import own_part
 
 Q_V = {"target_modules": ["query", "value"]}
 
@@ -199,7 +199,7 @@ def test_what_is_probed_and_how(model: Path, tmp_path: Path, monkeypatch: pytest
 
     def of_the_second(work: list[Any]) -> list[Any]:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(distributed, "state", lambda: SimpleNamespace(process_index=1, num_processes=2))
+            patch.setattr(trainer, "state", lambda: SimpleNamespace(process_index=1, num_processes=2))
             return own_part(work)
 
     monkeypatch.setattr(probing, "probe", watched)

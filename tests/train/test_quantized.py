@@ -1,4 +1,4 @@
-"""`aurora merge --quantization` of whole runs, and `aurora gap` of any adapter's folder."""
+"""`aurora merge --quantization` of whole runs, and what such merges lose."""
 
 import json
 import subprocess
@@ -10,17 +10,10 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file
-from torch.nn import functional
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-)
 from typer.testing import CliRunner
 
 from aurora_lora import cli
-from aurora_lora.methods import METHODS
 from aurora_lora.train import load_run, measuring, recipe_files
 from aurora_lora.train.predicting import load_predictor
 from aurora_lora.train.recipe import load_recipe
@@ -70,8 +63,6 @@ def test_a_merge_into_a_quantised_base(run: Path, tmp_path: Path, name: str, kin
     probability, kinds = json.loads(plain.stdout)
     assert probability == pytest.approx(answer["probability"], abs=1e-5)
     assert kinds == ["Linear", kind]  # the head is not quantised
-    again = aurora("merge", run, "-o", merged, "--quantization", name, "--round-by-inputs")
-    assert "already holds this merge" in again.stdout
     other = aurora("merge", run, "-o", merged, "--quantization", name)
     assert (other.exit_code, "--overwrite replaces it" in other.stderr) == (2, True)
     nearest = aurora("merge", run, "-o", merged, "--quantization", name, "--overwrite")
@@ -79,23 +70,20 @@ def test_a_merge_into_a_quantised_base(run: Path, tmp_path: Path, name: str, kin
     assert f"a plain Transformers model in {name}, calibrated form" in nearest.stdout
 
 
-@pytest.mark.parametrize("round_by_inputs", [True, False])
 @pytest.mark.parametrize(
-    ("method", "ways"),
-    [("adalora", []), ("hira", [True, False]), ("fourierft", [True])],
+    ("method", "options", "ways"),
+    [("adalora", {"tinit": 1, "tfinal": 1}, []), ("fourierft", {"n_frequency": 10}, [True])],
 )
 def test_methods_that_peft_cannot_merge_into_a_quantised_base(
-    write_recipe: Callable[..., Path], tmp_path: Path, method: str, ways: list[bool], round_by_inputs: bool
+    write_recipe: Callable[..., Path], tmp_path: Path, method: str, options: dict[str, Any], ways: list[bool]
 ) -> None:
-    options = {"adalora": {"tinit": 1, "tfinal": 1}, "fourierft": {"n_frequency": 10}}.get(method, {})
     recipe = write_recipe(method={"name": method, "target_modules": ["query"], **options})
     folder = train(load_recipe(recipe), tmp_path / "run").folder
-    wanted = ["--round-by-inputs"] if round_by_inputs else []
-    done = aurora("merge", folder, "-o", tmp_path / "merged", "--quantization", "nf4", *wanted)
-    assert (done.exit_code == 0) == (round_by_inputs in ways) == (tmp_path / "merged").exists(), done.output
-    if done.exit_code:
-        assert f"a run of {method}, which PEFT cannot merge so into a quantised base" in done.stderr
-        assert ("`--round-by-inputs`" in done.stderr or "--round-by-inputs" in done.stderr) == bool(ways)
+    for by_inputs, wanted in ((False, []), (True, ["--round-by-inputs"])):
+        done = aurora("merge", folder, "-o", tmp_path / "merged", "--quantization", "nf4", *wanted)
+        assert (done.exit_code == 0) == (by_inputs in ways) == (tmp_path / "merged").exists(), done.output
+        if done.exit_code:
+            assert f"a run of {method}, which PEFT cannot merge so into a quantised base" in done.stderr
 
 
 def test_mistakes_of_quantised_merges(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,91 +115,6 @@ def test_the_gap_of_a_run_with_merges(run: Path, tmp_path: Path) -> None:
         assert "What merges lose" in (tmp_path / "page.html").read_text()
     finally:
         (run / "gap.json").unlink()
-
-
-TEXTS = ["the film was warm", "a dull plot", "very funny actor and scene", "the plot was bad", "a good film", "slow"]
-
-
-@pytest.fixture(scope="module")
-def language_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A tiny causal language model, and a LoRA for it."""
-    folder = tmp_path_factory.mktemp("lm")
-    base = tiny.save_language_model(folder / "base")
-    torch.manual_seed(0)
-    config = LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
-    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(folder / "lora")
-    return base, folder / "lora"
-
-
-@pytest.mark.parametrize("ending", ["jsonl", "csv", "txt"])
-def test_the_gap_of_an_adapter(language_model: tuple[Path, Path], tmp_path: Path, ending: str) -> None:
-    base, adapter = language_model
-    file = tmp_path / f"texts.{ending}"
-    lines = {"jsonl": [json.dumps({"said": text}) for text in TEXTS], "csv": ["said,n", *(f"{t},1" for t in TEXTS)]}
-    file.write_text("\n".join(lines.get(ending, TEXTS)) + "\n")
-    column = () if ending == "txt" else ("--column", "said")
-    before = {path.name for path in adapter.iterdir()}
-    done = aurora("gap", adapter, "--model", base, "--data", file, *column, "--json")
-    assert done.exit_code == 0, done.output
-    assert {path.name for path in adapter.iterdir()} == before
-    record = json.loads(done.stdout)
-    assert (record["texts"], record["calibration_texts"]) == (6, 0)
-    assert [merge["merge"] for merge in record["merges"]] == ["float32", "bfloat16"]
-    from peft import PeftModel
-
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    total, n = 0.0, 0
-    for text in TEXTS:
-        ids = tokenizer(text, return_tensors="pt").input_ids
-        with torch.no_grad():
-            logits = model(ids).logits[0, :-1]
-        total += float(functional.cross_entropy(logits, ids[0, 1:], reduction="sum"))
-        n += ids.shape[1] - 1
-    assert record["end_to_end"][0]["metric"]["nll"] == pytest.approx(total / n, rel=1e-4)
-
-
-def test_quantised_merges_of_an_adapter_round_by_other_texts(language_model: tuple[Path, Path], tmp_path: Path) -> None:
-    base, adapter = language_model
-    file = tmp_path / "texts.txt"
-    file.write_text("\n".join(TEXTS))
-    done = aurora("gap", adapter, "--model", base, "--data", file, "--quantization", "int8", "-o", tmp_path / "gap")
-    assert done.exit_code == 0, done.output
-    assert "measured on 3 texts; merges by inputs round by 3 others" in done.stdout
-    assert {path.name for path in (tmp_path / "gap").iterdir()} == {"gap.json", "merges.png", "merges.svg"}
-
-
-def test_mistakes_of_the_gap_of_an_adapter(run: Path, language_model: tuple[Path, Path], tmp_path: Path) -> None:
-    base, adapter = language_model
-    file = tmp_path / "texts.txt"
-    file.write_text("\n".join(TEXTS))
-    (tmp_path / "empty.txt").write_text("\n\n")
-    prompt = tmp_path / "prompt"
-    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
-    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(prompt)
-
-    milora = tmp_path / "milora"
-    method = METHODS["milora"].bind({"r": 2})
-    method.save(method.apply(AutoModelForCausalLM.from_pretrained(base), "CAUSAL_LM"), milora)
-
-    def refused(*args: object) -> str:
-        done = aurora("gap", *args)
-        assert (done.exit_code, done.stderr.count("\n")) == (2, 1), done.output
-        return str(done.stderr)
-
-    assert "--data FILE says on which texts" in refused(adapter)
-    assert "none.txt' is no file" in refused(adapter, "--data", tmp_path / "none.txt")
-    assert "has no column 'said' (it has text)" in refused(adapter, "--data", file, "--column", "said")
-    assert "0 texts in column 'text'" in refused(adapter, "--data", tmp_path / "empty.txt")
-    assert "is neither the folder of a run nor of an adapter" in refused(base, "--data", file)
-    wide = tiny.save_language_model(tmp_path / "wide", width=64)
-    assert "wide: size mismatch for base_model.model." in refused(adapter, "--model", wide, "--data", file)
-    assert "which changes no layer" in refused(prompt, "--data", file)
-    assert "belongs to a base weight that its run has changed" in refused(milora, "--data", file, "--model", base)
-    for option in ("--data", "--column", "--encoding"):
-        assert "go with the folder of an adapter, not with a run" in refused(run, option, file)
-    for options in (["--split", "test"], ["--merges"]):
-        assert "--split and --merges go with a run" in refused(adapter, "--data", file, *options)
 
 
 @pytest.mark.slow

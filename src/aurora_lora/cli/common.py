@@ -32,7 +32,7 @@ except ModuleNotFoundError as error:
 
 if TYPE_CHECKING:
     from aurora_lora.text_table import TextTable
-    from aurora_lora.train.progress import ProgressBar
+    from aurora_lora.train.trainer import ProgressBar
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -259,7 +259,7 @@ def _usage_mistake(error: Any) -> str:
 
 def quiet() -> None:
     """Silence the libraries."""
-    from aurora_lora.train.progress import quiet_libraries
+    from aurora_lora.train.trainer import quiet_libraries
 
     quiet_libraries()
 
@@ -267,7 +267,7 @@ def quiet() -> None:
 @contextlib.contextmanager
 def progress_bars() -> Iterator[Callable[[str], ProgressBar]]:
     """Gives a maker of progress bars, which are taken off the screen at the end."""
-    from aurora_lora.train.progress import ProgressBar
+    from aurora_lora.train.trainer import ProgressBar
 
     console = stderr()
     bars: list[ProgressBar] = []

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from .common import (
-    Encoding,
     Examples,
     FormOfRun,
     Json,
@@ -45,8 +44,7 @@ def merge(
 ) -> None:
     """Write a stand-alone model that loads with plain Transformers.
 
-    OUT must be new or empty, or hold this very merge, which is then left as it is. What was added to a merged model is
-    never removed: then another folder must do.
+    OUT must be new or empty. What was added to a merged model is never removed: then another folder must do.
     """
     from aurora_lora.train.finished_run import load_run
     from aurora_lora.train.merging import merge as merge_run
@@ -59,9 +57,7 @@ def merge(
     if as_json:
         lost = None if merged.rounding is None else merged.rounding.to_dict()
         more = {"dtype": dtype} if quantization is None else {**options, "rounding": lost}
-        print_json({"folder": str(merged.folder), "form": merged.form, "was_there": merged.was_there, **more})
-    elif merged.was_there:
-        print(f"{merged.folder} already holds this merge ({merged.form} form)")
+        print_json({"folder": str(merged.folder), "form": merged.form, **more})
     else:
         written_in = quantization or (None if dtype == "float32" else dtype)
         kind = "a plain Transformers model" + ("" if written_in is None else f" in {written_in}")
@@ -76,9 +72,7 @@ def merge(
 
 
 def gap(
-    folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Folder of a finished `aurora train`, or of any adapter of PEFT.")
-    ],
+    folder: RunFolder,
     split: Split = None,
     examples: Examples = None,
     merges: Annotated[
@@ -88,73 +82,32 @@ def gap(
         list[str] | None,
         typer.Option("--quantization", metavar="FORMAT", help="Also merges in nf4, fp4 or int8; may be repeated."),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", metavar="BASE", help="For an adapter: its base model, if not the one in its config."),
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option("--data", metavar="FILE", help="For an adapter: texts to measure on, as in training, or .txt."),
-    ] = None,
-    column: Annotated[
-        str | None, typer.Option("--column", metavar="NAME", help="Column of FILE with the texts, by default text.")
-    ] = None,
-    encoding: Encoding = None,
     output: MeasuredInto = None,
     as_json: Json = False,
 ) -> None:
     """Measure what a merge loses, by layer and end to end.
 
-    Writes gap.json and figures; for an adapter's folder, only with --output.
+    Writes gap.json and figures.
     """
-    from aurora_lora.errors import UserError
     from aurora_lora.files import check_writable
     from aurora_lora.lab.report.measured import GAP, gap_figure, merges_figure
     from aurora_lora.train.finished_run import load_run
-    from aurora_lora.train.measuring import adapter_gap
     from aurora_lora.train.measuring import gap as measure
-    from aurora_lora.train.publish import RECIPE
 
-    is_adapter = not (folder / RECIPE).exists() and (data is not None or (folder / "adapter_config.json").is_file())
-    if is_adapter and (split is not None or merges):
-        raise UserError("--split and --merges go with a run, not with the folder of an adapter")
-    if not is_adapter and any(given is not None for given in (model, data, column, encoding)):
-        raise UserError("--model, --data, --column and --encoding go with the folder of an adapter, not with a run")
-    run = None if is_adapter else load_run(folder)
-    target = output if is_adapter else output or folder
-    if target is not None:
-        check_writable(target)
+    run = load_run(folder)
+    target = output or folder
+    check_writable(target)
     quiet()
-    options: dict[str, Any] = {"examples": examples, "quantizations": quantization or ()}
-    said = None
-    if run is not None:
-        split = split or run.test_sets[0]
-        with stderr().status(f"running the forms on the {split} split"):
-            report = measure(run, split=split, merges=merges or None, **options)
-        record: dict[str, Any] = {"run": str(folder), "split": split}
-        subject = run.subject
-    else:
-        if data is None:
-            raise UserError(f"{folder} is an adapter: --data FILE says on which texts its merges are measured")
-        with stderr().status(f"trying merges on {data.name}"):
-            found = adapter_gap(folder, model, data, column=column or "text", encoding=encoding, **options)
-        report, subject = found.gap, f"{folder}, {data.name}"
-        record = {"adapter": str(folder), "model": found.model, "data": str(data)}
-        record |= {"texts": found.texts, "calibration_texts": found.calibration_texts}
-        if found.calibration_texts:
-            said = f"measured on {found.texts:,} texts; merges by inputs round by {found.calibration_texts:,} others"
-    record |= report.to_dict()
+    split = split or run.test_sets[0]
+    with stderr().status(f"running the forms on the {split} split"):
+        report = measure(run, split=split, examples=examples, merges=merges or None, quantizations=quantization or ())
+    record = {"run": str(folder), "split": split, **report.to_dict()}
     if not as_json:
         for table in report.tables():
             stdout().print(table)
-        if said:
-            print(said)
-    if target is not None:
-        drawn: dict[str, Any] = {"gap": ("layers", gap_figure), "merges": ("merges", merges_figure)}
-        figures = {name: figure for name, (part, figure) in drawn.items() if record[part]}
-        write_measured(target / GAP, record, figures, subject, as_json)
-    elif as_json:
-        print_json(record)
+    drawn: dict[str, Any] = {"gap": ("layers", gap_figure), "merges": ("merges", merges_figure)}
+    figures = {name: figure for name, (part, figure) in drawn.items() if record[part]}
+    write_measured(target / GAP, record, figures, run.subject, as_json)
 
 
 def sigma(folder: RunFolder, examples: Examples = None, output: MeasuredInto = None, as_json: Json = False) -> None:

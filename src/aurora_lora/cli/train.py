@@ -32,8 +32,8 @@ from .common import (
 
 if TYPE_CHECKING:
     from aurora_lora.train.finished_run import TrainedRun
-    from aurora_lora.train.progress import ProgressBar
     from aurora_lora.train.recipe import Recipe, RunRecipe
+    from aurora_lora.train.trainer import ProgressBar
 
 
 def train(

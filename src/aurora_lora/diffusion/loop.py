@@ -22,9 +22,9 @@ from ..errors import UserError
 from ..methods.parameters import load_trained, save_trained
 from ..temporary_attributes import kept
 from ..train import publish
-from ..train.distributed import asked_to_stop, check_as_many, on_main, peak_memory, state
 from ..train.models import PRECISIONS
 from ..train.recipe import Precision, divide, examples_of_a_step
+from ..train.trainer import asked_to_stop, check_as_many, on_main, peak_memory, state
 from ..values import check_loss
 from .pipeline import seed_of
 from .recipe import SubjectRecipe

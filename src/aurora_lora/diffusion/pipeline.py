@@ -20,7 +20,7 @@ from ..errors import UserError
 from ..extras import extra
 from ..files import located, new_file
 from ..train.models import PRECISIONS, cached_commit
-from ..train.progress import quiet_libraries
+from ..train.trainer import quiet_libraries
 from ..values import check_finite
 
 if TYPE_CHECKING:

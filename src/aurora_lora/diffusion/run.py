@@ -22,13 +22,12 @@ from ..forms import CALIBRATED
 from ..methods import Sample, count_parameters
 from ..methods.base import apply_method
 from ..train import publish
-from ..train.distributed import check_precision, on_main, own_part, peak_memory, reset_peak_memory, state
 from ..train.finished_run import FinishedRun
-from ..train.progress import bar
 from ..train.publish import CHECKPOINTS, LORA
 from ..train.recipe import Recipe, RunRecipe, divide
 from ..train.results import Result, build_result, read_result
 from ..train.run import train
+from ..train.trainer import bar, check_precision, on_main, own_part, peak_memory, reset_peak_memory, state
 from .card import write_adapter_card, write_lora_card
 from .fidelity import Scorers, plain_prompt
 from .finished_run import FORMS, IMAGES, SubjectRun, no_lora, write_lora

@@ -14,8 +14,8 @@ from torch import Tensor
 from .. import files
 from ..errors import UserError
 from ..train.data import in_batches
-from ..train.distributed import own_part
 from ..train.recipe import differences
+from ..train.trainer import own_part
 from .pipeline import Diffusion, generator, seed_of, write_png
 
 if TYPE_CHECKING:

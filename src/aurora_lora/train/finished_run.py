@@ -25,7 +25,7 @@ from .recipe import CHANGE_NOTHING, Precision, Recipe, RunRecipe, flatten, task_
 from .results import Result, examples_scored, print_result, read_result, run_table
 
 MERGE_NOTE = "aurora_merge.json"
-"""The file in a merged model: what it was merged from, what it was trained on, and the sizes of its files."""
+"""The file in a merged model: what it was trained on, and the files that are its own."""
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ def read_finished(folder: Path | str) -> tuple[Path, Any, Result]:
     """
     folder = Path(folder)
     if not (folder / RECIPE).is_file():
-        hint = "; it holds an adapter: PEFT loads it, and `aurora gap` measures its merge"
+        hint = "; it holds an adapter: PEFT loads it, and `aurora_lora.merge_gap` measures its merge"
         is_adapter = (folder / CONFIG_NAME).is_file()
         raise UserError(f"{folder} is not the folder of a run: it has no {RECIPE}{hint if is_adapter else ''}")
     result = read_result(folder)
@@ -259,8 +259,7 @@ def merge_note(folder: Path) -> dict[str, Any] | None:
         note = read_json(folder / MERGE_NOTE)
     except (OSError, ValueError):
         return None
-    is_note = isinstance(note, dict) and {"source", "files"} <= note.keys() and isinstance(note["files"], dict)
-    return note if is_note else None
+    return note if isinstance(note, dict) and isinstance(note.get("files"), list) else None
 
 
 def noted(folder: Path) -> tuple[TrainedWith, dict[str, tuple[str, ...]]]:

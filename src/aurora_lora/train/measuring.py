@@ -4,60 +4,42 @@
 from __future__ import annotations
 
 import tempfile
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 from transformers import TrainerCallback, set_seed
 
 from ..data import SplitSizes
-from ..data.loading import reason
-from ..data.models import packaged_name
 from ..data.own.kinds import OWN
-from ..data.own.source import OwnData, open_data, open_given
+from ..data.own.source import open_data, open_given
 from ..deploy import MergeGap, merge_gap
 from ..deploy.formats import check_quantization
 from ..deploy.gap import rounds_by_inputs
 from ..deploy.gradients import frozen_weights
 from ..deploy.hidden import hidden_values, sigma_along
-from ..deploy.merges import linear_layers
 from ..deploy.texts import even_sample
 from ..errors import ArgumentError, UserError, check_count
-from ..files import read_json
 from ..forms import CALIBRATED, DYNAMIC
 from ..methods.aurora import AuroraMethod
 from ..methods.base import PeftMethod
-from ..methods.singular import START_FILE
 from ..methods.start import ALIGNED, EVA, PATTERNS, ProbedMethod
 from ..methods.targets import blocks_and_kinds
 from ..tuner import AuroraLayer, check_calibrated
 from ..tuner.adapters import plain_layers
-from ..tuner.peft_names import CONFIG_NAME
 from ..values import check_finite
 from .data import check_record, cut_notes, in_batches
 from .finished_run import TrainedRun, as_run
 from .kinds import kind_of
-from .models import (
-    base_for,
-    load_causal_model,
-    load_tokenizer,
-    make_model,
-    most_tokens,
-    on_device,
-    stored_quantization,
-)
+from .models import base_for, make_model
 from .probing import kept_start
 from .recipe import Recipe, own_source
 from .results import Scores, mean_scores
 from .run import load_trainer, make_trainer, score
 
-LONGEST, BATCH = 512, 16
-"""For the adapter of no run: tokens of a text, of which what is longer is cut; and texts of one forward pass."""
 POINTS, BINS = 41, 32
 """Points of a curve of sigma, and bins of a histogram."""
 TEST = "test"
@@ -259,95 +241,6 @@ def gap(
     if kind.facts.scores_batches:
         wanted["metric"] = metric  # else merge_gap's own: the next token of language models, none of hidden states
     return merge_gap(model, batches, **wanted)
-
-
-@dataclass(frozen=True)
-class AdapterGap:
-    """What was measured of an adapter, on how many texts."""
-
-    gap: MergeGap
-    model: str
-    texts: int
-    calibration_texts: int
-    """How many texts merges rounded by, if any did: every other one of the file."""
-
-
-def adapter_gap(
-    adapter: Path,
-    model: str | None,
-    file: Path,
-    *,
-    column: str,
-    encoding: str | None,
-    quantizations: Sequence[str],
-    examples: int | None,
-) -> AdapterGap:
-    """What merges of a language model's adapter lose on the texts of a file; see `merge_gap`. The model is in float32.
-
-    Args:
-        adapter: a folder that PEFT has saved it in.
-        model: a packaged model, a local folder or a hub model; the one that the adapter names if None.
-        file: what `aurora train` and `aurora predict` read, or .txt, with a text in each line.
-        column: which one has the texts; rows without one are left out.
-        encoding: of a text file; None is UTF-8.
-        quantizations: see `merge_gap`. With any, or on a quantised base, every other text is for rounding, and none of
-            those is measured on.
-        examples: an even sample of so many texts; all if None.
-
-    Raises:
-        UserError: what is named cannot be loaded or does not fit, or there are too few texts.
-    """
-    for name in quantizations:
-        check_quantization(name)
-    check_count("examples", examples)
-    try:
-        settings = dict(read_json(adapter / CONFIG_NAME))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{adapter} is neither the folder of a run nor of an adapter: {reason(error)}") from error
-    if (kind := settings.get("task_type") or "CAUSAL_LM") != "CAUSAL_LM":
-        python = "call aurora_lora.merge_gap(model, batches) in Python"
-        raise UserError(f"{adapter / CONFIG_NAME}: task_type '{kind}' is not CAUSAL_LM: {python}")
-    base = str(model or packaged_name(str(settings.get("base_model_name_or_path") or "")) or "")
-    if not base:
-        raise ArgumentError(f"{adapter / CONFIG_NAME} names no base model: `model` says which")
-    rows = open_given(str(file), OwnData(str(file), encoding=encoding))["train"].data
-    if column not in rows.column_names:
-        raise ArgumentError(
-            f"{file} has no column '{column}' (it has {', '.join(rows.column_names)}): `column` names it"
-        )
-    kept = [row for row, text in enumerate(rows[column]) if isinstance(text, str) and text.strip()]
-    kept = [kept[place] for place in even_sample(len(kept), examples)]
-    rounds = bool(quantizations) or stored_quantization(base) is not None
-    if len(kept) < 1 + rounds:
-        why = ": it takes one to round by and one to measure on" if rounds else ""
-        raise UserError(f"{len(kept)} texts in column '{column}' of {file} are too few to measure on{why}")
-    measured, rounding = (kept[::2], kept[1::2]) if rounds else (kept, [])
-    adapted = _load(adapter, base, settings)
-    tokenizer = load_tokenizer(str(adapter) if (adapter / "tokenizer_config.json").is_file() else base)
-    longest = min(LONGEST, tokenizer.model_max_length, most_tokens(adapted) or LONGEST)
-    merges: dict[str, Any] = {"merges": True, "quantizations": quantizations}
-    if rounding and rounds_by_inputs(adapted, **merges):
-        merges["rounding_batches"] = rows.select(rounding)
-    reading: dict[str, Any] = {"text_columns": column, "batch_size": BATCH, "max_length": longest}
-    found = merge_gap(adapted, rows.select(measured), tokenizer=tokenizer, **reading, **merges)
-    return AdapterGap(found, base, len(measured), len(rounding))
-
-
-def _load(adapter: Path, base: str, settings: Mapping[str, Any]) -> Any:
-    """The adapter on its base, in eval mode, on the device that training computes on."""
-    if (adapter / START_FILE).exists() and settings.get("init_lora_weights") is True:
-        raise UserError(f"{adapter} belongs to a base weight that its run has changed: give the folder of the run")
-    plain = load_causal_model(base)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message=".*[Mm]issing adapter keys")  # they would be as initialised
-            model: Any = PeftModel.from_pretrained(plain, str(adapter))
-    except Exception as error:  # PEFT and safetensors raise of many kinds on what does not fit
-        raise UserError(f"{adapter} cannot be loaded on {base}: {reason(error)}") from error
-    check_finite(model.state_dict().items(), f"{adapter} cannot be used")
-    if not linear_layers(model):
-        raise UserError(f"{adapter} is an adapter of {settings.get('peft_type')}, which changes no layer: no merge")
-    return on_device(model)
 
 
 # ---------------------------------------------------------------- the learned activation

@@ -11,7 +11,6 @@ import torch
 from transformers import PreTrainedModel
 
 from .. import files
-from .._version import __version__
 from ..data.loading import reason
 from ..data.models import MODELS
 from ..deploy import QuantizedMerge, merge_quantized
@@ -24,7 +23,7 @@ from .data import check_data, data_format
 from .finished_run import MERGE_NOTE, TrainedRun, as_run, merge_note
 from .kinds import kind_of
 from .models import FLOAT32, Processor, check_dtype, make_model, quantized, round_weights, stored_quantization
-from .publish import ADAPTER, adapter_digests
+from .publish import ADAPTER
 from .run import base_of, load_data, load_trained_model, trained_on
 
 
@@ -34,8 +33,6 @@ class Merged:
 
     folder: Path
     form: str
-    was_there: bool
-    """The very same merge was already there: nothing was written."""
     rounding: QuantizedMerge | None = None
     """What rounding by the inputs has lost, in a quantised base."""
 
@@ -58,7 +55,7 @@ def merge(
 
     Args:
         run: which, or its folder.
-        output: a new or empty folder. One that already holds this very merge is left as it is.
+        output: a new or empty folder.
         form: which form of it; the deployed one if None.
         overwrite: replace another merged model there; anything else is never replaced, nor what was added to one.
         dtype: that the weights are written in, "float32", "bfloat16" or "float16": each is rounded once.
@@ -85,15 +82,11 @@ def merge(
             )
     elif round_by_inputs:
         raise ArgumentError("`round_by_inputs` goes with `quantization`: without it, no weight is rounded")
-    source: dict[str, Any] = {"adapter": adapter_digests(run.folder), "form": form, "version": __version__}
-    source |= {"dtype": dtype, "quantization": quantization, "round_by_inputs": round_by_inputs}
     files.settle(output)
     note = merge_note(output)
-    if note and note["source"] == source and _sizes(output).items() >= note["files"].items():
-        return Merged(output, form, True)
     if files.is_occupied(output) and not (overwrite and note):
         hint = "`overwrite` replaces it" if note else "choose another folder"
-        what = "another merged model" if note else "something that `aurora merge` did not write"
+        what = "a merged model" if note else "something that `aurora merge` did not write"
         raise ArgumentError(f"{output} already holds {what}: {hint}")
     base = expanded(run.recipe.model)
     if run.recipe.model not in MODELS and base.is_dir() and output.is_dir() and base.samefile(output):
@@ -123,16 +116,15 @@ def merge(
         processor.save_pretrained(str(folder))
         kind_of(run.task).finish_merged(folder, plain, processor)
         said = {
-            "source": source,
             "kind": run.task.kind,
             "trained_on": trained_on(run.recipe),
             "trained_with": asdict(run.trained_with),
             "format": data_format(run.folder),
-            "files": _sizes(folder),
+            "files": [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()],
         }
         write_json(folder / MERGE_NOTE, said)
         _check_only_merge(output)  # again: a merge takes a while
-    return Merged(output, form, False, rounding)
+    return Merged(output, form, rounding)
 
 
 def _merged_into(
@@ -180,14 +172,9 @@ def _merged_dequantized(run: TrainedRun, form: str) -> tuple[PreTrainedModel, Pr
     return recipe.method.merge(model, form), processor
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    """The sizes of the files in a folder, by their paths in it."""
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
-
-
 def _check_only_merge(folder: Path) -> None:
     """Raise a UserError if a merged model's folder, which is about to be replaced, holds more than the model."""
-    added = files.others(folder, {*(merge_note(folder) or {"files": {}})["files"], MERGE_NOTE})
+    added = files.others(folder, {*(merge_note(folder) or {"files": ()})["files"], MERGE_NOTE})
     if added:
         raise UserError(
             f"{folder} holds {added[0]}, which `aurora merge` did not write: move it away, or choose another folder"

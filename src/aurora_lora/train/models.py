@@ -35,9 +35,9 @@ from ..errors import ArgumentError, UserError, one_line
 from ..files import expanded, file_digest, plain_write_errors
 from ..methods.base import apply_method, load_finite
 from ..methods.parameters import head_modules, is_head, mark_random, marked_random
-from .distributed import state
 from .kind_facts import facts_of
 from .recipe import ModelSection, Precision, Recipe
+from .trainer import state
 
 FLOAT32 = "float32"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -26,10 +26,10 @@ from ..methods.targets import check_modules, is_linear, lora_targets, target_pat
 from ..tuner.config import scaling_divisor
 from ..tuner.targets import ALL_LINEAR, exactly, mistakable
 from .data import Data
-from .distributed import on_main, own_part
 from .models import checkpoint_activations, commit_of, on_device
 from .publish import PROBE, is_begun
 from .recipe import Recipe
+from .trainer import on_main, own_part
 
 MOST = 32
 """Directions that a layer can get of a budget."""

@@ -38,7 +38,6 @@ from ..methods.targets import check_modules
 from ..values import check_finite
 from . import card, models, publish
 from .data import Data, check_data, check_files, keep_data, notes, with_record
-from .distributed import on_main, own_part, reset_peak_memory, state
 from .finished_run import TrainedRun, merge_note
 from .kinds import kind_of
 from .models import Processor
@@ -48,14 +47,16 @@ from .recipe_files import dump
 from .results import Result, Scores, build_result, epochs_from_log, mean_scores, read_result, test_sets
 from .trainer import (
     CalibrationCallback,
-    ExtraCheckpoints,
-    FiniteLoss,
     UpdateRecorder,
     WholeCheckpoints,
     arguments,
     has_stopped_early,
     is_calibrated,
+    on_main,
+    own_part,
     own_runs,
+    reset_peak_memory,
+    state,
 )
 
 MakeCallbacks = Callable[[], Sequence[TrainerCallback]]
@@ -128,9 +129,7 @@ def _train(recipe: Recipe, folder: Path, make_callbacks: MakeCallbacks) -> tuple
     checkpoints, bars = folder / publish.CHECKPOINTS, make_callbacks()
     finished = on_main(lambda: read_result(folder))
     if finished is not None:
-        on_main(
-            lambda: publish.remove_checkpoints(checkpoints)
-        )  # which a kill after the writing of the result has left
+        on_main(lambda: publish.remove_checkpoints(checkpoints))  # a kill behind the result has left them
         on_main(lambda: check_files(folder, recipe.task))
         if more := [name for name in recipe.test_sets if name not in test_sets(finished)]:
             return _score_more(recipe, folder, finished, more, bars), False
@@ -257,8 +256,7 @@ def make_trainer(
     is_partly_used = own_weights or recipe.task.teacher is not None
     options["ddp_find_unused_parameters"] = is_partly_used or base.config.get_text_config() is not base.config
     of_method = list(recipe.method.callbacks())
-    whole = WholeCheckpoints(checkpoints, of_method)
-    every = [ExtraCheckpoints(settings.checkpoint_every), whole, FiniteLoss(), *every, *of_method, *callbacks]
+    every = [WholeCheckpoints(checkpoints, of_method, settings.checkpoint_every), *every, *of_method, *callbacks]
     trainer = kind.trainer(recipe, model, data, options, every)
     trainer.remove_callback(PrinterCallback)  # which prints what is logged, on standard output
     return trainer, data

@@ -1,19 +1,31 @@
-"""What the trainers of all kinds of task share: the recipe in Transformers' words, callbacks, two learning rates."""
+"""What the trainers of all kinds share: processes, the recipe in Transformers' words, two learning rates, callbacks."""
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib
+import logging
 import math
 import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
+import datasets
+import huggingface_hub
+import psutil
 import torch
+import transformers
+from accelerate import PartialState  # type: ignore[import-untyped]
+from accelerate.utils import broadcast_object_list, reduce  # type: ignore[import-untyped]
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
@@ -37,12 +49,97 @@ from ..methods.parameters import is_head, save_trained
 from ..methods.updates import low_rank_updates
 from ..tuner import active_layers
 from ..values import check_loss
-from .distributed import asked_to_stop, check_as_many, check_precision, is_main, peak_memory, state
 from .publish import LEFT, RIGHT, checkpoint_name, manifest_of, write_manifest
 from .recipe import Logger, Recipe, divide, steps_of_an_epoch
 
 TENSORBOARD = "TENSORBOARD_LOGGING_DIR"
 """Where Transformers' callback looks for the folder of TensorBoard's files."""
+T = TypeVar("T")
+WAIT = timedelta(seconds=1800)
+"""How long processes wait for each other: Transformers' `ddp_timeout`, which counts where its Trainer joins them."""
+
+
+def state() -> PartialState:
+    """This process among its peers; joins them (gloo where there is no accelerator) on the first call."""
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=WAIT)
+
+
+def is_main() -> bool:
+    """Whether this process prints and writes."""
+    return bool(state().is_main_process)
+
+
+def own_part(work: list[T]) -> list[T]:
+    """What this process does of some work: process i of n does i, i + n, i + 2 n, ...."""
+    peers = state()
+    return work[peers.process_index :: peers.num_processes]
+
+
+def on_main(work: Callable[[], T]) -> T:
+    """Do the work in the main process and give its result, or its error, to all."""
+    if state().num_processes == 1:
+        return work()
+    outcome: list[object] = [None, None]
+    if is_main():
+        try:
+            outcome[0] = work()
+        except Exception as error:
+            outcome[1] = error
+    broadcast_object_list(outcome, from_process=0)
+    if outcome[1] is not None:
+        raise cast(Exception, outcome[1])
+    return cast(T, outcome[0])
+
+
+def asked_to_stop() -> bool:
+    """Whether SIGTERM has come to any of the processes, which all ask at the same step."""
+    here = termination.asked()
+    if not termination.is_watched() or state().num_processes == 1:
+        return here
+    return bool(reduce(torch.tensor(float(here), device=state().device), "sum") > 0)
+
+
+def check_as_many(folder: Path, before: int, now: int) -> None:
+    """Raise a UserError if a run that goes on in a folder was started with another number of processes."""
+    if before != now:
+        raise UserError(
+            f"{folder} was started with {before} process(es), this is {now}: go on with as many, or choose another "
+            "output folder"
+        )
+
+
+def check_precision(precision: str) -> None:
+    """Raise a UserError if this machine cannot train in a precision of a recipe."""
+    if precision == "fp16" and not torch.accelerator.is_available():
+        raise UserError("training.precision: 'fp16' needs a GPU (allowed here: 'fp32', 'bf16')")
+
+
+def reset_peak_memory() -> None:
+    """Measure `peak_memory` from here on; on a CPU where the system can (Linux), else it is that of the process."""
+    gc.collect()  # a model that was trained before: Accelerate binds its `forward` to itself
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> float:
+    """The largest memory in use since `reset_peak_memory`, in MiB: of the GPU, or of this process without one."""
+    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else process_peak_memory()
+
+
+def process_peak_memory() -> float:
+    """The largest memory of this process in use, in MiB, whether there is a GPU or not; see `peak_memory`. Where the
+    system does not say (macOS), that in use now."""
+    with contextlib.suppress(OSError, StopIteration):  # Linux
+        status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return int(next(line for line in status if line.startswith("VmHWM:")).split()[1]) / 2**10
+    now = psutil.Process().memory_info()
+    return float(getattr(now, "peak_wset", now.rss)) / 2**20
+
+
+# ---------------------------------------------------------------- the recipe in Transformers' words
 
 
 class OneDevice:
@@ -173,11 +270,13 @@ def _logits_alone(logits: Any, labels: Any) -> Tensor:
 class WholeCheckpoints(TrainerCallback):
     """Makes each checkpoint whole, with what a run that goes on needs to know: how long it has trained, and on what.
 
-    Counts the seconds of training steps; evaluations, calibrations and checkpoints are left out.
+    Asks for checkpoints beside those at the evaluations: each `every` steps, and at the step in which SIGTERM comes,
+    where the process ends then. Counts the seconds of training steps; evaluations, calibrations and checkpoints are
+    left out. Ends a run whose loss is no number any more, by a UserError.
     """
 
-    def __init__(self, folder: Path, others: Sequence[TrainerCallback] = ()) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, others: Sequence[TrainerCallback] = (), every: int | None = None) -> None:
+        self.folder, self.every = folder, every
         self.stateful: list[Any] = [one for one in others if hasattr(one, "save_state")]
         self.seconds, self.peak_mb = 0.0, 0.0
         self._since: float | None = None
@@ -210,9 +309,19 @@ class WholeCheckpoints(TrainerCallback):
     on_epoch_begin = on_step_begin
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        is_epoch_end = float(state.epoch or 0.5).is_integer()
+        # at an epoch's last step, and the last of all, an evaluation and its checkpoint follow: one before these would
+        # let a resumed run miss them
+        is_last = is_epoch_end if args.eval_strategy == "epoch" else state.global_step >= state.max_steps
+        is_due = self.every is not None and state.global_step % self.every == 0
+        if (asked_to_stop() or is_due) and not is_last:
+            control.should_save = True
         # at an epoch's last step, too: what others do there before the epoch ends is no training
-        if control.should_evaluate or control.should_save or float(state.epoch or 0.5).is_integer():
+        if control.should_evaluate or control.should_save or is_epoch_end:
             self.on_epoch_end(args, state, control)
+
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        check_loss((logs or {}).get("loss", 0.0), state.global_step)
 
     def on_epoch_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
         if self._since is not None:
@@ -224,7 +333,7 @@ class WholeCheckpoints(TrainerCallback):
         control.should_log = control.should_log or control.should_evaluate or control.should_save
 
     def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        wait_for_everyone()  # each process writes its own random state
+        PartialState().wait_for_everyone()  # each process writes its own random state
         if is_main():
             checkpoint = self.folder / checkpoint_name(state.global_step)
             for callback in self.stateful:
@@ -236,40 +345,9 @@ class WholeCheckpoints(TrainerCallback):
                 peak_mb=self.measure_memory(),
                 processes=args.world_size,
             )
-        wait_for_everyone()
+        PartialState().wait_for_everyone()
         if asked_to_stop():  # not by `should_training_stop`: Trainer would evaluate as at the end of an epoch
             termination.stop()
-
-
-def wait_for_everyone() -> None:
-    """Go on when all processes have come here."""
-    state().wait_for_everyone()
-
-
-class FiniteLoss(TrainerCallback):
-    """Ends a run whose loss is no number any more, by a UserError."""
-
-    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        check_loss((logs or {}).get("loss", 0.0), state.global_step)
-
-
-class ExtraCheckpoints(TrainerCallback):
-    """Checkpoints beside those at the evaluations: each N steps, and where SIGTERM has come, at the step it came in.
-
-    To come before `WholeCheckpoints`, which ends the process then.
-    """
-
-    def __init__(self, every: int | None = None) -> None:
-        self.every = every
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        is_due = self.every is not None and state.global_step % self.every == 0
-        # at an epoch's last step, and the last of all, an evaluation and its checkpoint follow: one before these would
-        # let a resumed run miss them
-        is_epoch_end = state.epoch is not None and float(state.epoch).is_integer()
-        is_last = is_epoch_end if args.eval_strategy == "epoch" else state.global_step >= state.max_steps
-        if (asked_to_stop() or is_due) and not is_last:
-            control.should_save = True
 
 
 def has_stopped_early(state: TrainerState, patience: int | None) -> bool:
@@ -326,12 +404,10 @@ class UpdateRecorder(TrainerCallback):
 @contextmanager
 def own_runs(names: Sequence[Logger], logs: Path) -> Iterator[None]:
     """Within the block a training reports to these loggers: TensorBoard's files go to `logs`, and a run of Weights &
-    Biases that it begins ends with it, as Transformers' callback goes on with one that is open."""
+    Biases ends with it, as Transformers' callback goes on with one that is open."""
     for name in names:
         with extra(name):
             importlib.import_module(name)
-    wandb: Any = sys.modules.get("wandb") if "wandb" in names else None
-    theirs, before = getattr(wandb, "run", None), os.environ.get(TENSORBOARD)
     os.environ[TENSORBOARD] = str(logs)
     try:
         yield
@@ -341,9 +417,8 @@ def own_runs(names: Sequence[Logger], logs: Path) -> Iterator[None]:
         raise
     finally:
         del os.environ[TENSORBOARD]
-        os.environ |= {} if before is None else {TENSORBOARD: before}
-        if wandb is not None and wandb.run is not theirs:
-            wandb.finish()
+        if "wandb" in names:
+            sys.modules["wandb"].finish()
 
 
 # ---------------------------------------------------------------- calibration
@@ -441,3 +516,105 @@ def deploys_calibrated(model: nn.Module) -> bool:
         layer.aurora_config[name].resolved_eval_form == CALIBRATED and not layer.forms_coincide(name)
         for _, layer, name in active_layers(model)
     )
+
+
+# ---------------------------------------------------------------- what a person sees
+
+
+class ProgressBar(TrainerCallback):
+    """Shows training and evaluations. Other processes than the main one show nothing."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        self.console = console
+        self.title = title
+        self.progress = bar(console)
+        self.training: TaskID | None = None
+        self.scoring: TaskID | None = None
+        self.loss = ""
+        self.before: Callable[[], None] = lambda: None
+        """Called before anything is shown."""
+
+    def say(self, lines: Iterable[str]) -> None:
+        """Print lines about what is trained."""
+        self.before()
+        for line in lines:
+            self.console.print(f"{self.title}: {line}", highlight=False, soft_wrap=True)
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        self.before()
+        if state.is_world_process_zero:
+            if 0 < state.global_step < state.max_steps:
+                self.console.print(f"{self.title}: going on from epoch {state.epoch:.4g} of {args.num_train_epochs:g}")
+            self.progress.start()
+            total, done = state.max_steps, state.global_step
+            self.training = self.progress.add_task(self.title, total=total, completed=done, note="")
+
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        if self.training is not None:
+            epoch = min(int(state.epoch or 0) + 1, int(args.num_train_epochs))
+            note = f"epoch {epoch}/{args.num_train_epochs:g} {self.loss}"
+            self.progress.update(self.training, completed=state.global_step, note=note)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs:
+            self.loss = f"loss {logs['loss']:.3f}"
+
+    def on_prediction_step(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            if self.scoring is None:
+                self.progress.start()
+                self.scoring = self.progress.add_task("scoring", total=len(kwargs["eval_dataloader"]), note="")
+            self.progress.advance(self.scoring)
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        if self.scoring is not None:
+            self.progress.remove_task(self.scoring)
+            self.scoring = None
+        if self.training is None:
+            self.progress.stop()
+        name = f"eval_{args.metric_for_best_model}"
+        if self.training is not None and metrics and name in metrics:
+            self.progress.console.print(
+                f"{self.title}: epoch {state.epoch:.4g} of {args.num_train_epochs:g}, "
+                f"validation {args.metric_for_best_model} {metrics[name]:.4f}, {self.loss}",
+                highlight=False,
+            )
+
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Take the bar off the screen."""
+        if self.training is not None:
+            self.progress.remove_task(self.training)
+            self.training = None
+        self.progress.stop()
+
+
+def bar(console: Console) -> Progress:
+    """A progress bar with a field `note`; nothing is drawn where the console is no terminal."""
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def quiet_libraries() -> None:
+    """Switch off the progress bars, load reports and warnings of the libraries underneath; ours are still shown."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    datasets.disable_progress_bars()
+    if sys.stderr.isatty():
+        bars: Any = huggingface_hub.utils
+        bars.enable_progress_bars()  # of downloads
+    for name in ("accelerate", "bitsandbytes", "datasets", "torch.distributed", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for package in ("torch", "transformers", "peft", "accelerate", "datasets", "huggingface_hub"):
+        warnings.filterwarnings("ignore", module=rf"{package}(\.|$)")

@@ -13,12 +13,12 @@ from ...diffusion.recipe import SubjectRecipe
 from ...errors import UserError, abridged, counted
 from ...text_table import TextTable
 from ...train.data import Data, notes
-from ...train.distributed import check_precision
 from ...train.kinds import kind_of
 from ...train.models import longest_text, positions
 from ...train.publish import check_recipe
 from ...train.recipe import Recipe, RunRecipe, examples_of_a_step, steps_of_an_epoch
 from ...train.run import check_contamination, load_data
+from ...train.trainer import check_precision
 from .plan import Sizes, architecture, machine, needs
 from .reproduce import Reproduction
 from .suite import Suite

@@ -163,7 +163,7 @@ def _noted(outcome: Outcome) -> Outcome:
 def run_job(job: Job) -> Outcome:
     """Run a job in this process. What it prints goes to `log.txt` in its folder; it never raises but for Ctrl-C."""
     from ...diffusion.run import train_any
-    from ...train.progress import quiet_libraries
+    from ...train.trainer import quiet_libraries
 
     try:
         files.check_writable(job.folder)

@@ -33,11 +33,11 @@ from ...errors import ArgumentError, UserError, one_line
 from ...extras import extra
 from ...files import expanded, file_digest, read_json, write_json
 from ..data import Data
-from ..distributed import is_main, on_main, state
 from ..kind_facts import CHAT, TrainedWith
 from ..models import Processor, base_for, room
 from ..recipe import Recipe
 from ..tokens import PLAIN, answers_after, open_ended
+from ..trainer import is_main, on_main, state
 from .base import Kind, as_answers
 
 CHATML = """{%- for message in messages -%}

@@ -21,9 +21,8 @@ from ...deploy.calibrate import to_float64
 from ...errors import UserError
 from ...machine import usable_cores
 from ...temporary_attributes import temporary_attributes
-from ..distributed import state
 from ..recipe import Recipe
-from ..trainer import OneDevice, arguments
+from ..trainer import OneDevice, arguments, state
 
 __all__ = ["ChatConfig", "ChatTrainer", "DataCollatorForLanguageModeling", "made", "prepared", "training_template"]
 
