@@ -120,8 +120,7 @@ def test_what_is_refused(run: None) -> None:
         (("text.csv",), "task.text: text.csv has no column 'review' (it has 'text', 'stars')"),
         (
             ("label.csv",),
-            "label.csv, row 2: the label 'awful' is none of those that the run has learned (allowed: 'negative', "
-            "'positive')",
+            "label.csv, row 2: the label 'awful' is none that the run has learned (its labels: 'negative', 'positive')",
         ),
         (("none.csv",), "none.csv, row 1: it has no label"),
         (("there/new.csv",), "'there/new.csv' is no file, no folder and no data set of the hub (owner/name)"),

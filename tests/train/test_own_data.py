@@ -436,7 +436,7 @@ def test_a_study_of_own_data(here: Path) -> None:
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "no data": (["task.data="], "classification: task.data: this field must be given: a file, a folder, or a data set"),
     "no such file": (["task.data=reviws.csv"], "'reviws.csv' is no file"),
-    "no such column": (["task.text=revew"], "task.text: reviews.csv has no column 'revew' (it has 'review', 'stars';"),
+    "no such column": (["task.text=revew"], "task.text: reviews.csv has no column 'revew' (it has 'review', 'stars')"),
     "no names": (["task.text=[]"], "classification: task.text: [] is not allowed: it must be the name of a column"),
     "a field of others": (
         ["task.question=q"],

@@ -5,22 +5,19 @@ DreamBooth (Ruiz et al. 2023) has 30 subjects with four to six images each.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from ..files import expanded, file_digest, is_path
+from ..files import expanded, is_path
 from .hub import HubData
-from .vision import as_files, read_image
+from .own.source import folder_digest
+from .vision import IMAGE_FILES, UNREAD, as_files, read_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-IMAGE_FILES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
-UNREAD = (".avif", ".gif", ".heic", ".heif", ".nef", ".tif", ".tiff")
-"""What cameras and phones write too."""
 PLACEHOLDER = "[V]"
 """Stands in prompts for the word that comes to mean the subject."""
 
@@ -86,10 +83,7 @@ def images_digest(source: str) -> str | None:
     folder = expanded(source)
     if not folder.is_dir():
         return None
-    digest = hashlib.sha256()
-    for path in _files(folder, IMAGE_FILES):
-        digest.update(f"{path.name}\0{file_digest(path)}\n".encode())
-    return digest.hexdigest()
+    return folder_digest(folder, _files(folder, IMAGE_FILES))
 
 
 def _files(folder: Path, kinds: tuple[str, ...]) -> list[Path]:

@@ -183,6 +183,13 @@ def tasks_of(section: str, load: Callable[..., Any], **more: Any) -> tuple[Task,
         row = {**CATALOGUE[section].get("all", {}), **own, **more}
         if "sizes" in row:
             row["sizes"] = SplitSizes(**row["sizes"])
-        row = {field: tuple(value) if isinstance(value, list) else value for field, value in row.items()}
-        made.append(Task(name=name, load=functools.partial(load, name), **row))
+        made.append(Task(name=name, load=functools.partial(load, name), **as_tuples(row)))
     return tuple(made)
+
+
+def as_tuples(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the catalogue with tuples for its lists."""
+    return {
+        name: as_tuples(value) if isinstance(value, dict) else tuple(value) if isinstance(value, list) else value
+        for name, value in row.items()
+    }

@@ -31,6 +31,10 @@ from .task import CATALOGUE, SplitSizes, check_size, seeded_order, tasks_of
 if TYPE_CHECKING:
     import datasets
 
+IMAGE_FILES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+UNREAD = (".avif", ".gif", ".heic", ".heif", ".nef", ".tif", ".tiff")
+"""What cameras and phones write too."""
+
 # ---------------------------------------------------------------- images
 
 

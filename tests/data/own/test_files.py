@@ -213,9 +213,7 @@ def test_a_column_that_is_not_there(tmp_path: Path) -> None:
     for wrong in ("reviw", "REVIEW"):
         with pytest.raises(UserError) as raised:
             pieces.check_columns({"text": (wrong,)})
-        assert str(raised.value) == (
-            f"task.text: reviews.csv has no column '{wrong}' (it has 'review', 'stars'; did you mean 'review'?)"
-        )
+        assert str(raised.value) == (f"task.text: reviews.csv has no column '{wrong}' (it has 'review', 'stars')")
 
 
 def test_texts_of_a_parquet_file_that_are_no_text() -> None:

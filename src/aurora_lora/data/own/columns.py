@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import math
 import re
@@ -128,28 +129,21 @@ def class_name(value: Any) -> str:
 
 
 def number(value: Any) -> float:
-    """A finite number.
+    """A number to be learned: finite, in float32 too, and no boolean, which Python takes for 1 or 0.
 
     Raises:
         BadRow: it is none.
     """
     if value in (None, ""):
         raise NoLabel("it has no label")
+    if isinstance(value, bool):
+        raise BadRow(f"the label {value} is no number: is this classification?")
     try:
         found = float("_" if isinstance(value, str) and "_" in value else value)  # which Python takes between digits
     except (TypeError, ValueError):
         raise BadRow(f"the label {value!r:.40} is no number") from None
-    if not math.isfinite(found):
-        raise BadRow(f"the label {value!r} is not finite")
-    return found
-
-
-def measured(value: Any) -> float:
-    """A number to be learned: one, as above, that is no boolean, which Python takes for 1 or 0."""
-    if isinstance(value, bool):
-        raise BadRow(f"the label {value} is no number: is this classification?")
-    if abs(found := number(value)) > _MOST:
-        raise BadRow(f"the label {value} is beyond {_MOST:.1e}, where float32 ends: give it in another unit")
+    if not abs(found) <= _MOST:
+        raise BadRow(f"the label {value} is not finite, or beyond {_MOST:.1e}, where float32 ends")
     return found
 
 
@@ -161,15 +155,13 @@ def label_set(value: Any) -> tuple[str, ...]:
         BadRow: one that is none, or what looks like a list and is none.
     """
     if isinstance(value, str):
-        listed: Any = json_list(value)
+        listed = json_list(value)
         if listed is None and re.match(r"\s*(\[|\{.*\}\s*$|\(.*,.*\)\s*$|set\(\))", value, re.DOTALL):
-            try:
-                listed = ast.literal_eval(value.strip())
-            except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-                listed = None
+            with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+                listed = list(ast.literal_eval(value.strip()))
             if listed is None or re.search(r"['\"]\s+['\"]", value):  # of texts side by side Python makes one
                 raise BadRow(f"the labels {value!r:.40} look like a list and are none")
-        value = [part for part in re.split(r"[,;|]", value) if part.strip()] if listed is None else list(listed)
+        value = [part for part in re.split(r"[,;|]", value) if part.strip()] if listed is None else listed
     several = () if value is None else value if isinstance(value, list | tuple) else (value,)
     return tuple(dict.fromkeys(map(class_name, several)))
 
@@ -206,29 +198,19 @@ def classes_of(
     counts = Counter(one for some in labels.get("train", ()) for one in some)
     names = list(learned) if learned is not None else known or _in_order(counts)
     allowed = set(counts if learned is None else learned)
-    train = pieces["train"].name if learned is None else ""
-    of = (
-        f"in no row of {train} (its labels: "
-        if learned is None
-        else "none of those that the run has learned (allowed: "
-    )
+    shown = abridged([repr(name) for name in names if name in allowed])
     for name, piece in pieces.items():
-        for row, some in enumerate(labels[name], start=1):
-            if unseen := [one for one in some if one not in allowed]:
-                shown = abridged([repr(name) for name in names if name in allowed])
-                raise UserError(f"{piece.name}, row {row}: the label '{unseen[0]}' is {of}{shown})")
+        for row, one in ((row, one) for row, some in enumerate(labels[name], start=1) for one in some):
+            if one not in allowed:
+                where = f"in no row of {pieces['train'].name}" if learned is None else "none that the run has learned"
+                raise UserError(f"{piece.name}, row {row}: the label '{one}' is {where} (its labels: {shown})")
     if learned is None and len(counts) < 2:
-        only = "".join(map(repr, counts)) or "none"
-        raise UserError(f"{train} has one label only, {only}: there is nothing to tell apart")
-    single = {one for one, count in counts.items() if count == 1}
+        raise UserError(f"{pieces['train'].name} has one label only, {shown or 'none'}: there is nothing to tell apart")
+    single = [repr(one) for one, count in counts.items() if count == 1]
     if learned is None and single and len(pieces) == 1:
-        row, one = next((row, one) for row, some in enumerate(labels["train"], 1) for one in some if one in single)
-        more = f" (as have {len(single) - 1:,} more)" if len(single) > 1 else ""
-        numbers = 2 * len(single) > len(counts) and all(re.fullmatch(r"-?[\d.]+", name) for name in counts)
-        hint = "is this regression?" if numbers else "add examples, or leave it out"
         raise UserError(
-            f"{train}, row {row}: the label '{one}' has one example{more}, and training and testing need one each: "
-            f"{hint}"
+            f"{pieces['train'].name}: training and testing need an example each of every label, and there is one of "
+            f"{abridged(single)}: add examples, or leave it out; are these numbers, it is a matter of regression"
         )
     every = Counter(one for found in labels.values() for some in found for one in some)
     return {name: every[name] for name in names}

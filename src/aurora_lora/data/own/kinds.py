@@ -14,7 +14,7 @@ from typing import Any
 from ...errors import UserError
 from ...extras import extra
 from .. import vision
-from ..task import SplitSizes, Task
+from ..task import CATALOGUE, SplitSizes, Task, as_tuples
 from . import columns as cells
 from .chat import prepare_chats
 from .choices import prepare_choices
@@ -28,24 +28,20 @@ class OwnKind:
 
     Args:
         name: `task.name` in a recipe, and the name of the recipe to start from.
-        kind: of the task.
-        description: in one line.
-        columns: the fields that name columns, and the column that each is by default.
         prepare: `prepare(pieces, columns, labels)` gives the data ready to be split; `labels` are the classes of a
             finished run, in their order, None where the training rows are to say them. It raises a UserError where a
             column is not there, a row cannot be used, or there is nothing to tell apart.
-        metric: that is reported and selected by.
-        also: further metrics.
+        kind: of the task, as `description`, `metric`, `also` and `text_columns` are.
+        columns: the fields that name columns, and the column that each is by default.
         several: how many columns a field may name, where that is not one.
-        text_columns: of the task.
         more: what else the task has.
     """
 
     name: str
-    kind: Any  # `Task.kind`
+    prepare: Callable[..., Prepared]
+    kind: str
     description: str
     columns: Mapping[str, tuple[str, ...]]
-    prepare: Callable[..., Prepared]
     metric: str
     also: tuple[str, ...] = ()
     several: Mapping[str, int] = field(default_factory=dict)
@@ -67,7 +63,6 @@ class OwnKind:
             name=f"{self.name} of {data.title}",
             description=self.description,
             kind=self.kind,
-            labels=(),
             metric=self.metric,
             text_columns=("text", "text_b") if pair else self.text_columns,
             source=data.title,
@@ -137,7 +132,7 @@ def prepare_regression(pieces: Pieces, columns: Columns, labels: Labels) -> Prep
     with extra("train"):
         from datasets import Value
     pieces.check_columns(columns)
-    numbers = cells.read(pieces, columns["label"], cells.measured)
+    numbers = cells.read(pieces, columns["label"], cells.number)
     trained = numbers.get("train", [])
     if len(trained) > 1 and len(set(trained)) == 1:
         raise UserError(f"{pieces['train'].name} has one label only, {trained[0]:g}: there is nothing to tell apart")
@@ -197,11 +192,8 @@ def _paths(piece: Piece, column: str) -> Iterator[Any]:
 
 
 def path_found(path: Any, folder: Path | None) -> Any:
-    """A relative path of a table in a folder as it is from here: beside the table, or else in the working directory.
-
-    Raises:
-        BadRow: it is in neither.
-    """
+    """A relative path of a table in a folder as it is from here: beside the table, or else in the working directory; a
+    BadRow where it is in neither."""
     if folder is None or not isinstance(path, str) or not path.strip() or Path(path).is_absolute() or "://" in path:
         return path
     beside = folder / path
@@ -242,72 +234,13 @@ def image_file(value: Any, column: str) -> bytes:
 
 # ---------------------------------------------------------------- all kinds
 
-_TEXT = {"text": ("text",), "label": ("label",)}
-OWN: dict[str, OwnKind] = {
-    kind.name: kind
-    for kind in (
-        OwnKind(
-            "classification",
-            "classification",
-            "Which class is a text, or a pair of texts, of?",
-            _TEXT,
-            prepare_classification,
-            "accuracy",
-            also=("macro_f1",),
-            several={"text": 2},
-        ),
-        OwnKind(
-            "regression",
-            "regression",
-            "Which number belongs to a text, or a pair of texts?",
-            _TEXT,
-            prepare_regression,
-            "pearson",
-            also=("spearman",),
-            several={"text": 2},
-            more={"standardise": True},
-        ),
-        OwnKind(
-            "multi-label",
-            "multi-label",
-            "Which of several labels does a text have?",
-            _TEXT,
-            prepare_multi_label,
-            "micro_f1",
-            several={"text": 2, "label": 10_000},
-        ),
-        OwnKind(
-            "choices",
-            "multiple-choice",
-            "Which of its options is the answer to a question?",
-            {"question": ("question",), "options": ("options",), "answer": ("answer",)},
-            prepare_choices,
-            "accuracy",
-            several={"options": 26},
-            text_columns=("prompt", "choices"),
-            more={"max_length": 256, "prompt_forms": ("cloze", "instruction")},
-        ),
-        OwnKind(
-            "images",
-            "image-classification",
-            "Which class is an image of?",
-            {"image": ("image",), "label": ("label",)},
-            prepare_images,
-            "accuracy",
-            also=("macro_f1",),
-            text_columns=(),
-        ),
-        OwnKind(
-            "chat",
-            "chat",
-            "What is the assistant's answer in a conversation?",
-            {},
-            prepare_chats,
-            "nll",
-            also=("perplexity", "token_accuracy"),
-            text_columns=(),
-            more={"max_length": 1024},
-        ),
-    )
+PREPARE: dict[str, Callable[..., Prepared]] = {
+    "classification": prepare_classification,
+    "regression": prepare_regression,
+    "multi-label": prepare_multi_label,
+    "choices": prepare_choices,
+    "images": prepare_images,
+    "chat": prepare_chats,
 }
+OWN = {name: OwnKind(name, prepare=PREPARE[name], **as_tuples(row)) for name, row in CATALOGUE["own"].items()}
 """The kinds, by the name that a recipe's `task.name` has."""

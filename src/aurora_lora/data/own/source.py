@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import codecs
-import difflib
-import functools
 import hashlib
-import json
 import re
 import warnings
 from collections import Counter
@@ -21,7 +17,7 @@ from ...extras import extra
 from ...files import expanded, file_digest, is_path, parse_json
 from ..hub import HubData
 from ..loading import NO_CODE, cause_of, reason
-from ..vision import as_files
+from ..vision import IMAGE_FILES, UNREAD, as_files
 
 if TYPE_CHECKING:
     import datasets
@@ -35,8 +31,6 @@ FORMATS = {
 }
 """The formats of files, by their suffix; before one of `PACKED`, too."""
 PACKED = (".gz", ".bz2", ".xz", ".zip")
-METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-"""Tables that describe images, with a column `file_name`: as `datasets` calls them."""
 SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 """The splits, and the names that they are looked for under."""
 ROWS, ROWS_OF_IMAGES = 1000, 16
@@ -63,6 +57,11 @@ class OwnData:
     def title(self) -> str:
         """A short name: of a file or a folder without the folders that it is in."""
         return Path(self.data).name if is_path(self.data) else self.data
+
+    @property
+    def given(self) -> list[Path]:
+        """The files or folders of training, validation and test data, as far as they are given."""
+        return [expanded(one) for one in (self.data, self.validation_data, self.test_data) if one is not None]
 
 
 @dataclass(frozen=True)
@@ -112,11 +111,9 @@ class Pieces(dict[str, Piece]):
         """Raise a UserError where a piece has not a column that is named."""
         for piece in self.values():
             there = piece.data.column_names
-            folded = {one.strip().casefold(): one for one in there}
             for field, column in ((field, name) for field, names in columns.items() for name in names):
                 if column not in there:
-                    near = difflib.get_close_matches(column.strip().casefold(), folded, n=1)
-                    has = ", ".join(map(repr, there)) + (f"; did you mean '{folded[near[0]]}'?" if near else "")
+                    has = ", ".join(map(repr, there))
                     raise UserError(f"task.{field}: {piece.name} has no column '{column}' (it has {has})")
 
 
@@ -129,10 +126,6 @@ def open_data(own: OwnData) -> Pieces:
     Raises:
         UserError: it cannot be found, read or understood; or a split that is asked for is not there.
     """
-    given = [expanded(one) for one in (own.data, own.validation_data, own.test_data) if one is not None]
-    for field, unused in (("config", Path.is_file), ("revision", Path.exists)):
-        if getattr(own, field) is not None and all(map(unused, given)):
-            raise UserError(f"task.{field}: '{getattr(own, field)}' goes with a data set of the hub, not with a file")
     files: dict[str, str] = {}
     main = _open(own, own.data, "data", files)
     found = {"train": _split_of(main, own.data, "train", own.train_split)}
@@ -165,8 +158,7 @@ def open_given(given: str, own: OwnData | None = None, name: str = "train", spli
         ArgumentError: it cannot be found, read or understood, or has no such split.
     """
     own = own or OwnData(given)
-    named = [expanded(one) for one in (own.data, own.validation_data, own.test_data) if one is not None]
-    if expanded(given) not in named:  # up to `./` and a slash at the end
+    if expanded(given) not in own.given:  # up to `./` and a slash at the end
         own = OwnData(given, encoding=own.encoding)
     files: dict[str, str] = {}
     try:
@@ -247,10 +239,6 @@ def _read(paths: Sequence[Path], encoding: str | None) -> Any:
         import datasets
         import pandas
     kind, named = _format(paths[0]), encoding or "utf-8-sig"  # which leaves out the mark that some files begin with
-    try:
-        codecs.lookup(named)
-    except LookupError as error:
-        raise UserError(f"task.encoding: '{encoding}' is no encoding, such as utf-8, cp1252 or utf-16") from error
     if kind == "parquet":
         return datasets.Dataset.from_parquet([str(path.absolute()) for path in paths])
     if kind == "arrow":
@@ -271,17 +259,10 @@ def _read(paths: Sequence[Path], encoding: str | None) -> Any:
         return datasets.Dataset.from_dict({"text": texts})
     rows = [row for path in paths for row in _json_rows(path, named)]
     names = dict.fromkeys(name for row in rows for name in row)
-    columns = {name: _of_one_type([row.get(name) for row in rows]) for name in names}
-    with one_line(paths[0]):
-        return datasets.Dataset.from_dict(columns, on_mixed_types="use_json")  # each value stays what it is
-
-
-def _of_one_type(values: list[Any]) -> list[Any]:
-    """Texts for numbers and switches where there are texts among them: "1" and 1 are the same label."""
-    kinds = {type(value) for value in values} - {type(None)}
-    if len(kinds) < 2 or str not in kinds or not kinds <= {str, int, float, bool}:
-        return values
-    return [one if one is None or isinstance(one, str) else json.dumps(one) for one in values]
+    with one_line(paths[0]):  # each value stays what it is
+        return datasets.Dataset.from_dict(
+            {name: [row.get(name) for row in rows] for name in names}, on_mixed_types="use_json"
+        )
 
 
 def _content(path: Path, encoding: str, is_header: bool = False) -> str:
@@ -307,7 +288,7 @@ def _json_rows(path: Path, encoding: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _read_folder(path: Path, own: OwnData) -> Mapping[str, datasets.Dataset]:
+def _read_folder(path: Path, own: OwnData) -> Any:
     """What `save_to_disk` wrote; a data set whose README.md has `configs`; tables of one format; images by class."""
     with extra("train"):
         import datasets
@@ -316,36 +297,20 @@ def _read_folder(path: Path, own: OwnData) -> Mapping[str, datasets.Dataset]:
         return saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
     card = path / "README.md"
     if card.is_file() and re.search(r"(?m)^configs:", card.read_text("utf-8", "replace")):
-        found: Mapping[str, datasets.Dataset] = datasets.load_dataset(str(path), own.config, **NO_CODE)
-        return found
-    if own.config is not None:
-        raise UserError(f"task.config: '{own.config}': {path} has no README.md with `configs`")
+        return datasets.load_dataset(str(path), own.config, **NO_CODE)
     every = files_of(path)
-    images = [file for file in every if file.suffix.lower() in _image_suffixes()]
+    if any(file.stem == "metadata" for file in every):  # a table that describes images, as `datasets` calls it
+        return datasets.load_dataset("imagefolder", data_dir=str(path))
+    images = [file for file in every if file.suffix.lower() in (*IMAGE_FILES, *UNREAD)]
     tables = {file: kind for file in every if (kind := _format(file)) and file.name != card.name}
-    described = {file: kind for file, kind in tables.items() if file.name in METADATA}
-    if len(images) > len(tables) and not described:
+    if len(images) > len(tables):
         return _images_by_class(path, images)
-    tables = described or tables
     formats = {kind for kind in tables.values() if kind != "text"} or set(tables.values())
     if len(formats) != 1:
         several = f"files of several formats ({', '.join(sorted(formats))}): name one" if formats else "no files"
         raise UserError(f"{path} has {several} of {', '.join(FORMATS)}, or images")
     by_split = _by_split([file for file, kind in tables.items() if kind in formats], path)
-    read = {name: _read(some, own.encoding) for name, some in by_split.items()}
-    if described:  # paths beside the table
-        for name, data in read.items():
-            beside = [str(by_split[name][0].parent / file) for file in data["file_name"]]
-            read[name] = data.remove_columns("file_name").add_column("image", beside)
-    return read
-
-
-@functools.cache
-def _image_suffixes() -> set[str]:
-    """Suffixes of images: those that Pillow reads here, and others, which are refused by name."""
-    with extra("vision"):
-        from PIL import Image
-    return {*Image.registered_extensions(), *(".avif", ".dng", ".heic", ".heif", ".jxl", ".svg")} - {".pdf"}
+    return {name: _read(some, own.encoding) for name, some in by_split.items()}
 
 
 def _images_by_class(folder: Path, images: Sequence[Path]) -> Mapping[str, datasets.Dataset]:
@@ -401,10 +366,11 @@ def sha256_of(given: str) -> str | None:
         return None
 
 
-def folder_digest(folder: Path) -> str:
-    """sha256 over the names and contents of a folder's files; hidden ones, such as caches, are left out."""
+def folder_digest(folder: Path, files: Sequence[Path] | None = None) -> str:
+    """sha256 over the names and contents of a folder's files, or of some of them; hidden ones, such as caches, are left
+    out."""
     digest = hashlib.sha256()
-    for path in files_of(folder):
+    for path in files_of(folder) if files is None else files:
         digest.update(f"{path.relative_to(folder).as_posix()}\0{file_digest(path)}\n".encode())
     return digest.hexdigest()
 
