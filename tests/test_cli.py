@@ -95,12 +95,6 @@ def test_train_json(aurora: Invoke, recipe: Path, finished: Any) -> None:
     assert str(folder / "adapter") in printed["written"]
 
 
-def test_overrides(aurora: Invoke, recipe: Path, tmp_path: Path) -> None:
-    done = aurora("train", recipe, "training.epochs=1", "reference=null", "-o", tmp_path / "run", "--json")
-    assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["result"]["recipe"]["training"]["epochs"] == 1
-
-
 def test_evaluate(aurora: Invoke, finished: Any) -> None:
     folder, _ = finished
     result = json.loads((folder / "result.json").read_text())
@@ -125,14 +119,6 @@ def test_merge_and_predict(aurora: Invoke, finished: Any, tmp_path: Path) -> Non
     answers = json.loads(aurora("predict", output, "a warm film", "--json").stdout)
     assert answers[0]["label"] in ("negative", "positive")
     assert 0.5 <= answers[0]["probability"] <= 1
-
-
-def test_a_text_that_names_a_file_is_answered_and_said(aurora: Invoke, finished: Any, tmp_path: Path) -> None:
-    file = tmp_path / "reviews.csv"
-    file.write_text("text\na film\n")
-    done = aurora("predict", finished[0], file, "a film")
-    assert (done.exit_code, len(done.stdout.splitlines())) == (0, 2)
-    assert done.stderr == f"aurora: {file} is a file: --output OUT.jsonl answers its rows\n"
 
 
 def test_brackets_in_texts_and_paths_are_no_markup(aurora: Invoke, recipe: Path, finished: Any, tmp_path: Path) -> None:
@@ -166,13 +152,6 @@ def test_list(aurora: Invoke) -> None:
         assert name in [row["name"] for row in rows]
 
 
-def test_recipes_open_with_their_command(aurora: Invoke) -> None:
-    for row in json.loads(aurora("list", "recipes", "--json").stdout):
-        assert row["command"].startswith(f"aurora train {row['name']} --output ")
-    for row in json.loads(aurora("list", "studies", "--json").stdout):
-        assert row["command"].startswith(f"aurora sweep {row['name']} --output results/studies/")
-
-
 def test_list_one(aurora: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     printed = aurora("list", "recipe", "table1/base-lora-rte")
@@ -182,18 +161,6 @@ def test_list_one(aurora: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert record["command"] == "aurora train table1/base-lora-rte --output runs/hub/table1/base-lora-rte"
     file = Path(__file__).parents[1] / "recipes" / "studies" / "digits.yaml"
     assert aurora("list", "study", "digits").stdout == file.read_text()
-
-
-def test_names_work_from_any_folder(aurora: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    monkeypatch.setattr(run_module, "train", lambda recipe, output, **_: seen.append(recipe) or sys.exit(3))
-    monkeypatch.chdir(tmp_path)
-    assert aurora("train", "demo", "model=none", "-o", "run").exit_code == 3
-    assert aurora("train", "table1/base-lora-rte", "-o", "run").exit_code == 3
-    assert [recipe.name for recipe in seen] == ["demo", "table1-base-lora-rte"]
-    done = aurora("sweep", "captured-effect", "--dry-run")
-    assert done.exit_code == 0, done.output
-    assert "LoRA r=1: 5 runs to tune" in done.stdout
 
 
 def test_gap(aurora: Invoke, finished: Any, tmp_path: Path) -> None:
@@ -208,15 +175,6 @@ def test_gap(aurora: Invoke, finished: Any, tmp_path: Path) -> None:
         assert entry["metric"] == pytest.approx(result["metric"]["by_form"][entry["form"]], abs=1e-6)
     few = json.loads(aurora("gap", folder, "-o", tmp_path, "--examples", "7", "--split", "train", "--json").stdout)
     assert few["predictions"] == 7
-
-
-def test_gap_without_matplotlib(aurora: Invoke, finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What took minutes to measure is written; the figure alone is left out."""
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    done = aurora("gap", finished[0], "--output", tmp_path)
-    assert (done.exit_code, [path.name for path in tmp_path.iterdir()]) == (0, ["gap.json"])
-    missing = "the Python package 'matplotlib' is missing: pip install 'aurora-lora[report]' installs it"
-    assert done.stderr.endswith(f"no figure: {missing}\n")
 
 
 def test_export(aurora: Invoke, finished: Any, tmp_path: Path) -> None:
@@ -279,13 +237,6 @@ def test_report_figures_and_page(aurora: Invoke, finished: Any, tmp_path: Path) 
     assert {path.name for path in (tmp_path / "figures").iterdir()} >= {"scores.svg", "curves.png"}
     assert "no ranks: score against rank needs runs of one method at two ranks at least" in done.stdout
     assert "Learning curves" in (tmp_path / "page.html").read_text()
-
-
-def test_report(aurora: Invoke, finished: Any) -> None:
-    folder, _ = finished
-    done = aurora("report", folder)
-    assert done.exit_code == 0, done.output
-    assert {"dynamic", "static", "calibrated"} <= set(done.stdout.split())
 
 
 def test_version_and_help(aurora: Invoke) -> None:

@@ -4,7 +4,6 @@ import json
 import math
 import multiprocessing
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,6 @@ from safetensors.torch import save_file
 
 from aurora_lora import files
 from aurora_lora.errors import UserError
-from aurora_lora.lab.experiments.runs_file import read_runs
-from aurora_lora.train import recipe_files
-from aurora_lora.train.data import check_record
-from aurora_lora.train.results import read_result
 
 
 def test_a_linked_file_stays_linked(tmp_path: Path) -> None:
@@ -55,12 +50,6 @@ def test_what_json_has_no_number_for_is_null(tmp_path: Path) -> None:
     assert files.read_json(tmp_path / "a.json") == found
 
 
-def test_json_is_utf_8_whatever_the_locale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.json").write_bytes('{"name": "Zürich"}'.encode())
-    monkeypatch.setattr("io.text_encoding", lambda encoding, *_: encoding or "cp1252")
-    assert files.read_json(tmp_path / "a.json") == {"name": "Zürich"}
-
-
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
@@ -79,46 +68,6 @@ def test_what_cannot_be_read_is_named_once(tmp_path: Path, name: str, reason: st
         files.read_json(path)
     shown = repr(str(path)) if "\0" in name else path
     assert str(caught.value) == f"{shown} cannot be read: {reason}"
-
-
-READERS: dict[str, Callable[[Path], Any]] = {
-    "data.json": lambda folder: check_record(folder, {"files": {"a.csv": "0"}}),
-    "recipe.yaml": lambda folder: recipe_files.read(folder / "recipe.yaml"),
-    "result.json": read_result,
-    "runs.jsonl": read_runs,
-}
-
-
-@pytest.mark.parametrize("name", READERS)
-def test_who_reads_says_so_in_the_same_words(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).mkdir()
-    with pytest.raises(UserError) as caught:
-        READERS[name](tmp_path)
-    assert str(caught.value) == f"{tmp_path / name} cannot be read: Is a directory"
-
-
-def test_a_mistake_that_is_found_while_reading_stays_itself(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no recipe"), files.reading(tmp_path):
-        raise UserError("no recipe")
-
-
-def test_windows_does_not_open_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").touch()
-    opened: list[Path] = []
-    really_open = os.open
-
-    def open_a_file(path: Path, *args: Any) -> int:
-        if path.is_dir():
-            raise PermissionError
-        opened.append(path)
-        return really_open(path, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "name", "nt")
-        patch.setattr(os, "open", open_a_file)
-        files.flush(tmp_path)
-        files.flush(tmp_path / "file")
-    assert opened == [tmp_path / "file"]
 
 
 def _write_often(path: Path, failed: Any) -> None:

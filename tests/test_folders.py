@@ -64,14 +64,6 @@ def test_an_interrupted_replace_leaves_a_whole_folder(tmp_path: Path, monkeypatc
     assert names(tmp_path) == {"folder"}
 
 
-def test_half_a_trash_is_never_put_back(tmp_path: Path) -> None:
-    """A kill while it was deleted, and then the folder was removed by hand: nothing is to come back."""
-    (tmp_path / f".folder{files.TRASH}").mkdir()
-    (tmp_path / f".folder{files.TRASH}" / "file").write_text("half")
-    files.settle(tmp_path / "folder")
-    assert names(tmp_path) == set()
-
-
 @pytest.mark.parametrize("empty", [False, True])
 def test_a_replacement_that_was_killed_is_finished(tmp_path: Path, empty: bool) -> None:
     """Between its two renames, and also where an empty folder was made at the place since."""
@@ -189,24 +181,6 @@ def test_what_others_call_their_leftovers_stays(tmp_path: Path) -> None:
     files.remove(tmp_path / "real")
     files.clear_leftovers(tmp_path)
     assert names(tmp_path) == mine
-
-
-def test_what_a_folder_holds_beside_ours(tmp_path: Path) -> None:
-    for name in ("ours", "mine", "sub/ours", "sub/mine", ".hidden"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "empty").mkdir()
-    assert files.others(tmp_path, {"ours", "sub/ours"}) == [".hidden", "empty", "mine", "sub/mine"]
-    assert files.others(tmp_path / "nothing", ()) == []
-
-
-def test_a_check_leaves_no_folder(tmp_path: Path) -> None:
-    folder = tmp_path / "one" / "two"
-    files.check_new_folder(folder)
-    assert names(tmp_path) == set()
-    folder.parent.mkdir()
-    files.check_new_folder(folder)
-    assert names(folder.parent) == set()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")

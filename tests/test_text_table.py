@@ -1,35 +1,10 @@
 """Tables of text."""
 
 import io
-import re
 
 from rich.console import Console
 
 from aurora_lora.text_table import TextTable, printable
-
-
-def shown(first: str, width: int = 60) -> str:
-    table = TextTable("", ["question", "difference", "95% interval"], [[first, "+4.1", "+3.2 to +4.9"]], align="lrr")
-    console = Console(width=width)
-    with console.capture() as found:
-        console.print(table)
-    return found.get()
-
-
-def test_a_long_question_is_broken_into_lines_and_the_numbers_are_not() -> None:
-    text = shown("Is it above LoRA of rank eight on query and value, as " + "very " * 10 + "often asked")
-    assert "+3.2 to +4.9" in text
-    assert "95% interval" in text
-
-
-def test_a_name_is_broken_before_a_number() -> None:
-    name = "AuroRA with a name of many words, no F"
-    assert name in shown(name, 80)
-    for width in (64, 40):
-        text = shown(name, width)
-        assert {"+3.2 to +4.9", "difference"} <= set(re.split(r"\s{2,}", text))
-        assert name not in text
-    assert "…" not in shown(name, 30)
 
 
 def test_values_are_broken_after_texts_and_before_numbers() -> None:

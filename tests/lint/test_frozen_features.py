@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 
 from make.frozen_features import (
-    METHODS,
-    by_rank,
     by_setting,
     counts,
     differences,
@@ -72,33 +70,6 @@ def test_differences_are_paired_by_seed(runs: list[dict[str, Any]]) -> None:
     assert little["minus LoRA"].interval[0] == pytest.approx(0.002)  # above 0, and less than a point
 
 
-def test_tables(runs: list[dict[str, Any]]) -> None:
-    lines = scores_table(runs).splitlines()
-    assert lines[0].split(" | ")[:4] == ["| features", "chance", "head alone", "r"]
-    assert lines[2] == "| digits, pixels (accuracy) | 10.0 | 50.0 | 2 | 50.0 | 55.0 | 55.0 | 50.2 | 50.0 |"
-    assert lines[3] == "|  |  |  | 8 | 50.0 | 55.0 | 55.0 | 50.2 | 50.0 |"
-    assert lines[4].startswith("| movie-rating, words (pearson) |")
-    assert lines[6].startswith("| movie-rating, words (spearman) |")
-    rows = differences_table(runs).splitlines()
-    assert rows[2].startswith("| digits, pixels (accuracy) | default | 2 | **+5.0** (+4.9 to +5.1) |")
-    assert [row.split(" | ")[1:3] for row in rows[2:6]] == [
-        ["default", "2"],
-        ["default", "8"],
-        ["tanh, no skip", "2"],
-        ["tanh, no skip", "8"],
-    ]
-
-
-def test_what_the_skip_costs(runs: list[dict[str, Any]]) -> None:
-    for one in runs:
-        if "test" in one and (one["features"], one["method"], one["rank"]) == (FEATURES[0], "aurora-skip", 8):
-            one["test"]["accuracy"] -= 0.03 + 0.001 * (one["seed"] == 1)
-    rows = [row.strip("| ").split(" | ") for row in skip_table(runs).splitlines()]
-    assert rows[0] == ["features", "r=2", "r=8"]
-    assert rows[2] == ["digits, pixels (accuracy)", "0.0 (+0.0 to +0.0)", "-3.0 (-3.1 to -3.0), worse"]
-    assert [row[0] for row in rows[3:]] == ["movie-rating, words (pearson)", "movie-rating, words (spearman)"]
-
-
 def test_counts_and_edges(runs: list[dict[str, Any]]) -> None:
     said = counts(runs)
     lines = said.splitlines()
@@ -112,18 +83,6 @@ def test_counts_and_edges(runs: list[dict[str, Any]]) -> None:
         if one["method"] == "lora" and one["rank"] == 8 and one["features"] == FEATURES[0]:
             one["rate"] = max(one["rate"], 0.01) if "test" in one else 0.01
     assert "1 of 22 settings: digits, pixels lora r=8." in counts(runs)
-
-
-def test_figure(runs: list[dict[str, Any]]) -> None:
-    figure = by_rank(runs)
-    assert [ax.get_title(loc="left") for ax in figure.axes] == [
-        "digits, pixels\n(accuracy)",
-        "movie-rating, words\n(pearson)",
-        "movie-rating, words\n(spearman)",
-    ]
-    drawn = {one.get_label(): list(one.lines[0].get_ydata()) for one in figure.axes[0].containers}
-    assert drawn.keys() == set(METHODS.values())
-    assert drawn["AuroRA, default"] == pytest.approx([5, 5])
 
 
 def test_what_is_committed_is_whole_and_in_the_page() -> None:

@@ -34,7 +34,3 @@ def test_each_error_is_a_share_of_the_references_own() -> None:
         "| int8, by row | 1 | ours, its settings | 1.00 (1.00 to 1.00) | 1.00 (1.00 to 1.00) |",
         "| int8, by row | 1 | ours | 0.50 (0.50 to 0.50) | 1.00 (1.00 to 1.00) |",
     ]
-
-
-def test_without_the_reference() -> None:
-    assert "llmcompressor" not in rounding_tables({"ways": WAYS, "order": ORDER})

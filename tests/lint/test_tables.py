@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from make.calibration import calibration_curve, forms_figure, forms_table
-from make.tables import lengths_table, reproduced_table, settings_left, versions_table
+from make.calibration import forms_figure, forms_table
+from make.tables import reproduced_table, versions_table
 
 
 def test_versions_table() -> None:
@@ -33,13 +33,6 @@ def test_versions_table() -> None:
     ]
 
 
-def test_settings_without_results_are_named() -> None:
-    summary = {"settings": [{"name": "LoRA r=2"}, {"name": "AuroRA r=2"}]}
-    said = settings_left(summary, ["LoRA r=2", "LoRA r=4", "AuroRA r=2", "EVA r=8"])
-    assert said == "Settings of the recipe that have no results yet: LoRA r=4, EVA r=8."
-    assert settings_left(summary, ["AuroRA r=2", "LoRA r=2"]) == ""
-
-
 def test_reproduced_table() -> None:
     def cell(row: str, column: str, scores: list[float], ours: float | None, spread: float | None = None) -> dict:
         return {
@@ -58,23 +51,6 @@ def test_reproduced_table() -> None:
     assert lines[2] == "| LoRA | 1,536 | 97.0 ± 1.4 | 40.0 (1 of 2 seeds) | 68.5 |"
     assert lines[3] == "| AuroRA |  |  |  |  |"
     assert lines[-1].startswith("Mean ± standard deviation over 2 seeds")
-
-
-def test_calibration_curve_averages_repeats() -> None:
-    records = [{"inputs": n, "accuracy": 0.8 + repeat / 100, "kl": 0.1 / n} for n in (16, 64) for repeat in (0, 2)]
-    figure = calibration_curve(records, {"accuracy": 0.83})
-    drawn = {one.get_label(): list(one.lines[0].get_ydata()) for one in figure.axes[0].containers}
-    assert drawn["calibrated"] == pytest.approx([81, 81])
-    assert figure.axes[0].get_xlabel() == "calibration inputs"
-
-
-def test_lengths() -> None:
-    runs = [
-        {"label": "a", "norms": [0, 5.0 + seed], "points": [[0, 0], [3, 4 + seed], [3, 5 + seed]]} for seed in (0, 2)
-    ]
-    last = {"label": "b", "norms": [0, 1.25], "points": [[0, 0], [1, 0]]}
-    lines = lengths_table({"runs": [*runs, last]}).splitlines()
-    assert lines[2:] == ["| a | 6.0 ± 1.4 | 6.9 ± 1.2 |", "| b | 1.2 | 1.0 |"]
 
 
 def test_the_forms_at_several_rates() -> None:

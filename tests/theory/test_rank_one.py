@@ -12,7 +12,6 @@ from theory.rank_one import (
     REACHES,
     check_cases,
     check_reach,
-    circle,
     inverse_leaky_relu,
     lora,
     merged,
@@ -65,13 +64,3 @@ def test_one_sign_misses_a_column(name: str, a1: float, a2: float, h: float, b1:
     update = torch.tensor([[b1], [b2]], dtype=torch.float64) @ nonlinear_columns(A, H, None, REACHES[name])
     target = torch.tensor([[1.0, -1.0], [1.0, -1.0]], dtype=torch.float64) / 2
     assert float((target - update).norm()) >= math.sqrt(0.5) - 1e-9
-
-
-def test_circle_shows_which_directions_there_are() -> None:
-    images = {name: torch.tensor(points) for name, points in circle().items()}
-    quadrants = {name: {tuple(row.sign().int().tolist()) for row in points} for name, points in images.items()}
-    assert images["LoRA"].shape == (37, 2)
-    for name in ("LoRA", "tanh", "leaky_relu"):
-        assert {(1, 1), (1, -1), (-1, 1), (-1, -1)} <= quadrants[name]
-    assert (images["relu"] >= 0).all()
-    assert (images["sigmoid"] > 0).all()
