@@ -6,7 +6,6 @@ import pytest
 import torch
 from peft import get_peft_model
 from torch import Tensor, nn
-from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
 
 @pytest.fixture
@@ -33,22 +32,6 @@ def with_idle_layer():
 @pytest.fixture
 def bert(make_bert, config):
     return get_peft_model(make_bert(), config(target_modules=["query", "key", "value", "dense"], task_type=None))
-
-
-@pytest.fixture
-def make_deberta():
-    """As DeBERTa-v3: the projections of words are those of the relative positions, too."""
-
-    def make() -> DebertaV2ForSequenceClassification:
-        torch.manual_seed(0)
-        sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
-        relative = {"relative_attention": True, "share_att_key": True, "pos_att_type": "p2c|c2p", "position_buckets": 4}
-        config = DebertaV2Config(
-            vocab_size=100, max_position_embeddings=32, norm_rel_ebd="layer_norm", **sizes, **relative
-        )
-        return DebertaV2ForSequenceClassification(config).eval()
-
-    return make
 
 
 @pytest.fixture

@@ -73,12 +73,3 @@ def test_every_layer_of_each_kind(fields, expected, tmp_path):
         assert torch.equal(part, value)
         assert written[key].count_nonzero() == value.count_nonzero()
     assert not any(value.any() for key, value in written.items() if key not in kept)
-
-
-def test_embeddings_and_the_head_are_of_no_kind(tmp_path):
-    model = adapted(target_modules=["embed_tokens", "lm_head"])
-    export_lora(model, tmp_path / "some")
-    export_lora(model, tmp_path / "all", all_layers=True)
-    assert load_file(tmp_path / "some" / "adapter_model.safetensors").keys() == (
-        load_file(tmp_path / "all" / "adapter_model.safetensors").keys()
-    )

@@ -9,8 +9,6 @@ from torch import nn
 from transformers import (
     BertConfig,
     BertForQuestionAnswering,
-    CLIPConfig,
-    CLIPModel,
     SegformerConfig,
     SegformerForSemanticSegmentation,
     T5Config,
@@ -19,11 +17,6 @@ from transformers import (
 
 import aurora_lora
 from aurora_lora import AuroraConfig, CalibrationError, FormError, merge_gap, set_form
-from aurora_lora.deploy import inputs, predictions
-from aurora_lora.deploy.gap import LayerGap, MergeGap
-from aurora_lora.deploy.merges import LayerLoss, MergeLoss
-from aurora_lora.deploy.predictions import EndToEndGap
-from aurora_lora.deploy.report import as_text
 from aurora_lora.tuner import aurora_layers
 
 
@@ -55,26 +48,6 @@ def test_end_to_end_figures(model, labelled):
     trained, static, calibrated = gap.end_to_end
     assert (trained.kl, trained.largest_logit_difference, trained.agreement) == (0, 0, 1)
     assert calibrated.kl < static.kl
-
-
-def test_an_adapter_trained_static_beside(make_bert, config, batches):
-    """It is the same in all forms of the other, and has no forms to compare."""
-    model = get_peft_model(make_bert(), config(task_type=None, init_weights=False))
-    model.add_adapter("static", config(task_type=None, train_form="static", init_weights=False))
-    model.base_model.set_adapter(["default", "static"])
-    aurora_lora.calibrate(model, batches, adapter_name="default")
-    forms = ["dynamic", "static", "calibrated"]
-    gap = merge_gap(model, batches)
-    assert {layer.adapter for layer in gap.layers} == {"default"}
-    assert [entry.form for entry in gap.end_to_end] == forms
-    logits = {}
-    for form in forms:
-        with torch.no_grad(), set_form(model, form, adapter_name="default"):
-            logits[form] = torch.cat([model.eval()(**batch).logits for batch in batches]).double()
-    for entry in gap.end_to_end:
-        off = float((logits[entry.form] - logits["dynamic"]).abs().max())
-        assert entry.largest_logit_difference == pytest.approx(off, abs=1e-6)
-    assert merge_gap(model, batches, merges=True).end_to_end == gap.end_to_end
 
 
 def test_layer_figures(model, batches, inputs_of):
@@ -149,19 +122,6 @@ def test_an_encoder_decoder_model_is_scored_on_the_token_at_its_position(t5):
     assert gap.end_to_end[0].metric["nll"] == pytest.approx(float(loss), abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("mine", "expected"),
-    [(-math.inf, (math.inf, math.inf)), (math.nan, (math.nan, math.nan)), (1.0, (0, 0))],
-)
-def test_a_class_that_the_form_alone_masks_or_breaks(mine, expected):
-    found = predictions._Sums()
-    reference = torch.tensor([[1.0, 2.0, -math.inf]])
-    logits = torch.tensor([[mine, 2.0, -math.inf]])
-    found.compare(logits, reference, "classes")
-    entry = found.result("static")
-    assert (entry.kl, entry.largest_logit_difference) == pytest.approx(expected, nan_ok=True)
-
-
 def test_regression_has_no_distribution():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 1))
@@ -198,54 +158,6 @@ def test_what_is_refused(make_bert, config, batches):
         merge_gap(get_peft_model(make_bert(), config()), [])
 
 
-@pytest.mark.parametrize("way", ["method", "forward"])
-def test_a_compiled_model_is_measured_as_any_other(way):
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
-    fields = {"target_modules": ["0", "2"], "init_weights": False, "eval_form": "dynamic"}
-    model = get_peft_model(net, AuroraConfig(**fields)).eval()
-    x = torch.randn(40, 6)
-    expected = merge_gap(model, [x])
-    if way == "method":
-        model.compile(backend="eager")
-    else:
-        net.forward = torch.compile(net.forward, backend="eager")
-    with torch.no_grad():
-        model(x)
-    found = [entry.relative_error for entry in merge_gap(model, [x]).layers]
-    assert found == [entry.relative_error for entry in expected.layers]
-    assert all(layer.vectors == 40 for layer in aurora_lora.calibrate(model, [x]).layers)
-
-
-@pytest.mark.parametrize("linear", [False, True])
-def test_the_variance_of_what_does_not_vary_is_not_explained(linear):
-    """A form that is exact loses nothing all the same."""
-    torch.manual_seed(0)
-    sigma = {"fixed_activation": None, "spline": None, "skip": True} if linear else {}
-    model = get_peft_model(
-        nn.Sequential(nn.Linear(6, 4)), AuroraConfig(target_modules=["0"], init_weights=False, **sigma)
-    )
-    gap = merge_gap(model, [torch.randn(1, 6).expand(7, 6)] * 3)
-    for entry in gap.layers:
-        assert (entry.relative_error < 1e-6) == linear
-        assert entry.explained_variance == 1 if linear else math.isnan(entry.explained_variance)
-    shown = str(gap)
-    assert ("100.0%" in shown, "not finite" in shown, "nan" in shown) == (linear, False, False)
-
-
-def test_pieces_add_up_to_the_same(model, labelled, monkeypatch):
-    whole = merge_gap(model, labelled)
-    monkeypatch.setattr(inputs, "CHUNK_BYTES", 3 * 8 * 32)
-    pieces = merge_gap(model, labelled)
-    for one, other in zip(whole.layers, pieces.layers, strict=True):
-        assert one.relative_error == pytest.approx(other.relative_error, rel=1e-9)
-    for one, other in zip(whole.end_to_end, pieces.end_to_end, strict=True):
-        assert one.kl == pytest.approx(other.kl, rel=1e-9)
-        assert one.largest_logit_difference == other.largest_logit_difference
-        assert one.agreement == other.agreement
-        assert one.metric == pytest.approx(other.metric, rel=1e-9)
-
-
 def test_a_broken_form_does_not_look_perfect(model, batches, labelled):
     layer = next(layer for _, layer in aurora_layers(model))
     layer.aurora_A_cal["default"].weight[0, 0] = float("nan")
@@ -259,37 +171,6 @@ def test_a_broken_form_does_not_look_perfect(model, batches, labelled):
     assert all(map(math.isnan, scored.end_to_end[2].metric.values()))
     assert "nan" not in str(scored).casefold()
     assert str(scored).count("not finite") == 2 + 5  # the layer's two, and the form's five
-
-
-def test_a_broken_adapter_has_no_gap(model, batches):
-    layer = list(aurora_layers(model))[-1][1]
-    with torch.no_grad():
-        layer.aurora_H["default"].weight[0, 0] = math.nan
-    with pytest.raises(CalibrationError, match=r"gives no finite numbers"):
-        merge_gap(model, batches)
-
-
-def test_tables_of_all_linear_layers_in_80_columns():
-    """Nothing is cut, and no name is broken: three forms, five merges, as many metrics as a run has."""
-    kinds = ["attention.self.query", "attention.output.dense", "intermediate.dense", "output.dense"]
-    shown = [*(f"{n}.{kind}" for n in (0, 11) for kind in kinds), "bert.pooler.dense"]
-    paths = [*(f"bert.encoder.layer.{name}" for name in shown[:-1]), shown[-1]]
-    metric = {"accuracy": 0.9167, "nll": 0.6798, "macro_f1": 0.8737}
-    forms = tuple(EndToEndGap(form, 0.0, 0.001, 1.0, metric) for form in ("dynamic", "static", "calibrated"))
-    names = ["float32", "bfloat16", *(f"{q} {how}" for q in ("nf4", "int8") for how in ("nearest", "by inputs"))]
-    merges = tuple(
-        MergeLoss(name, tuple(LayerLoss(path, 67.8650) for path in paths), EndToEndGap(name, 0.0, 0.001, 1.0, metric))
-        for name in names
-    )
-    layers = tuple(LayerGap(path, "default", form.form, 0.306, -15.663) for path in paths for form in forms[1:])
-    end, by_layer, by_merge = (as_text([table]) for table in MergeGap(layers, forms, 12, merges).tables())
-    assert max(len(line) for text in (end, by_layer, by_merge) for line in text.splitlines()) <= 80
-    assert "…" not in end + by_layer + by_merge
-    assert [line[:15].strip() for line in end.splitlines()[-9:]] == ["dynamic", "static", "calibrated", *names]
-    assert "layers of bert.encoder.layer: " in by_layer
-    for text in (by_layer, by_merge):
-        rows = [line.split() for line in text.splitlines() if "%" in line]
-        assert [row[0] for row in rows] == shown
 
 
 def adapted_net(net, **fields):
@@ -316,25 +197,6 @@ def test_pixels_of_the_labels_resolution_are_scored(left_out):
         assert entry.metric == pytest.approx({"nll": float(output.loss), "accuracy": float(right)}, abs=1e-6)
 
 
-def test_images_beside_texts_predict_which_text():
-    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    texts = {**size, "vocab_size": 20, "max_position_embeddings": 8, "eos_token_id": 2}
-    images = {**size, "image_size": 8, "patch_size": 4}
-    torch.manual_seed(0)
-    base = CLIPModel(CLIPConfig(text_config=texts, vision_config=images, projection_dim=8))
-    model = get_peft_model(base, AuroraConfig(target_modules=["q_proj", "v_proj"], init_weights=False))
-    ids = torch.randint(3, 20, (5, 8))
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": torch.randn(5, 3, 8, 8)}
-    gap = merge_gap(model, [batch])
-    static = next(entry for entry in gap.end_to_end if entry.form == "static")
-    with set_form(model, "dynamic"), torch.no_grad():
-        first = model.eval()(**batch).logits_per_image
-    with set_form(model, "static"), torch.no_grad():
-        second = model(**batch).logits_per_image
-    assert static.largest_logit_difference == pytest.approx(float((first - second).abs().max()), rel=1e-4)
-    assert static.kl is not None
-
-
 def test_an_answers_two_ends_are_predictions():
     names = ("start_logits", "end_logits")
     torch.manual_seed(0)
@@ -354,25 +216,6 @@ def test_an_answers_two_ends_are_predictions():
     assert static.kl > 0
     assert static.largest_logit_difference == pytest.approx(float((first - second).abs().max()), rel=1e-4)
     assert static.agreement == float((first.argmax(-1) == second.argmax(-1)).double().mean()) < 1
-
-
-def test_examples_without_a_class_are_not_scored(model, labelled):
-    """-100, which the loss of classifiers leaves out."""
-    for batch in labelled:
-        batch["labels"] = batch["labels"].clone()
-        batch["labels"][::2] = -100
-    gap = merge_gap(model, labelled)
-    kept = [{name: value[1::2] for name, value in batch.items()} for batch in labelled]
-    alone = merge_gap(model, kept)
-    assert gap.predictions == sum(len(batch["labels"]) for batch in labelled) > alone.predictions
-    for entry, other in zip(gap.end_to_end, alone.end_to_end, strict=True):
-        assert entry.metric == pytest.approx(other.metric, abs=1e-6)
-
-
-def test_rows_of_embeddings_that_are_trained_are_no_layers_to_round(make_gpt2, batches):
-    config = LoraConfig(target_modules=["c_attn"], trainable_token_indices=[3], init_lora_weights=False)
-    gap = merge_gap(get_peft_model(make_gpt2(), config), batches)
-    assert {layer.layer.rsplit(".", 1)[-1] for merge in gap.merges for layer in merge.layers} == {"c_attn"}
 
 
 def test_which_merges_are_measured(model, make_bert, batches):

@@ -14,12 +14,10 @@ from transformers import (
     BartConfig,
     BartForConditionalGeneration,
     BartForSequenceClassification,
-    BertConfig,
-    BertForMultipleChoice,
 )
 
 from aurora_lora import AuroraConfig, CalibrationError, calibrate, merge_gap
-from aurora_lora.deploy.inputs import Passes, Runner, as_batches, evaluated, watched_inputs
+from aurora_lora.deploy.inputs import Passes, as_batches, evaluated
 from aurora_lora.tuner import aurora_layers
 
 
@@ -45,17 +43,6 @@ def test_encoder_decoder_leaves_the_padding_of_both_sides_out():
     assert found == {"encoder": 28, "decoder": 18, "cross_k": 28, "cross_q": 18}
 
 
-def test_masks_of_flattened_inputs():
-    model = get_peft_model(nn.Sequential(nn.Linear(4, 4)), AuroraConfig(target_modules=["0"])).base_model.model[0]
-    runner = Runner(model, "calibrate")
-    runner.masks = {"attention_mask": torch.tensor([[1, 1, 0], [1, 0, 0]]).bool()}
-    x = torch.arange(24.0).reshape(2, 3, 4)
-    expected = x[[0, 0, 1], [0, 1, 0]]
-    assert torch.equal(runner.vectors(model, x), expected)
-    assert torch.equal(runner.vectors(model, x.reshape(6, 4)), expected)
-    assert runner.vectors(model, torch.zeros(2, 5, 4)).shape == (10, 4)
-
-
 @pytest.mark.parametrize("classes", [(), (2,)], ids=["one label", "a label for each class"])
 def test_the_decoder_of_a_classifier_has_the_tokens_of_the_encoder(classes: tuple[int, ...]) -> None:
     torch.manual_seed(0)
@@ -71,23 +58,6 @@ def test_the_decoder_of_a_classifier_has_the_tokens_of_the_encoder(classes: tupl
         assert [layer.vectors for layer in report.layers] == [8, 8]
     report = calibrate(model, [{"input_ids": ids, "attention_mask": mask, "decoder_input_ids": ids}])
     assert [layer.vectors for layer in report.layers] == [8, 10]
-
-
-def test_the_padding_of_several_texts_an_example_is_left_out() -> None:
-    """A model for multiple choice is given (batch, choices, tokens), and makes one batch of all of them."""
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    net = BertForMultipleChoice(BertConfig(vocab_size=20, **sizes))
-    model = get_peft_model(net, AuroraConfig(target_modules=["query"], init_weights=False))
-    mask = torch.ones(2, 3, 5, dtype=torch.long)
-    mask[0, 1, 3:] = mask[1, 2, 1:] = 0
-    batch = {"input_ids": torch.randint(1, 20, (2, 3, 5)), "attention_mask": mask}
-    assert calibrate(model, [batch]).layers[0].vectors == int(mask.sum())
-
-
-class Scaled(nn.Linear):
-    def forward(self, x: torch.Tensor, scale: Any = None) -> torch.Tensor:
-        return super().forward(x)
 
 
 class OfOneDict(nn.Module):
@@ -117,14 +87,6 @@ def test_a_model_that_takes_a_batch_as_one_argument(wrapped: bool) -> None:
     assert set(gap.end_to_end[0].metric) == {"nll", "accuracy"}
     with pytest.raises(TypeError, match="unexpected keyword argument 'attention_mask'"):  # by name where one is known
         calibrate(model, [{"features": batches[0], "attention_mask": mask}])
-
-
-def test_the_input_of_a_layer_that_is_called_by_keywords() -> None:
-    """It is `x`, wherever it stands."""
-    layer, seen, x = Scaled(2, 2), list[torch.Tensor](), torch.zeros(3, 2)
-    with watched_inputs([(layer, seen.append)]):
-        layer(scale=torch.ones(()), x=x)
-    assert seen[0] is x
 
 
 @pytest.mark.parametrize("with_output_layer", [False, True])

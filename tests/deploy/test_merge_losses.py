@@ -95,16 +95,6 @@ def test_merges_in_a_dtype_are_those_of_peft(method, make_bert, batches, inputs_
     assert rounded.end_to_end.largest_logit_difference == pytest.approx(difference, rel=1e-2)
 
 
-def test_a_merge_computes_in_the_dtype_of_its_layer(make_bert, batches):
-    """As the merged model does: in float32 it would seem to lose less."""
-    model = adapted(make_bert().bfloat16())
-    reference = all_logits(model, batches)
-    (merge,) = merge_gap(model, batches).merges
-    model.merge_adapter()
-    difference = (all_logits(model, batches) - reference).abs().max()
-    assert merge.end_to_end.largest_logit_difference == difference > 0
-
-
 def test_conv1d_and_perplexity(make_gpt2, batches):
     torch.manual_seed(0)
     config = LoraConfig(target_modules=["c_attn"], init_lora_weights=False, fan_in_fan_out=True, task_type="CAUSAL_LM")
@@ -171,17 +161,6 @@ def test_quantised_merges_of_an_unquantised_base(name, make_bert, batches, input
     assert by_inputs.end_to_end.kl < naive.end_to_end.kl
 
 
-def test_calibration_inputs_of_their_own(make_bert, batches):
-    """What is lost on inputs that the merge was made for is less than on others, and the same without calibration."""
-    pytest.importorskip("bitsandbytes")
-    model = adapted(make_bert())
-    on_them = by_name(merge_gap(model, batches[:2], quantizations=["nf4"]))
-    on_others = by_name(merge_gap(model, batches[:2], quantizations=["nf4"], rounding_batches=batches[2:]))
-    assert on_them["nf4 nearest"] == on_others["nf4 nearest"]
-    total = lambda merge: sum(loss.relative_error for loss in merge.layers)  # noqa: E731
-    assert total(on_them["nf4 by inputs"]) < total(on_others["nf4 by inputs"]) < total(on_them["nf4 nearest"])
-
-
 def test_nothing_is_changed(make_bert, batches, logits):
     pytest.importorskip("bitsandbytes")
     model = adapted(make_bert(), "dora")
@@ -195,36 +174,6 @@ def test_nothing_is_changed(make_bert, batches, logits):
     assert all(torch.equal(weights[key], value) for key, value in model.state_dict().items())
     assert {path: set(module.__dict__) for path, module in model.named_modules()} == attributes
     assert torch.equal(logits(model.eval()), before)
-
-
-BIASED = {
-    "ia3": METHODS["ia3"],
-    "lora_bias": lambda: LoraConfig(target_modules=TARGETS, init_lora_weights=False, lora_bias=True),
-}
-
-
-@pytest.mark.parametrize("method", BIASED)
-def test_a_bias_that_the_adapter_changes_is_merged_in_a_copy(method, make_bert, batches):
-    """The base keeps its own, and the merge is PEFT's."""
-    base = make_bert()
-    torch.manual_seed(2)
-    with torch.no_grad():
-        for name, parameter in base.named_parameters():
-            if name.endswith("bias"):
-                parameter.normal_()
-    model = get_peft_model(base, BIASED[method]()).eval()
-    reference, state = all_logits(model, batches), copy.deepcopy(model.state_dict())
-    for _ in range(2):
-        gap = merge_gap(model, batches)
-        assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
-    assert torch.equal(all_logits(model, batches), reference)
-    own = by_name(gap)["float32"]
-    assert all(loss.relative_error < 1e-5 for loss in own.layers)
-    assert own.end_to_end.agreement == 1
-    model.merge_adapter()
-    merged = all_logits(model, batches)
-    assert own.end_to_end.largest_logit_difference == pytest.approx(0, abs=1e-4)
-    torch.testing.assert_close(merged, reference, atol=1e-4, rtol=0)
 
 
 class Unread:
@@ -297,48 +246,6 @@ def test_a_quantised_base_is_measured_in_its_own_format(quantised, tmp_path):
     reference = torch.cat([quantised.logits(model, batch) for batch in inputs[:3]])
     assert gap["nf4 by inputs"].end_to_end.kl == pytest.approx(kl(reference.double(), merged.double()), rel=1e-2)
     assert gap["bfloat16"].end_to_end.kl < gap["nf4 by inputs"].end_to_end.kl < gap["nf4 nearest"].end_to_end.kl
-
-
-def test_an_adapter_that_does_nothing_to_a_quantised_base(quantised, tmp_path):
-    """The weight stays what it is, and is not rounded once more."""
-    base = quantised.load(quantised.save_base(tmp_path), "nf4, double")
-    gap = by_name(merge_gap(get_peft_model(base, LoraConfig(target_modules=["q_proj"])), quantised.batches()[:1]))
-    for name, merge in gap.items():
-        assert name == "bfloat16" or all(layer.relative_error == 0 for layer in merge.layers)
-
-
-def with_output_layer(base):
-    """With an adapter on q_proj and lm_head, whose update is a fraction of the weights."""
-    torch.manual_seed(1)
-    model = get_peft_model(base, LoraConfig(target_modules=["q_proj", "lm_head"], init_lora_weights=False)).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.mul_(0.3)
-    return model
-
-
-@pytest.mark.parametrize("quantisation", ["nf4", "torchao int8"])
-def test_what_a_quantised_base_has_in_float_stays_in_float(quantised, quantisation, tmp_path):
-    """As the merges of PEFT and `merge_quantized` leave it."""
-    inputs = quantised.batches()
-    model = with_output_layer(quantised.load(quantised.save_base(tmp_path), quantisation))
-    name = "torchao" if "torchao" in quantisation else quantisation
-    gap = by_name(merge_gap(model, inputs[:3], rounding_batches=inputs[3:]))
-    assert list(gap) == ["bfloat16", f"{name} nearest", f"{name} by inputs"]
-    predicted = lambda: torch.cat([quantised.logits(model, batch) for batch in inputs[:3]]).double()  # noqa: E731
-    reference = predicted()
-    with pytest.warns(UserWarning, match="Merging into quantised weights"):
-        aurora_lora.merge_quantized(model, inputs[3:])
-    by_inputs = predicted()
-    model.unmerge_adapter()
-    model.merge_adapter()
-    for merged, loss in ((by_inputs, gap[f"{name} by inputs"]), (predicted(), gap[f"{name} nearest"])):
-        assert {layer.layer.endswith("lm_head"): layer.relative_error < 1e-6 for layer in loss.layers} == {
-            True: True,
-            False: False,
-        }
-        assert loss.end_to_end.kl == pytest.approx(kl(reference, merged), rel=2e-2)
 
 
 def test_layers_in_several_formats_keep_each_its_own():

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import IA3Config, LilyConfig, LoraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from torch import nn
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -28,7 +27,6 @@ from aurora_lora import (
 )
 from aurora_lora.deploy.formats import format_of
 from aurora_lora.deploy.merges import adapters_of, layers_with_adapters
-from aurora_lora.tuner.merging import dequantized
 from aurora_lora.tuner.peft_names import BaseTunerLayer, get_quantization_kwargs, resolve_quantization_backend
 
 pytest.importorskip("bitsandbytes")
@@ -104,21 +102,6 @@ def test_merge_and_back(quantisation, method, folder):
         assert 0 < (held - exact[n]).norm() < (exact[n] - stored[n]).norm()
 
 
-def test_a_method_that_cannot_be_merged_is_said():
-    model = get_peft_model(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), LilyConfig(r=2, target_modules=["0", "1"]))
-    with pytest.raises(MergeError, match=r"^0: PEFT cannot merge its adapters of lily: This method is not supported"):
-        merge_gap(model, [torch.randn(8, 8)])
-
-
-def test_damping_keeps_columns_from_making_up_for_each_other(folder):
-    """With much of it each weight is rounded by itself, so that the outputs lose more."""
-    lost = []
-    for damping in (1e-3, 1e6):
-        model = quantised.adapted(quantised.load(folder, "nf4"), "lora")
-        lost.append([layer.by_inputs for layer in merge_quantized(model, INPUTS, damping=damping).layers])
-    assert all(much > 1.05 * little for little, much in zip(*lost, strict=True))
-
-
 def test_reported_errors_are_those_of_the_outputs(folder, inputs_of):
     model = quantised.adapted(quantised.load(folder, "nf4"), "lora")
     path, layer = next(iter(layers(model).items()))
@@ -148,6 +131,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantisation", ["nf4, double", "int8"])
 def test_the_result_is_an_ordinary_quantised_model(quantisation, folder, tmp_path):
     model = quantised.adapted(quantised.load(folder, quantisation), "aurora")
@@ -185,15 +169,6 @@ def test_rows_that_blocks_do_not_divide(tmp_path):
     assert torch.equal(quantised.logits(model, TEST), expected)
     model.merge_adapter()
     assert (merged - expected).norm() < (quantised.logits(model, TEST) - expected).norm()
-
-
-def test_what_is_merged_is_what_the_next_call_computes_with(folder):
-    """The scales of an 8-bit weight are held twice, the second time from the last call on."""
-    model = quantised.adapted(quantised.load(folder, "int8"), "lora")
-    merge_quantized(model, INPUTS)
-    merged = {path: dense(layer, model) for path, layer in layers(model).items()}
-    quantised.logits(model, TEST)
-    assert all(torch.equal(dense(layer, model), merged[path]) for path, layer in layers(model).items())
 
 
 def test_little_memory_takes_more_passes_and_gives_the_same(folder):
@@ -270,22 +245,6 @@ def test_a_bias_that_the_adapter_changes_is_merged_too(quantisation, method, tmp
     assert torch.equal(quantised.logits(copied.merge_and_unload(), TEST), merged)
 
 
-def test_a_layer_that_refuses_leaves_the_model_as_it_was(folder):
-    base = quantised.load(folder, "nf4")
-    extra = base.model.extra = nn.Embedding(4, 128, max_norm=1e6)  # cannot be merged into
-    base.model.embed_tokens.register_forward_hook(lambda module, args, output: output + base.model.extra(args[0] % 4))
-    fields = {"target_modules": ["q_proj", "embed_tokens", "extra"], "train_form": "static", "init_weights": False}
-    model = get_peft_model(base, AuroraConfig(**fields)).eval()
-    assert base.model.extra is not extra
-    before, expected = state(model), quantised.logits(model, TEST)
-    with pytest.raises(NotImplementedError, match=r"^model\.extra: .*max_norm") as caught:
-        merge_quantized(model, INPUTS)
-    assert "unfuse_lora" not in str(caught.value)  # nothing was merged
-    assert not any(layer.merged for layer in layers(model).values())
-    assert same(state(model), before)
-    assert torch.equal(quantised.logits(model, TEST), expected)
-
-
 def test_an_error_after_the_merge_undoes_it(folder):
     config = AuroraConfig(target_modules=[*quantised.TARGETS, "lm_head"], train_form="static", init_weights=False)
     model = get_peft_model(quantised.load(folder, "nf4"), config).eval()
@@ -328,43 +287,6 @@ def test_what_is_no_change_of_the_weight_is_refused_by_name(folder):
     )
 
 
-def test_a_format_that_is_not_known_is_refused_by_name(folder, monkeypatch):
-    model = quantised.adapted(quantised.load(folder, "nf4"), "lora")
-    monkeypatch.setattr("aurora_lora.deploy.merges.format_of", lambda base, backend: None)
-    match = r"q_proj: {} does not know how bnb 4bit quantised its weight \(Params4bit\)"
-    refused(model, INPUTS, MergeError, match.format("merge_quantized"))
-    with pytest.raises(MergeError, match=match.format("merge_gap")):
-        merge_gap(model, INPUTS)
-
-
-def test_an_update_that_the_layer_does_not_compute_is_refused(folder):
-    model = quantised.adapted(quantised.load(folder, "nf4"), "lora")
-    layer = next(iter(layers(model).values()))
-    layer.get_delta_weight = lambda adapter: torch.zeros(layer.out_features, layer.in_features)
-    refused(model, INPUTS, MergeError, r"q_proj: what its adapters \(default\) compute is no change of the weight")
-
-
-def test_an_unquantised_base_needs_no_merge_quantized(folder):
-    from transformers import AutoModelForCausalLM
-
-    model = quantised.adapted(AutoModelForCausalLM.from_pretrained(folder), "lora")
-    refused(model, INPUTS, MergeError, "No layer with an active adapter is quantised")
-
-
-def test_a_layer_without_input(folder):
-    model = quantised.adapted(quantised.load(folder, "nf4"), "lora")
-    model.base_model.model.model.layers = nn.ModuleList(model.base_model.model.model.layers)
-    model.base_model.model.config.num_hidden_layers = 1
-    refused(model, INPUTS, CalibrationError, "No input reached")
-    idle = [module for path, module in model.named_modules() if ".layers.1." in path and hasattr(module, "lora_B")]
-    for module in idle:
-        nn.init.zeros_(module.lora_B["default"].weight)
-    weights = [module.get_base_layer().weight.clone() for module in idle]
-    report = merge_quantized(model, INPUTS)  # what adds nothing needs no input
-    assert sum(one.by_inputs == 0 for one in report.layers) == len(idle) > 0
-    assert all(torch.equal(one.get_base_layer().weight, weight) for one, weight in zip(idle, weights, strict=True))
-
-
 def test_calibrating_leaves_every_weight_as_it_is_saved(folder, tmp_path):
     """At a call in eval mode on some CPUs bitsandbytes packs all 4-bit weights, and saves them wrong afterwards."""
     config = AuroraConfig(target_modules=["q_proj"], init_weights=False)
@@ -380,19 +302,6 @@ def test_calibrating_leaves_every_weight_as_it_is_saved(folder, tmp_path):
         one, other = (each.model.layers[0].mlp.get_submodule(name).weight for each in (saved, original))
         assert torch.equal(one.data, other.data)
         assert torch.equal(one.quant_state.absmax, other.quant_state.absmax)
-
-
-def test_a_weight_that_bitsandbytes_has_packed_and_unpacked_is_read_right(folder):
-    model = quantised.load(folder, "nf4", packing=True)
-    layer = model.model.layers[0].mlp.down_proj
-    if not layer.support_avx512bf16_for_cpu:
-        pytest.skip("bitsandbytes packs no weights for this CPU")
-    backend = resolve_quantization_backend(layer)
-    expected = dequantized(layer, backend)
-    quantised.logits(model, TEST)  # packs
-    torch.testing.assert_close(dequantized(layer, backend), expected, rtol=1e-2, atol=1e-4)
-    model.state_dict()  # unpacks, but for the order of the scales
-    torch.testing.assert_close(dequantized(layer, backend), expected, rtol=1e-2, atol=1e-4)
 
 
 # -------------------------------------------------------------------- formats, and what is lost end to end
@@ -459,14 +368,3 @@ def test_the_nearest_values_beside_are_those_of_peft(folder):
     model.merge_adapter()
     merged = torch.cat([quantised.logits(model, batch) for batch in INPUTS[:1]])
     assert report.end_to_end[1].kl == pytest.approx(kl(reference, merged), rel=1e-3)
-
-
-def test_a_model_that_predicts_no_classes_has_its_layers_alone():
-    bnb = importlib.import_module("bitsandbytes")
-    torch.manual_seed(0)
-    net = nn.Sequential(bnb.nn.Linear4bit(64, 64, quant_type="nf4", compute_dtype=torch.float32)).to("cpu")
-    model = get_peft_model(net, LoraConfig(target_modules=["0"], init_lora_weights=False)).eval()
-    report = merge_quantized(model, [torch.randn(50, 64)])
-    assert report.lost() is None
-    assert report.summary.startswith(f"up to {report.layers[0].by_inputs:.2%} (the nearest values: ")
-    assert "nf4" in str(report)

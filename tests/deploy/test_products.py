@@ -9,7 +9,7 @@ from peft import get_peft_model
 from torch import nn
 
 from aurora_lora import AuroraConfig, calibrate
-from aurora_lora.deploy.calibrate import add_gram, has_slow_float64, mirror
+from aurora_lora.deploy.calibrate import add_gram, mirror
 
 moments = sys.modules["aurora_lora.deploy.calibrate"]  # the package's own name for it is the function
 
@@ -116,42 +116,3 @@ def test_the_lower_triangle_is_enough(d, sliced):
     add_gram(total, x if sliced else x.double(), sliced)
     mirror(total)
     assert torch.equal(total, x.double().T @ x.double() + 1)
-
-
-@pytest.mark.parametrize("chosen", ["high", "medium"])
-def test_the_precision_that_a_process_has_chosen_comes_back(slow, monkeypatch, chosen):
-    during, product, cuda = [], torch.Tensor.__matmul__, torch.backends.cuda.matmul
-
-    def noting(a, b):
-        has_own = hasattr(cuda, "fp32_precision")  # torch 2.9
-        during.append(cuda.fp32_precision if has_own else torch.get_float32_matmul_precision())
-        return product(a, b)
-
-    monkeypatch.setattr(torch.Tensor, "__matmul__", noting)
-    try:
-        torch.set_float32_matmul_precision(chosen)
-        add_gram(torch.zeros(4, 4, dtype=torch.float64), torch.ones(2, 4), sliced=True)
-        assert torch.get_float32_matmul_precision() == chosen
-        assert torch.backends.cuda.matmul.allow_tf32
-    finally:
-        torch.set_float32_matmul_precision("highest")
-    assert set(during) <= {"ieee", "highest"}
-    assert during
-
-
-@pytest.mark.parametrize(("capability", "is_slow"), [((8, 9), True), ((12, 0), True), ((8, 0), False), ((9, 0), False)])
-def test_which_gpus_are_slow(monkeypatch, capability, is_slow):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(torch.version, "hip", None)
-    assert has_slow_float64(torch.device("cuda", 0)) is is_slow
-    assert not has_slow_float64(torch.device("cpu"))
-
-
-def test_products_within_autocast_are_as_exact(slow):
-    """It would take them in its dtype."""
-    x = torch.randn(N, D, generator=torch.Generator().manual_seed(0))
-    total, within = torch.zeros(2, D, D, dtype=torch.float64)
-    add_gram(total, x, sliced=True)
-    with torch.autocast("cpu", torch.bfloat16):
-        add_gram(within, x, sliced=True)
-    assert torch.equal(within, total)

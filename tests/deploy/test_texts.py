@@ -22,19 +22,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 from calibrated import assert_same, matrices
 
 
-def test_any_source_of_batches_gives_the_same(bert, batches):
-    calibrate(bert, batches)
-    expected = matrices(bert)
-    for source in (
-        iter(batches),
-        (batch for batch in batches),
-        tuple(batches),
-        DataLoader(batches, batch_size=None),
-    ):
-        calibrate(bert, source)
-        assert_same(matrices(bert), expected)
-
-
 def test_tensors_and_tuples_that_start_with_one():
     torch.manual_seed(0)
     model = get_peft_model(nn.Sequential(nn.Linear(6, 4)), AuroraConfig(target_modules=["0"], init_weights=False))
@@ -88,13 +75,6 @@ def test_as_many_examples_as_are_asked_for(bert):
         calibrate(bert, batches, batch_size=32)
     with pytest.raises(TypeError, match="a tensor of several examples"):
         calibrate(bert, [torch.tensor(3)])
-
-
-def test_a_row_without_a_text_is_named() -> None:
-    rows = Dataset.from_dict({"text": ["a", "b", "c", None]})
-    batches = as_batches(rows, lambda texts, **_: {"input_ids": torch.zeros(len(texts), 1)}, batch_size=2)
-    with pytest.raises(ValueError, match=r"a row without 'text' \(row 3 of those read\)"):
-        list(batches)
 
 
 ON_TEXTS = {
@@ -191,13 +171,6 @@ def test_the_template_of_each_row_gets_its_tools(column: str) -> None:
     assert '{"name": "time"}' in found[2]  # without "place": null
 
 
-def test_tools_as_json_and_what_is_none() -> None:
-    rows = datasets.Dataset.from_dict({"messages": [MESSAGES] * 3, "tools": ['[{"name": "time"}]', None, "time"]})
-    assert texts_of(rows.select([0, 1]), characters())[0].startswith('{"name": "time"}<user>')
-    with pytest.raises(ValueError, match="'tools' is no JSON"):
-        texts_of(rows, characters(), batch_size=2)
-
-
 def test_the_chosen_answers_of_preferences() -> None:
     """As texts, and as whole conversations, which have their prompt in them."""
     rows = datasets.Dataset.from_dict({"chosen": ["mild", "warm"], "rejected": ["no", "no"]})
@@ -205,16 +178,6 @@ def test_the_chosen_answers_of_preferences() -> None:
     assert texts_of(rows.add_column("prompt", ["a ", "b "]), characters()) == ["a mild", "b warm"]
     rows = datasets.Dataset.from_dict({"chosen": [MESSAGES], "rejected": [MESSAGES[:1]]})
     assert texts_of(rows, characters()) == ["<user>how warm is it?<assistant>mild"]
-
-
-def test_prompts_alone() -> None:
-    """As GRPO's data sets have them, texts or messages."""
-    rows = datasets.Dataset.from_dict({"prompt": ["how warm?"], "solution": ["mild"]})
-    assert texts_of(rows, characters(), text_columns="prompt") == ["how warm?"]
-    with pytest.raises(ValueError, match="no column 'text'"):  # their answers may be under any name
-        texts_of(rows, characters())
-    rows = datasets.Dataset.from_dict({"prompt": [MESSAGES[:1]], "solution": ["mild"]})
-    assert texts_of(rows, characters(), text_columns=["prompt"]) == ["<user>how warm is it?"]
 
 
 @pytest.mark.parametrize("columns", ["text", "pair", "texts", "messages", "template"])
