@@ -55,6 +55,7 @@ def test_every_public_name_is_there() -> None:
         aurora_lora.calibrat  # type: ignore[attr-defined]  # noqa: B018
 
 
+@pytest.mark.slow
 def test_every_package_is_there_without_an_import_of_its_own() -> None:
     python("""
         import sys
@@ -68,6 +69,7 @@ def test_every_package_is_there_without_an_import_of_its_own() -> None:
     """)
 
 
+@pytest.mark.slow
 def test_a_package_says_which_extra_it_needs() -> None:
     python("""
         import sys
@@ -101,6 +103,7 @@ def test_help_and_version_load_no_library(option: str) -> None:
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
 
 
+@pytest.mark.slow
 def test_a_command_imports_optional_packages_without_their_complaints() -> None:
     """PEFT is imported from within the room that registers the method here."""
     pytest.importorskip("torchao")

@@ -26,6 +26,7 @@ def test_configurations_load_and_say_what_their_names_say(experiment: Path) -> N
         assert settings["calibrated"] > 0
 
 
+@pytest.mark.slow
 def test_what_cannot_be_run_is_one_line() -> None:
     for given, message in (
         (["nowhere", "experiments/aurora/llama-3.2-3B-rank2"], "name a checkout of huggingface/peft"),

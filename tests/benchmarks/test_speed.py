@@ -141,6 +141,7 @@ def test_what_inference_may_cost(layer: Case) -> None:
     assert run_counts(layer, "lora-r8")["calls"]["forward"] == 5
 
 
+@pytest.mark.slow
 def test_a_workload_gives_a_record_that_tables_and_figures_show(tmp_path: Path) -> None:
     args = ["--quick", "--rounds", "2", "--threads", "1", "--output", str(tmp_path)]
     for workload, files in (("linear", 1), ("scaling", 1)):

@@ -140,6 +140,7 @@ def test_other_commands_name_those_that_take_it(aurora: Train, runs: dict[str, A
     assert "`aurora export` and `aurora generate` take it" in answer["stderr"]
 
 
+@pytest.mark.slow
 def test_other_methods(train: Train, aurora: Train, tmp_path: Path) -> None:
     """In half precision; with why there is no LoRA of diffusers, and the images of the run's end by `generate`."""
     training = {"steps": 1, "precision": "bf16", "threads": 1}
@@ -248,6 +249,7 @@ TWO = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", TWO)
 def test_two_processes_train_as_one(train: Train, tmp_path: Path, case: str) -> None:
     """On the same samples: each takes half of a step's, in fewer passes or in smaller ones, and half of the images."""

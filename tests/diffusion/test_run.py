@@ -107,6 +107,7 @@ def test_the_loss_falls(train: Train, tmp_path: Path) -> None:
     assert forms["calibrated"] < before
 
 
+@pytest.mark.slow
 def test_killed_anywhere_it_ends_with_the_same_weights_and_images(
     train: Train, runs: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -140,6 +141,7 @@ def test_a_finished_run_is_shown_again(train: Train, runs: dict[str, Any]) -> No
     assert "they differ in seed (there 0, here 1)" in answer["stderr"]
 
 
+@pytest.mark.slow
 def test_prior_preservation(train: Train, runs: dict[str, Any], tmp_path: Path) -> None:
     """Its images are generated once, kept for other runs, and change what is learned."""
     kept = runs["aurora"] / "class-images"

@@ -29,7 +29,7 @@ def execute(**parameters: Any) -> None:
             names |= parameters
 
 
-@pytest.mark.parametrize("model", ["tiny", pytest.param("minilm-l6", marks=pytest.mark.packaged)])
+@pytest.mark.parametrize("model", ["tiny", pytest.param("minilm-l6", marks=[pytest.mark.packaged, pytest.mark.slow])])
 def test_every_cell_runs(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,6 @@
 """Two processes take the steps that one takes on the same batches, with DDP, FSDP2 and Accelerate."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +42,7 @@ def assert_same(adapter: Path, expected: dict[str, torch.Tensor], without: str =
         torch.testing.assert_close(found[key], value, rtol=1e-5, atol=2e-5, msg=lambda m, k=key: f"{k}: {m}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", ["off", "reentrant", "non-reentrant"])
 @pytest.mark.parametrize("modules", [(), ("lm_head",)], ids=["adapter", "modules_to_save"])
 def test_ddp(
@@ -62,6 +62,7 @@ def test_ddp(
     assert_same(tmp_path / "adapter", expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("modules", "checkpointing"), [((), "off"), (("lm_head",), "reentrant"), (("lm_head",), "non-reentrant")]
 )
@@ -81,6 +82,7 @@ def test_fsdp2(
     assert_same(tmp_path / "calibrated", expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_accelerate(
     run_example: Run,
@@ -96,6 +98,7 @@ def test_accelerate(
     assert (tmp_path / "lora" / "adapter_model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_merged_is_what_the_adapter_computes(run_example: Run, common: Any, tmp_path: Path) -> None:
     run_example("ddp.py", tmp_path, processes=2)
     adapter = PeftModel.from_pretrained(common.tiny_model(), str(tmp_path / "adapter")).eval()
@@ -103,31 +106,3 @@ def test_merged_is_what_the_adapter_computes(run_example: Run, common: Any, tmp_
     ids = torch.arange(40).reshape(2, 20)
     with torch.no_grad():
         torch.testing.assert_close(merged(ids).logits, adapter(ids).logits, rtol=1e-4, atol=1e-4)
-
-
-HANGS = """import os, pathlib, sys, time
-tries = pathlib.Path(sys.argv[4], os.environ.get("RANK", "0"))
-before = len(tries.read_text()) if tries.exists() else 0
-tries.write_text("x" * (before + 1))
-if before < int(sys.argv[5]):
-    time.sleep(100)
-print("done")
-"""
-
-
-@pytest.mark.parametrize(
-    ("processes", "hung", "works"), [(2, 1, True), pytest.param(2, 2, False, marks=pytest.mark.slow), (1, 1, False)]
-)
-def test_what_hangs_is_started_once_more(
-    run_example: Run, tmp_path: Path, processes: int, hung: int, works: bool
-) -> None:
-    """Processes that wait for each other, and those only: what hangs again has failed, and both are told."""
-    script = tmp_path / "hangs.py"
-    script.write_text(HANGS)
-    with pytest.warns(UserWarning, match=r"hangs\.py") if processes > 1 else nullcontext():
-        if works:
-            assert run_example(str(script), tmp_path, str(hung), processes=processes, limit=5) == "done\n"
-        else:
-            with pytest.raises(AssertionError, match=r"hangs\.py"):
-                run_example(str(script), tmp_path, str(hung), processes=processes, limit=5)
-    assert [len((tmp_path / str(rank)).read_text()) for rank in range(processes)] == [processes] * processes

@@ -4,9 +4,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from safetensors.torch import load_file
 
 
+@pytest.mark.slow
 def test_qlora(run_example: Callable[..., str], losses: Callable[[str], list[float]], tmp_path: Path) -> None:
     values = losses(run_example("qlora.py", tmp_path, "--steps", "8", "--epochs", "3"))
     assert len(values) == 24

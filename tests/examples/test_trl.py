@@ -20,6 +20,7 @@ def config(**fields: Any) -> aurora_lora.AuroraConfig:
     return aurora_lora.AuroraConfig(target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", **fields)
 
 
+@pytest.mark.slow
 def test_sft(run_example: Callable[..., str], common: Any, tmp_path: Path) -> None:
     output = run_example("trl_sft.py", tmp_path)
     assert "calibrated 4 layers" in output

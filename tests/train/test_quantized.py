@@ -49,6 +49,7 @@ print(json.dumps([found, kinds]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "kind"), [("nf4", "Linear4bit"), ("int8", "Linear8bitLt")])
 def test_a_merge_into_a_quantised_base(run: Path, tmp_path: Path, name: str, kind: str) -> None:
     merged = tmp_path / "merged"
