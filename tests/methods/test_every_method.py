@@ -115,7 +115,12 @@ def test_starts_as_the_pretrained_model(make_model: MakeModel, batches: Batches,
 
 
 @pytest.mark.parametrize(
-    ("name", "family"), [(name, family) for name, family in CASES if name != "linear-probe" and family != "llama"]
+    ("name", "family"),
+    [
+        pytest.param(name, family, marks=[] if family == "bert" else pytest.mark.slow)
+        for name, family in CASES
+        if name != "linear-probe"
+    ],
 )
 def test_learns(
     make_model: MakeModel, fit: Callable[..., None], loss: Callable[[nn.Module], float], name: str, family: str

@@ -30,6 +30,7 @@ def script(tmp_path: Path, text: str) -> list[str]:
     return [sys.executable, str(tmp_path / "stand_in.py")]
 
 
+@pytest.mark.slow
 def test_a_run_in_a_process_of_its_own(jobs: list[Job]) -> None:
     """It does not know the tiny tasks: its error comes back, by the command's own line."""
     (outcome,) = make_runner(2)(jobs[:1])

@@ -224,6 +224,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "1 of them do NOT fit in the 24 GB of one A10: lora." in " ".join(done.stdout.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("suite", "scale"), [("table1", "hub"), ("table2", "packaged")])
 def test_a_whole_table_is_planned_in_seconds(suite: str, scale: str, tmp_path: Path) -> None:
     """In 80 columns. Of all that is in each suite the sizes are known."""
