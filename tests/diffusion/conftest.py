@@ -82,8 +82,7 @@ def dino_folder(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def runs(train: Callable[..., list[Order]], tmp_path_factory: pytest.TempPathFactory) -> Order:
-    """Folders of finished runs, AuroRA with prior preservation and LoRA at a scaling other than 1, and what the first
-    one printed."""
+    """Folders of finished runs, AuroRA and LoRA at a scaling other than 1, and what the first one printed."""
     from looking import WHOLE
 
     root = tmp_path_factory.mktemp("runs")

@@ -8,10 +8,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 PROMPTS = ["a photo of a sks dog", "a sks dog on the beach"]
-PRIOR = {"prompt": "a photo of a dog", "images": 3}
 WHOLE: dict[str, Any] = {
     "method": {"name": "aurora", "dropout": 0.1},
-    "prior": PRIOR,
     "training": {"checkpoint_every": 1, "threads": 1},
 }
 

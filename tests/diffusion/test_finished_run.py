@@ -1,8 +1,7 @@
-"""What comes of a run: stock diffusers loads it, images and scores, other methods, several processes."""
+"""What comes of a run: stock diffusers loads it, images and scores, other methods."""
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from looking import PRIOR, PROMPTS, contents, pixels
+from looking import PROMPTS, pixels
 from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -152,7 +151,6 @@ def test_other_methods(train: Train, aurora: Train, tmp_path: Path) -> None:
         "bitfit": ({"name": "bitfit"}, "diffusers loads LoRA, and bitfit is none"),
         "moslora": ({"name": "moslora"}, "diffusers loads LoRA, and moslora is none"),
         "milora": ({"name": "milora"}, "diffusers loads LoRA, and milora is none"),
-        "lora-drop": ({"name": "lora-drop"}, "diffusers loads LoRA, and lora-drop is none"),
         "vera": ({"name": "vera", "r": 8}, "diffusers loads LoRA, and vera is none"),
         "lora-bias": ({"name": "lora", "bias": "all"}, f"{no_place} the biases that bias='all' trains"),
         "lora-whole": ({"name": "lora", **whole}, f"{no_place} what modules_to_save trains"),
@@ -236,44 +234,3 @@ def test_scores_are_those_of_the_images(
         tokens = dino(**processor([*generated, *real], return_tensors="pt")).last_hidden_state[:, 0]
     alike = torch.nn.functional.cosine_similarity(tokens[:4, None], tokens[None, 4:], dim=-1).mean()
     assert metric["by_form"]["calibrated"]["dino"] == pytest.approx(alike.item(), abs=1e-5)
-
-
-TWO = {
-    "fewer passes": ((1, 2), {}, ("aurora_A.weight", "aurora_B.weight")),
-    "smaller ones": ((2, 1), {}, ("aurora_A.weight", "aurora_B.weight")),
-    "layers that are dropped first": (
-        (1, 2),
-        {"method": {"name": "lora-drop", "threshold": 0.5, "sample_share": 1.0}},
-        ("update.A", "update.B"),
-    ),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("case", TWO)
-def test_two_processes_train_as_one(train: Train, tmp_path: Path, case: str) -> None:
-    """On the same samples: each takes half of a step's, in fewer passes or in smaller ones, and half of the images."""
-    step, method, names = TWO[case]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
-    changes = {
-        "training": {"steps": 2, "batch_size": step[0], "gradient_accumulation_steps": step[1], "threads": 1},
-        "validation": {"inference_steps": 1},
-        "prior": PRIOR,
-        **method,
-    }
-    ranks = [(tmp_path / "two", changes, {"env": {**common, "RANK": rank, "LOCAL_RANK": rank}}) for rank in ("0", "1")]
-    answers = train(*ranks, (tmp_path / "one", changes, {}))
-    assert [answer["status"] for answer in answers] == [0, 0, 0], [answer["stderr"] for answer in answers]
-    assert answers[1]["stdout"] == answers[1]["stderr"] == ""
-    two, one = (load_file(next((tmp_path / name / "adapter").glob("*.safetensors"))) for name in ("two", "one"))
-    trained = [key for key in one if key.endswith(names)]
-    assert max(float((two[key] - one[key]).abs().max()) for key in trained) < 1e-3  # of steps of 1e-2
-    results = [read_result(tmp_path / name) for name in ("one", "two")]
-    assert [result["processes"] for result in results] == [1, 2]
-    losses = [[entry["train_loss"] for entry in result["epochs"][1:]] for result in results]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
-    assert set(contents(tmp_path / "two")) == set(contents(tmp_path / "one"))
-    assert np.abs(pixels(tmp_path / "two" / "grid.png") - pixels(tmp_path / "one" / "grid.png")).max() < 3

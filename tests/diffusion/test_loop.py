@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from aurora_lora.data.dreambooth import subject_images
-from aurora_lora.diffusion.loop import Loop, snr_weights, squared_errors
+from aurora_lora.diffusion.loop import Loop
 from aurora_lora.diffusion.pipeline import load_diffusion
 from aurora_lora.diffusion.recipe import SubjectRecipe
 from aurora_lora.diffusion.run import needed_prompts
@@ -46,7 +46,7 @@ def test_what_is_trained_is_in_fp32_and_blocks_are_recomputed_if_asked(
     make_loop: MakeLoop, checkpointing: bool
 ) -> None:
     loop = make_loop(precision="bf16", gradient_checkpointing=checkpointing)
-    dtypes = {(parameter.requires_grad, parameter.dtype) for parameter in loop.module.parameters()}
+    dtypes = {(parameter.requires_grad, parameter.dtype) for parameter in loop.model.parameters()}
     assert dtypes == {(True, torch.float32), (False, torch.bfloat16)}
     assert loop.subject.diffusion.pipe.unet.is_gradient_checkpointing == checkpointing
     assert len(loop.optimizer.param_groups[0]["params"]) == len(loop.trained) > 0
@@ -152,26 +152,13 @@ def test_terminated_it_goes_on_from_the_step_that_it_was_at(make_loop: MakeLoop)
         assert torch.equal(ours, expected)
 
 
-def test_timesteps_are_weighed_if_asked(make_loop: MakeLoop) -> None:
-    def model(sample: torch.Tensor, **others: Any) -> torch.Tensor:
-        return sample
-
-    plain, weighed = make_loop(), make_loop(snr_gamma=0.5)
-    batch = weighed.subject.batch(range(8))
-    errors = squared_errors(batch.inputs["sample"], batch.wanted)
-    weights = snr_weights(weighed.subject.diffusion.noise, batch.timesteps, 0.5)
-    assert weights.min() < 0.5 < weights.max()
-    torch.testing.assert_close(plain.loss(model, batch), errors.mean())
-    torch.testing.assert_close(weighed.loss(model, batch), (errors * weights).mean())
-
-
 def test_a_step_is_taken_in_train_mode(make_loop: MakeLoop, monkeypatch: pytest.MonkeyPatch) -> None:
     loop = make_loop()
-    loop.module.eval()  # as a validation leaves it
+    loop.model.eval()  # as a validation leaves it
     modes: list[set[bool]] = []
 
     def batch(samples: Sequence[int], own: Callable[[Sequence[int]], Noised] = loop.subject.batch) -> Noised:
-        modes.append({module.training for module in loop.module.modules()})
+        modes.append({module.training for module in loop.model.modules()})
         return own(samples)
 
     monkeypatch.setattr(loop.subject, "batch", batch)

@@ -17,8 +17,8 @@ from torch.nn.functional import cosine_similarity
 
 from aurora_lora.data.dreambooth import subject_images
 from aurora_lora.diffusion import fidelity
-from aurora_lora.diffusion.fidelity import Scorers, plain_prompt, prompt_fidelity, subject_fidelity
-from aurora_lora.diffusion.loop import prediction_scores, snr_weights, squared_errors, total_loss
+from aurora_lora.diffusion.fidelity import Scorers, prompt_fidelity, subject_fidelity
+from aurora_lora.diffusion.loop import prediction_scores, squared_errors
 from aurora_lora.diffusion.pipeline import generator, load_diffusion
 from aurora_lora.diffusion.recipe import SubjectRecipe
 from aurora_lora.diffusion.run import needed_prompts
@@ -83,37 +83,26 @@ def test_large_images_are_shrunk_with_a_filter() -> None:
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_target_and_snr_weights(prediction: str) -> None:
+def test_what_is_predicted_and_its_error(prediction: str) -> None:
     scheduler = DDPMScheduler(beta_schedule="scaled_linear", prediction_type=prediction)
     latents, noise = torch.randn(2, 3, 4, 5, 5, generator=torch.Generator().manual_seed(0)).unbind()
     timesteps = torch.tensor([10, 500, 990])
     a = scheduler.alphas_cumprod[timesteps]
-    expected, weights = noise, []
+    expected = noise
     if prediction == "v_prediction":
         expected = torch.stack([a[i].sqrt() * noise[i] - (1 - a[i]).sqrt() * latents[i] for i in range(3)])
-    for alpha in a.tolist():
-        snr = alpha / (1 - alpha)
-        weights.append(min(snr, 5.0) / (snr + 1 if prediction == "v_prediction" else snr))
     torch.testing.assert_close(target(scheduler, latents, noise, timesteps), expected)
-    torch.testing.assert_close(snr_weights(scheduler, timesteps, 5.0), torch.tensor(weights))
     errors = squared_errors(latents.bfloat16(), noise)
     assert errors.dtype == torch.float32
     torch.testing.assert_close(errors[1], ((latents[1].bfloat16().float() - noise[1]) ** 2).mean())
 
 
-def test_prior_preservation_weighs_the_second_half() -> None:
-    errors = torch.tensor([1.0, 2.0, 5.0, 7.0])
-    assert total_loss(errors, None) == errors.mean()
-    assert total_loss(errors, 0.5) == 1.5 + 0.5 * 6
-
-
 @pytest.fixture(scope="module")
 def subject(tiny: Any, model: Path, images: Path) -> Subject:
-    """The data of a tiny run, with prior preservation."""
-    values = tiny.recipe(model, images, prior={"prompt": "a photo of a dog"})
-    recipe = validate_as(SubjectRecipe, values, "tiny")
+    """The data of a tiny run."""
+    recipe = validate_as(SubjectRecipe, tiny.recipe(model, images), "tiny")
     diffusion = load_diffusion(recipe, needed_prompts(recipe), torch.device("cpu"))
-    return Subject(recipe, diffusion, subject_images(str(images)), sorted(images.iterdir()))
+    return Subject(recipe, diffusion, subject_images(str(images)))
 
 
 def image_of(noised: Noised, scheduler: Any) -> torch.Tensor:
@@ -126,7 +115,7 @@ def test_a_batch_is_noised_latents_with_their_prompt_and_their_cut(subject: Subj
     from diffusers import StableDiffusionXLPipeline
 
     noised = subject.batch(range(4))
-    assert noised.inputs["sample"].shape == (8, 4, 8, 8)
+    assert noised.inputs["sample"].shape == (4, 4, 8, 8)
     stock = StableDiffusionXLPipeline.from_pretrained(model)
     for row, latents in enumerate(image_of(noised, subject.diffusion.noise)):
         height, width, top, left, *side = noised.inputs["added_cond_kwargs"]["time_ids"][row].int().tolist()
@@ -138,12 +127,12 @@ def test_a_batch_is_noised_latents_with_their_prompt_and_their_cut(subject: Subj
             ((latents / stock.vae.config.scaling_factor - one.mean) / one.std).square().mean() for one in found
         ]
         assert min(distances) < 2  # a draw from the distribution: 1 on average
-        hidden, _, pooled, _ = stock.encode_prompt("a photo of a sks dog" if row < 4 else "a photo of a dog")
+        hidden, _, pooled, _ = stock.encode_prompt("a photo of a sks dog")
         torch.testing.assert_close(noised.inputs["encoder_hidden_states"][row], hidden[0])
         torch.testing.assert_close(noised.inputs["added_cond_kwargs"]["text_embeds"][row], pooled[0])
     again = subject.batch([2])
     torch.testing.assert_close(again.inputs["sample"][0], noised.inputs["sample"][2])
-    assert len({tuple(one.flatten().tolist()) for one in noised.wanted}) == 8
+    assert len({tuple(one.flatten().tolist()) for one in noised.wanted}) == 4
 
 
 def test_latents_are_normalised_as_the_pipeline_undoes_it(subject: Subject) -> None:
@@ -181,10 +170,10 @@ def test_fixed_samples_spread_timesteps_and_take_turns_with_prompts(subject: Sub
 @pytest.mark.parametrize("count", [4, 30])
 def test_fixed_samples_have_every_prompt_at_all_timesteps_with_all_images(subject: Subject, count: int) -> None:
     """As often as one another, however many images there are."""
-    prompts = ["a photo of a sks dog", None, "a sks dog on the beach", "a photo of a dog"]
+    prompts = ["a photo of a sks dog", None, "a sks dog on the beach"]
     many = Subject(subject.recipe, subject.diffusion, [gradient(17 + number, 16) for number in range(count)])
     known = [subject.diffusion.unprompted if one is None else subject.diffusion.prompts[one] for one in prompts]
-    for wanted in (3, 4):
+    for wanted in (2, 3):
         (batch,) = many.fixed(64, prompts[:wanted], "calibration", batch_size=64)
         hidden, widths = batch.inputs["encoder_hidden_states"], batch.inputs["added_cond_kwargs"]["time_ids"][:, 1]
         for prompt in known[:wanted]:
@@ -238,32 +227,21 @@ def test_subject_images(images: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "subject", "why"),
+    ("source", "why"),
     [
-        ("empty", None, "has no images"),
-        ("broken", None, "broken.png is no image that can be read"),
-        ("missing", None, "neither a folder nor the hub's owner/name"),
-        ("broken", "dog", "task.subject: 'dog' names a configuration"),
+        ("empty", "has no images"),
+        ("broken", "broken.png is no image that can be read"),
+        ("unread", r"task\.images: .*IMG_1.HEIC is of a kind that is not read: convert it to .*\.webp"),
     ],
 )
-def test_what_is_wrong_with_images_is_said(tmp_path: Path, source: str, subject: str | None, why: str) -> None:
+def test_what_is_wrong_with_images_is_said(tmp_path: Path, source: str, why: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
+    (tmp_path / "unread").mkdir()
+    (tmp_path / "unread" / "IMG_1.HEIC").write_bytes(b"an image")
     (tmp_path / "broken" / "broken.png").write_bytes(b"\x89PNG nothing")
     with pytest.raises(UserError, match=why):
-        subject_images(str(tmp_path / source), subject)
-
-
-@pytest.mark.parametrize("name", ["IMG_1.HEIC", "b.gif", "b.tiff", "b.nef"])
-def test_an_image_that_is_not_read_is_named(name: str, tmp_path: Path) -> None:
-    _turned(tmp_path / "turned.jpg")
-    (tmp_path / f".{name}").write_bytes(b"hidden")
-    assert len(subject_images(str(tmp_path))) == 1
-    (tmp_path / name).write_bytes(b"an image")
-    with pytest.raises(
-        UserError, match=rf"task\.images: .*{name} is of a kind that is not read: convert it to .*\.webp"
-    ):
-        subject_images(str(tmp_path))
+        subject_images(str(tmp_path / source))
 
 
 def test_images_of_a_data_set(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,15 +314,6 @@ def test_the_scores_of_forms(
     assert found["clip_t"] == pytest.approx(prompt_fidelity(embedded, scorers.clip_texts(texts)))
 
 
-def test_the_identifier_is_left_out_for_clip() -> None:
-    assert plain_prompt("A [V] dog on the beach") == "A dog on the beach"
-
-
-def test_a_missing_clip_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"scores\.clip: .* cannot be loaded"):
-        Scorers(str(tmp_path), None)
-
-
 def test_weights_that_are_pickles_alone_are_named(clip_folder: Path, dino_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(dino_folder, tmp_path / "dino"))
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
@@ -382,12 +351,6 @@ def test_a_missing_diffusers_is_said(model: Path, images: Path, tiny: Any, monke
     monkeypatch.setitem(sys.modules, "diffusers", None)
     recipe = validate_as(SubjectRecipe, tiny.recipe(model, images), "tiny")
     with pytest.raises(UserError, match=r"'diffusers' is missing: pip install 'aurora-lora\[diffusion\]'"):
-        load_diffusion(recipe, needed_prompts(recipe), torch.device("cpu"))
-
-
-def test_a_model_of_another_kind_is_said(images: Path, tiny: Any, tmp_path: Path) -> None:
-    recipe = validate_as(SubjectRecipe, tiny.recipe(tmp_path, images), "tiny")
-    with pytest.raises(UserError, match=r"model: .* cannot be loaded"):
         load_diffusion(recipe, needed_prompts(recipe), torch.device("cpu"))
 
 

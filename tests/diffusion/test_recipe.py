@@ -10,7 +10,6 @@ from aurora_lora import calibrate
 from aurora_lora.deploy.calibrate import LEAST_RIDGE_OF_SLICES
 from aurora_lora.diffusion.card import _pipeline
 from aurora_lora.diffusion.recipe import DiffusionCalibrationSection, SubjectRecipe
-from aurora_lora.diffusion.subject import SETTINGS, prepare_class_images
 from aurora_lora.errors import UserError
 from aurora_lora.train.publish import check_recipe
 from aurora_lora.train.recipe import CalibrationSection, load_recipe, validate_as
@@ -62,16 +61,12 @@ def test_targets_are_filled_in_for_methods_that_have_them() -> None:
         ({"task": {"name": "dreambooth", "prompt": "x"}}, "task.images: this field must be given"),
         ({"training": {"epochs": 3}}, "training.epochs: unknown field"),
         ({"training": {"scheduler": "step"}}, "training.scheduler: 'step' is not allowed: it must be 'constant', "),
-        ({"method": "adalora"}, "method.name: 'adalora' is not allowed"),
-        ({"method": "lora-ga"}, "method.name: 'lora-ga' is not allowed: before the training it needs a loss on labels"),
-        (
-            {"method": {"name": "lora", "start": "aligned"}},
-            "method.start: 'aligned' is not allowed: before the",
-        ),
-        ({"method": {"name": "aurora", "budget": 100}}, "method.budget: 100 is not allowed: before the training it"),
+        ({"method": "adalora"}, "method.name: 'adalora' with these options is not allowed: it works at the steps"),
+        ({"method": "lora-ga"}, "method.name: 'lora-ga' with these options is not allowed: before the training it"),
+        ({"method": {"name": "aurora", "budget": 100}}, "method.name: 'aurora' with these options is not allowed"),
         ({"method": {"name": "aurora", "rank": 2}}, "method.rank: unknown option"),
         ({"scores": {"prompts": []}}, "scores.prompts: [] is not allowed"),
-        ({"prior": {"images": 3}}, "prior.prompt: this field must be given"),
+        ({"method": "lora-drop"}, "method.name: 'lora-drop' with these options is not allowed: before the training it"),
         ({"task": {**PLAIN["task"], "resolution": 500}}, "task.resolution: 500 is not allowed: it must be a multiple"),
     ],
 )
@@ -86,20 +81,6 @@ def test_other_commands_say_that_it_is_not_for_them(tmp_path: Path) -> None:
     path.write_text(dump(PLAIN))
     with pytest.raises(UserError, match=r"task\.name: 'dreambooth' is only for"):
         load_recipe(path)
-
-
-def test_images_of_the_class_of_other_settings_are_refused(tmp_path: Path) -> None:
-    def prepare(**changes: Any) -> None:
-        recipe = {**PLAIN, "prior": {"prompt": "a dog"}, **changes}
-        prepare_class_images(validate_as(SubjectRecipe, recipe, "x"), tmp_path)
-
-    prepare()
-    prepare(seed=1)
-    with pytest.raises(UserError, match=r"of other settings: vae \(there None, here 'other'\): choose another folder"):
-        prepare(vae="other")
-    (tmp_path / SETTINGS).write_text('{"further": 1}')
-    with pytest.raises(UserError, match=r"further \(there 1, here 'not given'\), guidance_scale \(there 'not given'"):
-        prepare()
 
 
 def test_a_card_names_the_variant() -> None:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import reduce  # type: ignore[import-untyped]
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from transformers import get_scheduler
 
 from .. import files, termination
@@ -23,8 +20,7 @@ from ..methods.parameters import load_trained, save_trained
 from ..temporary_attributes import kept
 from ..train import publish
 from ..train.models import PRECISIONS
-from ..train.recipe import Precision, divide, examples_of_a_step
-from ..train.trainer import asked_to_stop, check_as_many, on_main, peak_memory, state
+from ..train.trainer import peak_memory
 from ..values import check_loss
 from .pipeline import seed_of
 from .recipe import SubjectRecipe
@@ -38,26 +34,6 @@ def squared_errors(predicted: Tensor, wanted: Tensor) -> Tensor:
     return (predicted.float() - wanted.float()).square().flatten(1).mean(1)
 
 
-def snr_weights(scheduler: Any, timesteps: Tensor, gamma: float) -> Tensor:
-    """Min-SNR weights (batch,), Hang et al. 2023: min(snr, gamma) / snr, for v-prediction over snr + 1.
-
-    snr = a / (1 - a), where a is the timestep's cumulative product of alphas.
-    """
-    a: Tensor = scheduler.alphas_cumprod.to(timesteps.device)[timesteps].double()
-    snr = a / (1 - a)
-    over = snr + 1 if scheduler.config.prediction_type == "v_prediction" else snr
-    return (snr.clamp(max=gamma) / over).to(torch.float32)
-
-
-def total_loss(errors: Tensor, prior_weight: float | None) -> Tensor:
-    """The mean error of a batch; with prior preservation, whose images are its second half, the mean of the first half
-    and `prior_weight` times that of the second (Ruiz et al. 2023, Eq. 2)."""
-    if prior_weight is None:
-        return errors.mean()
-    own, others = errors.chunk(2)
-    return own.mean() + prior_weight * others.mean()
-
-
 @dataclass
 class Progress:
     """How far a run is: what a checkpoint keeps beside weights and optimizer."""
@@ -68,27 +44,12 @@ class Progress:
     losses: list[float] = field(default_factory=list)
     """The mean loss of each step."""
     validations: list[dict[str, Any]] = field(default_factory=list)
-    processes: int = 1
     model_commit: str | None = None
     """The commit of the pipeline, see `cached_commit`."""
     scaler: dict[str, Any] = field(default_factory=dict)
     """The loss scale of fp16."""
     images: str | None = None
     """The digest of the folder with the images of the subject."""
-
-
-class _Trained(nn.Module):
-    """The U-Net in training, in the recipe's precision; what generates is the U-Net itself, as it is."""
-
-    def __init__(self, unet: nn.Module, precision: Precision) -> None:
-        super().__init__()
-        self.unet, self.precision = unet, precision
-
-    def forward(self, **inputs: Any) -> Tensor:
-        kind = inputs["sample"].device.type
-        with torch.autocast(kind, PRECISIONS[self.precision], enabled=self.precision != "fp32"):
-            predicted: Tensor = self.unet(**inputs, return_dict=False)[0]
-        return predicted
 
 
 class Loop:
@@ -99,38 +60,20 @@ class Loop:
         model: the U-Net with the recipe's method applied to it.
         subject: the data.
         checkpoints: folder of the checkpoints; the last two are kept.
-        prepare: given what the loss of a batch is, decides what of the model is trained. It comes before the optimizer
-            and, of several processes, before what they exchange is registered.
     """
 
-    def __init__(
-        self,
-        recipe: SubjectRecipe,
-        model: nn.Module,
-        subject: Subject,
-        checkpoints: Path,
-        prepare: Callable[[Callable[[nn.Module, Noised], Tensor]], None] = lambda loss: None,
-    ) -> None:
-        self.recipe, self.module, self.subject, self.checkpoints = recipe, model, subject, checkpoints
-        wanted, device, processes = recipe.training, subject.diffusion.device, state().num_processes
-        self.share = divide(wanted, processes)
-        self.progress = Progress(
-            processes=processes,
-            model_commit=subject.diffusion.commit,
-            images=images_digest(recipe.task.images),
-        )
+    def __init__(self, recipe: SubjectRecipe, model: nn.Module, subject: Subject, checkpoints: Path) -> None:
+        self.recipe, self.model, self.subject, self.checkpoints = recipe, model, subject, checkpoints
+        wanted = recipe.training
+        self.progress = Progress(model_commit=subject.diffusion.commit, images=images_digest(recipe.task.images))
         if wanted.gradient_checkpointing:
             subject.diffusion.pipe.unet.enable_gradient_checkpointing()
-        prepare(lambda unet, batch: self.loss(_Trained(unet, wanted.precision), batch))
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=wanted.learning_rate, weight_decay=wanted.weight_decay)
         self.schedule = get_scheduler(
             wanted.scheduler, self.optimizer, num_warmup_steps=wanted.warmup_steps, num_training_steps=wanted.steps
         )
-        self.scaler = torch.amp.GradScaler(device.type, enabled=wanted.precision == "fp16")
-        self.model: nn.Module = _Trained(model, wanted.precision)
-        if processes > 1:
-            self.model = DistributedDataParallel(self.model, None if device.type == "cpu" else [device])
+        self.scaler = torch.amp.GradScaler(subject.diffusion.device.type, enabled=wanted.precision == "fp16")
 
     # ---------------------------------------------------------------- training
 
@@ -138,7 +81,7 @@ class Loop:
         """Train to the last step, from the first or from where `resume` led.
 
         Args:
-            validate: called after every so many steps, in all processes; gives what is recorded.
+            validate: called after every so many steps; gives what is recorded.
             each: called after each step, with the loss in words.
 
         Raises:
@@ -160,7 +103,7 @@ class Loop:
             validates = progress.step % every == 0 or progress.step == wanted.steps
             if validates:
                 self._validate(validate)
-            stops = asked_to_stop()
+            stops = termination.asked()
             if validates or stops or progress.step % wanted.checkpoint_every == 0:
                 self._save()
             if stops:
@@ -181,23 +124,19 @@ class Loop:
 
     @property
     def samples_per_step(self) -> int:
-        """Images of the subject in one step of all processes."""
-        return examples_of_a_step(self.recipe.training)
+        """Images of the subject in one step."""
+        return self.recipe.training.batch_size * self.recipe.training.gradient_accumulation_steps
 
     def _step(self, step: int) -> float:
         """One step of the optimizer; the mean loss of its samples."""
-        wanted, share, here, total = self.recipe.training, self.share, state(), 0.0
-        self.module.train()
-        for micro in range(share.accumulation):
-            number = step * share.accumulation + micro
-            first = (number * here.num_processes + here.process_index) * share.batch_size
-            torch.manual_seed(seed_of("dropout", self.recipe.seed, number, here.process_index))
-            batch = self.subject.batch(range(first, first + share.batch_size))
-            waits = isinstance(self.model, DistributedDataParallel) and micro < share.accumulation - 1
-            with self.model.no_sync() if waits else nullcontext():  # type: ignore[operator]
-                loss = self.loss(self.model, batch)
-                self.scaler.scale(loss / share.accumulation).backward()
-            total += float(reduce(loss.detach(), "mean"))
+        wanted, total = self.recipe.training, 0.0
+        passes, size = wanted.gradient_accumulation_steps, wanted.batch_size
+        self.model.train()
+        for number in range(step * passes, (step + 1) * passes):
+            torch.manual_seed(seed_of("dropout", self.recipe.seed, number, 0))
+            loss = self.loss(self.subject.batch(range(number * size, (number + 1) * size)))
+            self.scaler.scale(loss / passes).backward()
+            total += float(loss)
         if wanted.max_grad_norm:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.trained, wanted.max_grad_norm)
@@ -205,20 +144,14 @@ class Loop:
         self.scaler.update()
         self.optimizer.zero_grad()
         self.schedule.step()
-        return total / share.accumulation
+        return total / passes
 
-    def loss(self, model: Callable[..., Tensor], batch: Noised) -> Tensor:
-        """The loss of a batch; images of the class, its second half, weigh as the recipe says.
-
-        Args:
-            model: predicts from the U-Net's inputs.
-            batch: from `Subject.batch`.
-        """
-        errors = squared_errors(model(**batch.inputs), batch.wanted)
-        gamma, prior = self.recipe.training.snr_gamma, self.recipe.prior
-        if gamma is not None:
-            errors = errors * snr_weights(self.subject.diffusion.noise, batch.timesteps, gamma)
-        return total_loss(errors, None if prior is None else prior.weight)
+    def loss(self, batch: Noised) -> Tensor:
+        """The mean squared error of the prediction, which is made in the recipe's precision."""
+        precision = self.recipe.training.precision
+        with torch.autocast(self.subject.diffusion.device.type, PRECISIONS[precision], enabled=precision != "fp32"):
+            predicted: Tensor = self.model(**batch.inputs, return_dict=False)[0]
+        return squared_errors(predicted, batch.wanted).mean()
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -226,19 +159,16 @@ class Loop:
         """Go on from a checkpoint.
 
         Raises:
-            UserError: the run was started with another number of processes, on another model of the same name, or with
-                other images.
+            UserError: the run was started with other images.
         """
         here, there = self.progress, Progress(**files.read_json(checkpoint / STATE))
-        folder = self.checkpoints.parent
-        check_as_many(folder, there.processes, here.processes)
         if there.images != here.images:
             raise UserError(
-                f"the images in {self.recipe.task.images} have changed since the run in {folder} began: put them back, "
-                "or choose another output folder"
+                f"the images in {self.recipe.task.images} have changed since the run in "
+                f"{self.checkpoints.parent} began: put them back, or choose another output folder"
             )
         self.progress = replace(there, model_commit=here.model_commit, images=here.images)
-        load_trained(self.module, checkpoint)
+        load_trained(self.model, checkpoint)
         kept: dict[int, dict[str, Tensor]] = {}
         for key, value in load_file(checkpoint / OPTIMIZER).items():
             index, name = key.split(".", 1)
@@ -252,12 +182,9 @@ class Loop:
     def _save(self) -> None:
         self.progress.peak_mb = max(self.progress.peak_mb, peak_memory())
         self.progress.scaler = self.scaler.state_dict()
-        on_main(self._write)
-
-    def _write(self) -> None:
         path = self.checkpoints / publish.checkpoint_name(self.progress.step)
         with files.new_folder(path) as partial:
-            save_trained(self.module, partial)
+            save_trained(self.model, partial)
             optimizer = self.optimizer.state_dict()["state"]
             tensors = {
                 f"{i}.{name}": torch.as_tensor(v) for i, values in optimizer.items() for name, v in values.items()

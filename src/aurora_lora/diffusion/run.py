@@ -2,44 +2,40 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from torch import Tensor
 from transformers import set_seed
 
 from .. import files, termination
 from ..data.dreambooth import subject_images
 from ..data.models import check_access
 from ..deploy import calibrate
+from ..errors import UserError
 from ..forms import CALIBRATED
-from ..methods import Sample, count_parameters
+from ..methods import count_parameters
 from ..methods.base import apply_method
 from ..train import publish
 from ..train.finished_run import FinishedRun
 from ..train.publish import CHECKPOINTS, LORA
-from ..train.recipe import Recipe, RunRecipe, divide
+from ..train.recipe import Recipe, RunRecipe
 from ..train.results import Result, build_result, read_result
 from ..train.run import train
-from ..train.trainer import bar, check_precision, on_main, own_part, peak_memory, reset_peak_memory, state
+from ..train.trainer import bar, check_precision, peak_memory, reset_peak_memory, state
 from .card import write_adapter_card, write_lora_card
 from .fidelity import Scorers, plain_prompt
 from .finished_run import FORMS, IMAGES, SubjectRun, no_lora, write_lora
 from .loop import Loop, prediction_scores
 from .pipeline import GRID, load_diffusion, quiet, seed_of, write_grid, write_png
 from .recipe import SubjectRecipe
-from .subject import Noised, Subject, class_images, class_paths, prepare_class_images
+from .subject import Subject
 
-CLASS_IMAGES = "class-images"
 EXPLAINED = "explained"
 """The main score of a run without others; higher is better, as in all tasks."""
-T = TypeVar("T")
 
 
 def train_subject(recipe: SubjectRecipe, output: Path | str, console: Console | None = None) -> SubjectRun:
@@ -55,20 +51,18 @@ def train_subject(recipe: SubjectRecipe, output: Path | str, console: Console | 
         console: shows how far it is; nothing does if None.
 
     Raises:
-        UserError: the folder holds another recipe's run, cannot be written, or is not one for all processes; what the
-            recipe names cannot be had; a step's images cannot be divided among the processes; the training diverged.
+        UserError: the folder holds another recipe's run, or cannot be written; what the recipe names cannot be had; the
+            training diverged; there are several processes.
     """
     folder = Path(output)
-    divide(recipe.training, state().num_processes)  # joins the other processes, if there are any
-    with contextlib.ExitStack() as stack:
-        inside = [folder / CLASS_IMAGES, *(folder / IMAGES).glob("*")]
-        on_main(lambda: stack.enter_context(publish.open_run(folder, recipe, inside)))
-        finished = on_main(lambda: read_result(folder))
-        if finished is not None:
+    if state().num_processes > 1:
+        raise UserError(f"a run of {recipe.task.name} is of one process: start it without a launcher")
+    with publish.open_run(folder, recipe, [*(folder / IMAGES).glob("*")]):
+        if (finished := read_result(folder)) is not None:
             return SubjectRun(folder, recipe, finished)
         reset_peak_memory()
-        bars = stack.enter_context(bar(console or Console(quiet=True)))
-        return SubjectRun(folder, recipe, _Training(recipe, folder, bars).run(), was_finished=False)
+        with bar(console or Console(quiet=True)) as bars:
+            return SubjectRun(folder, recipe, _Training(recipe, folder, bars).run(), was_finished=False)
 
 
 def train_any(recipe: RunRecipe, output: Path) -> FinishedRun:
@@ -83,7 +77,6 @@ def train_any(recipe: RunRecipe, output: Path) -> FinishedRun:
 def needed_prompts(recipe: SubjectRecipe) -> list[str]:
     """Every prompt of a run, filled in."""
     prompts = [recipe.task.prompt, *recipe.validation_prompts]
-    prompts += [] if recipe.prior is None else [recipe.prior.prompt]
     prompts += [] if recipe.scores is None else recipe.scores.prompts
     return [recipe.task.fill(prompt) for prompt in prompts]
 
@@ -93,34 +86,34 @@ class _Training:
 
     def __init__(self, recipe: SubjectRecipe, folder: Path, bars: Progress) -> None:
         self.recipe, self.folder, self.bars = recipe, folder, bars
-        self.method = recipe.method
-        self.prompts = recipe.validation_prompts
+        self.method, self.prompts = recipe.method, recipe.validation_prompts
 
     def run(self) -> Result:
-        recipe = self.recipe
+        recipe, wanted = self.recipe, self.recipe.scores
         if recipe.training.threads is not None:
             torch.set_num_threads(recipe.training.threads)
         check_precision(recipe.training.precision)
-        on_main(self._load_scorers)  # first: what cannot be scored in the end is not worth the hours
-        on_main(lambda: check_access(recipe.model))
+        # first: what cannot be scored in the end is not worth the hours
+        self.scorers = None if wanted is None else Scorers(wanted.clip, wanted.dino)
+        check_access(recipe.model)
         images = subject_images(recipe.task.images, recipe.task.subject)
         self.diffusion = load_diffusion(recipe, needed_prompts(recipe), state().device)
-        self.subject = Subject(recipe, self.diffusion, images, self._class_images())
+        self.subject = Subject(recipe, self.diffusion, images)
         self.held = self.subject.fixed(
             recipe.validation.noise_samples, [self.subject.prompt], "noise error", recipe.training.batch_size
         )
         set_seed(recipe.seed)  # the adapter starts at random
         self.model = apply_method(recipe.method, self.diffusion.unet, "TEXT_TO_IMAGE")
         checkpoints = self.folder / CHECKPOINTS
-        checkpoint = on_main(lambda: publish.last_intact(checkpoints))
-        prepare = functools.partial(self._prepare, checkpoint)
-        self.loop = Loop(recipe, self.model, self.subject, checkpoints, prepare)
-        if checkpoint is not None:
+        self.loop = Loop(recipe, self.model, self.subject, checkpoints)
+        if (checkpoint := publish.last_intact(checkpoints)) is not None:
             self.loop.resume(checkpoint)
             self._say(f"going on from step {self.loop.progress.step}")
         done, steps = self.loop.progress.step, recipe.training.steps
-        if done < steps:
-            on_main(self._remove_final_images)
+        if done < steps:  # images of an end whose last checkpoint was lost are of other weights
+            for path in (self.folder / IMAGES).glob("*"):
+                if path.name.startswith(("form-", "scores-")):
+                    files.remove(path)
         task = self.bars.add_task(recipe.method.name, total=steps, completed=done, note="")
         with termination.deferred():
             self.loop.run(self._validate, lambda note: self.bars.update(task, advance=1, note=note))
@@ -130,56 +123,6 @@ class _Training:
     def _say(self, what: str) -> None:
         self.bars.console.print(f"{self.recipe.method.name}: {what}", highlight=False, soft_wrap=True)
 
-    def _watched(self, what: str, work: Iterator[T] | Sequence[T], total: int) -> Iterator[T]:
-        """The work, one after the other, with a bar."""
-        task = self.bars.add_task(what, total=total, note="")
-        for one in work:
-            yield one
-            self.bars.advance(task)
-        self.bars.remove_task(task)
-
-    def _remove_final_images(self) -> None:
-        """Remove the images of an earlier end, whose last checkpoint was lost: they are of other weights."""
-        for path in (self.folder / IMAGES).glob("*"):
-            if path.name.startswith(("form-", "scores-")):
-                files.remove(path)
-
-    def _load_scorers(self) -> None:
-        if (wanted := self.recipe.scores) is not None:
-            self.scorers = Scorers(wanted.clip, wanted.dino)
-
-    def _class_images(self) -> list[Path]:
-        prior = self.recipe.prior
-        if prior is None:
-            return []
-        folder = self.folder / CLASS_IMAGES if prior.folder is None else files.expanded(prior.folder)
-        on_main(lambda: prepare_class_images(self.recipe, folder))
-        made = class_images(self.recipe, self.diffusion, folder)
-        for _ in self._watched("images of the class", made, len(own_part(class_paths(self.recipe, folder)))):
-            pass
-        state().wait_for_everyone()
-        return class_paths(self.recipe, folder)
-
-    def _prepare(self, checkpoint: Path | None, loss: Callable[[torch.nn.Module, Noised], Tensor]) -> None:
-        """Let the method decide from training data what is trained, or take that from a checkpoint."""
-        if checkpoint is not None:
-            self.method.restore(self.model, checkpoint)
-            return
-        size = self.recipe.training.batch_size
-        count = -(-len(self.subject.images) // size)
-        sample = Sample(
-            batches=lambda share: [
-                self.subject.batch(range(i * size, (i + 1) * size)) for i in range(max(1, round(share * count)))
-            ],
-            loss=loss,
-            learning_rate=self.recipe.training.learning_rate,
-            seed=self.recipe.seed,
-            examples=len(self.subject.images),
-            agree=lambda value: on_main(lambda: value),
-            in_float16=self.recipe.training.precision == "fp16",
-        )
-        self.method.prepare(self.model, sample)
-
     # ---------------------------------------------------------------- while it trains
 
     def _validate(self) -> dict[str, Any]:
@@ -187,40 +130,32 @@ class _Training:
         step = self.loop.progress.step
         found = prediction_scores(self.diffusion.unet, self.held)
         self._images(f"step-{step:06d}", self.prompts, again=True)
-        on_main(self._write_grid)
+        columns = {}
+        for path in sorted(path for path in (self.folder / IMAGES).glob("step-*") if path.is_dir()):
+            made_at = int(path.name.removeprefix("step-"))
+            if made_at <= step:  # later ones are made again, by a run that went on
+                columns[f"step {made_at}"] = [path / f"{row:02d}-0.png" for row in range(len(self.prompts))]
+        write_grid(self.folder / GRID, self.prompts, columns)
         losses = self.loop.progress.losses
         loss = f", loss {losses[-1]:.3f}" if losses else ""
         self._say(f"step {step} of {self.recipe.training.steps}, noise error {found['noise_error']:.4f}{loss}")
         return found
 
     def _images(self, name: str, prompts: Sequence[str], count: int = 1, again: bool = False) -> list[Path]:
-        """Images of each prompt in what the model computes now; each process makes a share.
-
-        Args:
-            name: of their folder.
-            prompts: what to generate; the same noise for all folders.
-            count: images of each prompt.
-            again: also those that are there already.
-        """
+        """Images of each prompt in what the model computes now, the same noise for all folders; `again` also those that
+        are there already."""
         folder = self.folder / IMAGES / name
         files.check_writable(folder)
         paths = [folder / f"{row:02d}-{number}.png" for row in range(len(prompts)) for number in range(count)]
-        mine = own_part(list(enumerate(paths)))
-        for index, path in self._watched("images", mine, len(mine)):
+        task = self.bars.add_task("images", total=len(paths), note="")
+        for index, path in enumerate(paths):
             if again or not path.exists():
                 row, number = divmod(index, count)
                 seed = seed_of("generated", self.recipe.seed, row, number)
                 write_png(path, self.diffusion.generate(prompts[row], self.recipe.validation, seed))
-        state().wait_for_everyone()
+            self.bars.advance(task)
+        self.bars.remove_task(task)
         return paths
-
-    def _write_grid(self) -> None:
-        columns = {}
-        for path in sorted(path for path in (self.folder / IMAGES).glob("step-*") if path.is_dir()):
-            step = int(path.name.removeprefix("step-"))
-            if step <= self.loop.progress.step:  # later ones are made again, by a run that went on
-                columns[f"step {step}"] = [path / f"{row:02d}-0.png" for row in range(len(self.prompts))]
-        write_grid(self.folder / GRID, self.prompts, columns)
 
     # ---------------------------------------------------------------- in the end
 
@@ -242,12 +177,13 @@ class _Training:
                 if wanted is not None:
                     prompts = [recipe.task.fill(prompt) for prompt in wanted.prompts]
                     generated[form] = self._images(f"scores-{form}", prompts, wanted.images_per_prompt)
-        on_main(lambda: write_grid(self.folder / FORMS, self.prompts, columns))
+        write_grid(self.folder / FORMS, self.prompts, columns)
         if wanted is not None:
+            assert self.scorers is not None
             scored = "generated"
             examples[scored] = len(generated[deployed])
             texts = [plain_prompt(prompt) for prompt in wanted.prompts for _ in range(wanted.images_per_prompt)]
-            found = on_main(lambda: self.scorers.fidelity(generated, self.subject.pictures, texts, state().device))
+            found = self.scorers.fidelity(generated, self.subject.pictures, texts, state().device)
             scores = {form: {**found[form], **scores[form]} for form in forms}
         progress = loop.progress
         result = build_result(
@@ -269,18 +205,17 @@ class _Training:
             train_s=progress.train_s,
             trained_examples=progress.step * loop.samples_per_step,
             peak_mb=max(progress.peak_mb, peak_memory()),
-            processes=progress.processes,
+            processes=1,
             epochs=progress.validations,
         )
-        on_main(lambda: self._write(result, deployed))
+        self._write(result, deployed)
         return result
 
     def _calibrate(self) -> None:
         wanted = self.recipe.calibration
         prompts = [self.subject.prompt, None, *self.prompts]
         batches = self.subject.fixed(wanted.examples, prompts, "calibration", wanted.batch_size)
-        share = own_part(batches) if len(batches) >= state().num_processes else batches
-        calibrate(self.model, [batch.inputs for batch in share], ridge=wanted.ridge)
+        calibrate(self.model, [batch.inputs for batch in batches], ridge=wanted.ridge)
 
     def _write(self, result: Result, deployed: str) -> None:
         """The plain LoRA, the adapter and the result."""

@@ -1,29 +1,22 @@
-"""From images of a subject, and of its class, to what the U-Net learns from."""
+"""From images of a subject to what the U-Net learns from."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from .. import files
-from ..errors import UserError
 from ..train.data import in_batches
-from ..train.recipe import differences
-from ..train.trainer import own_part
-from .pipeline import Diffusion, generator, seed_of, write_png
+from .pipeline import Diffusion, generator
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from .recipe import SubjectRecipe
-
-SETTINGS = "settings.json"
 
 
 @dataclass(frozen=True)
@@ -101,41 +94,24 @@ class Subject:
         recipe: the run's.
         diffusion: the pipeline.
         images: of the subject.
-        class_images: of prior preservation; paths, read when they are needed.
     """
 
-    def __init__(
-        self,
-        recipe: SubjectRecipe,
-        diffusion: Diffusion,
-        images: Sequence[Image],
-        class_images: Sequence[Path] = (),
-    ) -> None:
-        self.recipe, self.diffusion, self.class_images = recipe, diffusion, class_images
-        self.pictures = images
+    def __init__(self, recipe: SubjectRecipe, diffusion: Diffusion, images: Sequence[Image]) -> None:
+        self.recipe, self.diffusion, self.pictures = recipe, diffusion, images
         self.images = [resize(image, recipe.task.resolution) for image in images]
         self.prompt = recipe.task.fill(recipe.task.prompt)
 
     def batch(self, samples: Sequence[int]) -> Noised:
-        """The samples of these numbers; with prior preservation, as many images of the class after them."""
-        own = [self._sample(self.images, self.prompt, "subject", number) for number in samples]
-        if self.recipe.prior is not None:
-            prompt = self.recipe.task.fill(self.recipe.prior.prompt)
-            own += [self._sample(self.class_images, prompt, "class", number) for number in samples]
-        return self._together(own)
-
-    def _sample(self, images: Sequence[Any], prompt: str, kind: str, number: int) -> tuple[Any, ...]:
-        from PIL import Image
-
+        """The samples of these numbers."""
         task, seed = self.recipe.task, self.recipe.seed
-        image = images[row_of(number, len(images), seed, kind)]
-        if isinstance(image, Path):
-            with Image.open(image) as opened:
-                image = resize(opened.convert("RGB"), task.resolution)
-        draw = generator("sample", seed, kind, number)
-        framed = frame(image, task.resolution, task.crop, task.flip, draw)
-        timestep = int(torch.randint(len(self.diffusion.noise.alphas_cumprod), (), generator=draw))
-        return framed, self.diffusion.prompts[prompt], timestep, draw
+        made = []
+        for number in samples:
+            draw = generator("sample", seed, "subject", number)
+            image = self.images[row_of(number, len(self.images), seed, "subject")]
+            framed = frame(image, task.resolution, task.crop, task.flip, draw)
+            timestep = int(torch.randint(len(self.diffusion.noise.alphas_cumprod), (), generator=draw))
+            made.append((framed, self.diffusion.prompts[self.prompt], timestep, draw))
+        return self._together(made)
 
     def fixed(self, count: int, prompts: Sequence[str | None], what: str, batch_size: int) -> list[Noised]:
         """Noised images of the subject, the same ones at every call, with timesteps spread evenly.
@@ -168,65 +144,3 @@ class Subject:
         inputs = diffusion.inputs(noisy, timesteps, [prompt for _, prompt, *_ in samples], time_ids)
         wanted = target(diffusion.noise, latents, noise, timesteps)
         return Noised(inputs, timesteps.to(diffusion.device), wanted.to(diffusion.device))
-
-
-# ---------------------------------------------------------------- prior preservation
-
-
-def prepare_class_images(recipe: SubjectRecipe, folder: Path) -> None:
-    """Write down in a folder how its images of the class are generated, or see that it is as written down.
-
-    Args:
-        recipe: with a prior.
-        folder: where they are kept.
-
-    Raises:
-        UserError: the folder holds images of other settings, or cannot be written.
-    """
-    assert recipe.prior is not None
-    prompt = recipe.task.fill(recipe.prior.prompt)
-    settings = {
-        "model": recipe.model,
-        "variant": recipe.variant,
-        "vae": recipe.vae,
-        "prompt": prompt,
-        "resolution": recipe.task.resolution,
-        "inference_steps": recipe.validation.inference_steps,
-        "guidance_scale": recipe.validation.guidance_scale,
-    }
-    files.check_writable(folder)
-    path = folder / SETTINGS
-    if not path.exists():
-        if any(folder.glob("*.png")):
-            raise UserError(f"prior.folder: {folder} holds images, but no {SETTINGS}: choose another folder")
-        files.write_json(path, settings)
-        return
-    with files.reading(path):
-        found = files.read_json(path)
-    if odd := differences(found, settings):
-        raise UserError(
-            f"prior.folder: {folder} holds images of other settings: {', '.join(odd)}: choose another folder"
-        )
-
-
-def class_images(recipe: SubjectRecipe, diffusion: Diffusion, folder: Path) -> Iterator[Path]:
-    """This process's share of the images of the class, one after the other, generated where they are not there yet.
-
-    Each is written whole or not at all, and has its own seed: a run that was interrupted goes on with the next.
-
-    Args:
-        recipe: with a prior.
-        diffusion: the model before it is trained.
-        folder: where they are kept; see `prepare_class_images`.
-    """
-    assert recipe.prior is not None
-    prompt = recipe.task.fill(recipe.prior.prompt)
-    for number, path in own_part(list(enumerate(class_paths(recipe, folder)))):
-        if not path.exists():
-            write_png(path, diffusion.generate(prompt, recipe.validation, seed_of("class image", number)))
-        yield path
-
-
-def class_paths(recipe: SubjectRecipe, folder: Path) -> list[Path]:
-    """The files of all images of the class."""
-    return [folder / f"{number:05d}.png" for number in range(0 if recipe.prior is None else recipe.prior.images)]

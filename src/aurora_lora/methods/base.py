@@ -73,7 +73,7 @@ class Method:
     description: str
     options: Options = field(default_factory=dict, kw_only=True)
     looks: ClassVar[bool] = False
-    """Whether `looked` takes something from training data."""
+    """Whether `looked` or `prepare` takes something from training data."""
 
     def bind(self, options: Options) -> Self:
         """This method with these options, checked, and the defaults of the others.

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import safe_open
@@ -107,6 +107,8 @@ def share(layers: Mapping[str, AdaptedLinear], dropped: Collection[str]) -> None
 @dataclass(frozen=True)
 class LoRADropMethod(UpdateMethod):
     """The layers are chosen before the training, and known from the saved weights afterwards."""
+
+    looks: ClassVar[bool] = True
 
     def prepare(self, model: nn.Module, sample: Sample) -> None:
         """Train on a share of the data, see which layers matter, and let the others share one adapter; start anew.

@@ -210,7 +210,7 @@ def as_run(run: TrainedRun | Path | str) -> TrainedRun:
 PLACES = (
     *("model", "model.name", "model.revision"),
     *("task.teacher", "task.data", "task.validation_data", "task.test_data", "task.revision"),
-    *("vae", "task.images", "prior.folder", "scores.clip", "scores.dino"),
+    *("vae", "task.images", "scores.clip", "scores.dino"),
 )
 """Fields that say where something is, which may have moved; what is read of it, other checks look at."""
 

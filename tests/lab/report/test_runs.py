@@ -57,7 +57,6 @@ def test_what_has_no_say_makes_no_other_setting(make_result: Make, load: Load, f
         ("task", ({"name": "t", "train_size": 64}, {"name": "t", "train_size": 1000})),
         ("calibration", ({"examples": 16}, {"examples": 256})),
         ("model", ({"name": "m", "quantization": None}, {"name": "m", "quantization": "nf4"})),
-        ("prior", (None, {"prompt": "a photo of a dog", "images": 100})),
     ],
 )
 def test_runs_that_differ_in_more_than_their_training_are_other_lines(

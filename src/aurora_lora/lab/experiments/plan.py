@@ -35,7 +35,7 @@ from ...methods.start import ordinary
 from ...train.kind_facts import FACTS
 from ...train.kinds.choices import BEAMS, LOGITS, NEW_TOKENS, questions_at_once
 from ...train.models import PRECISIONS, cached_width, frozen_dtype, load_config, positions, quantization_of
-from ...train.recipe import ModelSection, Recipe, RunRecipe, steps_of_an_epoch
+from ...train.recipe import ModelSection, Recipe, RunRecipe, examples_of_a_step, steps_of_an_epoch
 
 _LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 _ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1}
@@ -453,16 +453,14 @@ def subject_needs(recipe: SubjectRecipe, on: Machine) -> tuple[ParameterCounts, 
     with torch.device("meta"):
         params = count_parameters(apply_method(recipe.method, copy.deepcopy(_unet(recipe.model)), "TEXT_TO_IMAGE"))
     size = (params.total - params.adapter) / 2.567e9 * (recipe.task.resolution / 1024) ** 2
-    of_pass = training.batch_size * (1 if recipe.prior is None else 2)
     weight, width = (PRECISIONS[one].itemsize for one in (recipe.weights_precision, training.precision))
-    passing = width * of_pass * size * (3.081e8 if training.gradient_checkpointing else 2.664e9)
+    passing = width * training.batch_size * size * (3.081e8 if training.gradient_checkpointing else 2.664e9)
     memory = weight * (params.total - params.adapter + AUTOENCODER) + passing + 16 * params.adapter
     looks = 1 + math.ceil(training.steps / recipe.validation.every)
     scored = 0 if recipe.scores is None else len(recipe.scores.prompts) * recipe.scores.images_per_prompt
     images = len(recipe.validation_prompts) * (looks + forms) + scored * forms
-    images += 0 if recipe.prior is None else recipe.prior.images
     drawing = (2 if recipe.validation.guidance_scale > 1 else 1) * recipe.validation.inference_steps + 1
-    steps = of_pass * training.gradient_accumulation_steps * training.steps
+    steps = examples_of_a_step(training) * training.steps
     passes = {
         "training": (3 if training.gradient_checkpointing else 2) * steps,
         "evaluation": recipe.validation.noise_samples * (looks + forms),
