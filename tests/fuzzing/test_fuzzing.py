@@ -28,7 +28,7 @@ def layers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, runne
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES[:5], *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[5:])])
 def test_no_traceback_and_nothing_wrong_is_accepted(layers: dict[str, runner.Layer], name: str) -> None:
     tally = runner.run(layers[name], layers[name].small)
     assert not tally.failures, "\n".join(tally.failures.values())

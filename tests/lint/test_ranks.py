@@ -1,10 +1,9 @@
 """The tables of docs/ranks.md."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from make.ranks import USED, cost_of_probe, ranks_shown, scores_table
+from make.ranks import USED, scores_table
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,11 +19,3 @@ def test_ways_are_compared_at_their_best_rates_by_seed() -> None:
     assert first == f"| {USED} | 2 | 70.0 |  |  |"
     # paired: +2 and 0, mean 1; Student's t of one degree of freedom is 12.71, the standard error 1
     assert second == "| S by weight | 2 | 71.0 | +1.0 | -11.7 to +13.7 |"
-
-
-def test_what_is_committed_is_in_the_page() -> None:
-    page = (ROOT / "docs" / "ranks.md").read_text()
-    lines = (ROOT / "results" / "rank-scores" / "runs.jsonl").read_text().splitlines()
-    assert scores_table([json.loads(one) for one in lines]) in page
-    assert cost_of_probe(json.loads((ROOT / "results" / "probe" / "cost.json").read_text())) in page
-    assert ranks_shown(json.loads((ROOT / "results" / "rank" / "ranks.json").read_text())) in page

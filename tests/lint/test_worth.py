@@ -9,19 +9,14 @@ import pandas as pd
 import pytest
 
 from aurora_lora.lab.experiments.study import load_study
-from aurora_lora.lab.report.runs import load_sections
 from make.worth import (
     CASES,
     PANELS,
     RATES,
     ROWS,
-    SETTLED,
     answered,
-    beyond_the_best,
     by_epoch,
     default_at_the_same_rank,
-    fewer_weights,
-    without_seed,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -123,19 +118,3 @@ def test_every_pair_of_the_same_ranks_is_asked() -> None:
                 assert asked[aurora, lora] in CASES["same rank"][study], (study, aurora)
                 pairs += 1
     assert pairs >= 30
-
-
-def test_what_is_committed_is_in_the_page() -> None:
-    studies = ROOT / "results" / "studies"
-    summaries = {
-        name: json.loads((studies / name / "study.json").read_text()) for name in STUDIES if (studies / name).exists()
-    }
-    page = (ROOT / "docs" / "evidence.md").read_text()
-    assert default_at_the_same_rank(summaries) in page
-    assert fewer_weights(summaries) in (ROOT / "docs" / "worth.md").read_text()
-    (converged,) = load_sections([studies / "ranks-converged" / "study.json"])
-    assert by_epoch(converged.scores, SETTLED) in (ROOT / "docs" / "studies" / "ranks-converged.md").read_text()
-    for case in CASES:
-        assert answered(summaries, case) in page
-    assert beyond_the_best(summaries) in page
-    assert without_seed(summaries, ("ranks-short", "ranks-converged"), 0) in page

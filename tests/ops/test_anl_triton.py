@@ -62,6 +62,7 @@ def test_the_kernels_on_a_gpu(tmp_path):
     run_checks(tmp_path)
 
 
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.parametrize("target", [("cuda", 80, 32), ("hip", "gfx942", 64)], ids=str)
 def test_the_kernels_compile_for_gpus(tmp_path, monkeypatch, target):

@@ -280,6 +280,7 @@ def test_what_is_left_out_is_told_and_not_packed(read: Read, model: Path, packin
         assert sorted(one["input_ids"] for one in data.splits["train"]) == sorted(texts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", ["false", "true"])
 def test_interrupted_and_gone_on_with(read: Read, tmp_path: Path, packing: str) -> None:
     changes = ["messages", f"task.packing={packing}", "training.checkpoint_every=2"]

@@ -213,6 +213,7 @@ def ask(*args: object, stdin: str = "", code: int = 0) -> Any:
     return done
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["texts", "text"])
 def test_trained_on_texts_it_goes_on_with_texts(model: Path, tmp_path: Path, form: str) -> None:
     """Though its tokenizer has a chat template: what is asked is what was trained on."""

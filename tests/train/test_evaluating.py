@@ -36,6 +36,7 @@ def _cut(kind: str) -> tuple[str, list[Path]]:
     return str(new), [data, new]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", METRICS)
 def test_as_the_test_data_of_the_run(kind: str, here: Path) -> None:
     """The same scores, whether or not the run's own data are there; and nothing is written."""

@@ -78,6 +78,7 @@ def test_run(
         assert one["probability"] == pytest.approx(other["probability"], abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "method"), OF_LANGUAGE_MODELS, ids=[m["name"] for _, m in OF_LANGUAGE_MODELS])
 def test_run_of_a_language_model(write_recipe: WriteRecipe, tmp_path: Path, kind: str, method: dict[str, Any]) -> None:
     lm = tiny.save_language_model(tmp_path / "lm", kind, tied=True)

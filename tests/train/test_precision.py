@@ -51,6 +51,7 @@ def dtypes(model: nn.Module, *, head: bool) -> set[torch.dtype]:
 # ---------------------------------------------------------------- answers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", LOW)
 def test_a_run_answers_in_a_dtype(write_recipe: WriteRecipe, tmp_path: Path, method: str, dtype: str) -> None:

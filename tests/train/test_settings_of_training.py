@@ -198,6 +198,7 @@ def test_a_base_kept_in_float32_under_a_lower_precision(write_recipe: WriteRecip
         assert model.get_input_embeddings().weight.dtype == kept  # type: ignore[operator]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_a_quantised_base(write_recipe: WriteRecipe, tmp_path: Path, quantization: str) -> None:
     bitsandbytes: Any = pytest.importorskip("bitsandbytes")

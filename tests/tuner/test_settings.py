@@ -182,6 +182,7 @@ class _Counter:
         return aot_eager(graph, inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.compiles_peft
 @pytest.mark.parametrize(
     "fields",
