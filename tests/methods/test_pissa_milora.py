@@ -54,16 +54,6 @@ def test_decomposed_once_in_a_run(make_model: MakeModel, tmp_path: Path, decompo
     assert same(first, again)
 
 
-def test_one_process_keeps_the_start(make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("accelerate.state.is_initialized", lambda: False)  # not joined yet
-    monkeypatch.setenv("RANK", "1")
-    made(make_model, "pissa", tmp_path / "checkpoints")
-    assert not (tmp_path / "checkpoints").exists()
-    monkeypatch.setenv("RANK", "0")
-    made(make_model, "pissa", tmp_path / "checkpoints")
-    assert (tmp_path / "checkpoints" / START_FILE).exists()
-
-
 @pytest.mark.parametrize("name", ["milora", "pissa"])
 def test_loading_decomposes_nothing(make_model: MakeModel, tmp_path: Path, decomposed: list[int], name: str) -> None:
     model, method = made(make_model, name)

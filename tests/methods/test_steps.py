@@ -1,6 +1,6 @@
 """What methods do before the training and at its steps: AdaLoRA's ranks, DyLoRA's ranks, LoRA-drop's layers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -31,22 +31,6 @@ def applied(make_model: MakeModel, name: str, **options: Any) -> tuple[Any, Meth
 
 def kept_ranks(model: nn.Module) -> list[int]:
     return [int((p != 0).sum()) for name, p in model.named_parameters() if ".lora_E." in name]
-
-
-def random_steps(model: Any, method: Method, steps: int) -> Iterator[int]:
-    """Steps whose gradients and changes are noise; each is shown when the callback has had it."""
-    callback = method.callbacks()[0]
-    state = SimpleNamespace(global_step=0, max_steps=steps)
-    callback.on_train_begin(ARGS, state, None, model=model)
-    for step in range(steps):
-        with torch.no_grad():
-            for p in model.parameters():
-                p.grad = torch.randn_like(p) if p.requires_grad else None
-                if p.requires_grad:
-                    p.add_(torch.randn_like(p))
-        state.global_step = step
-        callback.on_optimizer_step(ARGS, state, None, model=model)
-        yield step
 
 
 def test_adalora_with_a_layer_that_the_loss_does_not_reach(make_model: MakeModel) -> None:
@@ -98,14 +82,6 @@ def test_adalora_does_not_see_gradients_that_overflowed(make_model: MakeModel, f
         callback.on_optimizer_step(ARGS, state, None, model=model, optimizer=optimizer)
     assert sum(kept_ranks(model)) == 12
     assert all(torch.isfinite(value).all() for value in model.base_model.rankallocator.exp_avg_ipt.values())
-
-
-def test_adalora_reaches_its_budget_between_two_allocations(make_model: MakeModel) -> None:
-    """The last allocation, at step 8 of 13, is no multiple of deltaT; after step 5 the budget is still 15."""
-    model, method = applied(make_model, "adalora", init_r=6, target_r=2, tinit=2, tfinal=5, deltaT=5)
-    for _ in random_steps(model, method, 13):
-        pass
-    assert sum(kept_ranks(model)) == 6 * 2
 
 
 def test_adalora_penalty_is_pefts(make_model: MakeModel) -> None:
@@ -193,20 +169,6 @@ def test_which_layers_are_unimportant() -> None:
     assert unimportant(dict.fromkeys(kind, 0.0), kind, 0.9) == []  # nothing was learned: nothing can be told
 
 
-def test_norms_of_updates(make_model: MakeModel, sample: Sample) -> None:
-    """sum over positions of |s B A x|^2, with the inputs that reach the layer."""
-    model, _ = applied(make_model, "lora-drop", r=4, alpha=12)
-    layers = layers_by_path(model)
-    inputs = {}
-    for path, layer in layers.items():
-        nn.init.normal_(layer.update.B, std=0.1)
-        layer.register_forward_pre_hook(lambda _, args, path=path: inputs.__setitem__(path, args[0]))
-    found = update_norms(model.eval(), layers, sample.batches(1.0), sample)
-    for path, layer in layers.items():
-        delta = 3.0 * layer.update.B @ layer.update.A
-        assert found[path] == pytest.approx((inputs[path] @ delta.T).square().sum().item(), rel=1e-4)
-
-
 def test_lora_drop_shares_and_starts_anew(make_model: MakeModel, sample: Sample, tmp_path: Path) -> None:
     model, method = applied(make_model, "lora-drop", r=4, threshold=0.5)
     start = {name: value.clone() for name, value in model.state_dict().items()}
@@ -285,35 +247,8 @@ def test_lora_drop_in_float16(make_model: MakeModel, sample: Sample) -> None:
     assert norms[1] == pytest.approx(norms[0], rel=0.1)
 
 
-def test_lora_drop_that_diverges(make_model: MakeModel, sample: Sample) -> None:
-    model, method = applied(make_model, "lora-drop", r=4, sample_epochs=5)
-    wild = Sample(sample.batches, sample.loss, learning_rate=1e30, seed=0, examples=16)
-    with pytest.raises(UserError, match="training diverged: that of lora-drop on sample data"):
-        method.prepare(model, wild)
-
-
 def halves(batch: dict[str, Any]) -> list[dict[str, Any]]:
     return [{key: value[part] for key, value in batch.items()} for part in (slice(0, 8), slice(8, 16))]
-
-
-def test_lora_drop_looks_at_the_share_and_for_the_epochs_that_it_is_told(
-    make_model: MakeModel, sample: Sample, labelled: dict[str, Any]
-) -> None:
-    """Two batches in four epochs of training, then once without dropout for the importances."""
-    shares, training = [], []
-
-    def loss(model: Any, batch: Any) -> Any:
-        training.append(model.training)
-        return sample.loss(model, batch)
-
-    def batches(share: float) -> Any:
-        shares.append(share)
-        return halves(labelled)
-
-    model, method = applied(make_model, "lora-drop", r=4, sample_share=0.25, sample_epochs=4)
-    method.prepare(model, replace(sample, loss=loss, batches=batches))
-    assert set(shares) == {0.25}
-    assert training == [True] * 4 * 2 + [False] * 2
 
 
 def test_lora_drop_judges_layers_after_ordinary_training(

@@ -173,22 +173,6 @@ def test_the_gap_of_a_run_is_in_float32_and_rounds_by_its_calibration_inputs(
     )
 
 
-@pytest.mark.parametrize("name", ["nf4", "int8"])
-def test_a_trained_bias_is_merged_with_its_scale(write_recipe: Callable[..., Path], tmp_path: Path, name: str) -> None:
-    """PEFT's own merge into a quantised layer leaves the scale out."""
-    model = tiny.save_model(tmp_path / "model", width=64)
-    method = {"name": "lora", "r": 2, "lora_alpha": 16, "lora_bias": True, "target_modules": ["query"]}
-    run = train(load_recipe(write_recipe(model=model, method=method)), tmp_path / "run").folder
-    for output, options in (("exact", []), ("rounded", ["--quantization", name])):
-        done = aurora("merge", run, "-o", tmp_path / output, *options)
-        assert done.exit_code == 0, done.output
-    exact, rounded = (load_file(tmp_path / one / "model.safetensors") for one in ("exact", "rounded"))
-    biases = [key for key in exact if key.endswith("query.bias")]
-    assert biases
-    for key in biases:
-        torch.testing.assert_close(rounded[key].float(), exact[key])
-
-
 def test_what_merges_round_by_is_not_measured_on(run: Path) -> None:
     """Of the 64 training texts, 32 are the calibration's."""
     assert measuring.gap(run, split="train", quantizations="nf4").predictions == 32

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from .. import files
-from ..errors import CheckpointError, FormError, MergeError, UserError, one_line
+from ..errors import CheckpointError, FormError, UserError, one_line
 from ..forms import MERGED
+from ..tuner.peft_names import CONFIG_NAME
 from ..tuner.targets import trained_whole
 from ..values import check_finite
 from .options import Fields, Options, added_fields, check_names
@@ -274,7 +275,13 @@ class PeftMethod(Method):
 
     def save(self, model: nn.Module, directory: Path) -> None:
         model.save_pretrained(directory)  # type: ignore[operator]
-        edit_config(directory, _sort_sets)
+
+        def sort_sets(saved: dict[str, Any]) -> None:  # PEFT's order is that of a hash
+            for name in ("target_modules", "exclude_modules"):
+                if isinstance(saved.get(name), list):
+                    saved[name].sort()
+
+        edit_config(directory, sort_sets)
 
     def merge(self, model: nn.Module, form: str) -> PreTrainedModel:
         untie_adapted(model)
@@ -283,27 +290,7 @@ class PeftMethod(Method):
 
 
 def merge_and_unload(model: Any) -> PreTrainedModel:
-    """PEFT's, with one error for what cannot be merged, and the biases of LoRA at their scale.
-
-    Raises:
-        FormError: PEFT cannot merge the adapter.
-        MergeError: it trains a bias that the layer does not have; nothing is changed then.
-    """
-    from peft.tuners.lora import LoraLayer
-
-    biases = [
-        (path, layer, name)
-        for path, layer in model.named_modules()
-        if isinstance(layer, LoraLayer) and not layer.merged
-        for name in layer.active_adapters
-        if layer.lora_bias.get(name)
-    ]
-    for path, layer, _ in biases:
-        if getattr(layer.get_base_layer(), "bias", None) is None:
-            raise MergeError(f"{path}: the bias that lora_bias=True trains cannot be merged: the layer has none.")
-    for _, layer, name in biases:
-        if type(layer).__module__.endswith(".bnb"):  # whose merge leaves out the scale of the forward pass
-            layer.lora_B[name].bias.data *= layer.scaling[name]
+    """PEFT's, with a FormError for an adapter that PEFT cannot merge."""
     try:
         merged: PreTrainedModel = model.merge_and_unload()
     except NotImplementedError as error:  # a variant of LoRA
@@ -311,17 +298,8 @@ def merge_and_unload(model: Any) -> PreTrainedModel:
     return merged
 
 
-def _sort_sets(saved: dict[str, Any]) -> None:
-    """Sort what PEFT keeps as sets and writes in the order of a hash: two processes write the same bytes."""
-    for name in ("target_modules", "exclude_modules"):
-        if isinstance(saved.get(name), list):
-            saved[name].sort()
-
-
 def edit_config(directory: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Change the configuration in an adapter's folder, if it has one, and write it as PEFT does."""
-    from ..tuner.peft_names import CONFIG_NAME
-
     path = directory / CONFIG_NAME
     if path.exists():
         saved = files.read_json(path)
@@ -345,13 +323,7 @@ def load_finite(method: Method, model: PreTrainedModel, directory: Path) -> nn.M
 
 
 def apply_method(method: Method, base: Any, task_type: TaskType, kept: Path | None = None) -> nn.Module:
-    """The method on a pretrained model.
-
-    Args:
-        method: bound to its options.
-        base: the pretrained model.
-        task_type: of PEFT.
-        kept: see `Method.apply`.
+    """The method, bound to its options, on a pretrained model; see `Method.apply`.
 
     Raises:
         UserError: the method does not fit the model, or the memory.

@@ -13,18 +13,15 @@ from .start import PROBED, ProbedMethod
 
 LORA_RECORDED: Options = {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0}
 """The options that every result records, with their defaults."""
-_TRAINING_DATA = "is not allowed: it needs training data: see"
+_NEEDS_DATA = "it needs training data"
 _REFUSED = {
-    "eva": f"{_TRAINING_DATA} start: eva of the method lora",
-    "lora_ga": f"{_TRAINING_DATA} the method lora-ga",
-    "pissa_niter": (
-        "is not allowed: PEFT draws this start anew when it loads the adapter, and changes W0 by it: see the method "
-        "pissa, whose singular vectors are exact"
-    ),
+    "eva": f"{_NEEDS_DATA}: see start: eva of the method lora",
+    "lora_ga": f"{_NEEDS_DATA}: see the method lora-ga",
+    "pissa_niter": "PEFT draws this start anew when it loads the adapter: see the method pissa, which is exact",
 }
-"""How starts begin that PEFT makes by a second call, or otherwise when it loads them: what there is instead."""
-_UNREAD = {"eva_config": "start: eva has PEFT's defaults", "lora_ga_config": "the method lora-ga has stable_gamma"}
-"""Fields that PEFT reads with such a start alone: what there is instead."""
+"""How starts begin that PEFT makes by a second call, or otherwise when it loads them."""
+_NO_OPTIONS = ("eva_config", "lora_ga_config", "lora_bias")
+"""What PEFT reads with such a start alone; and what its merge into a quantised layer leaves the scale out of."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +33,7 @@ class LoraMethod(PeftMethod):
         start = options.get("init_lora_weights")
         for name, why in _REFUSED.items():
             if str(start).startswith(name):
-                raise ValueError(f"init_lora_weights={start!r} {why}.")
-        for name, instead in _UNREAD.items():
-            if options.get(name) is not None:
-                raise ValueError(f"{name} is not allowed, as nothing reads it: {instead}.")
+                raise ValueError(f"init_lora_weights={start!r} is not allowed: {why}.")
         return checked
 
 
@@ -49,8 +43,8 @@ class ProbedLoraMethod(ProbedMethod, LoraMethod):
 
 
 def lora_names(*fixed: str) -> list[str]:
-    """The fields that `LoraConfig` adds to PEFT's base class, without the fixed ones."""
-    return [name for name in added_fields(LoraConfig) if name not in fixed]
+    """The fields that `LoraConfig` adds to PEFT's base class, without the fixed ones and those that are no options."""
+    return [name for name in added_fields(LoraConfig) if name not in (*fixed, *_NO_OPTIONS)]
 
 
 LORA = ProbedLoraMethod(

@@ -47,20 +47,6 @@ def marked_random(model: nn.Module) -> tuple[str, ...]:
     return getattr(plain_model(model), _RANDOM, ())
 
 
-def left_random(model: nn.Module) -> list[str]:
-    """The modules in a PEFT model's `marked_random` that its adapter does not train whole."""
-    from ..deploy.inputs import plain_model
-
-    plain = plain_model(model)
-
-    def is_saved(path: str) -> bool:  # or what it is in
-        parts = path.split(".")
-        around = (plain.get_submodule(".".join(parts[: i + 1])) for i in range(len(parts)))
-        return any(hasattr(module, "modules_to_save") for module in around)
-
-    return [path for path in marked_random(plain) if not is_saved(path)]
-
-
 def head_modules(model: nn.Module) -> list[str]:
     """The paths of the randomly initialised head: top-level modules with weights beside the pretrained body, and those
     that the checkpoint has no weights for.

@@ -53,33 +53,20 @@ class ProbedMethod(PeftMethod):
         for name, default in PROBED.items():
             found.setdefault(name, default)
         budget, start = found["budget"] is not None, found["start"]
-        refused = [
-            (
-                options.get("layer_replication") and wants_probe(found),
-                "layer_replication does not go with budget or start: it numbers the probed layers anew.",
-            ),
-            *(
-                (budget and options.get(name), f"{name} does not go with budget, which gives each layer its rank.")
-                for name in PATTERNS
-            ),
-            (
-                start == EVA and "init_weights" in added_fields(self.config_class),
-                "start: eva is for lora: AuroRA's z must fit the spline's range, as in start: aligned.",
-            ),
-            (
-                start == EVA and (budget or any(options.get(name) for name in PATTERNS)),
-                f"start: eva gives each layer its rank: it does not go with budget or {' and '.join(PATTERNS)}.",
-            ),
-            (
-                start != "default" and options.get("init_lora_weights", True) is not True,
-                f"init_lora_weights does not go with start: {start}.",
-            ),
-            (
-                start == ALIGNED and options.get("init_weights", True) is False,
-                "init_weights: false does not go with start: aligned, which changes nothing at first.",
-            ),
-        ]
-        for is_so, why in refused:
-            if is_so:
-                raise ValueError(why)
+        patterns = [name for name in PATTERNS if options.get(name)]
+        why = None
+        if options.get("layer_replication") and wants_probe(found):
+            why = "layer_replication does not go with budget or start: it numbers the probed layers anew."
+        elif budget and patterns:
+            why = f"{patterns[0]} does not go with budget, which gives each layer its rank."
+        elif start == EVA and "init_weights" in added_fields(self.config_class):
+            why = "start: eva is for lora: AuroRA's z must fit the spline's range, as in start: aligned."
+        elif start == EVA and (budget or patterns):
+            why = f"start: eva gives each layer its rank: it does not go with budget or {' and '.join(PATTERNS)}."
+        elif start != "default" and options.get("init_lora_weights", True) is not True:
+            why = f"init_lora_weights does not go with start: {start}."
+        elif start == ALIGNED and options.get("init_weights", True) is False:
+            why = "init_weights: false does not go with start: aligned, which changes nothing at first."
+        if why is not None:
+            raise ValueError(why)
         return found

@@ -104,29 +104,21 @@ def target_paths(model: nn.Module, options: Mapping[str, Any], default: list[str
 def blocks_and_kinds(paths: Iterable[str]) -> dict[str, tuple[int | None, str]]:
     """The number of each layer's block, or None, and what the layer is called in there, by the layer's path.
 
-    Where lists of blocks have kinds in common, as encoder and decoder, what the lists differ in stands before the kind.
+    Where lists of blocks have names in common, as encoder and decoder, the list stands before the name.
     """
     parts = {path: re.fullmatch(r"(?:(.*?)\.)?(\d+)\.(.+)", path) for path in paths}
-    before = {path: list(filter(None, (match[1] or "").split("."))) if match else [] for path, match in parts.items()}
-    named_before = [set(names) for names in before.values() if names]
-    common = set.intersection(*named_before) if named_before else set()
-
-    def told(path: str, *, whole: bool) -> tuple[int | None, str]:
-        match = parts[path]
-        if match is None:
-            return None, path
-        ahead = [name for name in before[path] if name not in common] if whole else []
-        return int(match[2]), ".".join((*ahead, match[3]))
-
-    for whole in (False, True):
-        found = {path: told(path, whole=whole) for path in parts}
-        if len(set(found.values())) == len(found):
-            return found
-    return {path: (block, path) for path, (block, _) in found.items()}
+    found: dict[str, tuple[int | None, str]]
+    found = {path: (int(match[2]), match[3]) if match else (None, path) for path, match in parts.items()}
+    if len(set(found.values())) == len(found):
+        return found
+    return {
+        path: (int(match[2]), f"{match[1]}.{match[3]}" if match[1] else match[3]) if match else (None, path)
+        for path, match in parts.items()
+    }
 
 
 def check_modules(model: nn.Module, options: Mapping[str, Any]) -> None:
-    """Refuse options that name modules or layers which are not there: PEFT silently leaves those out.
+    """Refuse options that name modules which are not there: PEFT silently leaves those out.
 
     Args:
         model: a plain model.
@@ -150,15 +142,3 @@ def check_modules(model: nn.Module, options: Mapping[str, Any]) -> None:
         for pattern in options.get(option) or ():
             if not any(re.match(rf"(.*\.)?({pattern})$", path) for path in paths):
                 raise ValueError(f"{option}: {pattern!r} is an {unknown('module', last, pattern)}.")
-    numbers, patterns = options.get("layers_to_transform"), options.get("layers_pattern")
-    if numbers is None:
-        return
-    there: set[int] = set()
-    for name in [patterns] if isinstance(patterns, str) else patterns or [r"[^.]*"]:
-        found = {int(match[1]) for path in paths if (match := re.match(rf"(?:^|.*?\.){name}\.(\d+)\.", path))}
-        if not found:
-            raise ValueError(f"layers_pattern: {name!r} names no list of layers.")
-        there |= found
-    for number in [numbers] if isinstance(numbers, int) else numbers:
-        if number not in there:
-            raise ValueError(f"layers_to_transform: there is no layer {number} ({min(there)} to {max(there)} are).")
