@@ -282,12 +282,6 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["report", "RUN", "--title", "Runs"], "--title goes with --html FILE.html"),
     (["predict", "none", "text"], "none is neither the folder of a run"),
     (["predict", "RUN", "text", "--column", "said"], "--column, --encoding, --split and --overwrite go with FILE"),
-    (
-        ["predict", "RUN", "text", "--encoding", "cp1252"],
-        "--column, --encoding, --split and --overwrite go with FILE",
-    ),
-    (["predict", "RUN", "text", "--split", "test"], "--column, --encoding, --split and --overwrite go with FILE"),
-    (["predict", "RUN", "text", "--overwrite"], "--column, --encoding, --split and --overwrite go with FILE"),
     (["train", "RUN/result.json", "-o", "run"], "result.json: this is the result of a run, not a recipe: recipe."),
     (["predict", "RUN", "a film", " "], "'text 2' is empty"),
     (["predict", "RUN", "caf\udce9"], r"'text 1' is 'caf\udce9', which is no UTF-8"),
@@ -302,8 +296,6 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["train"], "Missing argument 'RECIPE'"),
     (["train", "RECIPE"], "Missing option '--output'"),
     (["train", "RECIPE", "--otput", "run"], "No such option: --otput"),
-    (["gap", "RUN", "--examples", "many"], "Invalid value for '--examples'"),
-    (["list", "tasks", "more", "again"], "unexpected extra argument"),
     (
         ["train", "RECIPE", "method.target_modules=[query,valu]", "-o", "run"],
         "'valu' is an unknown module; did",
@@ -311,11 +303,6 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["train", "RECIPE", "method.modules_to_save=[nope]", "-o", "run"], "modules_to_save: 'nope' is an unknown"),
     (["train", "RECIPE", "-o", LONG], "File name too long"),
     (["train", LONG, "-o", "run"], "is no file, and an unknown recipe (see `aurora list recipes`)"),
-    (["train", f"{LONG}.yaml", "-o", "run"], "File name too long"),
-    (["evaluate", LONG], "File name too long"),
-    (["predict", LONG, "text"], "File name too long"),
-    (["report", LONG], "File name too long"),
-    (["report", "RUN", "--figures", LONG], "File name too long"),
     (["report", "RUN", "--figures", "/proc/figures"], "cannot write /proc/figures"),
     (["report", "RUN", "--html", "/proc/page.html"], "cannot write /proc/page.html"),
 ]
@@ -333,9 +320,8 @@ def test_mistakes(aurora: Invoke, recipe: Path, finished: Any, tmp_path: Path, m
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
-@pytest.mark.parametrize("buffered", [True, False])
-def test_an_output_that_is_full(buffered: bool) -> None:
-    command = [sys.executable, *([] if buffered else ["-u"]), "-W", "ignore", "-m", "aurora_lora.cli", "list", "tasks"]
+def test_an_output_that_is_full() -> None:
+    command = [sys.executable, "-W", "ignore", "-m", "aurora_lora.cli", "list", "tasks"]
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from peft import AdaLoraConfig, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from torch import nn
 from transformers import (
     BertConfig,
@@ -229,17 +229,6 @@ def test_which_merges_are_measured(model, make_bert, batches):
             merge_gap(other, batches, merges=merges, rounding_batches=batches)
 
 
-def test_little_memory_gives_the_same_merges(model, batches):
-    """Layers in groups, and one merge after the other."""
-    pytest.importorskip("bitsandbytes")
-    expected = merge_gap(model, batches, quantizations="nf4")
-    found = merge_gap(model, iter(batches), quantizations="nf4", max_memory=1)
-    for one, other in zip(found.merges, expected.merges, strict=True):
-        assert one.end_to_end.kl == pytest.approx(other.end_to_end.kl, rel=1e-6, abs=1e-12)
-        losses = [{loss.layer: loss.relative_error for loss in merge.layers} for merge in (one, other)]
-        assert losses[0] == pytest.approx(losses[1], rel=1e-4, abs=1e-7)
-
-
 def test_a_metric_of_ones_own(model, labelled):
     gap = merge_gap(model, labelled, metric=lambda logits, labels: {"positives": float((logits.argmax(-1) == 1).sum())})
     assert all(set(entry.metric) == {"positives"} for entry in gap.end_to_end)
@@ -247,13 +236,3 @@ def test_a_metric_of_ones_own(model, labelled):
         merge_gap(model, iter(()), metric="f1")  # noticed before any pass
     with pytest.raises(TypeError, match="metric must return numbers by their names"):
         merge_gap(model, labelled, metric=lambda *_: 0.5)
-
-
-def test_adalora_that_was_loaded_for_inference(make_bert, labelled, tmp_path):
-    """With labels, PEFT's own forward pass fails then."""
-    config = AdaLoraConfig(total_step=10, init_lora_weights=False, target_modules=["query"], task_type="SEQ_CLS")
-    get_peft_model(make_bert(), config).save_pretrained(tmp_path)
-    model = PeftModel.from_pretrained(make_bert(), tmp_path)
-    with pytest.raises(AttributeError, match="trainable_adapter_name"):
-        model(**labelled[0])
-    assert all(set(merge.end_to_end.metric) == {"nll", "accuracy"} for merge in merge_gap(model, labelled).merges)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import get_peft_model, inject_adapter_in_model
+from peft import get_peft_model
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import (
@@ -58,35 +58,6 @@ def test_the_decoder_of_a_classifier_has_the_tokens_of_the_encoder(classes: tupl
         assert [layer.vectors for layer in report.layers] == [8, 8]
     report = calibrate(model, [{"input_ids": ids, "attention_mask": mask, "decoder_input_ids": ids}])
     assert [layer.vectors for layer in report.layers] == [8, 10]
-
-
-class OfOneDict(nn.Module):
-    """A model that takes its whole batch as one argument, and gives a plain dict."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(3, 2)
-
-    def forward(self, features: dict[str, torch.Tensor], scale: float = 1.0) -> dict[str, torch.Tensor]:
-        return {"hidden": features["x"], "logits": self.linear(features["x"]) * scale}
-
-
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_a_model_that_takes_a_batch_as_one_argument(wrapped: bool) -> None:
-    """As it is, and inside PEFT's wrapper; padding is left out, and what it gives by name is found."""
-    torch.manual_seed(0)
-    config = AuroraConfig(target_modules=["linear"], init_weights=False)
-    model: Any = get_peft_model(OfOneDict(), config) if wrapped else inject_adapter_in_model(config, OfOneDict())
-    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
-    batches = [
-        {"x": torch.randn(2, 3, 3), "attention_mask": mask, "labels": torch.tensor([[0, 1, -100], [1, -100, -100]])}
-    ]
-    assert calibrate(model, batches).layers[0].vectors == 3
-    gap = merge_gap(model, batches)
-    assert gap.predictions == 3
-    assert set(gap.end_to_end[0].metric) == {"nll", "accuracy"}
-    with pytest.raises(TypeError, match="unexpected keyword argument 'attention_mask'"):  # by name where one is known
-        calibrate(model, [{"features": batches[0], "attention_mask": mask}])
 
 
 @pytest.mark.parametrize("with_output_layer", [False, True])

@@ -11,7 +11,6 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 import aurora_lora
-from aurora_lora.errors import NotCalibratedError
 
 STATIC = {"train_form": "static", "eval_form": "static"}
 
@@ -48,34 +47,6 @@ def moved(model: Any) -> Any:
 def outputs(model: Any, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.no_grad():
         return model.train()(ids).logits, model.eval()(ids).logits
-
-
-def test_static_samples_what_it_trains_and_syncs(common: Any) -> None:
-    """The policy that is trained, the one that samples in eval mode and the merged one are the same function."""
-    model, ids = moved(get_peft_model(common.tiny_model(), config(**STATIC))), torch.arange(40).reshape(2, 20)
-    trained, sampled = outputs(model, ids)
-    torch.testing.assert_close(sampled, trained, rtol=0, atol=0)
-    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    model.merge_adapter()
-    synced, _ = outputs(model, ids)
-    model.unmerge_adapter()
-    torch.testing.assert_close(synced, trained, rtol=1e-4, atol=1e-4)
-    assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
-
-
-@pytest.mark.parametrize("eval_form", ["static", "calibrated"])
-def test_dynamic_does_not(common: Any, eval_form: str) -> None:
-    """Why GRPO needs the static form: after dynamic training, the policy that is synced is another one, or none."""
-    model, ids = (
-        moved(get_peft_model(common.tiny_model(), config(eval_form=eval_form))),
-        torch.arange(40).reshape(2, 20),
-    )
-    if eval_form == "calibrated":
-        with pytest.raises(NotCalibratedError):
-            model.merge_adapter()
-    else:
-        trained, sampled = outputs(model, ids)
-        assert (sampled - trained).abs().max() > 0.1
 
 
 class Sync(TrainerCallback):
@@ -129,24 +100,6 @@ def test_grpo(common: Any, tmp_path: Path) -> None:
     assert all(p.abs().max() > 0 for p in trained)
     assert len(sync.differences) == 4
     assert max(sync.differences) < 1e-4
-
-
-@pytest.mark.packaged
-@pytest.mark.slow
-def test_sft_smollm2(run_example: Callable[..., str], tmp_path: Path) -> None:
-    from aurora_lora.data import SplitSizes, get_task
-    from aurora_lora.data.fetch import OfflineError
-    from aurora_lora.data.models import resolve_model
-
-    pytest.importorskip("gguf")
-    try:
-        resolve_model("smollm2-135m")
-        get_task("movie-rating").load(SplitSizes(1, 500, 500), 0)
-    except OfflineError as error:
-        pytest.skip(str(error))
-    output = run_example("trl_sft.py", tmp_path, "--steps", "2", "--batch-size", "4", model="smollm2-135m")
-    assert "calibrated 60 layers" in output
-    assert (tmp_path / "merged" / "model.safetensors").exists()
 
 
 def test_dpo_compares_a_trained_adapter_with_itself(common: Any, tmp_path: Path) -> None:
