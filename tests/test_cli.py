@@ -340,23 +340,6 @@ def test_adapter_that_is_damaged(aurora: Invoke, finished: Any, tmp_path: Path) 
     assert done.stderr == f"{weights} is damaged: it is not what the run wrote\n"
 
 
-def test_a_tokenizer_that_panics(aurora: Invoke, finished: Any, tmp_path: Path) -> None:
-    """A panic in Rust is no `Exception`."""
-    copy = tmp_path / "run"
-    shutil.copytree(finished[0], copy)
-    result = json.loads((copy / "result.json").read_text())
-    del result["adapter_sha256"]  # as in a run of an earlier version
-    (copy / "result.json").write_text(json.dumps(result))
-    tokenizer = copy / "adapter" / "tokenizer.json"
-    settings = json.loads(tokenizer.read_text())
-    settings["post_processor"]["special_tokens"] = {}
-    tokenizer.write_text(json.dumps(settings))
-    done = aurora("predict", copy, "text")
-    assert done.exit_code == 2
-    assert len(done.stderr.splitlines()) == 1
-    assert str(copy) in done.stderr or "a tokenizer failed" in done.stderr
-
-
 def test_ctrl_c(aurora: Invoke, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

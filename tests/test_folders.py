@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
 
 from aurora_lora import files
 from aurora_lora.errors import UserError
@@ -36,31 +34,6 @@ def test_an_interrupted_write_leaves_the_earlier_folder(tmp_path: Path) -> None:
     with pytest.raises(UnicodeEncodeError):
         write(tmp_path / "folder", "\ud800")  # half a character, which UTF-8 refuses
     assert (tmp_path / "folder" / "file").read_text() == "first"
-    assert names(tmp_path) == {"folder"}
-
-
-@pytest.mark.parametrize("at", ["_delete", "flush"])
-def test_an_interrupted_replace_leaves_a_whole_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
-    """At whatever call it is interrupted, one of the two is there."""
-    write(tmp_path / "folder", "first")
-    own, left = getattr(files, at), [0]
-
-    def interrupted(path: Path) -> None:
-        left[0] -= 1
-        if left[0] == 0:
-            raise KeyboardInterrupt
-        own(path)
-
-    monkeypatch.setattr(files, at, interrupted)
-    for call in range(1, 5):
-        left[0] = call
-        try:
-            write(tmp_path / "folder", "second")
-        except KeyboardInterrupt:
-            assert (tmp_path / "folder" / "file").read_text() in ("first", "second")
-    left[0] = 0
-    write(tmp_path / "folder", "third")
-    assert (tmp_path / "folder" / "file").read_text() == "third"
     assert names(tmp_path) == {"folder"}
 
 
@@ -181,17 +154,3 @@ def test_what_others_call_their_leftovers_stays(tmp_path: Path) -> None:
     files.remove(tmp_path / "real")
     files.clear_leftovers(tmp_path)
     assert names(tmp_path) == mine
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
-def test_a_disk_that_is_full_while_a_tokenizer_is_written(tmp_path: Path) -> None:
-    tokenizer = Tokenizer(WordLevel({"a": 0}, unk_token="a"))
-
-    def write_full() -> None:
-        with files.new_folder(tmp_path / "folder") as partial:
-            (partial / "tokenizer.json").symlink_to("/dev/full")
-            tokenizer.save(str(partial / "tokenizer.json"))
-
-    with pytest.raises(UserError, match=r"cannot write .*folder: No space left on device$"):
-        write_full()
-    assert names(tmp_path) == set()

@@ -79,29 +79,6 @@ def test_what_defers_it_looks_itself() -> None:
         assert ended(terminate)
 
 
-def test_what_never_looks_is_ended_behind_it() -> None:
-    done = []
-
-    def work() -> None:
-        with watched(), deferred():
-            terminate()
-            done.append(1)
-
-    assert ended(work)
-    assert done == [1]
-
-
-def test_another_error_is_its_own() -> None:
-    def work() -> None:
-        with watched(), deferred():
-            terminate()
-            raise ValueError("mine")
-
-    with pytest.raises(ValueError, match="mine"):
-        work()
-    assert not termination.asked()  # nothing is left of it
-
-
 def test_other_threads_and_programs_are_left_alone() -> None:
     before = signal.getsignal(signal.SIGTERM)
     seen = []

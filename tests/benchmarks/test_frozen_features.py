@@ -50,30 +50,6 @@ def test_a_linear_map_before_the_head_adds_nothing_to_it(benchmark: ModuleType) 
     assert min(bend("aurora"), bend("aurora-relu"), bend("mlp")) > 0.01
 
 
-def test_tuning_walks_to_a_value_between_two_worse_ones(benchmark: ModuleType) -> None:
-    asked = []
-
-    def loss(value: float) -> float:
-        asked.append(value)
-        return abs(value - 5.2)
-
-    assert benchmark.descended(range(10), 2, loss) == 5
-    assert set(asked) == {1, 2, 3, 4, 5, 6}
-    assert benchmark.descended(range(10), 8, lambda value: -value) == 9
-
-
-@pytest.mark.parametrize("method", ["head", "aurora", "lora", "mlp"])
-def test_the_identity_is_the_linear_layer_that_it_stands_for(
-    benchmark: ModuleType, method: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    x = torch.randn(5, 16)
-    model = at_random(benchmark.probe(method, 4, 16, 1))
-    found = model(x)
-    assert found.shape == (5,)
-    monkeypatch.setattr(benchmark.Identity, "forward", nn.Linear.forward)
-    torch.testing.assert_close(model(x), found)
-
-
 def test_runs_are_kept_resumed_and_tidied(
     benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -26,20 +26,6 @@ def test_every_action_has_a_turn_in_every_round_on_the_same_batch() -> None:
     assert gc.isenabled()
 
 
-def test_short_actions_are_repeated_and_slow_ones_are_not() -> None:
-    calls = Counter()
-
-    def action(name: str, number: int) -> None:
-        calls[name] += 1
-
-    ticks = {"fast": 0.001, "slow": 0.5}
-    for name, tick in ticks.items():
-        seconds = interleave({name: partial(action, name)}, 3, lambda f, tick=tick: (f(), tick)[1])
-        repeats = (calls[name] - 2) / 3
-        assert seconds[name] == [tick / repeats] * 3
-    assert calls == Counter(fast=2 + 3 * 20, slow=2 + 3)
-
-
 def test_pairing_removes_what_both_share() -> None:
     """A drift and a disturbance that hit a whole round leave the ratio exact."""
     generator = np.random.default_rng(0)
