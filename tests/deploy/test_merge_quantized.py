@@ -192,9 +192,7 @@ def test_aurora_merges_the_form_that_it_evaluates(folder):
     with pytest.warns(
         UserWarning, match=r"costs \d+\.\d+% of the adapter's effect on what the model predicts \(the nearest values: "
     ):
-        report = merge_quantized(model, INPUTS)
-    lost = {n: layer.merge_rounding for n, layer in layers(model).items()}
-    assert lost == {layer.layer: layer.by_inputs for layer in report.layers}
+        merge_quantized(model, INPUTS)
     merged = quantised.logits(model, TEST)
     model.unmerge_adapter()
     model.merge_adapter()

@@ -55,22 +55,3 @@ def test_training_and_loading_afterwards(name, tmp_path):
     model(X).square().sum().backward()
     torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1).step()
     model.load_state_dict(model.state_dict())
-
-
-def test_a_merged_model_is_trained_on():
-    model = make()
-    set_form(model, "static")
-    with torch.inference_mode():
-        merged = model.merge_and_unload()
-    merged.requires_grad_(True)
-    merged(X).sum().backward()
-    assert all(p.grad is not None for p in merged.parameters())
-
-
-def test_the_results_are_those_of_the_ordinary_mode():
-    inside, outside = make(), make()
-    with torch.inference_mode():
-        calibrate(inside, [X])
-    calibrate(outside, [X])
-    assert inside.state_dict().keys() == outside.state_dict().keys()
-    assert all(torch.equal(value, outside.state_dict()[name]) for name, value in inside.state_dict().items())

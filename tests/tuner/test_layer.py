@@ -257,17 +257,6 @@ def test_safe_merge_refuses_what_is_not_finite_and_leaves_the_model_as_it_was():
         assert model.base_model.model.first.keeps_original
 
 
-def test_merge_and_unload_keeps_no_second_copy():
-    model, layer = adapt(eval_form="static")
-    kept = []
-    original_merge = layer.merge
-    layer.merge = lambda *args, **kwargs: (original_merge(*args, **kwargs), kept.append(layer._original))
-    merged = model.merge_and_unload()
-    assert kept == [None]
-    assert [tuple(p.shape) for p in merged.parameters()] == [(7, 12), (7,)]
-    assert not list(merged.buffers())
-
-
 def test_an_unsupported_layer_is_named():
     class Conv(nn.Module):
         def __init__(self):
@@ -335,25 +324,3 @@ def test_the_scale_is_that_of_the_layers_own_rank_and_alpha(form, rslora, tmp_pa
         if form != "dynamic":
             layer.merge()
             torch.testing.assert_close(layer(inputs), base + scale * update, atol=1e-5, rtol=1e-5)
-
-
-def test_set_form_looks_at_the_weights():
-    """Changed in eval mode (an average of weights swapped in, say): no eval() call has noticed."""
-    model, layer = adapt()
-    model.eval()
-    aurora_lora.calibrate(model, [X])
-    with torch.no_grad():
-        layer.aurora_A["default"].weight.mul_(1.1)
-    set_form(model, "calibrated")
-    assert layer.form("default") == "dynamic"
-
-
-@pytest.mark.parametrize("with_gradients", [False, True])
-def test_a_traced_model_computes_the_same(with_gradients):
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 3))
-    model = get_peft_model(net, AuroraConfig(target_modules=["0", "2"], init_weights=False)).eval()
-    x = torch.randn(5, 4)
-    with torch.set_grad_enabled(with_gradients):
-        traced = torch.jit.trace(model, x)
-        torch.testing.assert_close(traced(x + 1), model(x + 1))

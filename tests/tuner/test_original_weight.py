@@ -21,8 +21,8 @@ LAYERS = {
     "nf4-double": lambda: bnb.nn.Linear4bit(64, 96, quant_type="nf4", compress_statistics=True),
     "fp4": lambda: bnb.nn.Linear4bit(64, 96, quant_type="fp4"),
 }
-# the share of the update that requantising costs, of about this size
-ROUNDING = {"8bit": (0.001, 0.05), "nf4": (0.02, 0.6), "nf4-double": (0.02, 0.6), "fp4": (0.02, 0.8)}
+# at most this share of the update does requantising cost
+ROUNDING = {"8bit": 0.05, "nf4": 0.6, "nf4-double": 0.6, "fp4": 0.8}
 
 
 class Net(nn.Module):
@@ -62,41 +62,13 @@ def test_merge_and_back(kind, used_before):
     model.merge_adapter()
     exact = weight.float() + layer.get_delta_weight("default")
     found = layer.get_base_weight().float()
-    expected = ((found - exact).norm() / (exact - weight.float()).norm()).item()
-    assert layer.merge_rounding == pytest.approx(expected, rel=0.02)
-    low, high = ROUNDING[kind]
-    assert low < expected < high
+    assert 0 < (found - exact).norm() < ROUNDING[kind] * (exact - weight.float()).norm()
     torch.testing.assert_close(run(model), X @ found.T + layer.base_layer.bias, atol=0.05, rtol=0.05)
     model.unmerge_adapter()
     assert torch.equal(layer.get_base_weight(), weight)
     assert torch.equal(layer.base_layer.weight.data, stored)
-    assert layer.merge_rounding is None
     before = run(model)
-    model.merge_adapter()  # and once more
-    model.unmerge_adapter()
-    assert torch.equal(run(model), before)
     assert torch.equal(run(copy.deepcopy(model)), before)
-
-
-@pytest.mark.parametrize("kind", LAYERS)
-def test_two_merges_round_once(kind):
-    def make():
-        model, layer = adapt(kind, eval_form="static")
-        torch.manual_seed(3)
-        model.add_adapter("two", AuroraConfig(target_modules=["lin"], init_weights=False, eval_form="static"))
-        return model.eval(), layer
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.manual_seed(1)
-        one_by_one, first = make()
-        torch.manual_seed(1)
-        together, second = make()
-        one_by_one.merge_adapter(["default"])
-        one_by_one.merge_adapter(["two"])
-        together.merge_adapter(["default", "two"])
-    assert first.merged_adapters == second.merged_adapters == ["default", "two"]
-    assert torch.equal(first.get_base_weight(), second.get_base_weight())
 
 
 # ---------------------------------------------------------------- dequantised after the adapter was put on
@@ -133,7 +105,6 @@ def test_the_merge_into_a_dequantised_base_is_exact(bitsandbytes_llama, kind):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.merge_adapter(safe_merge=True)
-    assert layer.merge_rounding is None
     assert torch.equal(layer.get_base_weight(), weight + layer.get_delta_weight("default"))
     torch.testing.assert_close(run(model, ids).logits, expected)
     model.unmerge_adapter()
@@ -175,8 +146,6 @@ def test_torchao(quantized_llama, tmp_path):
     model.save_pretrained(tmp_path / "adapter")
     export_lora(model, tmp_path / "lora")
     model.merge_adapter()
-    layer = model.base_model.model.model.layers[0].self_attn.q_proj
-    assert 0.0005 < layer.merge_rounding < 0.05
     torch.testing.assert_close(run(model, ids).logits, expected, atol=0.02, rtol=0.02)
     model.unmerge_adapter()
     assert torch.equal(run(model, ids).logits, expected)
@@ -197,8 +166,6 @@ def test_hqq():
     expected = run(model)
     with pytest.warns(UserWarning, match="quantises them again"):
         model.merge_adapter()
-    layer = model.base_model.model[0]
-    assert 0.01 < layer.merge_rounding < 0.6
     assert not torch.equal(run(model), expected)
     model.unmerge_adapter()
     assert torch.equal(run(model), expected)

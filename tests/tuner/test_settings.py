@@ -66,13 +66,6 @@ def test_a_tensor_parallel_base_is_refused(process_group, names):
         get_peft_model(on_mesh(names, nn.Linear(6, 4)), AuroraConfig(target_modules=["0"]))
 
 
-@pytest.mark.parametrize("names", [None, ("fsdp",)])
-def test_a_base_that_fsdp_has_sharded_is_adapted(process_group, names):
-    model = get_peft_model(on_mesh(names, nn.Linear(6, 4)), AuroraConfig(target_modules=["0"]))
-    ((_, layer),) = aurora_layers(model)
-    assert (layer.aurora_A["default"].weight.shape, layer.aurora_B["default"].weight.shape) == ((2, 6), (4, 2))
-
-
 @pytest.mark.parametrize("excluded", [None, ["linear2"], ".*linear2"])
 def test_all_linear_leaves_out_what_is_never_called(excluded, tmp_path):
     def encoder():
@@ -169,54 +162,6 @@ def test_autocast(form, dtype):
     assert all(matrix.weight.dtype == torch.float32 for matrix in matrices)
 
 
-class _Counter:
-    """A compiler that runs the graphs as they are, and counts them."""
-
-    def __init__(self):
-        self.graphs = 0
-
-    def __call__(self, graph, inputs):
-        from torch._dynamo.backends.debugging import aot_eager
-
-        self.graphs += 1
-        return aot_eager(graph, inputs)
-
-
-@pytest.mark.slow
-@pytest.mark.compiles_peft
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"train_form": "static"},
-        {"target_modules": ["embed_tokens", "q_proj"], "spline": "summed", "skip": True, "eval_form": "dynamic"},
-        {"eval_form": "calibrated", "dropout": 0.1},
-    ],
-)
-def test_compile_is_one_graph_without_recompiles(fields):
-    torch._dynamo.reset()
-    model = adapt(llama(layers=1), **fields)
-    if model.peft_config["default"].resolved_eval_form == "calibrated":
-        calibrate(model, [IDS])
-    counter = _Counter()
-    compiled = torch.compile(model, fullgraph=True, backend=counter)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.testing.assert_close(logits(compiled), logits(model))
-        torch.testing.assert_close(logits(compiled, IDS + 1), logits(model, IDS + 1))
-        assert counter.graphs == 1
-        model.train()
-        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
-        for step in range(3):
-            loss = compiled(input_ids=IDS, labels=IDS).loss
-            if step == 0 and not fields.get("dropout"):
-                torch.testing.assert_close(loss, model(input_ids=IDS, labels=IDS).loss)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        assert counter.graphs == 2
-    torch._dynamo.reset()
-
-
 # ---------------------------------------------------------------- where the weights are
 
 
@@ -231,13 +176,6 @@ def test_low_cpu_mem_usage(tmp_path):
     torch.testing.assert_close(logits(loaded), expected)
     empty = get_peft_model(llama(), AuroraConfig(target_modules=ATTENTION), low_cpu_mem_usage=True)
     assert {p.device.type for name, p in empty.named_parameters() if "aurora_" in name} == {"meta"}
-
-
-def test_meta_device():
-    with torch.device("meta"):
-        model = get_peft_model(llama(), AuroraConfig(target_modules="all-linear"))
-    assert {p.device.type for p in model.parameters()} == {"meta"}
-    assert model(input_ids=IDS.to("meta")).logits.shape == (3, 4, 20)
 
 
 # ---------------------------------------------------------------- Transformers' own adapter interface

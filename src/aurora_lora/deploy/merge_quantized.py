@@ -257,7 +257,7 @@ def _merge(layer: AdaptedLayer, rounded: RoundedLayer) -> None:
     original = OriginalWeight(base, layer.format.backend, shared=False), base.bias
     _put(layer, rounded.weight, rounded.bias)
     if isinstance(module, AuroraLayer):
-        module.keep(original[0], rounded.report.by_inputs)
+        module.original = original[0]
     else:
         module.originals, module.unmerge = original, MethodType(_unmerge, module)
     module.merged_adapters.extend(layer.names)

@@ -21,7 +21,7 @@ from ..values import is_finite, one_of
 from .calibration import MATRIX, Calibration, Weight, gathered, ordinary_tensors
 from .config import AuroraConfig, InitWeights
 from .linear import is_transposed
-from .merging import OriginalWeight, check_takes_merge, dequantized, in_memory, is_float8, parameter_like, rounding
+from .merging import OriginalWeight, check_takes_merge, dequantized, in_memory, is_float8, parameter_like
 from .peft_names import (
     BaseTunerLayer,
     QuantizationBackend,
@@ -93,8 +93,8 @@ class AuroraLayer(nn.Module, BaseTunerLayer):
         self._disable_adapters = False
         self._active_adapter = adapter_name
         self.merged_adapters: list[str] = []
-        self.merge_rounding: float | None = None
-        self._original: OriginalWeight | None = None
+        self.original: OriginalWeight | None = None
+        """What `unmerge` gives back."""
         self.in_features: int
         self.out_features: int
         self.in_features, self.out_features = _get_in_out_features(self.get_base_layer())  # type: ignore[assignment]
@@ -416,30 +416,22 @@ class AuroraLayer(nn.Module, BaseTunerLayer):
         """
         self.check_mergeable(adapter_names)
         current = self.get_base_weight()
-        original = self._original_weight(current)
-        merged = self._sum(original, [*self.merged_adapters, *adapter_names]).to(current.dtype)
+        # of the weight without merged adapters: two merges do not round twice
+        original = current if self.original is None else self.original.weight().to(current.device)
+        total = original.to(torch.promote_types(original.dtype, torch.float32))
+        for adapter_name in [*self.merged_adapters, *adapter_names]:
+            total = total + self.get_delta_weight(adapter_name).to(total)
+        merged = total.to(current.dtype)
         if safe_merge and not is_finite(merged):
             names = ", ".join(adapter_names)
             raise ValueError(f"NaNs detected in the merged weights. The adapter {names} seems to be broken")
         return merged
 
-    def _original_weight(self, current: Tensor) -> Tensor:
-        """The weight without merged adapters: two merges do not round twice."""
-        return current if self._original is None else self._original.weight().to(current.device)
-
-    def _sum(self, original: Tensor, adapter_names: list[str]) -> Tensor:
-        """The weight with these adapters' updates, in at least float32."""
-        total = original.to(torch.promote_types(original.dtype, torch.float32))
-        for adapter_name in adapter_names:
-            total = total + self.get_delta_weight(adapter_name).to(total)
-        return total
-
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Merge adapters into the base weight, in the form that `eval_form` names.
 
         The original weight, with its quantisation state, is kept in main memory at the first merge, so that `unmerge`
-        gives it back bit for bit. A quantised weight is dequantised, updated and quantised again: `merge_rounding` is
-        then the share of the update that this rounding has cost.
+        gives it back bit for bit. A quantised weight is dequantised, updated and quantised again.
 
         Raises:
             FormError, NotCalibratedError, StaleCalibrationError, MergeError, NotImplementedError, ValueError: as
@@ -452,40 +444,22 @@ class AuroraLayer(nn.Module, BaseTunerLayer):
             merged = self.merged_weight(names, safe_merge)
             base: Any = self.get_base_layer()
             backend = self.quantization_backend
-            original = None if backend is None else self._original_weight(self.get_base_weight())
-            if self.keeps_original and self._original is None:
-                self._original = OriginalWeight(base, backend, self.weight_is_shared)
+            if self.keeps_original and self.original is None:
+                self.original = OriginalWeight(base, backend, self.weight_is_shared)
             if self.weight_is_shared and backend is None:
                 base.weight = parameter_like(base.weight, merged)
             else:
                 self.set_base_weight(merged)
             self.merged_adapters.extend(names)
-            if original is not None:
-                exact = self._sum(original, self.merged_adapters)
-                self.merge_rounding = rounding(exact, original, self.get_base_weight())
-
-    @property
-    def shared_original(self) -> nn.Parameter | None:
-        """The tied parameter that a merge has replaced; `unmerge` gives it back."""
-        return None if self._original is None else self._original.parameter
-
-    def keep(self, original: OriginalWeight, lost: float) -> None:
-        """The base weight has been replaced by one that was merged elsewhere: `unmerge` gives the original back.
-
-        Args:
-            original: what the base layer held.
-            lost: the share of the update that was lost, for `merge_rounding`.
-        """
-        self._original, self.merge_rounding = original, lost
 
     def unmerge(self) -> None:
         """Give the base layer its original weight back, bit for bit."""
-        if not self.merged or self._original is None:
+        if not self.merged or self.original is None:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
         with ordinary_tensors(), in_memory(self):
-            self._original.restore(self)
-        self._original = self.merge_rounding = None
+            self.original.restore(self)
+        self.original = None
         self.merged_adapters.clear()
 
     # ---------------------------------------------------------------- what PEFT and diffusers ask of a layer
@@ -513,9 +487,6 @@ class AuroraLayer(nn.Module, BaseTunerLayer):
     def extra_repr(self) -> str:
         """Names the quantisation of the base layer, as PEFT's layers do."""
         return quantization_extra_repr(self)
-
-    def __repr__(self) -> str:
-        return "aurora." + super().__repr__()
 
 
 def _check_calibrations(module: AuroraLayer, incompatible_keys: Any) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import warnings
-from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -199,23 +197,3 @@ def _to_cpu(value: Any, copied: bool = False) -> Any:
 def parameter_like(weight: nn.Parameter, data: Tensor) -> nn.Parameter:
     """A parameter of its own with these values."""
     return nn.Parameter(data, requires_grad=weight.requires_grad)
-
-
-def rounding(exact: Tensor, original: Tensor, stored: Tensor) -> float:
-    """|stored - exact| / |exact - original|: what share of an update requantising has cost (Frobenius norms)."""
-    update = torch.linalg.vector_norm(exact - original)
-    lost = torch.linalg.vector_norm(stored.to(exact) - exact)
-    return float(lost / update) if update > 0 else 0.0
-
-
-def warn_of_rounding(found: Iterable[float | None]) -> None:
-    """Say what `rounding` has found in the layers of a merge; None is of layers that are not quantised."""
-    lost = [one for one in found if one is not None]
-    if lost:
-        warnings.warn(
-            f"Merging into quantised weights quantises them again: that rounding is {min(lost):.0%} to "
-            f"{max(lost):.0%} of the size of the update, over {len(lost)} layers. To keep all of it, merge "
-            "into the dequantised base (with bitsandbytes: model.unmerge_adapter(), model.dequantize(), and then the "
-            "merge), or serve the exported LoRA beside the quantised base.",
-            stacklevel=3,
-        )

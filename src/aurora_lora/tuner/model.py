@@ -16,7 +16,7 @@ from .calibration import MATRIX, fingerprint
 from .config import AuroraConfig
 from .layer import AuroraLayer, AuroraLinear
 from .linear import is_transposed
-from .merging import in_memory, warn_of_rounding
+from .merging import in_memory
 from .peft_names import (
     PEFT_PREFIX,
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
@@ -125,7 +125,7 @@ class AuroraModel(BaseTuner):
         """
         layers = self._check_before_merge(adapter_names, safe_merge)
         super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
-        warn_of_rounding(layer.merge_rounding for layer in layers)
+        warn_of_rounding(layers)
 
     def _unload_and_optionally_merge(  # type: ignore[override]
         self,
@@ -146,7 +146,7 @@ class AuroraModel(BaseTuner):
         finally:
             for layer in layers:
                 layer.keeps_original = True
-        warn_of_rounding(layer.merge_rounding for layer in layers)
+        warn_of_rounding(layers)
         return model
 
     # ---------------------------------------------------------------- saving and loading
@@ -202,7 +202,7 @@ def check_before_merge(
     """
     layers, found = list(layers), []
     uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
-    uses.update(id(layer.shared_original) for _, layer in layers)
+    uses.update(id(layer.original.parameter) for _, layer in layers if layer.original is not None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # merge itself will warn
         for path, layer in layers:
@@ -218,6 +218,16 @@ def check_before_merge(
                     raise type(error)(f"{path}: {error}") from error
                 found.append(layer)
     return found
+
+
+def warn_of_rounding(merged: Iterable[AuroraLayer]) -> None:
+    """Say that a merge has rounded, if one of these layers is quantised."""
+    if any(layer.quantization_backend is not None for layer in merged):
+        warnings.warn(
+            "Merging into quantised weights quantises them again, which can cost a large part of the update: "
+            "aurora_lora.merge_gap(model, batches) tells how much, and aurora_lora.merge_quantized loses less of it.",
+            stacklevel=3,
+        )
 
 
 # ---------------------------------------------------------------- checkpoints
