@@ -18,7 +18,7 @@ from torch._functorch.aot_autograd import aot_module_simplified
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from aurora_lora import AuroraConfig
-from aurora_lora.ops import ANL, adaptive_nonlinear, add_update, anl_triton, sigma, update
+from aurora_lora.ops import ANL, adaptive_nonlinear, add_update, anl_triton, update
 
 CHECKS = Path(__file__).with_name("triton_checks.py")
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
@@ -155,18 +155,6 @@ class Operators(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         self.calls += function.namespace == "aurora_lora"
         return function(*args, **(kwargs or {}))
-
-
-def calls_of_sigma(r=2, anl=None, **where):
-    anl = anl or ANL(skip=False)
-    z, H, W = torch.randn(4, r, **where), torch.randn(r, r, **where), torch.randn(r, anl.n_basis, **where)
-    with Operators() as seen:
-        sigma(z, H, W, anl)
-    return seen.calls
-
-
-def test_the_cpu_never_uses_them():
-    assert calls_of_sigma() == 0
 
 
 @pytest.mark.parametrize(

@@ -158,10 +158,9 @@ def test_the_better_grid_is_chosen_block_by_block() -> None:
     [
         torch.eye(4).fill_diagonal_(math.inf),
         torch.full((4, 4), math.nan),
-        torch.tensor([[1.0, math.inf], [math.inf, 1.0]]),
         torch.eye(4, dtype=torch.float64) * 1e308,
     ],
-    ids=["infinite", "NaN", "beside the diagonal", "their mean"],
+    ids=["infinite", "NaN", "their mean"],
 )
 def test_moments_that_are_not_finite(moment: Tensor) -> None:
     with pytest.raises(NotFiniteError, match="holds values that are not finite"):
@@ -173,20 +172,6 @@ def test_output_error_is_the_mean_square_of_the_outputs() -> None:
     difference, x = torch.randn(4, 7), torch.randn(50, 7)
     expected = (x @ difference.T).square().sum(1).mean()
     assert output_error(difference, x.T @ x / 50) == pytest.approx(float(expected), rel=1e-5)
-
-
-def test_products_within_autocast_are_as_exact() -> None:
-    weight, moment = weight_and_moment(16, 40)
-    grid = grid_of(weight, 8)
-
-    def results(enabled: bool) -> tuple[Tensor, Tensor, Tensor, float]:
-        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            inputs = input_moment(moment)
-            codes = round_to_moment(weight, inputs, grid)
-            return inputs.S, inputs.U, codes, output_error(grid.dequantised(codes) - weight, moment)
-
-    for within, without in zip(results(True), results(False), strict=True):
-        torch.testing.assert_close(within, without, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("importance", "scale"), [((0.01, 1.0), 0.4), ((1.0, 0.01), 1.0)])

@@ -18,10 +18,8 @@ from aurora_lora.ops import (
     add_update,
     linear_with_update,
     sigma,
-    update,
 )
 from aurora_lora.ops.spline import bspline_basis, piecewise_polynomials
-from aurora_lora.ops.update import ATEN, KERNEL
 
 ACTIVATIONS = ("tanh", "leaky_relu", "sigmoid", "relu", None)
 SPLINES = ("channelwise", "summed", None)
@@ -104,27 +102,14 @@ def test_gradcheck(anl):
     assert torch.autograd.gradcheck(lambda *t: sigma(*t, anl), (z, *weights), eps=1e-7, atol=1e-5)
 
 
-def second_derivatives(function, tensors, *rest):
-    """Of a gradient penalty, by every tensor: the gradients of the squared gradients."""
-    leaves = [t for t in tensors if t is not None and t.requires_grad]
-    out = function(*tensors, *rest)
-    gradients = torch.autograd.grad(out.sin().sum(), leaves, create_graph=True)
-    penalty = sum(gradient.square().sum() for gradient in gradients)
-    return out.detach(), [*gradients, *torch.autograd.grad(penalty, leaves)]
-
-
-@pytest.mark.parametrize("by_hand", [ATEN, KERNEL], ids=["aten", "operator"])
-@pytest.mark.parametrize("anl", [*PARTS, IDENTITY], ids=str)
-def test_second_derivatives(anl, by_hand, monkeypatch):
-    monkeypatch.setattr(update, "choose", lambda *_: by_hand if not anl.is_identity else ATEN)
-    tensors = make(anl)
-    expected = second_derivatives(formula, tensors, 1.7, anl)
-    assert_same(second_derivatives(add_update, tensors, 1.7, anl), expected, rtol=1e-9, atol=1e-9)
-    z, *weights = tensors[1][..., :3], *tensors[4:]
-    z = z.detach().requires_grad_()
-    if not anl.is_identity:
-        expected = second_derivatives(adaptive_nonlinear, (z, *weights), anl)
-        assert_same(second_derivatives(sigma, (z, *weights), anl), expected, rtol=1e-9, atol=1e-9)
+def test_second_derivatives_are_those_of_the_formula(monkeypatch):
+    anl = ANL(skip=True)
+    tensors = make(anl, r=2)
+    for out in (add_update(*tensors, 1.7, anl), sigma(tensors[1][..., :2], *tensors[4:], anl)):
+        with pytest.raises(RuntimeError, match="AURORA_LORA_EAGER"):
+            torch.autograd.grad(out.sum(), tensors[1], create_graph=True)
+    monkeypatch.setenv("AURORA_LORA_EAGER", "1")
+    assert torch.autograd.gradgradcheck(lambda *t: add_update(*t, 1.3, anl), tensors, eps=1e-6, atol=1e-4)
 
 
 @pytest.mark.parametrize("with_bias", [True, False])
@@ -262,12 +247,6 @@ def test_a_hook_on_the_base_layer_is_called():
     handle.remove()
     layer.base_layer.forward = lambda x: torch.zeros(2, 4)  # as accelerate's offloading does
     torch.testing.assert_close(model(x), layer.adapter_output("default", x))
-
-
-def test_a_trained_base_has_its_gradient():
-    model = get_peft_model(nn.Sequential(nn.Linear(4, 4)), AuroraConfig(target_modules=["0"], bias="all"))
-    model(torch.randn(2, 4)).sum().backward()
-    assert model.base_model.model[0].base_layer.bias.grad is not None
 
 
 @pytest.mark.parametrize("anl", [ANL(skip=False), ANL(skip=True), IDENTITY])

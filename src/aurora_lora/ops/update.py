@@ -14,8 +14,8 @@ and backward, with act' from act's own value:
     dz = [du +] (H^T dp) act'(a) + du L'(z),   dW_s = du . basis(z),   dA = dz x,   dx = dz^T A.
 
 A plain frozen linear base is part of the same function: its products and the update are summed in place. Kept for the
-backward pass are x, A and B, as in LoRA, and what the implementation asks for, a few values of (r, n). Where a backward
-pass is to be differentiated itself (`create_graph=True`), autograd finds it from the formula.
+backward pass are x, A and B, as in LoRA, and what the implementation asks for, a few values of (r, n). A backward pass
+is not to be differentiated itself (`create_graph=True`): AURORA_LORA_EAGER=1 has autograd find it from the formula.
 """
 
 from __future__ import annotations
@@ -285,14 +285,10 @@ def linear_with_update(
     return out.view(*x.shape[:-1], B.shape[0])
 
 
-def _differentiable(
-    function: Callable[..., Tensor], grad: Tensor, *tensors: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    """The gradients of `function(*tensors)`, for its cotangent `grad`, that can be differentiated once more."""
-    own = [None if t is None else t.view_as(t) for t in tensors]  # one tensor may have been made from another
-    wanted = [t for t in own if t is not None and t.requires_grad]
-    found = iter(torch.autograd.grad(function(*own), wanted, grad, create_graph=True) if wanted else ())
-    return tuple(next(found) if t is not None and t.requires_grad else None for t in own)
+def _check_once() -> None:
+    """Raise a RuntimeError within a backward pass that is to be differentiated: its second derivative would be lost."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(f"create_graph=True goes through AuroRA with {ENVIRONMENT}=1 alone")
 
 
 class _Sigma(torch.autograd.Function):
@@ -307,11 +303,9 @@ class _Sigma(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, du: Tensor) -> Any:
+        _check_once()
         z, H, W, *kept = ctx.saved_tensors
         with without_autocast(du):  # in the precision of its forward pass, wherever it is called
-            if torch.is_grad_enabled():
-                found = _differentiable(lambda z, H, W: adaptive_nonlinear(z.T, H, W, ctx.anl).T, du, z, H, W)
-                return *found, None, None
             _, dz, dH, dW = ctx.chosen.backward(du, H, W, (z, *kept), ctx.anl)
         return dz, _like(dH, H), _like(dW, W), None, None
 
@@ -353,37 +347,22 @@ class _Update(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        with without_autocast(grad):
-            return (_Update._by_formula if torch.is_grad_enabled() else _Update._backward)(ctx, grad)
-
-    @staticmethod
-    def _backward(ctx: Any, grad: Tensor) -> Any:
+        _check_once()
         x, A, B, H, W, weight, *kept = ctx.saved_tensors
         for_result, for_x, for_A, for_B = ctx.needs_input_grad[:4]
-        G = grad.to(x.dtype)
-        du = torch.addmm(kept[0].T, G, B, beta=0, alpha=ctx.scaling).T
-        u, dz, dH, dW = ctx.chosen.backward(du, H, W, tuple(kept), ctx.anl)
-        dx = dA = dB = None
-        if for_B:
-            dB = torch.addmm(B, G.T, u.T, beta=0, alpha=ctx.scaling)
-        if for_A:
-            dA = dz @ x.reshape(-1, x.shape[-1])
-        if for_x:
-            dx = dz.T @ A if weight is None else (G @ weight).addmm_(dz.T, A)
-            dx = dx.view(x.shape)
+        with without_autocast(grad):
+            G = grad.to(x.dtype)
+            du = torch.addmm(kept[0].T, G, B, beta=0, alpha=ctx.scaling).T
+            u, dz, dH, dW = ctx.chosen.backward(du, H, W, tuple(kept), ctx.anl)
+            dx = dA = dB = None
+            if for_B:
+                dB = torch.addmm(B, G.T, u.T, beta=0, alpha=ctx.scaling)
+            if for_A:
+                dA = dz @ x.reshape(-1, x.shape[-1])
+            if for_x:
+                dx = dz.T @ A if weight is None else (G @ weight).addmm_(dz.T, A)
+                dx = dx.view(x.shape)
         return grad if for_result else None, dx, dA, dB, _like(dH, H), _like(dW, W), None, None, None
-
-    @staticmethod
-    def _by_formula(ctx: Any, grad: Tensor) -> Any:
-        x, A, B, H, W, weight, *_ = ctx.saved_tensors
-
-        def update(x: Tensor, A: Tensor, B: Tensor, H: Tensor | None, W: Tensor | None) -> Tensor:
-            rows = x.reshape(-1, x.shape[-1])
-            out: Tensor = adaptive_nonlinear(rows @ A.T, H, W, ctx.anl) * ctx.scaling @ B.T
-            return out if weight is None else out + rows @ weight.T
-
-        found = _differentiable(update, grad.to(x.dtype), x, A, B, H, W)
-        return grad if ctx.needs_input_grad[0] else None, *found, None, None, None
 
 
 def _like(grad: Tensor | None, weight: Tensor | None) -> Tensor | None:
