@@ -187,6 +187,8 @@ def split_questions(questions: Sequence[Item], sizes: SplitSizes, split_seed: in
 
 def _true_false(question: str, choices: Sequence[str], *, before: str = "") -> tuple[str, list[str]]:
     """LLM-Adapters' form for yes or no; the first choice is true."""
+    if [choice.casefold() for choice in choices] not in (["yes", "no"], ["correct", "incorrect"]):
+        raise ValueError(f"unexpected choices {choices} of {question[:60]!r}")
     return prompts.alpaca(prompts.true_false(before + question)), [prompts.target(key) for key in ("true", "false")]
 
 
