@@ -26,6 +26,7 @@ Train = Callable[..., list[dict[str, Any]]]
 PROMPTS_OF_SCORES = ["a [V] dog", "a [V] dog on the beach"]
 
 
+@pytest.mark.slow
 def test_stock_diffusers_loads_the_lora_with_equal_output(
     runs: dict[str, Any], model: Path, tiny: Any, tmp_path: Path
 ) -> None:
