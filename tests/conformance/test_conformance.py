@@ -1,17 +1,9 @@
 """The parts of the conformance run that need no tests of PEFT's."""
 
-import io
-import tarfile
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 from peft import IA3Config
 
 from aurora_lora import AuroraConfig
-from conformance import suite
-from conformance.expected import Rule, form
 from conformance.rows import CUSTOM, CUSTOM_DYNAMIC, Rows
 from conformance.stand_in import LoraConfig, UntranslatableError, translate
 
@@ -52,34 +44,3 @@ def test_rows_are_those_of_lora_in_each_form() -> None:
     assert rows.left_out == {"use_dora": 1}
     assert [LoraConfig(**kwargs).resolved_eval_form for *_, kwargs in made[:2]] == ["static", "calibrated"]
     assert "alpha" not in peft[0][3]
-
-
-def test_rules_choose_tests_by_name_and_form() -> None:
-    def item(name: str, **settings: Any) -> Any:
-        return SimpleNamespace(nodeid=name, callspec=SimpleNamespace(params={"config_kwargs": settings}))
-
-    rule = Rule(r"test_merge\[", "why", form="calibrated")
-    calibrated = {"train_form": "dynamic", "eval_form": "calibrated"}
-    assert rule.holds(item("f::test_merge[a]", **calibrated))
-    assert not rule.holds(item("f::test_merge_more[a]", **calibrated))
-    assert not rule.holds(item("f::test_merge[a]"))
-    assert form(item("")) == "static"
-    assert (
-        form(SimpleNamespace(callspec=SimpleNamespace(params={"config": AuroraConfig(eval_form="dynamic")})))
-        == "dynamic"
-    )
-
-
-def test_only_tests_are_unpacked(tmp_path: Path) -> None:
-    archive = tmp_path / "peft-1.tar.gz"
-    names = ("peft-1/tests/test_a.py", "peft-1/tests/testing_common.py", "peft-1/setup.py", "peft-1/tests/../../x.py")
-    with tarfile.open(archive, "w:gz") as tar:
-        for name in names:
-            tar.addfile(tarfile.TarInfo(name), io.BytesIO(b""))
-    suite.unpack(archive, tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "__init__.py",
-        "test_a.py",
-        "testing_common.py",
-    ]
-    assert not (tmp_path / "x.py").exists()

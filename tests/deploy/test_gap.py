@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from peft import PromptTuningConfig, get_peft_model
 from torch import nn
 from transformers import (
     BertConfig,
@@ -216,17 +216,6 @@ def test_an_answers_two_ends_are_predictions():
     assert static.kl > 0
     assert static.largest_logit_difference == pytest.approx(float((first - second).abs().max()), rel=1e-4)
     assert static.agreement == float((first.argmax(-1) == second.argmax(-1)).double().mean()) < 1
-
-
-def test_which_merges_are_measured(model, make_bert, batches):
-    """By the method; what would not be used is refused."""
-    assert merge_gap(model, batches).merges == merge_gap(model, batches, merges=False).merges == ()
-    assert [merge.merge for merge in merge_gap(model, batches, merges=True).merges] == ["float32", "bfloat16"]
-    lora = get_peft_model(make_bert(), LoraConfig(target_modules=["query"], init_lora_weights=False))
-    assert [merge.merge for merge in merge_gap(lora, batches).merges] == ["float32", "bfloat16"]
-    for other, merges in ((model, None), (model, True), (lora, None)):
-        with pytest.raises(ValueError, match="rounding_batches are not used"):
-            merge_gap(other, batches, merges=merges, rounding_batches=batches)
 
 
 def test_a_metric_of_ones_own(model, labelled):

@@ -112,20 +112,6 @@ def test_conv1d_and_perplexity(make_gpt2, batches):
     assert gap.end_to_end[0].metric["perplexity"] == pytest.approx(math.exp(total / n), rel=1e-5)
 
 
-def test_perplexity_of_texts_that_are_padded_on_the_left(make_gpt2, batches):
-    """A text's first token is predicted from nothing, whatever stands before it."""
-    torch.manual_seed(0)
-    config = LoraConfig(target_modules=["c_attn"], init_lora_weights=False, fan_in_fan_out=True, task_type="CAUSAL_LM")
-    model = get_peft_model(make_gpt2(), config).eval()
-    ids = torch.randint(0, 100, (3, 9), generator=torch.Generator().manual_seed(0))
-    mask = torch.tensor([[0] * gone + [1] * (9 - gone) for gone in (4, 1, 0)])
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    padded = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-    alone = [{"input_ids": row[kept.bool()][None]} for row, kept in zip(ids, mask, strict=True)]
-    one, other = (merge_gap(model, given).end_to_end[0].metric for given in ([padded], alone))
-    assert one == pytest.approx(other, rel=1e-5)
-
-
 def nearest(weight, name):
     """What bitsandbytes itself makes of a weight."""
     functional = pytest.importorskip("bitsandbytes.functional")

@@ -100,12 +100,6 @@ def test_a_path_that_ends_another(config, ranks, plain, tmp_path):
     assert {module.scaling["default"] for module in adapted.values()} == {2.0}
 
 
-def test_lora_is_not_put_on_groups_of_a_convolution():
-    grouped = [layer("grouped", 12, 8, [9.0], groups=4), THREE[0]]
-    assert set(ranked_config(found(*grouped), 100, AuroraConfig).target_modules) == {"grouped", "a"}
-    assert set(ranked_config(found(*grouped), 100, LoraConfig).target_modules) == {"a"}
-
-
 @pytest.mark.parametrize("config", [AuroraConfig, LoraConfig])
 @pytest.mark.parametrize(
     ("fields", "adapted"),
@@ -209,20 +203,3 @@ def test_what_cannot_be_aligned(make_bert, labelled):
     inside = probe(make_bert().bert, labelled, loss=lambda model, batch: model(batch["input_ids"])[0].square().mean())
     with pytest.raises(CalibrationError, match=r"None .* it has bert\.encoder.*query, and the probe encoder.*query"):
         align(model, inside)
-
-
-@pytest.mark.parametrize("config", [AuroraConfig, LoraConfig])
-def test_the_active_adapter_is_aligned(make_bert, labelled, config):
-    """Whatever its name is."""
-    measured = probe(make_bert(), labelled, rank=2)
-    model = get_peft_model(make_bert(), config(r=2, target_modules=["query"]), adapter_name="mine")
-    model.add_adapter("default", config(r=2, target_modules=["query"]))
-    before = {name: value.clone() for name, value in model.named_parameters()}
-    model.set_adapter("mine")
-    align(model, measured)
-    changed = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
-    assert len(changed) == 2
-    assert all(".mine" in name and "_A." in name for name in changed)
-    model.base_model.set_adapter(["mine", "default"])
-    with pytest.raises(ValueError, match=r"2 adapters of AuroRA or LoRA are active \(mine, default\): name one"):
-        align(model, measured)

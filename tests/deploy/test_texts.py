@@ -180,46 +180,36 @@ def test_the_chosen_answers_of_preferences() -> None:
     assert texts_of(rows, characters()) == ["<user>how warm is it?<assistant>mild"]
 
 
-@pytest.mark.parametrize("columns", ["text", "pair", "texts", "messages", "template"])
-def test_longer_texts_are_cut_at_max_length(columns: str) -> None:
-    """Of texts, pairs, prompts that are texts and conversations alike; without it, at the tokenizer's own length."""
-    rows: dict[str, list[Any]] = {
-        "text": {"text": ["a" * 9, "ab"]},
-        "pair": {"one": ["a" * 9, "a"], "two": ["b" * 9, "b"]},
-        "texts": {"prompt": ["a" * 9, "a"], "completion": ["b" * 9, "b"]},
-        "messages": {"messages": [MESSAGES, MESSAGES]},
-        "template": {"messages": [MESSAGES, MESSAGES], "tools": TOOLS[:2]},
-    }[columns]
-    options: dict[str, Any] = {"text_columns": ("one", "two")} if columns == "pair" else {}
+@pytest.mark.parametrize(
+    "rows",
+    [
+        {"text": ["a" * 9, "ab"]},
+        {"prompt": ["a" * 9, "a"], "completion": ["b" * 9, "b"]},
+        {"messages": [MESSAGES, MESSAGES]},
+        {"messages": [MESSAGES, MESSAGES], "tools": TOOLS[:2]},
+    ],
+)
+def test_longer_texts_are_cut_at_max_length(rows: dict[str, Any]) -> None:
+    """Without it, at the tokenizer's own length."""
     dataset, tokenizer = datasets.Dataset.from_dict(rows), characters()
-    whole, cut = texts_of(dataset, tokenizer, **options), texts_of(dataset, tokenizer, max_length=6, **options)
+    whole = texts_of(dataset, tokenizer)
     assert max(map(len, whole)) > 6
-    assert max(map(len, cut)) == 6
-    if columns != "pair":  # of two texts the longer one is cut
-        assert cut == [one[:6] for one in whole]
+    assert texts_of(dataset, tokenizer, max_length=6) == [one[:6] for one in whole]
     tokenizer.model_max_length = 4
-    assert max(map(len, texts_of(dataset, tokenizer, **options))) == 4
-    assert max(map(len, texts_of(dataset, tokenizer, max_length=6, **options))) == 6
+    assert texts_of(dataset, tokenizer) == [one[:4] for one in whole]
+    assert texts_of(dataset, tokenizer, max_length=6) == [one[:6] for one in whole]
 
 
-@pytest.mark.parametrize("column", ["text", "messages", "tools", "pair"])
-def test_a_tokenizer_without_a_padding_token_pads_with_its_end_of_text(column: str) -> None:
+@pytest.mark.parametrize("rows", [{"text": ["warm", "a warm day"]}, {"messages": [MESSAGES, MESSAGES[:1]]}])
+def test_a_tokenizer_without_a_padding_token_pads_with_its_end_of_text(rows: dict[str, Any]) -> None:
     """As those of GPT-2 and Llama; it is as it was afterwards, also after an error."""
-    tokenizer = characters(pad_token=None, eos_token="\x02")
-    texts = {"text": ["warm", "a warm day"], "pair": ["yes", "no"]}
-    chats = {"messages": [MESSAGES, MESSAGES[:1]]}
-    dataset = datasets.Dataset.from_dict(
-        chats | ({"tools": TOOLS[::2]} if column == "tools" else {}) if column in ("messages", "tools") else texts
-    )
-    columns: Any = ("text", "pair") if column == "pair" else "messages" if column == "tools" else column
-    for batch in as_batches(dataset, tokenizer, text_columns=columns):
-        mask = batch["attention_mask"].bool()
-        assert not mask.all()
-        assert set(batch["input_ids"][~mask].tolist()) == {2}
+    tokenizer, dataset = characters(pad_token=None, eos_token="\x02"), datasets.Dataset.from_dict(rows)
+    for batch in as_batches(dataset, tokenizer):
+        assert set(batch["input_ids"][~batch["attention_mask"].bool()].tolist()) == {2}
         assert tokenizer.pad_token_id is None
-    assert texts_of(dataset, tokenizer, text_columns=columns) == texts_of(dataset, characters(), text_columns=columns)
+    assert texts_of(dataset, tokenizer) == texts_of(dataset, characters())
     with pytest.raises((TypeError, ValueError)):  # as Transformers has it
         list(as_batches(datasets.Dataset.from_dict({"text": [1, 2]}), tokenizer))
     assert tokenizer.pad_token_id is None
     with pytest.raises(ValueError, match="neither a padding token nor one for the end of a text"):
-        list(as_batches(dataset, characters(pad_token=None), text_columns=columns))
+        list(as_batches(dataset, characters(pad_token=None)))
