@@ -56,24 +56,13 @@ def test_every_public_name_is_there() -> None:
 
 
 @pytest.mark.slow
-def test_every_package_is_there_without_an_import_of_its_own() -> None:
+def test_every_package_is_there_without_an_import_of_its_own_or_says_which_extra_it_needs() -> None:
     python("""
         import sys
         import aurora_lora
         packages = "tuner", "deploy", "ops", "methods", "data", "train", "diffusion", "lab"
         assert set(packages) <= set(dir(aurora_lora))
         assert not [name for name in packages if f"aurora_lora.{name}" in sys.modules]
-        for name in packages:
-            assert getattr(aurora_lora, name) is sys.modules[f"aurora_lora.{name}"]
-        assert aurora_lora.train.load_recipe and aurora_lora.data.TASKS and aurora_lora.methods.METHODS
-    """)
-
-
-@pytest.mark.slow
-def test_a_package_says_which_extra_it_needs() -> None:
-    python("""
-        import sys
-        import aurora_lora
         sys.modules["pydantic"] = None
         try:
             aurora_lora.methods
@@ -81,6 +70,10 @@ def test_a_package_says_which_extra_it_needs() -> None:
             assert "'pydantic' is missing: pip install 'aurora-lora[train]' installs it" in str(error), error
         else:
             raise AssertionError("imported")
+        del sys.modules["pydantic"]
+        for name in packages:
+            assert getattr(aurora_lora, name) is sys.modules[f"aurora_lora.{name}"]
+        assert aurora_lora.train.load_recipe and aurora_lora.data.TASKS and aurora_lora.methods.METHODS
     """)
 
 

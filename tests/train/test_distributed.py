@@ -120,8 +120,7 @@ def test_same_adapter_as_one_process(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 4])
-def test_accelerate_launch(aurora: Aurora, tmp_path: Path, processes: int) -> None:
+def test_accelerate_launch(aurora: Aurora, tmp_path: Path) -> None:
     """The documented command, with gloo: the losses of one process, step by step."""
     model = tiny.save_vit(tmp_path / "model")
     task = {"name": "digits", "train_size": 64, "validation_size": 40, "test_size": 40}  # whole steps
@@ -131,14 +130,14 @@ def test_accelerate_launch(aurora: Aurora, tmp_path: Path, processes: int) -> No
     recipe.write_text(recipe_files.dump(values))
     train_alone(aurora, recipe, tmp_path / "one")
     # with --cpu, Accelerate leaves the number of processes to mpirun
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     command += ["-m", "aurora_lora.cli", "train", str(recipe), "--output", str(tmp_path / "several")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     one, several = read_result(tmp_path / "one"), read_result(tmp_path / "several")
-    assert several["processes"] == processes
+    assert several["processes"] == 2
     check_same_losses(one, several)
 
 
