@@ -116,16 +116,6 @@ def test_generate_takes_its_options_before_the_recipes(
     assert not np.array_equal(pixels(tmp_path / "00-0.png"), pixels(tmp_path / "00-1.png"))
 
 
-def test_images_are_generated_where_only_pytorch_knows_gpus(
-    runs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A build of PyTorch names the accelerator that it is for, also on a machine that has none."""
-    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda *_: torch.device("cuda"))
-    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
-    written = generate(load_subject_run(runs["aurora"]), ["a [V] dog"], tmp_path / "images", inference_steps=1)
-    assert [path.name for path in written] == ["grid.png", "00-0.png"]
-
-
 def test_the_images_of_a_run_are_not_replaced(runs: dict[str, Any]) -> None:
     run = load_subject_run(runs["aurora"])
     kept = (run.folder / "grid.png").read_bytes()
@@ -201,7 +191,6 @@ def test_other_methods(train: Train, aurora: Train, tmp_path: Path) -> None:
 def test_scores_are_those_of_the_images(
     train: Train, clip_folder: Path, dino_folder: Path, images: Path, tmp_path: Path
 ) -> None:
-    import torch
     from transformers import CLIPModel, CLIPProcessor, ViTImageProcessor, ViTModel
 
     scores = {"prompts": PROMPTS_OF_SCORES, "images_per_prompt": 2, "clip": str(clip_folder), "dino": str(dino_folder)}

@@ -8,8 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
-from diffusers.training_utils import EMAModel
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from peft import get_peft_model, get_peft_model_state_dict
 from peft.utils import set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -109,21 +108,6 @@ def test_components_are_exported_into_one_file(tiny: Any, model: Path, tmp_path:
     torch.testing.assert_close(image(loaded), expected, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("deleted", [False, True])
-def test_an_export_from_below_another_lora(tiny: Any, model: Path, tmp_path: Path, deleted: bool) -> None:
-    unet = adapted(model, tiny)
-    expected = output(unet, tiny)
-    unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k"]), "lcm")
-    shake(unet, kind="lora_")
-    if deleted:
-        unet.delete_adapters("lcm")
-    unet.set_adapter("default")
-    export_lora(unet, tmp_path, format="diffusers")
-    pipe = pipeline(model)
-    pipe.load_lora_weights(tmp_path)
-    torch.testing.assert_close(output(pipe.unet, tiny), expected, atol=1e-4, rtol=1e-4)
-
-
 def test_the_names_that_comfyui_knows(tiny: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     unet = adapted(model, tiny)
@@ -163,27 +147,3 @@ def test_the_hooks_save_and_resume(tiny: Any, model: Path, tmp_path: Path) -> No
     assert not torch.allclose(output(other, tiny), expected, atol=1e-3)
     accelerator.load_state(str(tmp_path))
     torch.testing.assert_close(output(other.eval(), tiny), expected)
-
-
-def test_an_average_of_diffusers_needs_eval_on_both_ways(tiny: Any, model: Path) -> None:
-    unet = adapted(model, tiny)
-    own = output(unet, tiny)
-    parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
-    average = EMAModel([torch.nn.Parameter(parameter * 0.7) for parameter in parameters])
-    average.store(parameters)
-    average.copy_to(parameters)
-    with pytest.warns(UserWarning, match="does not belong to its present weights"):
-        unet.eval()
-    calibrate(unet, [inputs(tiny, seed) for seed in range(1, 5)])
-    averaged = output(unet, tiny)
-    assert not torch.allclose(averaged, own, atol=1e-3)
-    average.restore(parameters)
-    with pytest.warns(UserWarning, match="does not belong to its present weights"):
-        unet.eval()
-
-
-def test_what_is_for_lora_alone(tiny: Any, model: Path) -> None:
-    pipe = pipeline(model)
-    pipe.unet = adapted(model, tiny)
-    with pytest.raises(AttributeError):
-        pipe.set_lora_device(["default"], "cpu")

@@ -13,11 +13,9 @@ import torch
 from diffusers import DDPMScheduler
 from PIL import Image
 from torch import nn
-from torch.nn.functional import cosine_similarity
 
 from aurora_lora.data.dreambooth import subject_images
-from aurora_lora.diffusion import fidelity
-from aurora_lora.diffusion.fidelity import Scorers, prompt_fidelity, subject_fidelity
+from aurora_lora.diffusion.fidelity import Scorers
 from aurora_lora.diffusion.loop import prediction_scores, squared_errors
 from aurora_lora.diffusion.pipeline import generator, load_diffusion
 from aurora_lora.diffusion.recipe import SubjectRecipe
@@ -167,26 +165,6 @@ def test_fixed_samples_spread_timesteps_and_take_turns_with_prompts(subject: Sub
     assert not other[0].wanted.equal(first[0].wanted)
 
 
-@pytest.mark.parametrize("count", [4, 30])
-def test_fixed_samples_have_every_prompt_at_all_timesteps_with_all_images(subject: Subject, count: int) -> None:
-    """As often as one another, however many images there are."""
-    prompts = ["a photo of a sks dog", None, "a sks dog on the beach"]
-    many = Subject(subject.recipe, subject.diffusion, [gradient(17 + number, 16) for number in range(count)])
-    known = [subject.diffusion.unprompted if one is None else subject.diffusion.prompts[one] for one in prompts]
-    for wanted in (2, 3):
-        (batch,) = many.fixed(64, prompts[:wanted], "calibration", batch_size=64)
-        hidden, widths = batch.inputs["encoder_hidden_states"], batch.inputs["added_cond_kwargs"]["time_ids"][:, 1]
-        for prompt in known[:wanted]:
-            has = (hidden == prompt.hidden).flatten(1).all(1)
-            assert has.sum() in (64 // wanted, 64 // wanted + 1)
-            assert batch.timesteps[has].min() < 100
-            assert batch.timesteps[has].max() >= 900
-            assert len(widths[has].unique()) == min(count, int(has.sum()))  # as many images as there can be
-        _, times = widths.unique(return_counts=True)
-        assert len(times) == min(count, 64)
-        assert times.max() - times.min() <= 1
-
-
 class Doubles(nn.Module):
     """Predicts twice its sample; in train mode, nothing."""
 
@@ -270,83 +248,6 @@ def test_images_of_a_data_set(images: Path, tmp_path: Path, monkeypatch: pytest.
 # ---------------------------------------------------------------- fidelity
 
 
-def test_clip_scores_are_the_mean_cosines(clip_folder: Path, images: Path) -> None:
-    from transformers import CLIPModel, CLIPProcessor
-
-    clip = Scorers(str(clip_folder), None)
-    pictures = subject_images(str(images))
-    generated, real, texts = pictures[:2], pictures[1:], ["a dog", "a dog on the beach"]
-    model, processor = CLIPModel.from_pretrained(clip_folder), CLIPProcessor.from_pretrained(clip_folder)
-    alike, right = [], []
-    with torch.no_grad():
-        for image, text in zip(generated, texts, strict=True):
-            for other in real:
-                inputs = processor(text=[text], images=[image, other], return_tensors="pt", padding=True)
-                embedded = model(**inputs)
-                alike.append(cosine_similarity(embedded.image_embeds[:1], embedded.image_embeds[1:]).item())
-            right.append(cosine_similarity(embedded.image_embeds[:1], embedded.text_embeds).item())
-    assert subject_fidelity(clip.clip_images(generated), clip.clip_images(real)) == pytest.approx(
-        np.mean(alike), abs=1e-5
-    )
-    assert prompt_fidelity(clip.clip_images(generated), clip.clip_texts(texts)) == pytest.approx(
-        np.mean(right), abs=1e-5
-    )
-    assert subject_fidelity(clip.clip_images(real[:1]), clip.clip_images(real[:1])) == pytest.approx(1)
-
-
-def test_the_scores_of_forms(
-    clip_folder: Path, dino_folder: Path, images: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """DINO's with the class token; files are read in batches."""
-    from transformers import ViTImageProcessor, ViTModel
-
-    paths, pictures = sorted(images.iterdir()), subject_images(str(images))
-    inputs = ViTImageProcessor.from_pretrained(dino_folder)(pictures, return_tensors="pt")
-    with torch.no_grad():
-        tokens = ViTModel.from_pretrained(dino_folder)(**inputs).last_hidden_state[:, 0]
-    monkeypatch.setattr(fidelity, "BATCH", 2)
-    scorers, texts = Scorers(str(clip_folder), str(dino_folder)), ["a dog", "a dog", "a dog on the beach"]
-    torch.testing.assert_close(scorers.dino_images(pictures), tokens)
-    found = scorers.fidelity({"static": paths}, pictures[:2], texts, torch.device("cpu"))["static"]
-    embedded = scorers.clip_images(pictures)
-    assert found["dino"] == pytest.approx(subject_fidelity(tokens, tokens[:2]))
-    assert found["clip_i"] == pytest.approx(subject_fidelity(embedded, embedded[:2]))
-    assert found["clip_t"] == pytest.approx(prompt_fidelity(embedded, scorers.clip_texts(texts)))
-
-
-def test_weights_that_are_pickles_alone_are_named(clip_folder: Path, dino_folder: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(dino_folder, tmp_path / "dino"))
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(
-        UserError, match=r"scores\.dino: .*pytorch_model\.bin is a pickle, which is never loaded, .*convert"
-    ):
-        Scorers(str(clip_folder), str(folder))
-
-
-def test_a_revision_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`owner/name@revision` asks for that revision; without one, for the main branch."""
-    from transformers import CLIPConfig, CLIPModel
-
-    asked, configured = [], []
-
-    def refuse(repo: str, **options: Any) -> None:
-        asked.append((repo, options["revision"], options["use_safetensors"]))
-        raise OSError("not here")
-
-    def configure(repo: str, **options: Any) -> CLIPConfig:
-        configured.append((repo, options["revision"]))
-        return CLIPConfig()
-
-    monkeypatch.setattr(CLIPConfig, "from_pretrained", configure)
-    monkeypatch.setattr(CLIPModel, "from_pretrained", refuse)
-    monkeypatch.setattr(fidelity, "only_pickles", lambda repo, revision: None)
-    for name in ("owner/name@refs/pr/15", "owner/name"):
-        with pytest.raises(UserError, match=f"scores.clip: '{name}' cannot be loaded: not here"):
-            Scorers(name, None)
-    assert asked == [("owner/name", "refs/pr/15", True), ("owner/name", "main", True)]
-    assert configured == [(repo, revision) for repo, revision, _ in asked]
-
-
 def test_a_missing_diffusers_is_said(model: Path, images: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
     recipe = validate_as(SubjectRecipe, tiny.recipe(model, images), "tiny")
@@ -375,9 +276,3 @@ def test_code_of_a_folders_own_never_runs(
     with pytest.raises(UserError, match=r"scores\.clip: .* code of its own"):
         Scorers(str(clip), None)
     assert not ran.exists()
-
-
-def test_a_model_in_the_home_folder(tiny: Any, model: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(model.parent))
-    recipe = validate_as(SubjectRecipe, tiny.recipe(f"~/{model.name}", images), "x")
-    load_diffusion(recipe, needed_prompts(recipe), torch.device("cpu"))

@@ -8,10 +8,8 @@ import pytest
 
 from aurora_lora import calibrate
 from aurora_lora.deploy.calibrate import LEAST_RIDGE_OF_SLICES
-from aurora_lora.diffusion.card import _pipeline
 from aurora_lora.diffusion.recipe import DiffusionCalibrationSection, SubjectRecipe
 from aurora_lora.errors import UserError
-from aurora_lora.train.publish import check_recipe
 from aurora_lora.train.recipe import CalibrationSection, load_recipe, validate_as
 from aurora_lora.train.recipe_files import dump
 from aurora_lora.train.trainer import CalibrationCallback
@@ -81,20 +79,3 @@ def test_other_commands_say_that_it_is_not_for_them(tmp_path: Path) -> None:
     path.write_text(dump(PLAIN))
     with pytest.raises(UserError, match=r"task\.name: 'dreambooth' is only for"):
         load_recipe(path)
-
-
-def test_a_card_names_the_variant() -> None:
-    recipe = validate_as(SubjectRecipe, {**PLAIN, "variant": "fp16"}, "x")
-    assert _pipeline(recipe).endswith(", variant='fp16')")
-
-
-def test_a_folder_of_another_recipe_is_refused(tmp_path: Path) -> None:
-    recipe = validate_as(SubjectRecipe, PLAIN, "x")
-    (tmp_path / "recipe.yaml").write_text(dump(recipe.resolved()))
-    check_recipe(tmp_path, recipe)
-    check_recipe(tmp_path, recipe.model_copy(update={"seed": 3}))  # nothing was made yet
-    (tmp_path / "checkpoints").mkdir()  # which is Trainer's, and empty
-    check_recipe(tmp_path, recipe.model_copy(update={"seed": 3}))
-    (tmp_path / "checkpoints" / "checkpoint-1").mkdir()
-    with pytest.raises(UserError, match=r"they differ in seed \(there 0, here 3\)"):
-        check_recipe(tmp_path, recipe.model_copy(update={"seed": 3}))
