@@ -35,6 +35,10 @@ def test_facts_name_what_is_there() -> None:
         assert TaskSection(name=task.name).kind is facts
 
 
+def test_several_labels_are_learned_in_their_places() -> None:
+    assert KINDS["multi-label"].target([0, 2], 3) == [1.0, 0.0, 1.0]
+
+
 class Labels:
     """A split of which only the labels are asked for."""
 
