@@ -44,6 +44,7 @@ FIRST = {
     "test_run.py",
     "test_sharded.py",
     "test_speed.py",
+    "test_suites.py",
     "test_sweep.py",
     "test_wheel.py",
     "test_without_package.py",
