@@ -1,7 +1,5 @@
 """The settings that people use PEFT with: each as it is with `LoraConfig`."""
 
-import warnings
-
 import pytest
 import torch
 from peft import (
@@ -66,29 +64,6 @@ def test_a_tensor_parallel_base_is_refused(process_group, names):
         get_peft_model(on_mesh(names, nn.Linear(6, 4)), AuroraConfig(target_modules=["0"]))
 
 
-@pytest.mark.parametrize("excluded", [None, ["linear2"], ".*linear2"])
-def test_all_linear_leaves_out_what_is_never_called(excluded, tmp_path):
-    def encoder():
-        torch.manual_seed(0)
-        return nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)).eval()
-
-    config = AuroraConfig(target_modules="all-linear", exclude_modules=excluded, eval_form="static")
-    with pytest.warns(UserWarning, match=r"Left out of 'all-linear': 0.self_attn.out_proj. .*MultiheadAttention"):
-        model = get_peft_model(encoder(), config).eval()
-    adapted_layers = {name.removeprefix("base_model.model.") for name, _ in aurora_layers(model)}
-    assert adapted_layers == {"0.linear1", "0.linear2"} - ({"0.linear2"} if excluded else set())
-    x = torch.randn(2, 3, 8)
-    with torch.no_grad():
-        for _, layer in aurora_layers(model):
-            layer.aurora_B["default"].weight.normal_()
-        expected = model(x)
-        model.save_pretrained(tmp_path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            loaded = PeftModel.from_pretrained(encoder(), tmp_path)
-        assert torch.equal(loaded.eval()(x), expected)
-
-
 def test_a_fused_encoder_layer_calls_its_adapters():
     """In eval mode without gradients, the layer reads the weights of linear1 and linear2 itself."""
     torch.manual_seed(0)
@@ -107,12 +82,11 @@ def test_a_fused_encoder_layer_calls_its_adapters():
         torch.testing.assert_close(merged(x), fused, rtol=1e-4, atol=1e-5)
 
 
-def test_all_linear_leaves_out_what_a_model_reads_without_calling():
+def test_what_a_model_reads_without_calling_is_refused():
     model = nn.ModuleDict({"in_proj": nn.Linear(4, 4), "out_proj": nn.Linear(4, 4)})
     model.config = type("Config", (), {"model_type": "mamba2", "to_dict": lambda self: {"model_type": "mamba2"}})()
-    with pytest.warns(UserWarning, match="Left out of 'all-linear': out_proj"):
-        adapted_model = get_peft_model(model, AuroraConfig(target_modules="all-linear"))
-    assert [name for name, _ in aurora_layers(adapted_model.base_model.model)] == ["in_proj"]
+    with pytest.raises(ValueError, match=r"'out_proj' is incompatible with Mamba.*Leave it out with exclude_modules"):
+        get_peft_model(model, AuroraConfig(target_modules="all-linear"))
 
 
 def test_names_to_merge_are_checked_and_count_once():

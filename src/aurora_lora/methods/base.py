@@ -60,19 +60,19 @@ class Sample:
 class Method:
     """A way of fine-tuning: a recipe names it under `method.name`, with its options beside it.
 
-    `METHODS` has each without options; `bind` gives the one to use. Unless a class says otherwise, the trained model
-    has a single form, there is nothing to do before the training or at its steps, and what was trained is written as
-    `save_trained` does.
+    `METHODS` has each without options; `bind` gives the one to use.
 
     Args:
         name: how recipes and results call it.
         description: one line for `aurora list methods`.
         options: those that it is bound to, defaults filled in.
+        fields: the options that there are, and what is checked of them.
     """
 
     name: str
     description: str
     options: Options = field(default_factory=dict, kw_only=True)
+    fields: type[Fields] = field(default=Fields, kw_only=True)
     looks: ClassVar[bool] = False
     """Whether `looked` or `prepare` takes something from training data."""
 
@@ -84,9 +84,11 @@ class Method:
         """
         return replace(self, options=self.checked(options))
 
-    @abstractmethod
     def checked(self, options: Options) -> dict[str, Any]:
         """The options with the defaults filled in; raises as `bind`."""
+        check_names(options, self.fields.names())
+        self.fields.check(options)
+        return {**self.fields.defaults(), **options}
 
     @property
     def base_use(self) -> BaseUse:
@@ -105,7 +107,7 @@ class Method:
 
     @property
     def deployed_form(self) -> str:
-        """The form that is deployed: the best epoch is chosen in it."""
+        """The form that is deployed, and that the best epoch is chosen in."""
         return MERGED
 
     @abstractmethod
@@ -126,13 +128,7 @@ class Method:
     def looked(self, model: PreTrainedModel, sample: Sample, kept: Path) -> Self:
         """This method, with what it takes from training data before it is applied to a pretrained model.
 
-        Args:
-            model: the pretrained model; it is not changed.
-            sample: of training data.
-            kept: as in `apply`: what is there already is not looked for again.
-
-        Raises:
-            ValueError: as in `apply`.
+        The model is not changed. What is in the folder `kept` already, see `apply`, is not looked for again.
         """
         return self
 
@@ -185,8 +181,7 @@ class PeftMethod(Method):
     """A method of PEFT.
 
     Args:
-        config_class: PEFT's configuration.
-        fields: the options that are checked here; PEFT checks the others.
+        config_class: PEFT's configuration, which checks the options that `fields` does not.
         names: the options that a recipe may give; those of `fields` if None.
         recorded: the options that every result records, given or not, with their values; those of `fields` if None.
         fixed: fields of the configuration that are no options.
@@ -195,7 +190,6 @@ class PeftMethod(Method):
     """
 
     config_class: type[Any]
-    fields: type[Fields]
     names: Collection[str] | None = None
     recorded: Options | None = None
     fixed: Options = field(default_factory=dict)

@@ -18,7 +18,7 @@ from ..errors import FormError, NotFiniteError
 from ..tuner.linear import linear_shape
 from ..values import is_finite
 from .base import Method, TaskType
-from .options import Fields, Options, check_names
+from .options import Options
 from .parameters import is_head, keep_trained_in_float32
 from .targets import Linear, is_linear, is_plain_linear, lora_targets, matrix, target_paths, untie_adapted
 
@@ -164,17 +164,10 @@ class InjectionMethod(Method):
     """A method that freezes the body and adds something to some of its modules.
 
     Args:
-        fields: the options.
         refusal: why the trained model cannot be merged; None if it can, exactly.
     """
 
-    fields: type[Fields]
     refusal: str | None = None
-
-    def checked(self, options: Options) -> dict[str, Any]:
-        check_names(options, self.fields.names())
-        self.fields.check(options)
-        return {**self.fields.defaults(), **options}
 
     def apply(self, model: PreTrainedModel, task_type: TaskType, kept: Path | None = None) -> nn.Module:
         for name, parameter in model.named_parameters():

@@ -134,35 +134,26 @@ def load_trained(model: nn.Module, directory: Path) -> None:
     """Load what `save_trained` wrote.
 
     Raises:
-        CheckpointError: the file does not fit the model. Nothing is loaded of one whose weights have another shape.
+        CheckpointError: the file does not fit the model.
     """
     from safetensors.torch import load_file
 
     path = directory / WEIGHTS_FILE
-    state, there = load_file(str(path)), model.state_dict()
-    odd = [
-        f"{name} has the shape {tuple(state[name].shape)}, in the model {tuple(there[name].shape)}"
-        for name in sorted(state.keys() & there.keys())
-        if state[name].shape != there[name].shape
-    ]
-    if odd:
-        raise misfit(path, odd)
-    check_loaded(model, model.load_state_dict(state, strict=False), path)
+    try:
+        result = model.load_state_dict(load_file(str(path)), strict=False)
+    except RuntimeError as error:  # other shapes
+        raise CheckpointError(f"{path} does not fit the model: {error}") from error
+    check_loaded(model, result, path)
 
 
 def check_loaded(model: nn.Module, result: Any, source: Path) -> None:
-    """Raise a CheckpointError if the model has no place for a weight that was loaded, or a trained one got none.
-
-    Args:
-        model: after loading.
-        result: the keys that `load_state_dict` gave back.
-        source: of the weights.
-    """
+    """Raise a CheckpointError if the model has no place for a weight of a source, or a trained one got none, by the
+    result of `load_state_dict`."""
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     if odd := sorted({*result.unexpected_keys, *(trained & set(result.missing_keys))}):
         raise misfit(source, odd)
 
 
 def misfit(source: Path, odd: Sequence[str]) -> CheckpointError:
-    """What is raised of weights that are not those of a model, for what is odd about them."""
+    """What is raised of weights that are not those of a model, with what is odd about them."""
     return CheckpointError(f"{source} does not fit the model: {', '.join(odd[:3])}.")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .base import BaseUse, Method, TaskType
-from .options import Options, check_names
 from .parameters import is_head, keep_trained_in_float32
 
 if TYPE_CHECKING:
@@ -21,27 +20,23 @@ class PlainMethod(Method):
     """A method that trains some of the model's own weights and adds none.
 
     Args:
-        trains: whether to train a parameter of the body, by its name. The head is always trained.
+        trained: a pattern of the names of the body's parameters that are. The head is always trained.
         use: of the pretrained weights.
     """
 
-    trains: Callable[[str], bool]
+    trained: str
     use: BaseUse = "trained"
 
     @property
     def base_use(self) -> BaseUse:
         return self.use
 
-    def checked(self, options: Options) -> dict[str, Any]:
-        check_names(options, ())
-        return {}
-
     def apply(self, model: PreTrainedModel, task_type: TaskType, kept: Path | None = None) -> nn.Module:
-        body = [name for name, _ in model.named_parameters() if self.trains(name) and not is_head(model, name)]
-        if self.use == "trained" and not body:  # it would be a linear probe
+        body = {name for name, _ in model.named_parameters() if re.fullmatch(self.trained, name)}
+        if self.use == "trained" and all(is_head(model, name) for name in body):  # it would be a linear probe
             raise ValueError(f"bitfit trains the biases, and {type(model).__name__} has none: use another method.")
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(is_head(model, name) or self.trains(name))
+            parameter.requires_grad_(is_head(model, name) or name in body)
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise ValueError(f"{self.name} has nothing to train in a {type(model).__name__}: it has no new head")
         keep_trained_in_float32(model)
@@ -52,23 +47,11 @@ class PlainMethod(Method):
         return model  # type: ignore[return-value]
 
 
-def _is_bias(name: str) -> bool:
-    return name.rsplit(".", 1)[-1] == "bias"
-
-
-def _all(name: str) -> bool:
-    return True
-
-
-def _none(name: str) -> bool:
-    return False
-
-
-BITFIT = PlainMethod(name="bitfit", description="The biases alone", trains=_is_bias)
+BITFIT = PlainMethod(name="bitfit", description="The biases alone", trained=r"(.*\.)?bias")
 LINEAR_PROBE = PlainMethod(
     name="linear-probe",
     description="The head alone, on the frozen pretrained model",
-    trains=_none,
+    trained="",
     use="frozen",
 )
-FULL = PlainMethod(name="full", description="Every weight of the model", trains=_all)
+FULL = PlainMethod(name="full", description="Every weight of the model", trained=".*")

@@ -26,7 +26,7 @@ from .peft_names import (
     get_quantization_kwargs,
 )
 from .registration import PREFIX
-from .targets import layer_class, leave_out_uncalled
+from .targets import layer_class
 
 
 class AuroraModel(BaseTuner):
@@ -49,7 +49,6 @@ class AuroraModel(BaseTuner):
         config: Any = self.peft_config[adapter_name]
         if any(one is config for name, one in self.peft_config.items() if name != adapter_name):
             self.peft_config[adapter_name] = config = copy.deepcopy(config)
-        leave_out_uncalled(config, model)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         # PyTorch's fused encoder, in eval mode, calls no layer, and makes nested tensors that single layers cannot read
         for encoder in model.modules():

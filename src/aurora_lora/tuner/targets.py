@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Collection, Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -102,34 +101,6 @@ def is_uncalled(model: Any, path: str, module: nn.Module) -> bool:
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return True
     return f".{path}".endswith(tuple(f".{name}" for name in MAMBA.get(model_type(model) or "", ())))
-
-
-def leave_out_uncalled(config: Any, model: nn.Module) -> None:
-    """Where `target_modules` is "all-linear", leave out what the model does not call; see `is_uncalled`.
-
-    They become `exclude_modules` of the configuration, so that the adapter loads as it was made.
-
-    Args:
-        config: of the adapter.
-        model: that it is for.
-    """
-    if not isinstance(config.target_modules, str) or config.target_modules.lower() != ALL_LINEAR:
-        return
-    linear = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear)]
-    paths = sorted(path for path, module in linear if is_uncalled(model, path, module))
-    given = config.exclude_modules
-    if not paths or (isinstance(given, str) and all(re.fullmatch(given, path) for path in paths)):
-        return
-    if isinstance(given, str):
-        config.exclude_modules = "|".join([f"(?:{given})", *map(re.escape, paths)])
-    else:
-        config.exclude_modules = {*(given or ()), *paths}
-    warnings.warn(
-        f"Left out of 'all-linear': {', '.join(paths[:3])}{', ...' if len(paths) > 3 else ''}. The model "
-        "reads their weight without calling them (projections of a torch.nn.MultiheadAttention, layers of Mamba), so "
-        "that an adapter there would do nothing.",
-        stacklevel=4,
-    )
 
 
 def layer_class(
