@@ -4,7 +4,7 @@ import pytest
 
 from aurora_lora.data import models
 from aurora_lora.data.fetch import Archive, OfflineError, fetch
-from aurora_lora.data.models import MODELS, ModelSource, hub_name, packaged_name, resolve_model
+from aurora_lora.data.models import MODELS, ModelSource, hub_name, resolve_model
 from aurora_lora.errors import UserError
 
 
@@ -65,5 +65,3 @@ def test_names_for_other_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     snapshot.mkdir(parents=True)
     assert hub_name(str(snapshot)) == "some-one/a--model"
     assert hub_name(str(tmp_path)) == str(tmp_path)  # it has no other name
-    assert packaged_name(MODELS["minilm-l6"].hub_id) == "minilm-l6"
-    assert packaged_name(MODELS["smollm2-135m"].hub_id) == MODELS["smollm2-135m"].hub_id  # whose weights are not ours

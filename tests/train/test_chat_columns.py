@@ -1,7 +1,6 @@
-"""Columns beside the messages, in training and in answers: `system`, `history`, `tools`, `chat_template_kwargs`."""
+"""Columns beside the messages, in training and in answers: `system`, `tools`, `chat_template_kwargs`."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ OTHER_TOOLS = [{"name": "director", "parameters": {"type": "array", "items": "fi
 
 
 ASIDE = {"aside": "scene"}
-HISTORY = json.dumps([["who", "actor"]])
 
 
 def data(folder: Path, base: Path, rows: list[Any]) -> Any:
@@ -79,23 +77,6 @@ def test_a_system_beside_messages(form: str, tmp_path: Path) -> None:
     asked = question_of(given[3])
     assert isinstance(asked, Question)
     assert asked.messages[0] == {"role": "system", "content": "the scene"}
-
-
-def test_alpacas_history_comes_before(tmp_path: Path) -> None:
-    base = chats.save_model(tmp_path / "base")
-    rows = [
-        {"instruction": f"the film {n}", "output": "good", "system": "the scene", "history": HISTORY} for n in range(20)
-    ]
-    for row in rows[10:]:
-        row["history"] = None
-    found = data(tmp_path, base, rows)
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    said = [tokenizer.decode(one["input_ids"]) for split in found.splits.values() for one in split]
-    assert sum(bool(re.search(": the scene .* : actor .* : the film", one)) for one in said) == 10
-    assert sum(bool(re.search(r": the scene \[UNK\] : the film", one)) for one in said) == 10
-    asked = question_of({name: value for name, value in rows[0].items() if name != "output"})
-    assert isinstance(asked, Question)
-    assert [one["content"] for one in asked.messages] == ["the scene", "who", "actor", "the film 0"]
 
 
 REFUSES = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + chats.PLAIN

@@ -120,8 +120,7 @@ def in_order(names: Collection[str]) -> list[Metric]:
 def classification_metrics(logits: ArrayLike, labels: ArrayLike, also: Collection[str] = ()) -> dict[str, float]:
     """Accuracy and mean negative log-likelihood, `-mean log softmax(logits)[label]`.
 
-    A row with NaN predicts nothing: every metric is then NaN. The likelihood is infinite where the model rules the
-    right class out. Neither is hidden: a warning counts such rows.
+    A row with NaN predicts nothing: every metric is then NaN, and a warning counts such rows.
 
     Args:
         logits: (examples, classes).
@@ -210,11 +209,10 @@ def choice_metrics(scores: ArrayLike, labels: ArrayLike) -> dict[str, float]:
 
     Returns:
         `accuracy` and `accuracy_norm`: how often the right choice has the largest log-likelihood, whole and per
-        character (as `acc` and `acc_norm` of lm-evaluation-harness, but that the space before a choice counts as one of
-        its characters); `nll` and `nll_norm`: mean negative logarithm of the right choice's probability, were one of
-        the choices given, in nats, by the softmax of the same two. Between choices of unequal length `nll` favours the
-        shorter one, and can be far above that of uniform guessing. With the third column also `accuracy_generated`, and
-        `unanswered`, the share of questions for which it wrote none of the choices.
+        character (as `acc` and `acc_norm` of lm-evaluation-harness, but that the space before a choice counts);
+        `nll` and `nll_norm`: mean negative logarithm of the right choice's probability, were one of the choices given,
+        in nats, by the softmax of the same two. With the third column also `accuracy_generated`, and `unanswered`, the
+        share of questions for which it wrote none of the choices.
 
     Raises:
         ValueError: no examples, or a label that is no choice.

@@ -148,11 +148,6 @@ def hub_name(name: str) -> str:
     return cached[1].replace("--", "/", 1) if cached else path
 
 
-def packaged_name(hub_id: str) -> str:
-    """The packaged model that is the very model of this id, or the id."""
-    return "minilm-l6" if hub_id == MODELS["minilm-l6"].hub_id else hub_id
-
-
 # ---------------------------------------------------------------- a GGUF file as a folder
 
 FOLDER = "float32"

@@ -7,9 +7,8 @@ import pytest
 from datasets import Dataset
 from own_rows import load
 
-from aurora_lora.data.own.chat import Question, answer_of, conversation, format_of, opening, question_of
+from aurora_lora.data.own.chat import Question, answer_of, format_of, opening, question_of
 from aurora_lora.data.own.source import Piece
-from aurora_lora.data.own.split import BadRow
 from aurora_lora.errors import UserError
 
 pytest.importorskip("trl")
@@ -84,18 +83,6 @@ def test_other_calls_are_another_conversation() -> None:
         for n in range(30)
     ]
     assert load("chat", rows, {}).record["repeated"] == 0
-
-
-@pytest.mark.parametrize(
-    ("history", "message"),
-    [
-        ([["who", "actor"], ["who"]], "'history' is .* which is no list of pairs"),
-        ([["who", None]], "'history' is empty"),
-    ],
-)
-def test_what_is_no_history(history: Any, message: str) -> None:
-    with pytest.raises(BadRow, match=message):
-        conversation({"instruction": "a", "output": "b", "history": history}, "instruction")
 
 
 ASKED: dict[tuple[str, ...], str] = {

@@ -12,7 +12,7 @@ from ...chat_template import without_none
 from ...errors import UserError
 from ...extras import extra
 from ..vision import with_rows
-from .columns import json_list, same_text, text
+from .columns import same_text, text
 from .source import Piece, Pieces
 from .split import BadRow, Prepared, Row
 
@@ -24,7 +24,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "text": ("text",),
 }
 """The columns by which a format is known. TRL's are `messages`, `prompt` with `completion`, and `text`."""
-FURTHER = ("input", "history", "system", "tools", "chat_template_kwargs")
+FURTHER = ("input", "system", "tools", "chat_template_kwargs")
 """Columns that go with them, where they are there: Alpaca's, and those that TRL gives to the template."""
 SHAREGPT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "observation": "tool"}
 """What the `from` of ShareGPT's messages means, where it is no role."""
@@ -66,7 +66,7 @@ def conversation(row: Row, form: str) -> dict[str, Any]:
     if form == "instruction":
         asked = "\n\n".join(part for part in (text(row["instruction"], "instruction"), _said(row, "input")) if part)
         answer = {"role": "assistant", "content": text(row["output"], "output")}
-        return {"prompt": [*_system(row), *_history(row), {"role": "user", "content": asked}], "completion": [answer]}
+        return {"prompt": [*_system(row), {"role": "user", "content": asked}], "completion": [answer]}
     if isinstance(row["prompt"], str) and isinstance(row["completion"], str):
         return {"prompt": _plain_prompt(row), "completion": text(row["completion"], "completion")}
     if isinstance(row["prompt"], str) or isinstance(row["completion"], str):
@@ -100,16 +100,6 @@ def _plain_prompt(row: Row) -> str:
     if _system(row):
         raise BadRow("'system' goes with messages, and 'prompt' is a text: make it a list of messages")
     return text(row["prompt"], "prompt")
-
-
-def _history(row: Row) -> list[dict[str, Any]]:
-    """The messages of Alpaca's column `history`: pairs of what was asked and answered before."""
-    given = row.get("history") or []
-    turns = (json_list(given) if given.strip() else []) if isinstance(given, str) else given
-    if not isinstance(turns, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in turns):
-        raise BadRow(f"'history' is {given!r:.40}, which is no list of pairs of texts, [user, assistant]")
-    said = [part for turn in turns for part in zip(("user", "assistant"), turn, strict=True)]
-    return [{"role": role, "content": text(one, "history")} for role, one in said]
 
 
 def _messages(row: Row, column: str) -> list[dict[str, Any]]:

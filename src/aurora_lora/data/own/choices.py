@@ -26,14 +26,8 @@ WAYS = {
 
 @dataclass(frozen=True)
 class Options:
-    """The options of a question.
-
-    Args:
-        texts: those that are not blank.
-        places: of these, blank ones counted.
-        names: what each of these is called, by each of `WAYS`.
-        are_numbers: whether there are numbers among them, not texts alone.
-    """
+    """The options of a question: those that are not blank, their places (blank ones counted), what each is called by
+    each of `WAYS`, and whether there are numbers among them."""
 
     texts: list[str]
     places: list[int]

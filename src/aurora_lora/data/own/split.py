@@ -39,12 +39,10 @@ class Splits(dict[str, Any]):
     Args:
         splits: `train`, `validation` and `test`.
         record: for the run: `files` with their sha256; the `rows` of all pieces, which are `examples` of each split,
-            `left_out` because another split has them, or `unused` because of the sizes that are asked for; how many of
-            them are `repeated` (the same example as an earlier one), and of these how many `contradict`: their example
-            has different labels, where it has any; and where there are `classes`, how many rows of all pieces have
-            each, and how many are `untrained`: no example in training, for its size or as another split has their rows.
-            Of conversations, the `format` of their columns; of `images`, which may be in files of their own, a digest
-            for each piece.
+            `left_out` because another split has them, or `unused` because of the sizes that are asked for; how many are
+            `repeated`, and of these how many `contradict`: their example has different labels; of `classes`, the rows
+            of each, and how many are `untrained`: no example in training. Of conversations, the `format` of their
+            columns; of `images`, a digest for each piece.
     """
 
     def __init__(self, splits: Mapping[str, Any], record: Mapping[str, Any]) -> None:
@@ -82,9 +80,8 @@ class Prepared:
         """Train, validation and test from the pieces that the data comes in.
 
         The seed alone fixes one order of the examples of `train`, by a hash of their keys: the test split, where there
-        is none, is taken from its head, validation follows, and training examples are taken from its tail, so that a
-        smaller size gives a part of a larger one. Rows with the same key go to one split together: to training where
-        they are more than a held-out split still takes, which then has the next that fit. Those of `train` that a given
+        is none, is its head, validation follows, and training examples are taken from its tail, so that a smaller size
+        gives a part of a larger one. Rows with the same key go to one split together. Those of `train` that a given
         validation or test split has too are left out.
 
         Args:
