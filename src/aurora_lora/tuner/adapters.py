@@ -12,7 +12,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ..errors import AlreadyMergedError, FormError
 from ..forms import CALIBRATED, STATIC, FormName
-from ..values import one_of, short
+from ..values import one_of
 from .config import AuroraConfig
 from .layer import AuroraLayer
 from .peft_names import AuxiliaryTrainingWrapper, BaseTuner, BaseTunerLayer
@@ -108,25 +108,13 @@ def active_adapters(model: nn.Module) -> list[str]:
 
 
 def no_adapter(name: str, there: Iterable[str], of: str = "AuroRA") -> ValueError:
-    """What to raise where a model has no adapter of that name, but others.
-
-    Args:
-        name: the one that was asked for.
-        there: those that the model has.
-        of: the methods that are looked for.
-    """
+    """What to raise where a model has no adapter of that name, `of` a method, but those that are `there`."""
     known = ", ".join(map(repr, dict.fromkeys(there))) or "none"
     return ValueError(f"The model has no {of} adapter named {name!r} (there are: {known}).")
 
 
 def check_not_merged(path: str, layer: Any, action: str) -> None:
-    """Raise an AlreadyMergedError if adapters are merged into the weight of a layer, of any method.
-
-    Args:
-        path: names the layer.
-        layer: that is asked.
-        action: what cannot be done.
-    """
+    """Raise an AlreadyMergedError if adapters of any method are merged into the weight of a layer, before an action."""
     if layer.merged:
         raise AlreadyMergedError(f"{path} is merged: call unmerge_adapter() before {action}.")
 
@@ -156,10 +144,6 @@ class set_form:  # noqa: N801 - used as a function and as a context manager, lik
 
     Takes effect at once; used in a `with` statement, the earlier form comes back at its end.
 
-        set_form(model, "static")
-        with set_form(model, "dynamic"):
-            ...
-
     Args:
         model: a model with AuroRA adapters.
         form: `"calibrated"`, `"static"` or `"dynamic"`. The calibrated form computes the dynamic one until `calibrate`
@@ -168,7 +152,6 @@ class set_form:  # noqa: N801 - used as a function and as a context manager, lik
 
     Raises:
         ValueError: no such form or adapter, or no AuroRA adapter in the model.
-        TypeError: `adapter_name` is no string, as a list of names is.
         FormError: the adapter was trained in the static form, which is its only one.
         AlreadyMergedError: it is merged at present.
     """
@@ -176,8 +159,6 @@ class set_form:  # noqa: N801 - used as a function and as a context manager, lik
     def __init__(self, model: nn.Module, form: FormName, *, adapter_name: str | None = None) -> None:
         if form not in get_args(FormName):
             one_of("form", form, get_args(FormName))
-        if not isinstance(adapter_name, str | None):
-            raise TypeError(f"adapter_name={short(adapter_name)} is not allowed: it must be one name, or None.")
         names = active_adapters(model) if adapter_name is None else [adapter_name]
         configs: dict[int, AuroraConfig] = {}
         for path, layer in aurora_layers(model):
@@ -196,13 +177,9 @@ class set_form:  # noqa: N801 - used as a function and as a context manager, lik
                         )
         if adapter_name is not None and not configs:
             raise no_adapter(adapter_name, adapter_names(model))
-        self._form, self._names = form, names
         self._earlier = [(config, config.eval_form) for config in configs.values()]
         for config in configs.values():
             config.eval_form = form
-
-    def __repr__(self) -> str:
-        return f"set_form(form={self._form!r}, adapters={self._names!r})"
 
     def __enter__(self) -> set_form:
         return self

@@ -154,7 +154,7 @@ class AuroraConfig(PeftConfig):
         target_parameters: refused: AuroRA adapts modules, not the bare parameters of
             mixture-of-experts layers.
         bias: `"none"`, `"all"` or `"aurora_only"`: which biases are trained.
-        fan_in_fan_out: whether the layers store their weight as (d_in, d_out), as GPT-2's Conv1D does.
+        fan_in_fan_out: whether layers store their weight as (d_in, d_out), as GPT-2's Conv1D does; set by the layers.
 
     Raises:
         ValueError: for a value that is not allowed; the message names the field, the value and what is allowed.
@@ -218,8 +218,7 @@ class AuroraConfig(PeftConfig):
                 require(accepts(value), f"{name}['{pattern}']", value, allowed)
         if self.target_parameters:
             raise ValueError(
-                f"target_parameters={self.target_parameters!r} is not supported: AuroRA adapts modules "
-                "(target_modules), not the bare parameters of a mixture of experts. Use LoraConfig for those."
+                "target_parameters is not supported: AuroRA adapts modules (target_modules). Use LoraConfig."
             )
         if self.train_form == STATIC and self.eval_form not in (None, STATIC):
             raise ValueError(

@@ -24,29 +24,23 @@ def is_float8(dtype: torch.dtype) -> bool:
 
 
 def is_recomputed(layer: nn.Module) -> bool:
-    """Whether a layer computes its weight from other parameters, as weight normalisation does: what is written to the
-    weight is lost then.
-
-    By a parametrisation, or by a hook (`torch.nn.utils.weight_norm`, `spectral_norm`, `prune`).
-    """
+    """Whether a layer computes its weight from other parameters, by a parametrisation or by a hook, as weight
+    normalisation does: what is written to the weight is lost then."""
     if parametrize.is_parametrized(layer, "weight"):
         return True
-    by_a_hook = isinstance(vars(layer).get("weight"), Tensor)  # an attribute, and no parameter or buffer
-    return by_a_hook and any(name.startswith("weight_") for name in layer._parameters)
+    is_attribute = isinstance(vars(layer).get("weight"), Tensor)  # and no parameter or buffer
+    return is_attribute and any(name.startswith("weight_") for name in layer._parameters)
 
 
 def check_takes_merge(base: nn.Module, backend: QuantizationBackend | None) -> None:
-    """Raise what keeps an update from being merged into the weight of a base layer.
-
-    Args:
-        base: the layer.
-        backend: PEFT's access to its weight if that is quantised.
+    """Raise what keeps an update from being merged into the weight of a base layer, with PEFT's access to that if it is
+    quantised.
 
     Raises:
-        MergeError: the base layer computes its weight from others, as weight normalisation does, and as PEFT does
-            for an output layer that is tied to embeddings of which single tokens are trained; or its weight is in
-            float8 or another format that PEFT has no access to.
-        NotImplementedError: the base layer's quantisation cannot be undone and done again, or its weight is sharded.
+        MergeError: the weight is computed from others, as weight normalisation does, and as PEFT does for an output
+            layer that is tied to embeddings of which single tokens are trained; or it is in float8 or another format
+            that PEFT has no access to.
+        NotImplementedError: the quantisation cannot be undone and done again, or the weight is sharded.
     """
     weight = getattr(base, "weight", None)
     if isinstance(base, AuxiliaryTrainingWrapper):

@@ -77,14 +77,8 @@ class AuroraModel(BaseTuner):
         base_layer = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         quantization = get_quantization_kwargs(self)
         layer_cls = layer_class(self.model, base_layer, current_key, quantization)
-        transposed = is_transposed(base_layer)
-        if layer_cls is AuroraLinear and transposed != peft_config.fan_in_fan_out:
-            warnings.warn(
-                f"fan_in_fan_out is set to {peft_config.fan_in_fan_out} but the target module is a "
-                f"`{type(base_layer).__name__}`. Setting fan_in_fan_out to {transposed}.",
-                stacklevel=2,
-            )
-            peft_config.fan_in_fan_out = transposed
+        if layer_cls is AuroraLinear:
+            peft_config.fan_in_fan_out = is_transposed(base_layer)
         new_module = layer_cls(target, adapter_name, peft_config, r, alpha, **quantization)
         if adapter_name not in self.active_adapters:
             new_module.requires_grad_(False)  # an additional adapter is not trainable before it is activated
