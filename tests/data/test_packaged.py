@@ -151,24 +151,14 @@ def test_no_group_is_in_two_splits(seed: int, test: int, validation: int, train:
     assert whole != split_questions(QUESTIONS, SplitSizes(None, validation, test), seed + 1)
 
 
-def test_reasons_that_are_given_for_one_sentence_are_a_group() -> None:
-    sentence = "Ann and Jo thanked the nurses because they had helped."
-    reasons = ("The 'they' refers to the nurses because nurses help.", "The 'they' refer to ann and jo because I know.")
-    assert {GROUPS["winowhy"](f"{sentence} {reason}") for reason in reasons} == {sentence}
-
-
 def test_sizes_that_exceed_the_data() -> None:
     with pytest.raises(UserError, match=r"nothing is left to train on of 150 questions"):
         split_questions(QUESTIONS, SplitSizes(None, 100, 100), 0)
-    with pytest.raises(UserError, match=r"task\.train_size: 149 is more than the .* questions that are left"):
-        split_questions(QUESTIONS, SplitSizes(149, 1, 1), 0)
     clear = sum(one.is_clear for one in SENTENCES)
     with pytest.raises(UserError, match=f"nothing is left to train on of {clear} sentences"):
         split_sentences(SENTENCES, SplitSizes(None, 100, 100), 0, clear_only=True)
     with pytest.raises(UserError, match=f"train_size: 10,000 is more than the {clear - 30:,} sentences that are left"):
         split_sentences(SENTENCES, SplitSizes(10_000, 10, 20), 0, clear_only=True)
-    with pytest.raises(UserError, match=r"_size: -3 is not a number of at least 1"):
-        SplitSizes(1, 1, -3)
 
 
 def test_questions_that_stand_there_twice(tmp_path: Path) -> None:

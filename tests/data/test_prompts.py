@@ -89,15 +89,3 @@ def test_a_question_may_have_more_answers_than_the_papers() -> None:
     assert keys == tuple(f"answer{n}" for n in range(1, 13))
     assert [parse_answer(f"{prompts.RESPONSE} {key}.", *keys) for key in keys] == list(keys)
     assert parse_answer(f"{prompts.RESPONSE} answer5, not answer1", *keys[:3]) == "answer5"  # as in LLM-Adapters
-
-
-def test_what_stands_before_the_response_is_not_an_answer() -> None:
-    prompt = prompts.alpaca(instruction("answer", "Which?", ["a", "b"]))
-    assert parse_answer(prompt, "answer1") is None
-    assert parse_answer(prompt + "the correct answer is answer2", "answer1") == "answer2"
-    assert parse_answer("the correct answer is answer2", "answer1") is None
-
-
-def test_answer_format() -> None:
-    assert answer_format("Q\n\nAnswer format: answer1/answer2/answer3\n") == ("answer1", "answer2", "answer3")
-    assert answer_format("Answer format: a/b is asked for. Why?") == ()

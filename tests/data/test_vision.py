@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import json
 import struct
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -128,22 +127,12 @@ def test_the_seed_decides_and_smaller_sizes_are_parts() -> None:
             rows(0, *sizes)
 
 
-def test_a_split_of_its_own_can_be_taken_in_part(copies: Any) -> None:
-    copies(*repos_of("eurosat"))
-    data = get_task("eurosat").load_splits(SplitSizes(6, 2, 3), 1)
-    assert data.num_rows == {"train": 6, "validation": 2, "test": 3}
-    with pytest.raises(UserError, match=r"task\.test_size: 9 is more than the 5 images of eurosat"):
-        get_task("eurosat").load_splits(SplitSizes(None, None, 9), 1)
-
-
 def test_odd_copies(copies: Any) -> None:
     (pets,) = repos_of("oxford-pets")
     copies({**pets, "classes": 36})
     with pytest.raises(UserError, match=r"oxford-iiit-pet, train: there are 36 classes, expected 37"):
         get_task("oxford-pets").load_splits(ALL, 0)
     plain = datasets.Value("int64")  # as a converted file may have it
-    copies({**pets, "label": plain})
-    assert get_task("oxford-pets").load_splits(ALL, 0)["test"]["label"][:] == [0, 1, 2, 3, 4]
 
     def unlabelled(repo: dict[str, Any], count: int) -> list[dict[str, Any]]:
         made = image_copy.rows(repo, count)
@@ -156,9 +145,6 @@ def test_odd_copies(copies: Any) -> None:
     train, test = repos_of("cifar10")
     copies(train, {**test, "classes": test["classes"][::-1]})
     with pytest.raises(UserError, match=r"the classes of train and test differ"):
-        get_task("cifar10").load_splits(ALL, 0)
-    copies(train)
-    with pytest.raises(UserError, match="the test split of Multimodal-Fatima/CIFAR10_test cannot be loaded"):
         get_task("cifar10").load_splits(ALL, 0)
 
 
@@ -226,17 +212,6 @@ def test_cifar10_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # ---------------------------------------------------------------- how images are read
-
-
-@pytest.mark.parametrize("clear", [5, bytes(range(256)), b"\0\x80"], ids=["one colour", "each colour", "two colours"])
-def test_a_palette_with_transparency_is_converted_without_a_warning(clear: Any, tmp_path: Path) -> None:
-    made = Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)).quantize(256)
-    made.save(tmp_path / "a.png", transparency=clear)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        read = np.asarray(read_image(tmp_path / "a.png"))
-    with Image.open(tmp_path / "a.png") as image:
-        np.testing.assert_array_equal(read, on_white(image))
 
 
 def on_white(image: Any) -> Any:

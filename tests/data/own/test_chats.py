@@ -72,19 +72,6 @@ def test_parts_that_are_no_text_are_refused(content: list[Any], why: str) -> Non
         load("chat", rows, {})
 
 
-def test_other_calls_are_another_conversation() -> None:
-    rows = [
-        {
-            "messages": [
-                {"role": "user", "content": "Look!"},
-                {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": f"look{n}"}}]},
-            ]
-        }
-        for n in range(30)
-    ]
-    assert load("chat", rows, {}).record["repeated"] == 0
-
-
 ASKED: dict[tuple[str, ...], str] = {
     ("prompt", "completion", "instruction"): "prompt",
     ("prompt", "completion", "text"): "prompt",

@@ -49,18 +49,6 @@ def test_a_whole_number_counts_options_unless_they_are_numbers(options: Any, ans
     assert example["choices"][example["label"]].strip() == right
 
 
-def test_numbers_that_one_row_makes_decimals() -> None:
-    """The column is then one of floats: the options and the answer are written as they were."""
-    rows = [{"question": f"question {n}?", "options": [1, 2, 3, 4], "answer": 2} for n in range(20)]
-    rows.append({"question": "and this?", "options": [0.5, 1.5], "answer": 1.5})
-    seen = [row for split in load("choices", rows, QUESTION).values() for row in split]
-    right = {tuple(row["choices"]): row["choices"][row["label"]] for row in seen}
-    assert right == {(" 1", " 2", " 3", " 4"): " 2", (" 0.5", " 1.5"): " 1.5"}
-    rows[0]["answer"] = 7  # no place either
-    with pytest.raises(UserError, match=r"row 1: the answer '7' is none of the options: .* one of them, A to D"):
-        load("choices", rows, QUESTION)
-
-
 @pytest.mark.parametrize(
     ("options", "others", "answer", "right"),
     [

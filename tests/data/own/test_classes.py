@@ -110,13 +110,6 @@ def test_a_label_of_the_test_file_that_training_has_not(kind: str) -> None:
     load(kind, labelled(["a", "b", "c"] * 9), test_data=[{"text": "new", "label": "c"}])
 
 
-def test_two_text_columns_and_columns_called_label_and_text() -> None:
-    rows = [{"label": f"first {n}", "text": f"second {n}", "stars": n % 2} for n in range(20)]
-    splits = load("classification", rows, {"text": ("label", "text"), "label": ("stars",)})
-    assert splits["train"].column_names == ["text", "text_b", "label"]
-    assert {(row["text"].split()[0], row["text_b"].split()[0]) for row in splits["train"]} == {("first", "second")}
-
-
 def test_texts_that_differ_in_case_and_punctuation_are_the_same() -> None:
     splits = load("classification", [*labelled(["a", "b"] * 10), {"text": "TEXT 3!", "label": "a"}])
     assert splits.record["repeated"] == 1

@@ -110,10 +110,6 @@ def test_no_image_is_left_out(tops: list[str], tmp_path: Path) -> None:
 ROWS = [{"review": f"film {n}", "stars": str(n % 3)} for n in range(12)]
 
 
-def _csv(path: Path) -> None:
-    Dataset.from_list(ROWS).to_csv(path)
-
-
 def _cards(folder: Path) -> None:
     (folder / "owner" / "name").mkdir(parents=True)
     for split, rows in (("train", ROWS[:8]), ("dev", ROWS[8:])):
@@ -204,16 +200,6 @@ def test_the_split_to_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         open_given("owner/name", OwnData("other/name", config="short"))
     with pytest.raises(ArgumentError, match=r"^'none' is no file, no folder"):
         open_given("none", own)
-
-
-def test_a_column_that_is_not_there(tmp_path: Path) -> None:
-    _csv(tmp_path / "reviews.csv")
-    pieces = open_data(OwnData("reviews.csv"))
-    pieces.check_columns({"text": ("review",)})
-    for wrong in ("reviw", "REVIEW"):
-        with pytest.raises(UserError) as raised:
-            pieces.check_columns({"text": (wrong,)})
-        assert str(raised.value) == (f"task.text: reviews.csv has no column '{wrong}' (it has 'review', 'stars')")
 
 
 def test_texts_of_a_parquet_file_that_are_no_text() -> None:

@@ -1,6 +1,5 @@
 """Images of own data: where they are looked for, what is wrong with one, and how they are split."""
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,6 @@ from datasets import Dataset
 from own_rows import load, save_images
 from PIL import Image as Pillow
 
-from aurora_lora.data import vision
-from aurora_lora.data.own.kinds import image_file
-from aurora_lora.data.task import SplitSizes
 from aurora_lora.errors import UserError
 
 COLUMNS_OF_IMAGES = {"image": ("image",), "label": ("label",)}
@@ -66,15 +62,6 @@ def test_an_image_that_is_cut_off(suffix: str) -> None:
         load("images", "pictures", {"image": ("image",), "label": ("label",)})
 
 
-def test_whole_images_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would take as long as an epoch."""
-    monkeypatch.setattr(vision, "rgb", None)
-    for suffix in ("png", "jpeg"):
-        file = io.BytesIO()
-        Pillow.new("RGB", (8, 8)).save(file, suffix)
-        assert image_file(file.getvalue(), "image") == file.getvalue()
-
-
 @pytest.mark.parametrize("values", [list(range(20)), [["a.png"]] * 20], ids=["numbers", "lists"])
 def test_a_column_that_holds_no_images(values: list[Any]) -> None:
     Dataset.from_dict({"image": values, "label": ["a", "b"] * 10}).to_parquet("rows.parquet")
@@ -114,18 +101,6 @@ def test_images_by_class() -> None:
     assert splits.record["repeated"] == 1
     assert splits["train"].features["label"].names == ["blue", "green", "red"]
     assert all({0: 2, 1: 1, 2: 0}[np.asarray(row["image"])[0, 0, 0] % 3] == row["label"] for row in splits["train"])
-
-
-def test_each_class_of_images_stays_in_training() -> None:
-    for n in range(40):
-        path = Path("pictures", "rare" if n < 2 else ("dog", "cat")[n % 2], f"{n}.png")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Pillow.new("L", (4, 4), n).save(path)
-    columns = {"image": ("image",), "label": ("label",)}
-    for seed in range(10):
-        splits = load("images", "pictures", columns, SplitSizes(2, 12, 12), seed)
-        assert splits.record["untrained"] == 1
-        assert 2 in load("images", "pictures", columns, SplitSizes(None, 12, 12), seed)["train"]["label"]
 
 
 def test_images_in_folders_of_splits() -> None:

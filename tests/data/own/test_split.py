@@ -66,16 +66,6 @@ def test_given_splits_keep_their_rows_and_training_loses_them() -> None:
     assert _texts(smaller)["train"] == {"a", "b", "d"}  # whatever of the test file is scored
 
 
-def test_the_seed_decides_what_is_taken_of_a_given_test_file() -> None:
-    texts = [f"text {n}" for n in range(60)]
-    pieces = _pieces(train=["a", "b", "c", "d"], test=texts)
-    first, second = (_split(pieces, SplitSizes(None, None, 10), seed)["test"]["text"][:] for seed in (0, 1))
-    assert len(set(first)) == 10
-    assert set(first) != set(second)
-    assert set(first) != set(texts[:10])
-    assert _split(pieces, SplitSizes(None, None, 5))["test"]["text"][:] == first[:5]
-
-
 def test_no_more_than_2000_rows_are_held_out_by_themselves() -> None:
     splits = _split(_pieces(train=[f"text {n}" for n in range(30_000)]))
     assert splits.record["examples"] == {"train": 26_000, "validation": 2_000, "test": 2_000}
@@ -181,14 +171,6 @@ def test_every_label_stays_in_training(texts: list[int], labels: list[set[int]],
     assert {one for n in splits["train"]["n"] for one in labels[n]} == {
         one for n in range(len(texts)) for one in labels[n]
     }
-
-
-def test_a_text_that_most_rows_repeat_is_for_training() -> None:
-    texts = ["the same"] * 900 + [f"text {n}" for n in range(100)]
-    for seed in range(5):
-        splits = _split(_pieces(train=texts), seed=seed)
-        assert splits.record["examples"] == {"train": 980, "validation": 10, "test": 10}
-        assert _split(_pieces(train=texts), SplitSizes(None, 30, 20), seed).record["examples"]["test"] == 20
 
 
 @pytest.mark.parametrize(
