@@ -1,6 +1,6 @@
 """A table or figure of the paper as data: its rows and columns, the paper's numbers, and the recipes of its cells.
 
-The suites themselves are in `experiments.paper`, and found by name in `experiments.recipes`.
+The suites themselves are read in `experiments.paper`, and found by name in `experiments.recipes`.
 """
 
 from __future__ import annotations
