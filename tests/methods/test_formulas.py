@@ -133,23 +133,6 @@ def test_entry_by_entry_on_layers_that_are_not_square(
     np.testing.assert_allclose(found, x.numpy() @ delta(state["A"], state["B"], d_in).T, rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("start", ["kaiming", "orthogonal"])
-def test_the_mixer_of_moslora_starts_as_it_says(make_model: Callable[[str], Any], start: str) -> None:
-    method = METHODS["moslora"].bind({**RANK, "target_modules": ["query", "value"], "mixer_init": start})
-    model = method.apply(make_model("bert"), "SEQ_CLS")
-    mixers = [p.detach() for name, p in model.named_parameters() if name.endswith(".mixer")]
-    assert len(mixers) > 2
-    for mixer in mixers:
-        assert not torch.equal(mixer, mixers[0]) or mixer is mixers[0]
-        assert not torch.allclose(mixer, torch.eye(4), atol=0.1)
-        if start == "orthogonal":
-            torch.testing.assert_close(mixer @ mixer.T, torch.eye(4))
-        else:  # U(-1 / sqrt(r), 1 / sqrt(r))
-            assert mixer.abs().max() <= 0.5
-    if start == "kaiming":
-        assert torch.stack(mixers).abs().max() > 0.4
-
-
 def layer_output(layer: nn.Module, x: torch.Tensor) -> np.ndarray:
     return layer(x).numpy()
 
@@ -161,14 +144,6 @@ def test_loda(make_model: Callable[[str], Any]) -> None:
     with torch.no_grad():
         expected = layer.base_layer(x).numpy() + 3.0 * z @ w["B"].T
         np.testing.assert_allclose(layer(x).numpy(), expected, rtol=1e-12, atol=1e-12)
-
-
-def test_loda_is_lora_with_slope_1(make_model: Callable[[str], Any]) -> None:
-    method = METHODS["loda"].bind({**RANK, "target_modules": ["query"], "negative_slope": 1})
-    layer = method.apply(make_model("bert"), "SEQ_CLS").get_submodule(PATH)
-    nn.init.normal_(layer.update.B)
-    x = torch.randn(7, D)
-    torch.testing.assert_close(layer.update(x), 3.0 * x @ layer.update.A.T @ layer.update.B.T)
 
 
 @pytest.mark.parametrize(("name", "act"), [("adapter-h", nn.functional.gelu), ("adapter-p", torch.relu)])

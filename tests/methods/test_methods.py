@@ -10,28 +10,12 @@ from torch import nn
 
 from aurora_lora import AuroraConfig
 from aurora_lora.errors import CheckpointError, FormError
-from aurora_lora.methods import METHODS, count_parameters, get_method
+from aurora_lora.methods import METHODS, get_method
 from aurora_lora.methods.injection import adapted_modules
 from aurora_lora.methods.parameters import load_trained, save_trained
 
 OPTIONS = {"aurora": {"target_modules": ["query"]}, "lora": {"target_modules": ["query"], "r": 2}}
 MakeBert = Callable[..., nn.Module]
-
-
-@pytest.mark.parametrize(
-    ("name", "adapter"),
-    # BERT of the fixture: 2 query layers 32 x 32
-    [("aurora", 2 * (2 * 64 + 4 + 16)), ("lora", 2 * 2 * 64), ("linear-probe", 0), ("full", None)],
-)
-def test_parameter_counts(make_bert: MakeBert, name: str, adapter: int | None) -> None:
-    base = make_bert()
-    everything = sum(parameter.numel() for parameter in base.parameters())
-    head = 2 * 32 + 2
-    method = METHODS[name]
-    counts = count_parameters(method.bind(OPTIONS.get(name, {})).apply(base, "SEQ_CLS"))
-    assert counts.head == head
-    assert counts.adapter == (everything - head if adapter is None else adapter)
-    assert counts.total == everything + (adapter or 0)
 
 
 @pytest.mark.parametrize(
@@ -110,13 +94,6 @@ def test_targets(make_bert: MakeBert) -> None:
 def test_unknown_method() -> None:
     with pytest.raises(ValueError, match="did you mean 'linear-probe'"):
         get_method("linear_probe")
-
-
-@pytest.mark.parametrize("name", ["lora", "full", "linear-probe"])
-def test_form_that_a_method_lacks(make_bert: MakeBert, name: str) -> None:
-    model = METHODS[name].bind(OPTIONS.get(name, {})).apply(make_bert(), "SEQ_CLS")
-    with pytest.raises(FormError, match="one form only"):
-        METHODS[name].merge(model, "static")
 
 
 def test_trained_weights_that_do_not_fit(make_bert: MakeBert, tmp_path: Path) -> None:

@@ -270,18 +270,3 @@ def test_lora_drop_judges_layers_after_ordinary_training(
         optimizer.step()
     expected = update_norms(other.eval(), layers_by_path(other), halves(labelled), seen)
     assert found == pytest.approx(expected, rel=1e-4)
-
-
-def test_layers_of_one_name_and_several_shapes_are_kinds_apart(
-    make_model: MakeModel, sample: Sample, labelled: dict[str, Any]
-) -> None:
-    """A BERT has three kinds named dense: they are ranked, and share an adapter, each among its own."""
-    model, method = applied(make_model, "lora-drop", r=4, threshold=0.1, target_modules=["dense"])
-    layers = layers_by_path(model)
-    shapes = {tuple(layer.base_layer.weight.shape) for layer in layers.values()}
-    assert len({kind_of(path, layer) for path, layer in layers.items()}) == len(shapes) == 3
-    method.prepare(model, sample)
-    for path, layer in layers_by_path(model).items():
-        found = (layer.in_use.B.shape[0], layer.in_use.A.shape[1])
-        assert found == tuple(layer.base_layer.weight.shape), path
-    sample.loss(model.eval(), labelled)

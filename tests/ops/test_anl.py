@@ -109,12 +109,3 @@ def test_parts_that_there_are_not(fields, message):
     for make in (ANL, AuroraConfig):
         with pytest.raises(ValueError, match=message):
             make(**{"skip": False, **fields})
-
-
-@pytest.mark.parametrize("compute", [adaptive_nonlinear, nonlinear_columns])
-def test_missing_weights_are_named(compute):
-    z, H, W = torch.ones(2, 2), torch.ones(2, 2), torch.ones(2, 8)
-    with pytest.raises(ValueError, match=r"H=None does not go with fixed_activation='tanh': it must be \(r, r\)"):
-        compute(z, None, W, ANL(skip=True))
-    with pytest.raises(ValueError, match=r"spline_weight=None .* spline='channelwise': it must be \(r, 8\)"):
-        compute(z, H, None, ANL(skip=True))

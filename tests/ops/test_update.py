@@ -68,14 +68,6 @@ def test_equals_the_eager_path(anl):
     assert_same(value_and_gradients(add_update, tensors, 1.7, anl), expected, rtol=1e-10, atol=1e-11)
 
 
-@pytest.mark.parametrize("anl", [*PARTS, IDENTITY], ids=str)
-def test_the_eager_path_is_the_formula(anl, monkeypatch):
-    monkeypatch.setenv("AURORA_LORA_EAGER", "1")
-    tensors = make(anl)
-    expected = value_and_gradients(formula, tensors, 1.7, anl)
-    assert_same(value_and_gradients(add_update, tensors, 1.7, anl), expected, rtol=1e-10, atol=1e-11)
-
-
 @settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from(PARTS),

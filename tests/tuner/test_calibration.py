@@ -6,7 +6,7 @@ from peft import get_peft_model
 from torch import nn
 
 from aurora_lora import AuroraConfig
-from aurora_lora.errors import FormError, NotCalibratedError, StaleCalibrationError
+from aurora_lora.errors import NotCalibratedError, StaleCalibrationError
 from aurora_lora.tuner import Calibration
 
 
@@ -38,14 +38,6 @@ def test_from_none_to_fresh_to_stale():
     with torch.no_grad():
         layer.aurora_B["default"].weight.add_(1)  # which the matrix does not depend on
     assert calibration.check()
-
-
-def test_where_there_is_nothing_to_calibrate():
-    _, calibration = one_layer(train_form="static")
-    with pytest.raises(FormError, match="trained in the static form"):
-        calibration.fresh_matrix()
-    config = AuroraConfig(target_modules=["0"])
-    assert get_peft_model(nn.Sequential(nn.Embedding(5, 4)), config).base_model.model[0].calibration == {}
 
 
 def test_what_is_stored_is_a_copy():

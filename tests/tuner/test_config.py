@@ -72,18 +72,6 @@ def test_bad_values_name_the_field_the_value_and_what_is_allowed(fields, message
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("alpha", [0, -1])
-def test_an_alpha_of_any_sign_is_as_in_lora(alpha):
-    """An alpha of 0 switches an adapter off, a negative one takes an update away."""
-    for fields in ({"alpha": alpha}, {"alpha_pattern": {"0": alpha}}):
-        base = nn.Sequential(nn.Linear(8, 6))
-        names = {"target_modules": ["0"], "init_weights": False, "fixed_activation": None, "spline": None}
-        model = get_peft_model(base, AuroraConfig(**names, **fields))
-        layer = model.base_model.model[0]
-        expected = alpha / 2 * layer.aurora_B["default"].weight @ layer.aurora_A["default"].weight
-        assert_close(layer.get_delta_weight("default"), expected)
-
-
 def test_plain_lora_has_one_form():
     config = AuroraConfig(fixed_activation=None, spline=None, skip=True)
     assert config.anl.is_identity

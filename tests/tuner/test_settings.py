@@ -139,19 +139,6 @@ def test_autocast(form, dtype):
 # ---------------------------------------------------------------- where the weights are
 
 
-def test_low_cpu_mem_usage(tmp_path):
-    model = adapt()
-    calibrate(model, [IDS])
-    expected = logits(model)
-    model.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(llama(), tmp_path, low_cpu_mem_usage=True)
-    weights = model.state_dict()
-    assert all(torch.equal(value, weights[name]) for name, value in loaded.state_dict().items())
-    torch.testing.assert_close(logits(loaded), expected)
-    empty = get_peft_model(llama(), AuroraConfig(target_modules=ATTENTION), low_cpu_mem_usage=True)
-    assert {p.device.type for name, p in empty.named_parameters() if "aurora_" in name} == {"meta"}
-
-
 # ---------------------------------------------------------------- Transformers' own adapter interface
 
 
