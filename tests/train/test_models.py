@@ -15,7 +15,6 @@ from transformers import (
     AutoModelForImageClassification,
     BertConfig,
     BertForMaskedLM,
-    BertForSequenceClassification,
     CLIPConfig,
     CLIPModel,
     TrainerCallback,
@@ -28,28 +27,11 @@ from aurora_lora.train.models import _pretrained, load_tokenizer
 from aurora_lora.train.run import load_trained_model
 
 
-@pytest.mark.parametrize(
-    ("length", "expected"), [(20.0, 20), (1e30, int(1e30)), (float("inf"), int(1e30)), (None, int(1e30))]
-)
-def test_a_length_is_a_whole_number(model: Path, tmp_path: Path, length: object, expected: int) -> None:
-    """Some have a float; none, or no limit, is as Transformers has it."""
-    found = load_tokenizer(str(with_length(model, tmp_path, length))).model_max_length
-    assert (found, type(found)) == (expected, int)
-
-
 def test_texts_are_cut_at_their_end_whatever_the_tokenizer_says(model: Path, tmp_path: Path) -> None:
     transformers.AutoTokenizer.from_pretrained(model, truncation_side="left").save_pretrained(tmp_path)
     cut = load_tokenizer(str(tmp_path))("a film of a film fine good", truncation=True, max_length=4)["input_ids"]
     whole = load_tokenizer(str(tmp_path))("a film of a film fine good")["input_ids"]
     assert cut[:3] == whole[:3]
-
-
-def with_length(model: Path, tmp_path: Path, length: object) -> Path:
-    """A copy of a model whose tokenizer says how long a text may be."""
-    folder = Path(shutil.copytree(model, tmp_path / "model"))
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": length}))
-    return folder
 
 
 def as_pickle(folder: Path) -> Path:
@@ -63,9 +45,7 @@ def as_pickle(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("saved", "convert"),
     [
-        ("body", "BertModel"),
         ("masked", "BertForMaskedLM"),  # without a pooler, which AutoModel would add at random
-        ("classifier", "BertForSequenceClassification"),
         ("language", "LlamaForCausalLM"),
     ],
 )
@@ -81,9 +61,7 @@ def test_weights_that_are_a_pickle_are_refused_with_the_way_to_convert_them(
     else:
         tiny.save_model(folder)
         changes = {}
-    if saved in ("classifier", "masked"):
-        kind = BertForSequenceClassification if saved == "classifier" else transformers.BertForMaskedLM
-        kind(BertConfig.from_pretrained(folder)).save_pretrained(folder)
+        BertForMaskedLM(BertConfig.from_pretrained(folder)).save_pretrained(folder)
     exact = load_file(folder / "model.safetensors")
     recipe = load_recipe(write_recipe(model=str(as_pickle(folder)), **changes), ["training.epochs=1"])
     with pytest.raises(UserError) as refused:
@@ -119,10 +97,8 @@ def no_pooler(tmp_path: Path) -> Path:
     "method",
     [
         {"name": "aurora"},
-        {"name": "lora", "target_modules": "all-linear"},
         {"name": "lora", "modules_to_save": ["pooler"]},
         {"name": "loran"},
-        {"name": "bitfit"},
     ],
     ids=str,
 )

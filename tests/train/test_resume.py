@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import tiny
 from safetensors.torch import load_file
-from transformers import TrainerCallback
 
 from aurora_lora import files
 from aurora_lora.train import recipe_files, train
@@ -196,24 +195,6 @@ def test_kept_checkpoints(model: Path, tmp_path: Path) -> None:
     assert len(found) <= 3
     flip_a_bit(found[12] / "optimizer.pt")
     assert manifest_of(found[12]) is None
-
-
-def test_a_run_that_has_stopped_early_stays_so(model: Path, tmp_path: Path) -> None:
-    """Killed after its last checkpoint, it trains no further."""
-    training = {"epochs": 9, "batch_size": 8, "learning_rate": 2e-7, "threads": 1, "patience": 2}
-    recipe = validate(tiny.recipe(model, training=training), "tiny")
-    whole = train(recipe, tmp_path / "whole")
-    assert len(whole.result["epochs"]) == 3  # the first is the best of equal ones
-
-    class Late(TrainerCallback):
-        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(recipe, tmp_path / "run", make_callbacks=lambda: [Late()])
-    again = train(recipe, tmp_path / "run")
-    assert (again.result["epochs"], again.result["metric"]) == (whole.result["epochs"], whole.result["metric"])
-    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
 
 
 @pytest.mark.slow
