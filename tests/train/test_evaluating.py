@@ -49,17 +49,10 @@ def test_as_the_test_data_of_the_run(kind: str, here: Path) -> None:
     done = aurora("evaluate", "run", "--data", moved, "--json")
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
-    # the run's recipe names data that is gone: which examples were trained on is not known
-    assert (found["data"], found["rows"], found["examples"], found["in_training"]) == (moved, 10, 10, None)
-    assert f"'{new}' is no file" in done.stderr
+    assert (found["data"], found["rows"], found["examples"]) == (moved, 10, 10)
     for form, scores in expected.items():
         assert found["by_form"][form] == pytest.approx(scores, rel=1e-6, abs=1e-6)
-    shutil.move(moved, new)
-    assert aurora("evaluate", "run", "--data", new, "--form", "static").stderr.splitlines()[-1] == (
-        "aurora: 0 of 10 examples were in the training data"
-    )
-    trained = json.loads(aurora("evaluate", "run", "--data", data, "--json").stdout)
-    assert (trained["rows"], trained["in_training"]) == (40, json.loads(before["run/data.json"])["examples"]["train"])
+    assert json.loads(aurora("evaluate", "run", "--data", data, "--form", "static", "--json").stdout)["rows"] == 40
     assert _contents("run") == before
 
 
@@ -74,7 +67,6 @@ def test_conversations(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(recipe_files.dump(values))
     run = load_run(train_recipe(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "run").folder)
     scored = evaluate_file(run, new)
-    assert scored.in_training == 0
     examples = run.result["metric"]["examples"]["test"]
     assert scored.examples == examples == 40
     for form, scores in run.result["metric"]["by_form"].items():
@@ -91,25 +83,12 @@ def run(here: Path) -> None:
 
 
 def test_what_is_said(run: None) -> None:
-    rows = Path("reviews.csv").read_text().splitlines()
     Path("new.csv").write_text("\n".join(["stars,review", f"positive,{'the ' * 40}", "negative,A NEW one"]) + "\n")
     done = aurora("evaluate", "run", "--data", "new.csv")
     assert done.exit_code == 0, done.output
-    assert done.stderr.splitlines()[-2:] == [
-        "aurora: 1 of 2 test texts are longer than 16 tokens (task.max_length) and are cut",
-        "aurora: 0 of 2 examples were in the training data",
-    ]
+    said = "aurora: 1 of 2 test texts are longer than 16 tokens (task.max_length) and are cut"
+    assert done.stderr.splitlines()[-1] == said
     assert "classification of reviews.csv: new.csv, 2 examples" in done.stdout
-    # its own data: those that it was trained on, in another case too
-    Path("new.csv").write_text("\n".join([rows[0], *(row.replace("the", "The!") for row in rows[1:])]) + "\n")
-    trained = json.loads(Path("run/data.json").read_text())["examples"]["train"]
-    done = aurora("evaluate", "run", "--data", "new.csv")
-    assert done.stderr.splitlines()[-1] == f"aurora: {trained} of 50 examples were in the training data"
-    Path("reviews.csv").write_text("\n".join(rows[:-1]) + "\n")
-    done = aurora("evaluate", "run", "--data", "new.csv")
-    assert done.exit_code == 0, done.output
-    said = "aurora: whether these examples were in the training data is not known: reviews.csv has changed since"
-    assert done.stderr.splitlines()[-1].startswith(said)
 
 
 def test_what_is_refused(run: None) -> None:

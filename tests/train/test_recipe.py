@@ -113,7 +113,6 @@ def test_reference_has_its_own_learning_rate(write_recipe: WriteRecipe) -> None:
         ("model=''", "model.name: '' is not allowed: it must be a text of at least 1 character"),
         ("task.test_sets=[dev]", "task.test_sets: 'dev' is not one of tiny-sentiment: test"),
         ("model.quantization=nf5", "model.quantization: 'nf5' is not allowed: it must be 'nf4', 'fp4' or 'int8'"),
-        ("model={name: m, dtype: bf16}", "model.dtype: 'bf16' is not allowed with training.precision 'fp32': it must"),
         ("training.learning_rate=1e-8", "training.learning_rate: 1e-08 is not allowed: it must be greater than"),
         ("seed=-1", "seed: -1 is not allowed: it must be greater than or equal to 0"),
         ("training=3", "training: 3 is not allowed: it must be a section with fields"),

@@ -21,7 +21,6 @@ from aurora_lora.train.kinds import KINDS
 from aurora_lora.train.measuring import evaluate
 from aurora_lora.train.merging import merge
 from aurora_lora.train.predicting import predict
-from aurora_lora.train.run import load_trained_model
 
 WriteRecipe = Callable[..., Path]
 
@@ -169,15 +168,6 @@ def test_tensorboard(write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pyt
 def test_the_attention_of_the_base(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     _, rates = run_with(write_recipe(), tmp_path / "run", "model.attention=eager", "training.epochs=1")
     assert rates.model.config._attn_implementation == "eager"
-
-
-def test_a_base_kept_in_float32_under_a_lower_precision(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    for dtype, kept in (("null", torch.bfloat16), ("fp32", torch.float32)):
-        changes = ["training.precision=bf16", f"model.dtype={dtype}", "training.epochs=1"]
-        done, rates = run_with(write_recipe(), tmp_path / str(kept), *changes)
-        assert rates.model.get_input_embeddings().weight.dtype == kept
-        model, _ = load_trained_model(load_run(done.folder))
-        assert model.get_input_embeddings().weight.dtype == kept  # type: ignore[operator]
 
 
 @pytest.mark.slow

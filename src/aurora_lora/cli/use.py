@@ -55,8 +55,7 @@ def evaluate(
     """Score a finished run again, or on new examples.
 
     FILE is what `task.test_data` may be: .csv, .tsv, .json, .jsonl, .parquet or .arrow, a folder, or a data set of the
-    hub. It is read with the columns and the classes of the run. A line says how many of its examples the run was
-    trained on. Nothing is written.
+    hub. It is read with the columns and the classes of the run. Nothing is written.
     """
     from aurora_lora.train.finished_run import load_run
     from aurora_lora.train.measuring import evaluate as score
@@ -78,8 +77,7 @@ def evaluate(
         else:
             scored = evaluate_file(run, data, forms=form, encoding=encoding, callbacks=[bar("scoring")])
             scores, notes = scored.by_form, list(scored.notes)
-            record = {"data": scored.name, "rows": scored.rows}
-            record |= {"in_training": scored.in_training, "examples": scored.examples}
+            record = {"data": scored.name, "rows": scored.rows, "examples": scored.examples}
             title = f"{run.task.name}: {scored.name}, {scored.examples:,} examples"
     for line in notes:
         complain(f"aurora: {line}")

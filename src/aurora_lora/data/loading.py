@@ -15,19 +15,6 @@ from wherever stdin comes from."""
 _LONGEST = 200
 
 
-def check_attention(config: Any) -> None:
-    """Raise a ValueError where a configuration of Transformers, or a part of it, names code of the hub for its
-    attention, `owner/kernel`, which Transformers would fetch and run."""
-    for field, value in vars(config).items():
-        if "implementation" in field and "/" in str(value):
-            raise ValueError(
-                f"its config.json names {value!r}, code of the hub, and aurora-lora never runs such code: "
-                "`model.attention` of a recipe names an implementation of Transformers"
-            )
-        if hasattr(value, "model_type"):
-            check_attention(value)
-
-
 def only_pickles(model: str, revision: str | None = None) -> str | None:
     """The first file of a model's weights where they are there as pickles alone; None where they are not.
 

@@ -18,9 +18,10 @@ from torch.nn.functional import normalize
 from transformers import AutoConfig
 
 from ..data.dreambooth import PLACEHOLDER
-from ..data.loading import NO_CODE, cannot_load, check_attention, only_pickles
+from ..data.loading import NO_CODE, cannot_load, only_pickles
 from ..files import expanded, located
 from ..train.data import in_batches
+from ..train.models import check_attention
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from ..data.loading import NO_CODE, cannot_load, check_attention
+from ..data.loading import NO_CODE, cannot_load
 from ..errors import UserError
 from ..extras import extra
 from ..files import located, new_file
-from ..train.models import PRECISIONS, cached_commit
+from ..train.models import PRECISIONS, cached_commit, check_attention
 from ..train.trainer import quiet_libraries
 from ..values import check_finite
 

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, set_seed
 
-from ..data import SplitSizes
 from ..data.own.kinds import OWN
-from ..data.own.source import open_data, open_given
+from ..data.own.source import open_given
 from ..deploy import MergeGap, merge_gap
 from ..deploy.formats import check_quantization
 from ..deploy.gap import rounds_by_inputs
@@ -31,7 +30,7 @@ from ..methods.targets import blocks_and_kinds
 from ..tuner import AuroraLayer, check_calibrated
 from ..tuner.adapters import plain_layers
 from ..values import check_finite
-from .data import check_record, cut_notes, in_batches
+from .data import cut_notes, in_batches
 from .finished_run import TrainedRun, as_run
 from .kinds import kind_of
 from .models import base_for, make_model
@@ -94,7 +93,6 @@ class FileScores:
     Args:
         name: of the file or folder, with its split where it has several.
         rows: of it.
-        in_training: how many of them are examples of the run's training split; None where that is not known.
         examples: scored; of conversations, those without an answer within `task.max_length` are left out.
         by_form: the metrics of each form.
         notes: for people, a line each.
@@ -102,7 +100,6 @@ class FileScores:
 
     name: str
     rows: int
-    in_training: int | None
     examples: int
     by_form: Scores
     notes: tuple[str, ...]
@@ -150,30 +147,12 @@ def evaluate_file(
     prompt: dict[str, Any] = {"form": section.prompt} if section.prompt else {}
     ready = kind.prepare(open_given(data, own, TEST), columns, run.labels, **prompt)
     piece = ready.pieces[TEST]
-    keys = ready.keys(piece)
-    in_training, note = _in_training(run, keys)
+    rows = len(ready.keys(piece))  # refuses a row that cannot be used, by its number
     task = {"data": data, "validation_data": None, "test_data": None, "test_size": None}
     recipe = run.recipe.model_copy(update={"task": section.model_copy(update=task)})
     trainer, loaded = load_trainer(run, recipe, callbacks, ready.whole(TEST))
     scores = score(recipe, trainer, loaded, TEST, forms)
-    notes = (*cut_notes(loaded.record or {}), note)
-    return FileScores(piece.name, len(keys), in_training, len(loaded.splits[TEST]), scores, notes)
-
-
-def _in_training(run: TrainedRun, keys: Sequence[bytes]) -> tuple[int | None, str]:
-    """How many of the examples the run was trained on, and that as a line; None where its data cannot tell."""
-    section = run.recipe.task
-    kind = OWN[section.name]
-    try:
-        own, columns = own_source(kind, dict(section))
-        ready = kind.prepare(open_data(own), columns, None)
-        sizes = SplitSizes(section.train_size, section.validation_size, section.test_size)
-        trained, record = ready.keys_of_training(sizes, section.split_seed)
-        check_record(run.folder, record)
-    except UserError as error:
-        return None, f"whether these examples were in the training data is not known: {error}"
-    count = sum(one in trained for one in keys)
-    return count, f"{count:,} of {len(keys):,} examples were in the training data"
+    return FileScores(piece.name, rows, len(loaded.splits[TEST]), scores, tuple(cut_notes(loaded.record or {})))
 
 
 # ---------------------------------------------------------------- what merges lose

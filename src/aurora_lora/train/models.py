@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from ..data import Task
-from ..data.loading import NO_CODE, OnlyPicklesError, check_attention, only_pickles, reason
+from ..data.loading import NO_CODE, OnlyPicklesError, only_pickles, reason
 from ..data.models import MODELS, resolve_model
 from ..deploy.export import DTYPES, rounded
 from ..deploy.formats import check_quantization
@@ -187,6 +187,19 @@ def _pretrained(kind: Any, source: str, config: Any, **more: Any) -> PreTrainedM
         raise ValueError(f"its files have no weights for {random[0]}, which cannot be trained quantised")
     mark_random(loaded, random)
     return loaded
+
+
+def check_attention(config: Any) -> None:
+    """Raise a ValueError where a configuration of Transformers, or a part of it, names code of the hub for its
+    attention, `owner/kernel`, which Transformers would fetch and run."""
+    for field, value in vars(config).items():
+        if "implementation" in field and "/" in str(value):
+            raise ValueError(
+                f"its config.json names {value!r}, code of the hub, and aurora-lora never runs such code: "
+                "`model.attention` of a recipe names an implementation of Transformers"
+            )
+        if hasattr(value, "model_type"):
+            check_attention(value)
 
 
 def from_safetensors(kind: Any, source: str, **more: Any) -> tuple[Any, dict[str, Any]]:
@@ -406,10 +419,9 @@ def room(model: Any, max_new_tokens: int) -> tuple[int, int]:
 
 
 def frozen_dtype(recipe: Recipe) -> torch.dtype:
-    """The dtype of the weights that are not trained: as the recipe says; float32 where the body's own are trained, for
-    the few that such a method freezes are in the same modules."""
-    own = recipe.base.dtype or recipe.training.precision
-    return torch.float32 if recipe.method.base_use == "trained" else PRECISIONS[own]
+    """The dtype of the weights that are not trained: the recipe's precision; float32 where the body's own are trained,
+    for the few that such a method freezes are in the same modules."""
+    return torch.float32 if recipe.method.base_use == "trained" else PRECISIONS[recipe.training.precision]
 
 
 def keep_frozen_in(dtype: torch.dtype, pretrained: Iterable[nn.Parameter]) -> None:

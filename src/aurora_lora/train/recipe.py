@@ -87,9 +87,6 @@ class ModelSection(Section):
     `model_commit` of `result.json`, and a finished run warns where it is loaded with another."""
     quantization: Quantization | None = None
     """Train an adapter on a base whose linear layers are in 4 or 8 bits (bitsandbytes), as QLoRA does."""
-    dtype: Precision | None = None
-    """Of the frozen weights; `null`: that of `training.precision`; the only other choice is `fp32`, which keeps them
-    exact, at 4 bytes a parameter, although the computation is in the lower precision. Not with `quantization`."""
     attention: Literal["eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3"] | None = None
     """Transformers' implementation of attention; `null`: its own choice. Flash attention computes in 16 bits alone, and
     `aurora predict` and others that compute in fp32 take the usual one."""
@@ -122,10 +119,9 @@ def _bound(given: Any) -> Method:
     if isinstance(given, Method):
         return given
     options = dict(given) if isinstance(given, Mapping) else {"name": given}
-    name = options.pop("name", None)
+    if not isinstance(name := options.pop("name", None), str):
+        raise below(f"name: {name!r} is not allowed: it must be the name of a method")
     try:
-        if not isinstance(name, str):
-            raise ValueError(f"name: {name!r} is not allowed: it must be the name of a method")
         return get_method(name).bind(options)
     except (ValueError, TypeError) as error:
         raise below(one_line(error)) from error
@@ -479,11 +475,10 @@ class Recipe(RunRecipe):
 
     @property
     def not_on_quantised(self) -> Method | None:
-        """A method of it, or of its reference, that is no adapter of PEFT on a frozen base: it trains on no quantised
+        """Its method, or that of its reference, if it trains on no quantised base: no adapter of PEFT on a frozen
         one."""
-        methods: list[Method] = [self.method, *([] if self.reference is None else [self.reference.method])]
-        for one in methods:
-            if not (isinstance(one, PeftMethod) and one.base_use == "frozen" and one.is_trained_quantised):
+        for one in (self.method, self.reference and self.reference.method):
+            if one and not (isinstance(one, PeftMethod) and one.base_use == "frozen" and one.is_trained_quantised):
                 return one
         return None
 
@@ -513,13 +508,12 @@ class Recipe(RunRecipe):
     def in_precision(self, precision: Precision) -> Recipe:
         """The same in a precision, its frozen weights too; a quantised base stays as it is."""
         training = self.training.model_copy(update={"precision": precision})
-        changes = {"dtype": None, "attention": self.base.attention if self.base.computes_in(precision) else None}
+        changes = {} if self.base.computes_in(precision) else {"attention": None}
         return self.model_copy(update={"training": training, "base": self.base.model_copy(update=changes)})
 
     @property
     def with_kept_template(self) -> Recipe:
-        """The same for the tokenizer that a finished run has kept, in which the chat template is that it was trained
-        in."""
+        """The same for the tokenizer that a finished run has kept, which has the chat template of the training."""
         return self.model_copy(update={"task": self.task.model_copy(update={"chat_template": None})})
 
     @property
@@ -533,11 +527,7 @@ class Recipe(RunRecipe):
         if wanted is not None and wanted not in known:
             given = f"{wanted!r} is no metric of the validation scores of {self.task.name}"
             raise below(f"training.select_by: {given} (allowed: {', '.join(map(repr, known))})")
-        dtype, precision = self.base.dtype, self.training.precision
-        if dtype not in (None, "fp32", precision):
-            why = f"{dtype!r} is not allowed with training.precision {precision!r}: it must be 'fp32' or that"
-            raise below(f"model.dtype: {why}")
-        if not self.base.computes_in(precision):
+        if not self.base.computes_in(self.training.precision):
             why = "computes in 16 bits alone: set training.precision to bf16 or fp16"
             raise below(f"model.attention: {self.base.attention!r} {why}")
         if self.base.quantization is not None:
@@ -547,26 +537,18 @@ class Recipe(RunRecipe):
             if self.task.teacher is not None:
                 why = "with a teacher, hidden states are compared with those of the base's own weights"
                 raise below(f"model.quantization: {why}")
-            if dtype is not None:
-                raise below("model.dtype: a quantised base has the dtype of its format; leave one of the two out")
         return self
 
     def reference_recipe(self) -> Recipe | None:
         """The run of the reference as a recipe of its own."""
         if self.reference is None:
             return None
-        rates = {"epochs", "learning_rate", "head_learning_rate"}
-        given = self.reference.model_dump(include=rates, exclude_none=True)
+        given = self.reference.model_dump(exclude={"method"}, exclude_none=True)
         if "learning_rate" in given:
             given.setdefault("head_learning_rate", None)  # follows the reference's own learning rate
-        return self.model_copy(
-            update={
-                "name": f"{self.name}-reference",
-                "method": self.reference.method,
-                "training": self.training.model_copy(update={**given, "save_updates": False}),
-                "reference": None,
-            }
-        )
+        training = self.training.model_copy(update={**given, "save_updates": False})
+        changes = {"method": self.reference.method, "training": training, "reference": None}
+        return self.model_copy(update={"name": f"{self.name}-reference", **changes})
 
 
 # ---------------------------------------------------------------- reading
@@ -579,8 +561,8 @@ def load_recipe(recipe: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """Read and validate a recipe.
 
     Args:
-        recipe: a YAML file, or the name of a recipe that comes with the package: `"demo"`, or as `aurora init` takes
-            it, `"classification"`. A name is looked up first; a `Path` is always a file.
+        recipe: a YAML file, or the name of a recipe of the package, such as `"demo"` or `"classification"`. A name is
+            looked up first; a `Path` is always a file.
         overrides: `["training.epochs=1"]`, see `override`.
 
     Raises:
@@ -680,9 +662,9 @@ def check_same_recipe(values: Any, recipe: RunRecipe, source: Path | str, holds:
         {field: value for field, value in flatten(one.resolved()).items() if field not in CHANGE_NOTHING}
         for one in (stored, recipe)
     )
-    if differing := differences(there, here):
+    if found := differences(there, here):
         raise UserError(
-            f"{holds} the run of another recipe; they differ in {', '.join(differing)}: choose another output folder"
+            f"{holds} the run of another recipe; they differ in {', '.join(found)}: choose another output folder"
         )
 
 
@@ -693,8 +675,7 @@ def differences(
     names: tuple[str, str] = ("there", "here"),
     missing: Any = "not given",
 ) -> list[str]:
-    """`seed (there 0, here 1)` for each field that has another value here; `missing` counts as the value of a field
-    that one of them does not have."""
+    """`seed (there 0, here 1)` for each field that has another value here; `missing` stands for an absent one."""
     pairs = ((field, there.get(field, missing), here.get(field, missing)) for field in sorted({*there, *here}))
     return [f"{field} ({names[0]} {old!r}, {names[1]} {new!r})" for field, old, new in pairs if old != new]
 

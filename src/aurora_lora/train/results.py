@@ -18,7 +18,7 @@ from .. import files
 from ..data import TASKS
 from ..data.metrics import Metric, chance_levels, in_order, metric_named
 from ..errors import UserError, counted
-from ..forms import MERGED, form_named
+from ..forms import FORMS, MERGED
 from ..methods import ParameterCounts
 from ..text_table import TextTable
 from .publish import RESULT
@@ -269,7 +269,7 @@ def score_table(method: str, scores: Scores, deployed: str | None) -> TextTable:
     metrics = in_order(next(iter(scores.values())))
     rows: list[Sequence[str]] = []
     for form, values in scores.items():
-        name = method.replace("-", " ") if form == MERGED else form_named(form).title
+        name = FORMS[form].title if form in FORMS else method.replace("-", " ") if form == MERGED else form
         rows.append(_row(f"{name}, deployed" if form == deployed and len(scores) > 1 else name, values, metrics))
     headings = [metric.heading if len(metrics) <= MOST_LONG else metric.column for metric in metrics]
     return TextTable("", ["form", *headings], rows)

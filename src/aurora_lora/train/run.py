@@ -28,7 +28,7 @@ from ..data.models import check_access
 from ..data.own.split import Splits
 from ..deploy import calibrate, export_lora
 from ..errors import DIVERGED, NotFiniteInputsError, UserError, one_line
-from ..forms import CALIBRATED, form_named
+from ..forms import CALIBRATED, FORMS
 from ..methods import Sample, count_parameters
 from ..methods.aurora import AuroraMethod
 from ..methods.base import edit_config, plain_method_errors
@@ -456,7 +456,7 @@ def _write(recipe: Recipe, folder: Path, model: Any, data: Data, result: Result)
 
     if isinstance(recipe.method, AuroraMethod):
         no_lora = "`eval()` computes the dynamic form, which is no linear map"
-        if form_named(form).mergeable:
+        if FORMS[form].mergeable:
             no_lora = publish.write_lora(folder, save_lora)
     publish.finish(folder, result, save)
 

@@ -44,7 +44,7 @@ from ..deploy.calibrate import MAX_MEMORY, check_ridge, several_processes
 from ..deploy.inputs import Batch, as_batches, no_batches
 from ..errors import FormError, NotCalibratedError, UserError, one_line
 from ..extras import extra
-from ..forms import CALIBRATED, MERGED, STATIC, form_named
+from ..forms import CALIBRATED, DYNAMIC, MERGED, STATIC
 from ..methods.parameters import is_head, save_trained
 from ..methods.updates import low_rank_updates
 from ..tuner import active_layers
@@ -368,8 +368,8 @@ class UpdateRecorder(TrainerCallback):
 
     def __init__(self, recipe: Recipe, folder: Path, batches: Sequence[Batch]) -> None:
         method = recipe.method
-        kept = [form for form in method.forms if form in (STATIC, MERGED, method.deployed_form)]
-        self.forms = [form for form in kept if form_named(form).mergeable]
+        kept = {STATIC, MERGED, method.deployed_form} - {DYNAMIC}
+        self.forms = [form for form in method.forms if form in kept]
         self.name, self.ridge = method.name, recipe.calibration.ridge
         self.folder, self.batches = folder, batches
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import UserError
@@ -114,11 +114,6 @@ class Prepared:
                 raise bad_row(piece, number, error) from error
             found.append(hashlib.blake2b(key, digest_size=16).digest())
         return found
-
-    def keys_of_training(self, sizes: SplitSizes, split_seed: int) -> tuple[set[bytes], dict[str, Any]]:
-        """The examples of the training split as `keys` has them, and the record of the splits."""
-        splits = self._chosen(sizes, split_seed)
-        return set(self.keys(replace(self.pieces["train"], data=splits["train"]))), splits.record
 
     def _finished(self, splits: Splits) -> Splits:
         with one_line(next(iter(self.pieces.values())).name):

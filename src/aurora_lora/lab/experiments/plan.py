@@ -21,7 +21,7 @@ import torch
 import transformers
 from torch import nn
 
-from ...data.loading import NO_CODE, cannot_load, check_attention
+from ...data.loading import NO_CODE, cannot_load
 from ...data.models import MODELS, PretrainedHere
 from ...diffusion.recipe import SubjectRecipe
 from ...errors import ArgumentError, UserError, counted, unknown
@@ -34,7 +34,15 @@ from ...methods.base import apply_method
 from ...methods.start import ordinary
 from ...train.kind_facts import FACTS
 from ...train.kinds.choices import BEAMS, LOGITS, NEW_TOKENS, questions_at_once
-from ...train.models import PRECISIONS, cached_width, frozen_dtype, load_config, positions, quantization_of
+from ...train.models import (
+    PRECISIONS,
+    cached_width,
+    check_attention,
+    frozen_dtype,
+    load_config,
+    positions,
+    quantization_of,
+)
 from ...train.recipe import ModelSection, Recipe, RunRecipe, examples_of_a_step, steps_of_an_epoch
 
 _LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
