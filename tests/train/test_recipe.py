@@ -118,7 +118,6 @@ def test_reference_has_its_own_learning_rate(write_recipe: WriteRecipe) -> None:
         ("training=3", "training: 3 is not allowed: it must be a section with fields"),
         ("training.save_updates=1", "training.save_updates: 1 is not allowed: it must be a valid boolean"),
         ("method.target_modules='('", "method.target_modules='(' is not allowed: it must be a list of names of mod"),
-        ("method={name: lora, start: eva, eva_config: {rho: 1.0}}", "method: eva_config is not allowed"),
         (
             "method={name: lora, init_lora_weights: eva}",
             "method.init_lora_weights='eva' is not allowed: it needs training data: see start: eva of the method lora.",
