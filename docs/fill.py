@@ -59,44 +59,45 @@ IMAGES = ("table3", "table4", "table5")
 
 
 def main() -> None:
-    peft()
-    methods()
-    recipe()
-    tasks()
+    put("peft", {"aurora fields": aurora_fields()})
+    put("methods", {"options": method_options()})
+    put("recipe", recipe_fields())
+    for group in dict.fromkeys(task.group for task in TASKS.values()):
+        put("tasks", {f"tasks {group}": tasks_table(task for task in TASKS.values() if task.group == group)})
+    put("chat", chat_parts(read("chat/siqa.json")))
+    put("trainers", {"qlora": qlora_table(read("qlora/smollm2.json"))})
+    put("versions", {"versions": versions_table(read("versions.json"))})
+    put("reliability", reliability_tables(read("reliability/fuzz.json")))
+    put("conformance", conformance_tables(read("conformance.json")))
+    put("performance", parts(RESULTS / "bench", FIGURES))
     deploy()
-    chat()
-    trainers()
     quantised()
     theory()
     ranks()
-    versions()
-    reliability()
-    conformance()
     studies()
     evidence()
-    worth()
     figures()
-    paper()
-    performance()
+    for record in read_all("reproduce/*.json"):
+        page = "paper-images" if record["suite"] in IMAGES else "paper-language"
+        put(f"studies/{page}", {f"{record['suite']} {record['scale']}": reproduced_table(record)})
 
 
 # ---------------------------------------------------------------- what is read, and where it is put
 
 
-def read(pattern: str) -> list[dict]:
-    """The records in results/ whose paths match; none where a command has written none."""
+def read(path: str) -> dict:
+    """A record in results/."""
+    return json.loads((RESULTS / path).read_text())
+
+
+def read_all(pattern: str) -> list[dict]:
+    """The records in results/ whose paths match."""
     return [json.loads(path.read_text()) for path in sorted(RESULTS.glob(pattern))]
 
 
 def read_runs(folder: str) -> list[dict]:
-    """Those of a folder of results/, a line each; none where a command has written none."""
-    path = RESULTS / folder / "runs.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def summaries() -> dict[str, dict]:
-    """Those of the studies, by name."""
-    return {one["study"]["name"]: one for one in read("studies/*/study.json")}
+    """The runs of a folder of results/, a line each."""
+    return [json.loads(line) for line in (RESULTS / folder / "runs.jsonl").read_text().splitlines()]
 
 
 def put(page: str, texts: Mapping[str, str]) -> None:
@@ -111,109 +112,50 @@ def put(page: str, texts: Mapping[str, str]) -> None:
     write_text(path, document)
 
 
-def subject(recipe: dict) -> str:
-    """What a figure is about."""
-    return f"{task_name(recipe)}, {name_of('model', recipe)}"
+def subject(recipe: str) -> str:
+    """What a figure of a recipe's runs is about."""
+    values = find(recipe, "recipe").values()
+    return f"{task_name(values)}, {name_of('model', values)}"
 
 
-# ---------------------------------------------------------------- the pages
-
-
-def peft() -> None:
-    put("peft", {"aurora fields": aurora_fields()})
-
-
-def methods() -> None:
-    put("methods", {"options": method_options()})
-
-
-def recipe() -> None:
-    put("recipe", recipe_fields())
-
-
-def tasks() -> None:
-    for group in dict.fromkeys(task.group for task in TASKS.values()):
-        of_group = (task for task in TASKS.values() if task.group == group)
-        put("tasks", {f"tasks {group}": tasks_table(of_group)})
+# ---------------------------------------------------------------- pages of several tables
 
 
 def deploy() -> None:
-    results = load_results([RESULTS / "forms"])
-    put("deploy", {"forms": forms_table(results)})
-    subject_of_forms = f"{results[0]['task']}, {results[0]['model']}"
-    save(about(forms_figure(results), subject_of_forms), FIGURES / "forms")
-    for curve in read("calibration/curve.json"):
-        put("deploy", {"curve": calibration_table(curve)})
-        trained = [run["dynamic"]["accuracy"] for run in curve["runs"]]
-        drawn = calibration_curve(curve["records"], {"accuracy": sum(trained) / len(trained)})
-        save(about(drawn, subject_of_forms), FIGURES / "calibration-inputs")
-    if costs := read("calibration/cost-*.json"):
-        put("deploy", {"cost": cost_table(costs)})
-    if language := read("causal-lm/*.json"):
-        put("deploy", {"causal-lm": causal_lm_table(language)})
-
-
-def chat() -> None:
-    for result in read("chat/siqa.json"):
-        put("chat", chat_parts(result))
-
-
-def trainers() -> None:
-    for distances in read("qlora/smollm2.json"):
-        put("trainers", {"qlora": qlora_table(distances)})
+    results, curve = load_results([RESULTS / "forms"]), read("calibration/curve.json")
+    of = f"{results[0]['task']}, {results[0]['model']}"
+    put("deploy", {"forms": forms_table(results), "curve": calibration_table(curve)})
+    put("deploy", {"cost": cost_table(read_all("calibration/cost-*.json"))})
+    put("deploy", {"causal-lm": causal_lm_table(read_all("causal-lm/*.json"))})
+    trained = [run["dynamic"]["accuracy"] for run in curve["runs"]]
+    save(about(forms_figure(results), of), FIGURES / "forms")
+    drawn = calibration_curve(curve["records"], {"accuracy": sum(trained) / len(trained)})
+    save(about(drawn, of), FIGURES / "calibration-inputs")
 
 
 def quantised() -> None:
-    if merges := read("quantized/*bit.json"):
-        put("quantised", {"merges": merges_table(merges)})
-        save(merges_by_bits(merges), FIGURES / "quantised-merges")
-    for record in read("quantized/rounding.json"):
-        put("quantised", {"rounding": rounding_tables(record)})
-    for record in read("quantized/cost.json"):
-        put("quantised", {"cost of merges": cost_of_merges(record)})
+    merges = read_all("quantized/*bit.json")
+    put("quantised", {"merges": merges_table(merges), "rounding": rounding_tables(read("quantized/rounding.json"))})
+    put("quantised", {"cost of merges": cost_of_merges(read("quantized/cost.json"))})
+    save(merges_by_bits(merges), FIGURES / "quantised-merges")
 
 
 def theory() -> None:
-    for record in read("theory/theory.json"):
-        tables = theory_tables(record)
-        put("theory", {name: f"{rows.title}:\n\n{rows.markdown()}" for name, rows in tables.items()})
-        for name, figure in theory_figures(record).items():
-            save(figure, FIGURES / name)
-    if runs := read_runs("frozen-features"):
-        texts = {
-            "answer": headline,
-            "scores": scores_table,
-            "differences": differences_table,
-            "skip": skip_table,
-            "verdicts": counts,
-        }
-        put("theory", {f"frozen {name}": made(runs) for name, made in texts.items()})
-        save(by_rank(runs), FIGURES / "frozen-features")
+    record, runs = read("theory/theory.json"), read_runs("frozen-features")
+    put("theory", {name: f"{rows.title}:\n\n{rows.markdown()}" for name, rows in theory_tables(record).items()})
+    for name, figure in theory_figures(record).items():
+        save(figure, FIGURES / name)
+    texts = {"answer": headline, "scores": scores_table, "differences": differences_table}
+    texts |= {"skip": skip_table, "verdicts": counts}
+    put("theory", {f"frozen {name}": made(runs) for name, made in texts.items()})
+    save(by_rank(runs), FIGURES / "frozen-features")
 
 
 def ranks() -> None:
-    if runs := read_runs("rank-scores"):
-        put("ranks", {"scores": rank_scores_table(runs)})
-    for record in read("rank/ranks.json"):
-        save(about(ranks_figure(record), subject(find("demo", "recipe").values())), FIGURES / "ranks")
-        put("ranks", {"rank": ranks_shown(record)})
-    for record in read("probe/cost.json"):
-        put("ranks", {"cost": cost_of_probe(record)})
-
-
-def versions() -> None:
-    for records in read("versions.json"):
-        put("versions", {"versions": versions_table(records)})
-
-
-def reliability() -> None:
-    for record in read("reliability/fuzz.json"):
-        put("reliability", reliability_tables(record))
-
-
-def conformance() -> None:
-    for record in read("conformance.json"):
-        put("conformance", conformance_tables(record))
+    record = read("rank/ranks.json")
+    put("ranks", {"scores": rank_scores_table(read_runs("rank-scores")), "rank": ranks_shown(record)})
+    put("ranks", {"cost": cost_of_probe(read("probe/cost.json"))})
+    save(about(ranks_figure(record), subject("demo")), FIGURES / "ranks")
 
 
 def studies() -> None:
@@ -254,45 +196,22 @@ def study_figures(section: Section, written: set[str]) -> list[str]:
 
 
 def evidence() -> None:
-    found = summaries()
+    found = {one["study"]["name"]: one for one in read_all("studies/*/study.json")}
     put("evidence", {f"answers {case}": answered(found, case) for case in CASES})
-    put(
-        "evidence",
-        {
-            "default": default_at_the_same_rank(found),
-            "rates": beyond_the_best(found),
-            "seed 0": without_seed(found, ("ranks-short", "ranks-converged"), 0),
-        },
-    )
-
-
-def worth() -> None:
-    found = summaries()
+    without = without_seed(found, ("ranks-short", "ranks-converged"), 0)
+    default = default_at_the_same_rank(found)
+    put("evidence", {"default": default, "rates": beyond_the_best(found), "seed 0": without})
     put("worth", {"fewer weights": fewer_weights(found)})
     save(main_answers(found), FIGURES / "worth")
 
 
 def figures() -> None:
-    of = subject(find("figure2", "recipe").values())
-    for record in read("figures/sigma.json"):
-        save(about(sigma_figure(record), of), FIGURES / "sigma")
-    if gaps := read("figures/gap-*.json"):
-        save(about(gap_figure(*gaps), of), FIGURES / "gap")
-    for record in read("figures/updates.json"):
-        save(about(trajectories_figure(record), of), FIGURES / "updates")
-        shown = "![Principal components of the weight updates over the epochs](figures/updates.svg)"
-        put("figures", {"updates": f"{shown}\n\n{lengths_table(record)}"})
-
-
-def paper() -> None:
-    """Two pages, of the paper's tables."""
-    for record in read("reproduce/*.json"):
-        page = "paper-images" if record["suite"] in IMAGES else "paper-language"
-        put(f"studies/{page}", {f"{record['suite']} {record['scale']}": reproduced_table(record)})
-
-
-def performance() -> None:
-    put("performance", parts(RESULTS / "bench", FIGURES))
+    of, updates = subject("figure2"), read("figures/updates.json")
+    save(about(sigma_figure(read("figures/sigma.json")), of), FIGURES / "sigma")
+    save(about(gap_figure(*read_all("figures/gap-*.json")), of), FIGURES / "gap")
+    save(about(trajectories_figure(updates), of), FIGURES / "updates")
+    shown = "![Principal components of the weight updates over the epochs](figures/updates.svg)"
+    put("figures", {"updates": f"{shown}\n\n{lengths_table(updates)}"})
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ class Options:
 
 
 def options_of(value: Any, columns: Sequence[str] = ()) -> Options:
-    """The options of a question.
+    """What there is to choose from.
 
     Args:
         value: a list of texts, also as JSON in a text, or `{"text": [...], "label": [...]}`, as on the hub.
@@ -68,9 +68,11 @@ def options_of(value: Any, columns: Sequence[str] = ()) -> Options:
     return Options(found, places, names, any(isinstance(value[place], int | float) for place in places))
 
 
-def _way_of(answers: Iterable[tuple[Any, Options]]) -> tuple[str, int]:
-    """The way in which a column of answers names options, and how many rows it fits: the first of `WAYS` that fits
-    most. A whole number that is no text counts options before it is the text of one, unless the options are numbers."""
+def _way_of(answers: Iterable[tuple[Any, Options]]) -> str:
+    """The way in which a column of answers names options: the first of `WAYS` that fits most rows.
+
+    A whole number that is no text counts options before it is the text of one, unless the options are numbers.
+    """
     fits, are_counted = Counter[str](), True
     for value, options in answers:
         fits.update(way for way, names in options.names.items() if _word(value) in names)
@@ -78,8 +80,7 @@ def _way_of(answers: Iterable[tuple[Any, Options]]) -> tuple[str, int]:
     ways = list(WAYS)
     if are_counted:
         ways.insert(ways.index("text"), ways.pop())
-    found = max(ways, key=lambda way: fits[way])  # the first of equal ones
-    return found, fits[found]
+    return max(ways, key=lambda way: fits[way])  # the first of equal ones
 
 
 def _right_option(value: Any, options: Options, way: str) -> int:
@@ -116,27 +117,21 @@ def prepare_choices(pieces: Pieces, columns: Columns, labels: Sequence[str] | No
     def given(row: Row) -> tuple[Any, Options]:
         return row[answer], options_of(row[named[0]] if len(named) == 1 else [row[name] for name in named], named)
 
-    def answers_of(pieces: Pieces) -> Iterator[tuple[Any, Options]]:
+    def by_name(name: str, piece: Piece) -> Any:
+        """The answers that are classes, by their names, unless these only count."""
+        names = cells.declared(piece, answer)
+        if names is None or names in ([str(n + first) for n in range(len(names))] for first in (0, 1)):
+            return piece.data
+        return piece.data.remove_columns(answer).add_column(answer, list(cells.values(piece, (answer,))))
+
+    def answers_of() -> Iterator[tuple[Any, Options]]:
         for piece in pieces.values():
             for row in piece.rows(used):
                 with contextlib.suppress(BadRow):  # refused with its number when the keys are made
                     yield given(row)
 
-    def by_name(name: str, piece: Piece) -> Any:
-        """The answers that are classes, by their names."""
-        names = cells.declared(piece, answer)
-        if names is None or names == list(map(str, range(len(names)))):
-            return piece.data
-        return piece.data.remove_columns(answer).add_column(answer, list(cells.values(piece, (answer,))))
-
-    renamed = pieces.changed(by_name)
-    way, fits = _way_of(answers_of(renamed))
-    rows = sum(len(piece.data) for piece in pieces.values())
-    is_from_0 = any("0" in (cells.declared(piece, answer) or "0") for piece in pieces.values())
-    if 2 * fits <= rows or (way == "number" and not is_from_0):  # from 1, perhaps: the place of a class counts
-        way, _ = _way_of(answers_of(pieces))
-    else:
-        pieces = renamed
+    pieces = pieces.changed(by_name)
+    way = _way_of(answers_of())
 
     def read(row: Row) -> tuple[str, list[str], int]:
         value, options = given(row)
