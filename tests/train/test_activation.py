@@ -24,6 +24,7 @@ def test_curves_and_histogram(write_recipe: WriteRecipe, tmp_path: Path, start: 
     recipe = load_recipe(write_recipe(method=method, training=SHORT))
     train(recipe, tmp_path / "run")
     torch.manual_seed(5)  # of no consequence
+    assert learned_activation(load_run(tmp_path / "run"), examples=4)["examples"] == 4
     record = learned_activation(load_run(tmp_path / "run"))
     assert (record["examples"], record["train_form"]) == (32, "dynamic")
     assert record["layers"][0]["layer"] == LAYER
@@ -47,17 +48,6 @@ def test_curves_and_histogram(write_recipe: WriteRecipe, tmp_path: Path, start: 
         expected = layer.sigma("default", inputs)[:, 1].detach().numpy()
         assert curve == pytest.approx(expected, rel=1e-3, abs=1e-4)
     assert np.abs(np.subtract(channel["before"], channel["after"])).max() > 1e-3
-
-
-def test_fewer_examples(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    train(load_recipe(write_recipe(training=SHORT)), tmp_path / "run")
-    run = load_run(tmp_path / "run")
-    record = learned_activation(run, examples=4)
-    assert record["examples"] == 4
-    assert learned_activation(run, examples=1000)["examples"] == 32  # of the recipe
-    assert record["layers"][0]["vectors"] < learned_activation(run)["layers"][0]["vectors"]
-    with pytest.raises(UserError, match="`examples` must be at least 1"):
-        learned_activation(run, examples=0)
 
 
 def test_runs_without_a_sigma(write_recipe: WriteRecipe, tmp_path: Path) -> None:

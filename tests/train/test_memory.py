@@ -25,8 +25,6 @@ SMALL: dict[str, dict[str, Any]] = {
     "adapter-d": {"r": 4, "drop_layers": 1},
 }
 OWN_TARGETS = ("adapter-h", "adapter-p", "adapter-d", "bitfit", "linear-probe", "full")
-WHOLE = ("bitfit", "full")
-"""Methods that train the body's own weights."""
 
 WriteRecipe = Callable[..., Path]
 

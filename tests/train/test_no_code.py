@@ -23,7 +23,6 @@ KINDS = {
     "config": "from transformers import BertConfig\nclass Own(BertConfig):\n    model_type = 'own'\n",
     "model": "from transformers import BertForSequenceClassification\nclass Own(BertForSequenceClassification): pass\n",
     "tokenizer": "from transformers import PreTrainedTokenizerFast\nclass Own(PreTrainedTokenizerFast): pass\n",
-    "images": "from transformers import ViTImageProcessor\nclass Own(ViTImageProcessor): pass\n",
 }
 
 
@@ -37,7 +36,7 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def hostile(tmp_path: Path, ran: Path, model: Path) -> Callable[[str], Path]:
-    """Makes a folder of a model with code of its own for its configuration, its model, its tokenizer or its images."""
+    """Makes a folder of a model with code of its own for its configuration, its model or its tokenizer."""
 
     def make(kind: str) -> Path:
         folder = tmp_path / kind
@@ -50,11 +49,6 @@ def hostile(tmp_path: Path, ran: Path, model: Path) -> Callable[[str], Path]:
                 "tokenizer_config.json",
                 {"AutoTokenizer": [None, "own.Own"]},
                 {"tokenizer_class": "OwnTokenizer"},
-            ),
-            "images": (
-                "preprocessor_config.json",
-                {"AutoImageProcessor": "own.Own"},
-                {"image_processor_type": "OwnProcessor"},
             ),
         }
         file, auto_map, more = names[kind]
@@ -75,7 +69,7 @@ def refused(call: Callable[[], object], ran: Path) -> None:
     assert not ran.exists()
 
 
-def test_configuration(hostile: Callable[[str], Path], ran: Path, model: Path) -> None:
+def test_models_and_tokenizers(hostile: Callable[[str], Path], ran: Path, model: Path) -> None:
     folder = hostile("config")
     task, processor = get_task("tiny-sentiment"), load_tokenizer(str(model))
     for call in (
@@ -84,18 +78,14 @@ def test_configuration(hostile: Callable[[str], Path], ran: Path, model: Path) -
         lambda: predict(folder, ["good"]),
     ):
         refused(call, ran)
-
-
-def test_model(hostile: Callable[[str], Path], ran: Path, model: Path) -> None:
     folder = hostile("model")
-    refused(lambda: load_base_model(str(folder), get_task("tiny-sentiment"), load_tokenizer(str(model))), ran)
-    refused(lambda: predict(folder, ["good"]), ran)
-    refused(lambda: shapes(validate(tiny.recipe(folder), "recipe"), 2), ran)  # of a plan
-
-
-def test_tokenizer(hostile: Callable[[str], Path], ran: Path) -> None:
-    folder = hostile("tokenizer")
-    refused(lambda: load_tokenizer(str(folder)), ran)
+    for call in (
+        lambda: load_base_model(str(folder), task, processor),
+        lambda: predict(folder, ["good"]),
+        lambda: shapes(validate(tiny.recipe(folder), "recipe"), 2),  # of a plan
+    ):
+        refused(call, ran)
+    refused(lambda: load_tokenizer(str(hostile("tokenizer"))), ran)
 
 
 def test_data_set(tmp_path: Path, ran: Path, monkeypatch: pytest.MonkeyPatch) -> None:

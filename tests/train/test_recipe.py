@@ -101,20 +101,15 @@ def test_reference_has_its_own_learning_rate(write_recipe: WriteRecipe) -> None:
     ("override", "message"),
     [
         ("training.learnig_rate=1", "training.learnig_rate: unknown field; did you mean 'learning_rate'?"),
-        ("reference={method: lora, epoch: 1}", "reference.epoch: unknown field; did you mean 'epochs'?"),
         ("method.name=aurra", "method.name: 'aurra' is an unknown method; did you mean 'aurora'?"),
-        ("method.splin=summed", "method.splin: unknown option; did you mean 'spline'?"),
         ("method.r=0", "method.r=0 is not allowed: it must be a whole number of 1 to 16384."),
         ("task.name=movie-sentimnt", "task.name: 'movie-sentimnt' is an unknown task; did you mean 'movie-sentiment'?"),
-        ("task.train_size=0", "task.train_size: 0 is not allowed: it must be greater than 0"),
         ("training.epochs=many", "training.epochs: 'many' is not allowed: it must be a valid integer"),
         ("training.precision=fp8", "training.precision: 'fp8' is not allowed: it must be 'fp32', 'bf16' or 'fp16'"),
         ("training.learning_rate=.nan", "training.learning_rate: nan is not allowed: it must be"),
         ("model=''", "model.name: '' is not allowed: it must be a text of at least 1 character"),
         ("task.test_sets=[dev]", "task.test_sets: 'dev' is not one of tiny-sentiment: test"),
         ("model.quantization=nf5", "model.quantization: 'nf5' is not allowed: it must be 'nf4', 'fp4' or 'int8'"),
-        ("training.learning_rate=1e-8", "training.learning_rate: 1e-08 is not allowed: it must be greater than"),
-        ("seed=-1", "seed: -1 is not allowed: it must be greater than or equal to 0"),
         ("training=3", "training: 3 is not allowed: it must be a section with fields"),
         ("training.save_updates=1", "training.save_updates: 1 is not allowed: it must be a valid boolean"),
         ("method.target_modules='('", "method.target_modules='(' is not allowed: it must be a list of names of mod"),
@@ -149,28 +144,6 @@ def test_mistaken_overrides(write_recipe: WriteRecipe, override: str, message: s
     assert "\n" not in str(caught.value)
 
 
-NAMES = {
-    "task.text=Comment #2": ("Comment #2",),
-    "task.text=#2": ("#2",),
-    "task.text=0": ("0",),
-    "task.text=1.10": ("1.10",),
-    "task.text=true": ("true",),
-    "task.text= Review: text, all ": ("Review: text, all",),
-    "task.text=*stars*": ("*stars*",),
-    "task.text=- text": ("- text",),
-    "task.text=&a text": ("&a text",),
-    "task.text='0'": ("0",),
-    'task.text="a #2"': ("a #2",),
-    "task.text='null'": ("null",),
-    'task.text=["a #2", "b, c"]': ("a #2", "b, c"),
-    "task.text=": ("text",),  # the default
-    "task.text=null": ("text",),
-}
-
-
-COLUMN = "is not allowed: it must be the name of a column, or a list of names"
-
-
 def test_yaml_is_read_by_its_version_1_2(write_recipe: WriteRecipe) -> None:
     recipe = load_recipe(write_recipe(), ["training.epochs=017", "name=on"])
     assert (recipe.training.epochs, recipe.name) == (17, "on")
@@ -187,7 +160,6 @@ def test_what_is_left_empty_or_alone(write_recipe: WriteRecipe) -> None:
     ("text", "message"),
     [
         ("name: a\nmodel: [b\n", ", line 3: "),
-        ("name: a\nseed: 1\nseed: 2\n", ", line 3: found duplicate key"),
         ("- a\n", ": a recipe is a mapping of fields"),
         ("", ": a recipe is a mapping of fields"),
         ("name: a\n", ": model: this field must be given"),

@@ -70,11 +70,8 @@ def loading(base: ModelSection | str) -> Iterator[tuple[str, Mapping[str, str]]]
 
 
 def load_tokenizer(model: ModelSection | str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a packaged model, a local folder or a hub model; it can pad.
-
-    Raises:
-        UserError: it cannot be loaded, or has no token to pad with.
-    """
+    """The tokenizer of a packaged model, a folder or a hub model; raises a UserError where it cannot be loaded, or has
+    no token to pad with."""
     with loading(model) as (source, where):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **where, **NO_CODE)
         tokenizer.model_max_length = int(min(tokenizer.model_max_length, 1e30))  # infinite where it names no limit
@@ -155,11 +152,8 @@ def load_causal_model(model: str) -> PreTrainedModel:
 
 
 def _pretrained(kind: Any, source: str, config: Any, **more: Any) -> PreTrainedModel:
-    """The pretrained model. Of what the checkpoint has no weights for, poolers and classifiers count to the head.
-
-    Raises:
-        ValueError: a weight of its body has another shape than its config says, or is missing.
-    """
+    """The pretrained model; raises a ValueError where a weight of its body has another shape than its config says, or
+    is missing. Poolers and classifiers that the checkpoint has no weights for count to the head."""
     loaded: PreTrainedModel
     loaded, info = from_safetensors(kind, source, config=config, **more)
     for key, *shapes in sorted(info["mismatched_keys"], key=str):
@@ -203,15 +197,11 @@ def check_attention(config: Any) -> None:
 
 
 def from_safetensors(kind: Any, source: str, **more: Any) -> tuple[Any, dict[str, Any]]:
-    """A model of Transformers and the report of its loading.
-
-    Raises:
-        OnlyPicklesError: its weights are there as pickles alone.
-    """
+    """A model of Transformers and the report of its loading; never of pickles, which can run code."""
     where = {"revision": more["revision"]} if more.get("revision") is not None else {}
     if "attn_implementation" not in more:  # which counts in the place of the config's
         check_attention(more.get("config") or AutoConfig.from_pretrained(source, **where, **NO_CODE))
-    try:  # a pickle can run code
+    try:
         found = kind.from_pretrained(source, use_safetensors=True, output_loading_info=True, **NO_CODE, **more)
         return cast(tuple[Any, dict[str, Any]], found)
     except Exception as error:  # Transformers, safetensors and the hub's client raise of many kinds
@@ -227,12 +217,8 @@ def from_safetensors(kind: Any, source: str, **more: Any) -> tuple[Any, dict[str
 def make_model(
     recipe: Recipe, base: PreTrainedModel, adapter: Path | None = None, kept: Path | None = None
 ) -> nn.Module:
-    """The recipe's method on a pretrained model: new, or as it was saved in `adapter`.
-
-    Raises:
-        UserError: the method does not fit the model, or the saved adapter cannot be read.
-        NotFiniteError: the saved adapter holds NaN or infinity.
-    """
+    """The recipe's method on a pretrained model: new, or as it was saved in `adapter`; raises a UserError where it does
+    not fit or cannot be read, a NotFiniteError where it holds NaN or infinity."""
     pretrained = list(base.parameters())
     if adapter is None:
         model = apply_method(recipe.method, base, recipe.task.kind.task_type, kept)
@@ -244,11 +230,7 @@ def make_model(
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Let training keep the inputs of the model's blocks alone, and compute the rest again for the backward pass.
-
-    Raises:
-        UserError: the model has no such blocks.
-    """
+    """Let training keep the inputs of the model's blocks alone, and compute the rest again for the backward pass."""
     try:
         cast(Any, model).gradient_checkpointing_enable({"use_reentrant": False})
     except ValueError as error:
@@ -276,11 +258,7 @@ def exact_modules(config: PretrainedConfig) -> list[str]:
 
 
 def quantized(base: PreTrainedModel, quantization: str) -> PreTrainedModel:
-    """A loaded model as Transformers loads it in this format: 4 bits compute in bfloat16 on a GPU, else in float32.
-
-    Raises:
-        UserError: bitsandbytes is missing, or there is no room for a copy of the base.
-    """
+    """A loaded model as Transformers loads it in this format: 4 bits compute in bfloat16 on a GPU, else in float32."""
     check_quantization(quantization)
     compute = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     settings = _bitsandbytes(quantization, head_modules(base), compute)
@@ -463,11 +441,8 @@ def compute_in(model: nn.Module, dtype: str) -> None:
 
 
 def round_weights(model: PreTrainedModel, dtype: str) -> None:
-    """Round a model's weights, and the buffers that are saved, where they are, and say so in its configuration.
-
-    Raises:
-        NotFiniteError: a number is too large for the dtype.
-    """
+    """Round a model's weights, and the buffers that are saved, where they are, and say so in its configuration; raises
+    a NotFiniteError for a number that is too large for the dtype."""
     kept = model.state_dict().keys()  # without the constants of masks and the like, which are not saved
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_floating_point() and (name in kept or isinstance(tensor, nn.Parameter)):

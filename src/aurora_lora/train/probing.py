@@ -72,11 +72,8 @@ class Start:
 
 
 def start_for(recipe: Recipe, base: Any, data: Data, folder: Path, loss: Loss) -> Start:
-    """What a run with a budget or such a start begins with: from its folder, or else from a probing pass.
-
-    Raises:
-        UserError: the pass cannot be made, the budget is too small, or the kept file is damaged.
-    """
+    """What a run with a budget or such a start begins with: from its folder, or else from a probing pass; raises a
+    UserError where the pass cannot be made, the budget is too small, or the kept file is damaged."""
     record, options = data.record or {}, recipe.method.options
     made_of = {
         "files": sorted(record.get("files", {}).values()),
@@ -140,11 +137,7 @@ def decided(method: Method, found: Probe, budget: int | None) -> Start:
 
 
 def _by_eva(recipe: Recipe, base: Any, batches: list[dict[str, Tensor]], loss: Loss) -> tuple[Start, int]:
-    """The start and the ranks that PEFT's EVA finds, and from how many batches.
-
-    Raises:
-        ValueError: a module is no linear layer, or the batches have too few tokens.
-    """
+    """The start and the ranks that PEFT's EVA finds, and from how many batches."""
     r = recipe.method.options["r"]
     paths = target_paths(base, recipe.method.options, lora_targets(base))
     if odd := [path for path in paths if not is_linear(base.get_submodule(path))]:
@@ -194,11 +187,7 @@ def _input_vectors(inputs: Any, counted: Tensor | None, layer: str) -> Tensor:
 
 def kept_start(folder: Path, made_of: Mapping[str, Any] | None = None) -> Start | None:
     """What the run of this folder began with; None where nothing is kept, or where that is of a run that has made
-    nothing yet, of other data or another base model than `made_of` says.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    nothing yet, of other data or another base model than `made_of` says."""
     path = folder / PROBE
     if not path.exists():
         return None

@@ -22,11 +22,7 @@ ENDINGS = (".yaml", ".yml")
 
 
 def parse(text: str, source: str) -> Any:
-    """The value of a YAML text; `source` names it in errors.
-
-    Raises:
-        UserError: it is not valid YAML; the message names the line.
-    """
+    """The value of a YAML text; raises a UserError with `source` and the line where it is not valid."""
     try:
         return YAML(typ="safe", pure=True).load(text)
     except MarkedYAMLError as error:
@@ -37,11 +33,7 @@ def parse(text: str, source: str) -> Any:
 
 
 def read(path: Path) -> Any:
-    """The value of a YAML file.
-
-    Raises:
-        UserError: the file cannot be read or is not valid YAML.
-    """
+    """The value of a YAML file; raises a UserError where it cannot be read or is not valid."""
     return parse(read_text(path), str(path))
 
 
@@ -104,11 +96,7 @@ def starting() -> dict[str, RecipeFile]:
 
 
 def start(kind: str) -> RecipeFile:
-    """The recipe to start from with data of one's own, for one kind of task.
-
-    Raises:
-        UserError: there is no such kind.
-    """
+    """The recipe to start from with data of one's own, for one kind of task; raises a UserError where it is none."""
     known = starting()
     if kind not in known:
         raise UserError(f"'{kind}' is an {unknown('kind', known, kind)}")

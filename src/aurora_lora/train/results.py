@@ -58,13 +58,9 @@ def build_result(
     before: Mapping[str, float] | None = None,
     samples: Sequence[Mapping[str, str]] = (),
 ) -> Result:
-    """The contents of result.json, in which these stand by their names (docs/recipe.md).
-
-    `test` has the metrics of each form on each test set, `validation` those on the validation split; `split` says which
-    of the two the scores are of. `chance` and `most_frequent` are the levels of guessing and of the most frequent class
-    of the training data, `before` the metrics of the base model; `train_s` seconds of training steps, added up over
-    interruptions, in which `trained_examples` were seen; `peak_mb` MiB of one process.
-    """
+    """The contents of result.json, in which these stand by their names (docs/recipe.md): `test` has the metrics of each
+    form on each test set, `split` says whether the scores are of these or of `validation`; `train_s` seconds of steps,
+    added up over interruptions, in which `trained_examples` were seen; `peak_mb` MiB of one process."""
     return {
         "schema": SCHEMA,
         "recipe": recipe.resolved(),
@@ -133,8 +129,7 @@ def chance_of(result: Mapping[str, Any]) -> dict[str, float]:
 
 
 def most_frequent_of(result: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics of always answering with the most frequent class, the mean over the test sets; empty where the result
-    has none."""
+    """The metrics of always answering with the most frequent class, the mean over the test sets, if there are any."""
     return _mean_level(result, "most_frequent")
 
 
@@ -150,11 +145,7 @@ def task_chance(name: str) -> dict[str, float]:
 
 
 def read_result(folder: Path | str) -> Result | None:
-    """The result of a finished run, or None.
-
-    Raises:
-        UserError: the file is not a result that this version can read.
-    """
+    """The result of a finished run, or None; raises a UserError where the file is none that this version can read."""
     path = Path(folder) / RESULT
     with files.reading(path):
         try:
@@ -167,11 +158,7 @@ def read_result(folder: Path | str) -> Result | None:
 
 
 def check_result(value: Any, where: str) -> Result:
-    """The value that a file holds, if it is a result that this version can read; `where` names the file.
-
-    Raises:
-        UserError: it is none.
-    """
+    """The value that a file holds; raises a UserError where it is no result that this version can read."""
     if not isinstance(value, dict) or "schema" not in value:
         raise UserError(f"{where} is not a result of aurora train")
     if value["schema"] != SCHEMA:

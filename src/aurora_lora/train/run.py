@@ -140,21 +140,16 @@ def _train(recipe: Recipe, folder: Path, make_callbacks: MakeCallbacks) -> tuple
         trainer, data = make_trainer(recipe, checkpoints, bars)
         model: Any = trainer.model
         on_main(lambda: keep_data(folder, data))
-        told = [
-            *notes(data.record or {}),
-            *(
-                f"{recipe.model} has no weights for {path}: it starts at random, and is trained and saved with the head"
-                for path in marked_random(model)
-            ),
-        ]
+        random = "it starts at random, and is trained and saved with the head"
+        told = [f"{recipe.model} has no weights for {path}: {random}" for path in marked_random(model)]
+        told = [*notes(data.record or {}), *told]
         for bar in bars:
             if told and hasattr(bar, "say"):
                 bar.say(told)
         whole = next(one for one in trainer.callback_handler.callbacks if isinstance(one, WholeCheckpoints))
         checkpoint = on_main(lambda: publish.last_intact(checkpoints))
         if checkpoint is None:
-            loss = functools.partial(kind_of(data.task).loss, recipe)
-            recipe.method.prepare(model, sample_of(recipe, data, loss))
+            recipe.method.prepare(model, sample_of(recipe, data))
         else:
             whole.resume(checkpoint)
             recipe.method.restore(model, checkpoint)
@@ -182,17 +177,11 @@ def _train(recipe: Recipe, folder: Path, make_callbacks: MakeCallbacks) -> tuple
 
 
 def load_data(recipe: Recipe, processor: Processor, scored: Splits | None = None) -> Data:
-    """Load and encode all splits of the recipe's task.
-
-    Raises:
-        UserError: a model that cannot do the task, sizes that the data cannot give, or data that cannot be fetched.
-    """
+    """All splits of the recipe's task, encoded; raises a UserError where the data or the model do not fit it."""
     task, section, facts = recipe.task.definition, recipe.task, recipe.task.kind
     if facts.task_type == "CAUSAL_LM" and getattr(processor, "eos_token_id", None) is None:
-        raise UserError(
-            f"model: '{recipe.model}' is no language model, which {section.name} needs: its tokenizer has no token "
-            "that ends a text"
-        )
+        why = "its tokenizer has no token that ends a text"
+        raise UserError(f"model: '{recipe.model}' is no language model, which {section.name} needs: {why}")
     loaded: Mapping[str, Any] | None = scored
     if loaded is None:
         sizes = SplitSizes(section.train_size, section.validation_size, section.test_size)
@@ -213,11 +202,8 @@ def make_trainer(
     adapter: Path | None = None,
     scored: Splits | None = None,
 ) -> tuple[Trainer, Data]:
-    """The data, the model with the recipe's method applied to it, and a trainer for both.
-
-    Raises:
-        UserError: what the recipe names cannot be had, or the method does not fit the model.
-    """
+    """A trainer and its data: of a new model with the recipe's method, or of the one that is saved in `adapter`; raises
+    a UserError where what the recipe names cannot be had, or does not fit."""
     settings, kind = recipe.training, kind_of(recipe.task.definition)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
@@ -276,18 +262,17 @@ def _check_stored(recipe: Recipe, base: Any) -> None:
 
 def _new_model(recipe: Recipe, base: Any, data: Data, checkpoints: Path) -> nn.Module:
     """The recipe's method on a pretrained model, with what it takes from training data before its first step."""
-    loss = functools.partial(kind_of(data.task).loss, recipe)
-    wants = wants_probe(recipe.method.options)
-    start = start_for(recipe, base, data, checkpoints.parent, loss) if wants else None
-    if start is not None:
+    start, wanted = None, recipe
+    if wants_probe(recipe.method.options):
+        start = start_for(recipe, base, data, checkpoints.parent, sample_of(recipe, data).loss)
         set_seed(recipe.seed)  # the same whether it was probed for or read
-    wanted = start.resolved(recipe) if start else recipe
+        wanted = start.resolved(recipe)
     if recipe.method.looks:
         if recipe.training.gradient_checkpointing:
             models.checkpoint_activations(base)
         with plain_method_errors():
             check_modules(base, recipe.method.options)
-            looked = recipe.method.looked(models.on_device(base), sample_of(recipe, data, loss), checkpoints)
+            looked = recipe.method.looked(models.on_device(base), sample_of(recipe, data), checkpoints)
             wanted = recipe.model_copy(update={"method": looked})
     model = models.make_model(wanted, base, kept=checkpoints)
     if start is not None:
@@ -304,11 +289,11 @@ def own_share(data: Data, recipe: Recipe) -> list[dict[str, Tensor]]:
     return own_part(batches) if count >= peers else batches
 
 
-def sample_of(recipe: Recipe, data: Data, loss: Callable[[nn.Module, Any], Tensor]) -> Sample:
+def sample_of(recipe: Recipe, data: Data) -> Sample:
     """The training data that a method may look at."""
     return Sample(
         batches=lambda share: data.training_batches(share, recipe.training.batch_size),
-        loss=loss,
+        loss=functools.partial(kind_of(data.task).loss, recipe),
         learning_rate=recipe.training.learning_rate,
         seed=recipe.seed,
         examples=len(data.fixed("train")),
@@ -333,11 +318,7 @@ def load_trainer(
 
 def load_trained_model(run: TrainedRun, *, rounded: bool = False) -> tuple[nn.Module, Processor]:
     """The model of a finished run as its recipe keeps it, and its tokenizer or image processor. With `rounded`, for
-    answers alone, the body's own weights are in the recipe's precision where they were trained, too.
-
-    Raises:
-        UserError: one of them cannot be loaded.
-    """
+    answers alone, the body's own weights are in the recipe's precision where they were trained, too."""
     base, processor = base_of(run, run.recipe)
     body = [parameter for name, parameter in base.named_parameters() if not is_head(base, name)]
     model = models.make_model(run.recipe, base, run.folder / publish.ADAPTER)
@@ -348,11 +329,7 @@ def load_trained_model(run: TrainedRun, *, rounded: bool = False) -> tuple[nn.Mo
 
 
 def base_of(run: TrainedRun, recipe: Recipe) -> tuple[PreTrainedModel, Processor]:
-    """The pretrained model of a finished run as this recipe keeps it, and the run's tokenizer or image processor.
-
-    Raises:
-        UserError: one of them cannot be loaded.
-    """
+    """The pretrained model of a finished run as this recipe keeps it, and the run's tokenizer or image processor."""
     processor = kind_of(run.task).processor(str(run.folder / publish.ADAPTER))
     base = models.base_for(recipe, processor, run.labels)
     models.warn_of_another_commit(run.folder, run.result, models.commit_of(base))
