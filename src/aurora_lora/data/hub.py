@@ -101,15 +101,8 @@ class HubData:
 def subset(data: datasets.Dataset, name: str, size: int | None, split_seed: int, task: str) -> datasets.Dataset:
     """`size` examples in an order that the seed alone fixes, or all as they come; a smaller subset begins a larger one.
 
-    Args:
-        data: a split.
-        name: of the split, as a recipe has it.
-        size: of the subset.
-        split_seed: chooses the order.
-        task: that the data is of, for the error.
-
     Raises:
-        UserError: there are fewer.
+        UserError: there are fewer; `name`, of the split as a recipe has it, and `task` say of what.
     """
     if check_size(name, size, len(data), f"examples of {task}") is None:
         return data

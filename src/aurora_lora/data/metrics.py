@@ -50,7 +50,7 @@ class Metric:
 
     @property
     def column(self) -> str:
-        """The short name with its unit, for tables with many columns."""
+        """The short name with its unit."""
         return f"{self.short or self.title}{' %' if self.percent else ''}"
 
     @property
@@ -278,10 +278,7 @@ def chat_metrics(sums: ArrayLike) -> dict[str, float]:
             there are, and for how many of them the right one is the most likely.
 
     Returns:
-        `nll` and `token_accuracy`, means over the tokens, and `perplexity`, exp of `nll`.
-
-    Raises:
-        ValueError: no tokens.
+        `nll` and `token_accuracy`, means over the tokens, and `perplexity`, exp of `nll`; a ValueError without tokens.
     """
     found = np.asarray(sums, dtype=np.float64)
     _warn_if_not_finite(found, "log-likelihoods")
@@ -300,10 +297,7 @@ def captured_metrics(distances: ArrayLike) -> dict[str, float]:
             to the teacher's, summed over tokens and channels.
 
     Returns:
-        `captured`: 1 for the teacher itself, 0 for the base model, below 0 for a model that is farther off than that.
-
-    Raises:
-        ValueError: a teacher that is the base model.
+        `captured`: 1 for the teacher itself, 0 for the base model; a ValueError where the two are the same.
     """
     error, effect = np.asarray(distances, dtype=np.float64).sum(axis=0)
     if effect == 0:

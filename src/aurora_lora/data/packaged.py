@@ -83,12 +83,9 @@ def split_sentences(
 
     Args:
         sentences: each sentence once.
-        sizes: of the splits.
+        sizes: of the splits; more than there are is a UserError.
         split_seed: chooses the order.
         clear_only: leave out the sentences without a clear sentiment.
-
-    Raises:
-        UserError: more sentences asked for than there are.
     """
     order = sorted(sentences, key=lambda one: place(one.key, split_seed))
     clear = [place for place, one in enumerate(order) if one.is_clear]
@@ -163,10 +160,8 @@ def split_questions(questions: Sequence[Item], sizes: SplitSizes, split_seed: in
     """Train, validation and test: no group in two of them.
 
     The seed alone fixes one order of the groups and of the questions in each. Test is the head of that order,
-    validation follows, train is taken from the tail; what a cut leaves of a group is left out.
-
-    Raises:
-        UserError: more questions asked for than there are.
+    validation follows, train is taken from the tail; what a cut leaves of a group is left out. Sizes beyond what there
+    is are a UserError.
     """
 
     def places(question: Item) -> tuple[bytes, bytes]:

@@ -85,7 +85,7 @@ def rgb(image: Any) -> Any:
     would make white.
 
     Raises:
-        UserError: its values are neither, or of 16 bits that use a sixteenth of them at most, as cameras of 12 do.
+        UserError: its values are of neither, or of 16 bits that use a sixteenth of them at most, as cameras of 12 do.
     """
     with extra("vision"):
         from PIL import Image
@@ -136,12 +136,10 @@ def split_images(
 
     Args:
         pieces: `train`, and `validation` and `test` where there are such.
-        sizes: None is all of a split of its own; of one that is held out, a tenth (validation) or a fifth (test).
+        sizes: None is all of a split of its own; of one that is held out, a tenth (validation) or a fifth (test). More
+            than there are is a UserError.
         split_seed: of all three.
         task: name in errors.
-
-    Raises:
-        UserError: more images asked for than there are, or nothing left to train on.
     """
     with extra("train"):
         from datasets import DatasetDict

@@ -299,9 +299,9 @@ def _read_folder(path: Path, own: OwnData) -> Any:
     if card.is_file() and re.search(r"(?m)^configs:", card.read_text("utf-8", "replace")):
         return datasets.load_dataset(str(path), own.config, **NO_CODE)
     every = files_of(path)
-    if any(file.stem == "metadata" for file in every):  # a table that describes images, as `datasets` calls it
-        return datasets.load_dataset("imagefolder", data_dir=str(path))
     images = [file for file in every if file.suffix.lower() in (*IMAGE_FILES, *UNREAD)]
+    if images and any(file.stem == "metadata" for file in every):  # a table of images, as `datasets` calls it
+        return datasets.load_dataset("imagefolder", data_dir=str(path))
     tables = {file: kind for file in every if (kind := _format(file)) and file.name != card.name}
     if len(images) > len(tables):
         return _images_by_class(path, images)
@@ -341,17 +341,16 @@ def _by_split(
     Raises:
         UserError: some tell a split, and others do not.
     """
-    found: dict[str, Sequence[Path]] = {}
-    left = []
+    told: dict[Path, str | None] = {}
     for file in files:
         words = [set(re.split(r"[\W_\d]+", part.casefold())) for part in reversed(of(file.relative_to(folder)).parts)]
-        split = next((name for some in words for name, known in SPLITS.items() if some & set(known)), None)
-        left += [file] if split is None else []
-        if split is not None:
-            found[split] = [*found.get(split, ()), file]
-    if found and left:
+        told[file] = next((name for some in words for name, known in SPLITS.items() if some & set(known)), None)
+    left = [file for file in files if told[file] is None]
+    if len(left) == len(files):
+        return {"train": left}
+    if left:
         raise UserError(f"{folder}: the name of {left[0].relative_to(folder)} tells no split, as those of others do")
-    return {name: found[name] for name in SPLITS if name in found} or {"train": left}
+    return {name: [file for file in files if told[file] == name] for name in SPLITS if name in told.values()}
 
 
 # ---------------------------------------------------------------- what it was
