@@ -113,11 +113,7 @@ class SingularMethod(LoraMethod):
         return decompose(layer, self.largest)
 
     def apply(self, model: PreTrainedModel, task_type: TaskType, kept: Path | None = None) -> nn.Module:
-        """Apply the method, see `Method.apply`; `START_FILE` in `kept` has the start, or gets it.
-
-        Raises:
-            ValueError: an adapted module is not a linear layer in floating point, or r is larger than its rank.
-        """
+        """Apply the method, see `Method.apply`; `START_FILE` in `kept` has the start, or gets it."""
         peft_model = super().apply(model, task_type)
         start = None if kept is None else kept / START_FILE
         untie_adapted(peft_model)  # a weight that another module has too stays as it is there
@@ -147,30 +143,28 @@ class SingularMethod(LoraMethod):
         _write(model, directory / START_FILE)
 
     def load(self, model: PreTrainedModel, directory: Path) -> nn.Module:
+        kept = directory if (directory / START_FILE).exists() else None
+        if kept is None and self.looks:  # it cannot be made again
+            raise CheckpointError(f"{directory} has no {START_FILE}, without which the adapter is another.")
         task_type: Any = PeftConfig.from_pretrained(str(directory)).task_type
-        peft_model = self.apply(model, task_type, directory if (directory / START_FILE).exists() else None)
+        peft_model = self.apply(model, task_type, kept)
         weights = load_peft_weights(str(directory), device="cpu")
         check_loaded(peft_model, set_peft_model_state_dict(peft_model, weights), directory)
         return peft_model.eval()
 
 
 def _read(kept: Path | None, layers: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The kept factors; none where there is no file.
-
-    Raises:
-        CheckpointError: they are those of another model, or damaged.
-    """
+    """The kept factors, none where there is no file; a CheckpointError if they do not fit, or are damaged."""
     if kept is None or not kept.exists():
         return {}
     try:
         known = load_file(str(kept))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{kept} cannot be read: {error}.") from error
-    for path, layer in layers.items():
-        for side, like in (("A", layer.lora_A[ADAPTER].weight), ("B", layer.lora_B[ADAPTER].weight)):
-            found = known.get(f"{path}.{side}")
-            if found is None or found.shape != like.shape:
-                raise misfit(kept, [f"{path}.{side}"])
+    sides = {f"{path}.{side}": getattr(layer, f"lora_{side}") for path, layer in layers.items() for side in "AB"}
+    shapes = {name: side[ADAPTER].weight.shape for name, side in sides.items()}
+    if odd := [name for name, shape in shapes.items() if name not in known or known[name].shape != shape]:
+        raise misfit(kept, odd)
     return known
 
 
@@ -275,16 +269,6 @@ class GradientMethod(SingularMethod):
             raise ValueError(f"r={r} is not allowed: {path} has {U.shape[1]} components, lora-ga takes 2 r of them.")
         c = U.shape[0] ** 0.25 / self.options["stable_gamma"] ** 0.5
         return c * Vh[:r], c * U[:, r : 2 * r]
-
-    def load(self, model: PreTrainedModel, directory: Path) -> nn.Module:
-        """A trained model from a pretrained one and what `save` wrote, the start among it.
-
-        Raises:
-            CheckpointError: the start, which cannot be made again, is missing or damaged; or the weights do not fit.
-        """
-        if not (directory / START_FILE).exists():
-            raise CheckpointError(f"{directory} has no {START_FILE}, without which the adapter is another.")
-        return super().load(model, directory)
 
 
 PISSA = SingularMethod(
