@@ -90,7 +90,7 @@ def gap(
     Writes gap.json and figures.
     """
     from aurora_lora.files import check_writable
-    from aurora_lora.lab.report.measured import GAP, gap_figure, merges_figure
+    from aurora_lora.lab.report.measured import GAP, gap_figure
     from aurora_lora.train.finished_run import load_run
     from aurora_lora.train.measuring import gap as measure
 
@@ -105,9 +105,7 @@ def gap(
     if not as_json:
         for table in report.tables():
             stdout().print(table)
-    drawn: dict[str, Any] = {"gap": ("layers", gap_figure), "merges": ("merges", merges_figure)}
-    figures = {name: figure for name, (part, figure) in drawn.items() if record[part]}
-    write_measured(target / GAP, record, figures, run.subject, as_json)
+    write_measured(target / GAP, record, {"gap": gap_figure} if record["layers"] else {}, run.subject, as_json)
 
 
 def sigma(folder: RunFolder, examples: Examples = None, output: MeasuredInto = None, as_json: Json = False) -> None:

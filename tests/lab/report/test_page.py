@@ -68,7 +68,6 @@ def test_what_applies_is_written_and_why_the_rest_does_not(runs: Path, tmp_path:
     assert names[::2] == ["scores.png", "curves.png", "sigma-aurora.png", "gap-aurora.png"]
     assert all(path.stat().st_size for path in written)
     assert "t, <m>: no ranks: score against rank needs runs of one method at two ranks at least" in left_out
-    assert "t, <m>: no merges: it needs runs with a gap.json, which `aurora gap DIR --merges` writes" in left_out
     (folders[1] / "gap.json").write_text("{")
     (why,) = (made for kind, made in figures_of(sections[0]) if kind.name == "gap")
     assert isinstance(why, UserError)

@@ -1,9 +1,8 @@
-"""Figures of what commands measure: the merge gap, merges, sigma, ranks, and trajectories of updates."""
+"""Figures of what commands measure: the merge gap, sigma, ranks, and trajectories of updates."""
 
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from ...forms import CALIBRATED, DYNAMIC, FORMS, MERGED, STATIC
 from ...methods.targets import blocks_and_kinds
 from ...text_table import TextTable
 from ...train.publish import LEFT, RIGHT, UPDATES, saved_updates
-from .figures import FORM_STYLES, GREY, GRID, WIDTH, colour, draw_range, legend, new_figure, panels, style
+from .figures import FORM_STYLES, GRID, WIDTH, colour, draw_range, legend, new_figure, panels, style
 from .tables import finite
 
 if TYPE_CHECKING:
@@ -70,49 +69,6 @@ def gap_figure(*gaps: Mapping[str, Any]) -> Figure:
         ax.set_axis_off()
     legend(figure, axes[0])
     return figure
-
-
-def merges_figure(*gaps: Mapping[str, Any]) -> Figure:
-    """KL divergence of each merge from the unmerged model, and the loss of each layer with the median over them.
-
-    Args:
-        gaps: `MergeGap.to_dict()`, with merges, of runs that differ in their seed. What is not above 0 cannot be drawn
-            on the logarithmic scale, and is left out.
-    """
-    names = list(dict.fromkeys(merge["merge"] for gap in gaps for merge in gap["merges"]))
-    if not names:
-        raise UserError("the figure of merges needs a merge")
-    ends = _by_merge(gaps, lambda merge: [merge["end_to_end"]["kl"]])
-    layers = _by_merge(gaps, lambda merge: [entry["relative_error"] for entry in merge["layers"]])
-    figure, axes = new_figure(2, 7.2, 2.0 + 0.25 * len(names))
-    panels = (
-        (ends, "KL from the unmerged model, nats"),
-        (layers, "error, as a share of the adapter's effect"),
-    )
-    for ax, (values, label) in zip(axes, panels, strict=True):
-        for place, name in enumerate(names):
-            if found := values.get(name):
-                ax.plot(found, [place] * len(found), "o", color=GREY, alpha=0.5, markersize=4)
-                ax.plot([statistics.median(found)], [place], "|", color="#000000", markersize=12)
-        if drawn := [value for found in values.values() for value in found]:
-            ax.set_xscale("log")
-            low, high = math.floor(math.log10(min(drawn))), math.ceil(math.log10(max(drawn)))
-            ax.set_xlim(10.0**low, 10.0 ** max(high, low + 1))  # decades: labels between them would hide each other
-            ax.xaxis.set_minor_formatter("")
-        ax.set_yticks(range(len(names)), names)
-        ax.set_ylim(len(names) - 0.5, -0.5)
-        ax.set_xlabel(label, fontsize=9)
-        ax.grid(axis="x", **GRID)
-    axes[0].set_title("end to end", fontsize=9, loc="left")
-    axes[1].set_title("each layer; the line is the median", fontsize=9, loc="left")
-    return figure
-
-
-def _by_merge(gaps: tuple[Mapping[str, Any], ...], values: Any) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
-    for merge in (merge for gap in gaps for merge in gap["merges"]):
-        found.setdefault(merge["merge"], []).extend(value for value in finite(values(merge)) if value > 0)
-    return found
 
 
 # ---------------------------------------------------------------- sigma

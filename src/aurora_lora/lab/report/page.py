@@ -16,7 +16,7 @@ from ...extras import extra
 from ...files import read_json, reading, slug, write_json, write_text
 from ...text_table import TextTable
 from .figures import about, literal, save
-from .measured import GAP, SIGMA, gap_figure, merges_figure, sigma_figure, trajectories, trajectories_figure
+from .measured import GAP, SIGMA, gap_figure, sigma_figure, trajectories, trajectories_figure
 from .run_figures import curves_figure, rank_figure, rates_figure, score_figure
 from .runs import Section
 from .study import convergence_note, section_tables
@@ -66,7 +66,7 @@ def _trajectories(section: Section) -> list[Made]:
     return [Made(trajectories_figure(record), record=record)]
 
 
-def _measured(file: str, part: str, command: str, draw: Callable[..., Figure]) -> Callable[[Section], list[Made]]:
+def _measured(file: str, command: str, draw: Callable[..., Figure]) -> Callable[[Section], list[Made]]:
     """The figure of each setting that a command has measured, from its files in the folders of the runs."""
 
     def make(section: Section) -> list[Made]:
@@ -77,7 +77,7 @@ def _measured(file: str, part: str, command: str, draw: Callable[..., Figure]) -
                     record = read_json(path)
                 if not isinstance(record, dict) or "layers" not in record:
                     raise UserError(f"{path} has no layers")
-                if record.get(part):
+                if record["layers"]:
                     records.setdefault(run.setting, []).append(record)
         if not records:
             raise UserError(f"it needs runs with a {file}, which `{command}` writes")
@@ -127,21 +127,14 @@ KINDS = (
         "sigma",
         "The learned activation, before and after training",
         "Sigma of each layer, and the histogram of its inputs z on the calibration inputs. The first seed.",
-        _measured(SIGMA, "layers", "aurora sigma DIR", lambda first, *_: sigma_figure(first)),
+        _measured(SIGMA, "aurora sigma DIR", lambda first, *_: sigma_figure(first)),
     ),
     FigureKind(
         "gap",
         "Merge gap by layer",
         "|B sigma(Ax) - B M x| / |B sigma(Ax)| of each form's linear map M, over held-out inputs. Mean over the seeds, "
         "and their range.",
-        _measured(GAP, "layers", "aurora gap DIR", gap_figure),
-    ),
-    FigureKind(
-        "merges",
-        "What merges lose",
-        "sqrt(E|(W_q - W) x|^2 / E|dW x|^2) of each adapted layer, with W_q the weight that the merge gives, and the "
-        "predictions beside those of the unmerged model. All seeds.",
-        _measured(GAP, "merges", "aurora gap DIR --merges", merges_figure),
+        _measured(GAP, "aurora gap DIR", gap_figure),
     ),
 )
 
