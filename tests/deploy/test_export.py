@@ -9,7 +9,6 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 import aurora_lora
 from aurora_lora import (
@@ -166,37 +165,6 @@ def test_two_active_adapters_must_be_named(make_bert, config, tmp_path):
     with pytest.raises(ValueError, match="2 adapters are active"):
         export_lora(model, tmp_path)
     export_lora(model, tmp_path, adapter_name="other")
-
-
-class TinyUNet2D(nn.Module):
-    """Attention projections under the names that diffusers gives them."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.mid_block = nn.ModuleDict({"to_q": nn.Linear(8, 8), "to_k": nn.Linear(8, 8)})
-
-    def forward(self, x):
-        return self.mid_block["to_q"](x) + self.mid_block["to_k"](x)
-
-
-def test_diffusers_file(tmp_path):
-    model = get_peft_model(TinyUNet2D(), AuroraConfig(target_modules=["to_q"], init_weights=False, eval_form="static"))
-    export_lora(model, tmp_path, format="diffusers")
-    weights = load_file(tmp_path / "pytorch_lora_weights.safetensors")
-    assert sorted(weights) == ["unet.mid_block.to_q.lora_A.weight", "unet.mid_block.to_q.lora_B.weight"]
-    delta = weights["unet.mid_block.to_q.lora_B.weight"] @ weights["unet.mid_block.to_q.lora_A.weight"]
-    torch.testing.assert_close(delta, model.base_model.model.mid_block["to_q"].get_delta_weight("default"))
-    # another component is added, a model alone takes the place of all, and is in no file of components
-    for prefix, leads in (
-        ("transformer", ["transformer.", "unet."]),
-        ("unet", ["transformer.", "unet."]),
-        ("", [""]),
-        ("transformer", ["transformer."]),
-    ):
-        export_lora(model, tmp_path, format="diffusers", prefix=prefix)
-        weights = load_file(tmp_path / "pytorch_lora_weights.safetensors")
-        assert sorted(weights) == [f"{lead}mid_block.to_q.lora_{side}.weight" for lead in leads for side in "AB"]
 
 
 def test_stock_diffusers_loads_it(tmp_path):

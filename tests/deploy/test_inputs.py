@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
-    BartForSequenceClassification,
 )
 
 from aurora_lora import AuroraConfig, CalibrationError, calibrate, merge_gap
@@ -41,23 +40,6 @@ def test_encoder_decoder_leaves_the_padding_of_both_sides_out():
     vectors = {entry.layer: entry.vectors for entry in report.layers}
     found = {part: next(n for name, n in vectors.items() if name.endswith(end)) for part, end in names.items()}
     assert found == {"encoder": 28, "decoder": 18, "cross_k": 28, "cross_q": 18}
-
-
-@pytest.mark.parametrize("classes", [(), (2,)], ids=["one label", "a label for each class"])
-def test_the_decoder_of_a_classifier_has_the_tokens_of_the_encoder(classes: tuple[int, ...]) -> None:
-    torch.manual_seed(0)
-    sizes = {"d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
-    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
-    net = BartForSequenceClassification(BartConfig(vocab_size=20, num_labels=2, **sizes, **heads))
-    model = get_peft_model(net, AuroraConfig(target_modules=["fc1"], init_weights=False))
-    ids = torch.tensor([[0, 5, 6, 7, 2], [0, 5, 2, 1, 1]])
-    mask = (ids != 1).long()
-    labels = torch.ones(2, *classes, dtype=torch.float if classes else torch.long)
-    for given in ({}, {"labels": labels}):
-        report = calibrate(model, [{"input_ids": ids, "attention_mask": mask, **given}])
-        assert [layer.vectors for layer in report.layers] == [8, 8]
-    report = calibrate(model, [{"input_ids": ids, "attention_mask": mask, "decoder_input_ids": ids}])
-    assert [layer.vectors for layer in report.layers] == [8, 10]
 
 
 @pytest.mark.parametrize("with_output_layer", [False, True])

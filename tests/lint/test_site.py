@@ -87,12 +87,9 @@ def test_reads_as_on_github(page: str) -> None:
     ("page", "text", "expected"),
     [
         ("index.md", "[a](docs/deploy.md#gap)", "[a](deploy.md#gap)"),
-        ("index.md", "![a](docs/figures/forms.svg)", "![a](figures/forms.svg)"),
         ("index.md", "[the `log`](CHANGELOG.md)", "[the `log`](changelog.md)"),
         ("examples.md", "[a](../docs/trainers.md#fsdp2), [b](ddp.py)", "[a](trainers.md#fsdp2), b"),
-        ("trainers.md", "[a](../examples/README.md)", "[a](examples.md)"),
         ("api/config.md", "[a](../methods.md), [b](../../README.md)", "[a](../methods.md), [b](../index.md)"),
-        ("method.md", "[a](#forms), [b](https://x.org/y.md)", "[a](#forms), [b](https://x.org/y.md)"),
         ("method.md", "[a](absent.md), [b](../absent.py)", "[a](absent.md), [b](../absent.py)"),
     ],
 )
