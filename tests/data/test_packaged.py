@@ -99,20 +99,6 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             [" Fly a Kite", " Cook Pasta", " Buy Shoes", " Sleep Well"],
         ),
         (
-            "strategyqa",
-            "instruction",
-            "Please answer the following question with true or false, question: {}Can a crow read?\n\n"
-            "Answer format: true/false",
-            ["the correct answer is true", "the correct answer is false"],
-        ),
-        (
-            "winowhy",
-            "cloze",
-            "{}Ann thanked Eve because she had helped. The 'she' refers to eve because Eve had helped. "
-            "The above reasoning is",
-            [" correct", " incorrect"],
-        ),
-        (
             "winowhy",
             "instruction",
             "Please answer the following question with true or false, question: is this reasoning correct? "

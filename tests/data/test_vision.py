@@ -18,7 +18,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from aurora_lora.data import SplitSizes, get_task, vision
-from aurora_lora.data.vision import VISION, class_names, png, read_image, rgb, split_images, with_rows
+from aurora_lora.data.vision import VISION, class_names, png, rgb, split_images, with_rows
 from aurora_lora.errors import UserError
 
 REPOS = {repo["repo"]: repo for repo in hub_copy.read("vision.json")["repos"]}
@@ -233,12 +233,3 @@ def test_what_is_transparent_is_white(mode: str) -> None:
     drawing = Image.new("RGBA", (2, 1), (0, 0, 0, 0))  # black on no ground
     drawing.putpixel((1, 0), (0, 0, 0, 255))
     assert np.asarray(rgb(drawing.convert(mode)))[0, :, 0].tolist() == [255, 0]
-
-
-@pytest.mark.parametrize("clear", [0, (9, 9, 9)])
-def test_a_colour_that_is_transparent(clear: Any, tmp_path: Path) -> None:
-    mode, drawn = ("L", 9) if clear == 0 else ("RGB", (0, 0, 0))
-    image = Image.new(mode, (2, 1), clear)
-    image.putpixel((1, 0), drawn)
-    image.save(tmp_path / "a.png", transparency=clear)
-    assert np.asarray(read_image(tmp_path / "a.png"))[0, :, 0].tolist() == [255, drawn if mode == "L" else 0]

@@ -4,14 +4,11 @@ import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
-from own_rows import ALL, QUESTION, REVIEWS, TEXT, load, save_images, write_csv
+from own_rows import ALL, REVIEWS, TEXT, save_images, write_csv
 from PIL import Image
-from pyarrow import parquet
 
 from aurora_lora.data.own.kinds import OWN
 from aurora_lora.data.own.source import OwnData, folder_digest, open_data, open_given
@@ -147,27 +144,15 @@ def test_a_split_found_by_its_name_gives_way_to_one_that_is_asked_for(tmp_path: 
     assert sizes(train_split="test") == {"train": 2, "validation": 3}
 
 
-@pytest.mark.parametrize("kind", ["classification", "regression", "choices"])
-def test_a_test_split_without_labels(kind: str, tmp_path: Path) -> None:
-    if kind == "choices":
-        rows = [{"question": f"which of {n}?", "options": ["a", "b"], "answer": "ab"[n % 2]} for n in range(30)]
-    else:
-        rows = [{"text": f"text {n}", "label": n % 2} for n in range(30)]
-    columns = QUESTION if kind == "choices" else TEXT
-    *_, answer = rows[0]
-    none: Any = "" if kind == "choices" else -1 if kind == "classification" else None
+def test_a_test_split_without_labels(tmp_path: Path) -> None:
+    rows = [{"text": f"text {n}", "label": n % 2} for n in range(30)]
     features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
     for split, some in (("train", rows[:20]), ("validation", rows[20:25]), ("test", rows[25:])):
-        some = [{**row, answer: none} for row in some] if split == "test" else some
-        table = Dataset.from_list(some, features=features if kind == "classification" else None)
-        table.to_parquet(tmp_path / "data" / f"{split}.parquet")
-
-    def load_with(**splits: str) -> Any:
-        return OWN[kind].load(OwnData("data", **splits), columns, ALL, 0)
-
-    with pytest.raises(UserError, match=r"^data, test, row 1: it has no \w+; task\.test_split takes another split$"):
-        load_with()
-    splits = load_with(test_split="validation")
+        some = [{**row, "label": -1} for row in some] if split == "test" else some
+        Dataset.from_list(some, features=features).to_parquet(tmp_path / "data" / f"{split}.parquet")
+    with pytest.raises(UserError, match=r"^data, test, row 1: it has no label; task\.test_split takes another split$"):
+        OWN["classification"].load(OwnData("data"), TEXT, ALL, 0)
+    splits = OWN["classification"].load(OwnData("data", test_split="validation"), TEXT, ALL, 0)
     assert {name: len(split) for name, split in splits.items()} == {"train": 18, "validation": 2, "test": 5}
 
 
@@ -192,19 +177,5 @@ def test_the_split_to_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert len(open_given("owner/name", own, split="test")["train"].data) == 3
     with pytest.raises(ArgumentError, match=r"^`split`: owner/name has no split 'exam' \(it has train, test\)"):
         open_given("owner/name", own, split="exam")
-    with pytest.raises(ArgumentError, match=r"^`split`: owner/name has no split 'train' \(it has dev, test\)"):
-        open_given("owner/name", OwnData("owner/name", config="long"))
-    with pytest.raises(
-        ArgumentError, match=r"it has several configurations, of which task\.config names one: 'short', "
-    ):
-        open_given("owner/name", OwnData("other/name", config="short"))
     with pytest.raises(ArgumentError, match=r"^'none' is no file, no folder"):
         open_given("none", own)
-
-
-def test_texts_of_a_parquet_file_that_are_no_text() -> None:
-    offsets = b"".join(n.to_bytes(4, "little") for n in range(31))
-    texts = pa.Array.from_buffers(pa.string(), 30, [None, pa.py_buffer(offsets), pa.py_buffer(b"\xff" * 30)])
-    parquet.write_table(pa.table({"text": texts, "label": [0, 1] * 15}), "rows.parquet")
-    with pytest.raises(UserError, match=r"rows\.parquet has text in another encoding .* byte 0xff"):
-        load("classification", "rows.parquet")
