@@ -35,9 +35,9 @@ from aurora_lora.files import read_json, write_json
 from aurora_lora.machine import usable_cores
 from aurora_lora.methods.parameters import head_modules
 from aurora_lora.ops import update
+from aurora_lora.train.finished_run import device as device_name
+from aurora_lora.train.finished_run import git_commit, versions
 from aurora_lora.train.models import load_base_model, load_causal_model, load_tokenizer
-from aurora_lora.train.results import device as device_name
-from aurora_lora.train.results import git_commit, versions
 from aurora_lora.tuner import aurora_layers
 
 from . import counts, paper_costs

@@ -14,7 +14,7 @@ for seed in ${*:-0 1 2}; do
 done
 python -c 'from pathlib import Path
 from aurora_lora.lab.experiments.runs_file import read_runs, write_runs
-from aurora_lora.train.results import read_result
+from aurora_lora.train.finished_run import read_result
 study = Path("results/forms")
 made = {folder: result for folder in (study / "runs").iterdir() if (result := read_result(folder))}
 write_runs(study, {**read_runs(study), **made})'

@@ -8,7 +8,7 @@ from torch import nn
 from aurora_lora import AuroraConfig, FormError, calibrate, set_form
 from aurora_lora.forms import FORMS, MERGED, FormName, TrainForm, form_named
 from aurora_lora.lab.report.figures import FORM_STYLES
-from aurora_lora.train.results import score_table
+from aurora_lora.train.finished_run import score_table
 
 TRAINED = ("dynamic", "static")
 

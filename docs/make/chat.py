@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from aurora_lora.train.results import examples_scored, scores_of
+from aurora_lora.train.finished_run import examples_scored, scores_of
 
 LONGEST = 160
 """Letters of an answer that are shown."""

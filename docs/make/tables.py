@@ -14,8 +14,8 @@ from aurora_lora.files import NOT_FINITE
 from aurora_lora.lab.report.study import study_tables
 from aurora_lora.lab.report.tables import count, spread
 from aurora_lora.text_table import TextTable
+from aurora_lora.train.finished_run import task_chance
 from aurora_lora.train.kind_facts import facts_of
-from aurora_lora.train.results import task_chance
 
 
 def tasks_table(tasks: Iterable[Task]) -> str:

@@ -20,7 +20,7 @@ from aurora_lora import cli
 from aurora_lora.diffusion.finished_run import generate, load_subject_run
 from aurora_lora.diffusion.pipeline import Diffusion, seed_of
 from aurora_lora.errors import UserError
-from aurora_lora.train.results import read_result
+from aurora_lora.train.finished_run import read_result
 
 Train = Callable[..., list[dict[str, Any]]]
 PROMPTS_OF_SCORES = ["a [V] dog", "a [V] dog on the beach"]

@@ -16,8 +16,8 @@ from aurora_lora.diffusion import pipeline as grid
 from aurora_lora.diffusion import run
 from aurora_lora.diffusion.pipeline import load_diffusion
 from aurora_lora.diffusion.recipe import SubjectRecipe
+from aurora_lora.train.finished_run import read_result
 from aurora_lora.train.recipe import validate_as
-from aurora_lora.train.results import read_result
 
 Train = Callable[..., list[dict[str, Any]]]
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from aurora_lora.files import write_json
-from aurora_lora.train.results import versions
+from aurora_lora.train.finished_run import versions
 from forks import forked
 from make.reliability import reliability_tables
 

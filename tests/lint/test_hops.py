@@ -28,7 +28,7 @@ BOUNDS = {
     "merge_gap": 10,
     "merge_quantized": 10,
     "probe": 8,
-    "train": 57,
+    "train": 56,
 }
 
 

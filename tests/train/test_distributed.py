@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from aurora_lora.errors import UserError
 from aurora_lora.train import recipe_files
+from aurora_lora.train.finished_run import read_result
 from aurora_lora.train.recipe import Share, TrainingSection, divide
-from aurora_lora.train.results import read_result
 
 Aurora = Callable[..., list[dict[str, Any]]]
 

@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 
 from aurora_lora.forms import FORMS
-from aurora_lora.train.results import score_table
+from aurora_lora.train.finished_run import score_table
 
 
 def test_numbers_of_many_metrics_are_never_broken() -> None:

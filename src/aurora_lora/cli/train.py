@@ -178,7 +178,7 @@ def pretrain(
         return
     from aurora_lora.data.metrics import in_order
     from aurora_lora.forms import MERGED
-    from aurora_lora.train.results import examples_scored
+    from aurora_lora.train.finished_run import examples_scored
 
     scores = result["metric"]["by_form"][MERGED]
     values = ", ".join(f"{metric.heading} {metric.shown(scores[metric.name])}" for metric in in_order(scores))

@@ -57,10 +57,9 @@ def evaluate(
     FILE is what `task.test_data` may be: .csv, .tsv, .json, .jsonl, .parquet or .arrow, a folder, or a data set of the
     hub. It is read with the columns and the classes of the run. Nothing is written.
     """
-    from aurora_lora.train.finished_run import load_run
+    from aurora_lora.train.finished_run import load_run, score_table
     from aurora_lora.train.measuring import evaluate as score
     from aurora_lora.train.measuring import evaluate_file
-    from aurora_lora.train.results import score_table
 
     if data is not None and split is not None:
         raise UserError("--split goes without --data: all examples of FILE are scored")

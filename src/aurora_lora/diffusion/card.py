@@ -9,7 +9,7 @@ from huggingface_hub import ModelCardData
 from ..forms import FORMS
 from ..methods.aurora import AuroraMethod
 from ..train.card import CARD, PAPER, PEFT, made_by, save_card
-from ..train.results import Result, examples_scored, scores_of
+from ..train.finished_run import Result, examples_scored, scores_of
 from ..tuner.registration import TAG
 from .recipe import SubjectRecipe
 

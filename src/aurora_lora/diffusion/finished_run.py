@@ -26,11 +26,18 @@ from ..methods import Method
 from ..methods.aurora import AuroraMethod
 from ..methods.base import load_finite
 from ..train.exporting import Exported, check_export_folder
-from ..train.finished_run import FinishedRun, check_own_recipe, read_finished
+from ..train.finished_run import (
+    FinishedRun,
+    check_own_recipe,
+    examples_scored,
+    parameters,
+    rate,
+    read_finished,
+    scores_of,
+)
 from ..train.models import cached_commit, check_dtype, warn_of_another_commit
 from ..train.publish import ADAPTER, LORA, RECIPE, RESULT
 from ..train.recipe import task_name, validate_as
-from ..train.results import examples_scored, parameters, rate, scores_of
 from ..tuner.adapters import plain_path
 from .card import write_lora_card
 from .pipeline import GRID, load_diffusion, seed_of, write_grid, write_png

@@ -20,10 +20,9 @@ from ..forms import CALIBRATED
 from ..methods import count_parameters
 from ..methods.base import apply_method
 from ..train import publish
-from ..train.finished_run import FinishedRun
+from ..train.finished_run import FinishedRun, Result, build_result, read_result
 from ..train.publish import CHECKPOINTS, LORA
 from ..train.recipe import Recipe, RunRecipe
-from ..train.results import Result, build_result, read_result
 from ..train.run import train
 from ..train.trainer import bar, check_precision, peak_memory, reset_peak_memory, state
 from .card import write_adapter_card, write_lora_card

@@ -17,14 +17,13 @@ BATCH_SIZE = 16
 
 if TYPE_CHECKING:
     from .exporting import Exported, export
-    from .finished_run import TrainedRun, load_run
+    from .finished_run import TrainedRun, load_run, read_result
     from .measuring import FileScores, evaluate, evaluate_file, gap, learned_activation
     from .merging import Merged, merge
     from .predicting import Predictor, load_predictor, predict
     from .pretraining import pretrain
     from .pushing import Pushed, push
     from .recipe import Recipe, load_recipe
-    from .results import read_result
     from .run import train
     from .trainer import CalibrationCallback
 
@@ -60,10 +59,9 @@ _NAMES_OF = {
     "predicting": "Predictor load_predictor predict",
     "pushing": "Pushed push",
     "recipe": "Recipe load_recipe",
-    "finished_run": "TrainedRun load_run",
+    "finished_run": "TrainedRun load_run read_result",
     "measuring": "FileScores evaluate evaluate_file gap learned_activation",
     "pretraining": "pretrain",
-    "results": "read_result",
     "run": "train",
 }
 """The names of each module."""

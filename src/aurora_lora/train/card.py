@@ -20,9 +20,9 @@ from ..methods.base import NEAREST, PeftMethod
 from ..methods.injection import InjectionMethod
 from ..tuner.registration import TAG
 from . import recipe_files
+from .finished_run import Result, examples_scored, score_table
 from .kind_facts import facts_of
 from .recipe import Recipe
-from .results import Result, examples_scored, score_table
 
 CARD = "README.md"
 PEFT = "https://github.com/huggingface/peft"

@@ -31,12 +31,11 @@ from ..tuner import AuroraLayer, check_calibrated
 from ..tuner.adapters import plain_layers
 from ..values import check_finite
 from .data import cut_notes, in_batches
-from .finished_run import TrainedRun, as_run
+from .finished_run import Scores, TrainedRun, as_run, mean_scores
 from .kinds import kind_of
 from .models import base_for, make_model
 from .probing import kept_start
 from .recipe import Recipe, own_source
-from .results import Scores, mean_scores
 from .run import load_trainer, make_trainer, score
 
 POINTS, BINS = 41, 32

@@ -38,13 +38,22 @@ from ..methods.targets import check_modules
 from ..values import check_finite
 from . import card, models, publish
 from .data import Data, check_data, check_files, keep_data, notes, with_record
-from .finished_run import TrainedRun, merge_note
+from .finished_run import (
+    Result,
+    Scores,
+    TrainedRun,
+    build_result,
+    epochs_from_log,
+    mean_scores,
+    merge_note,
+    read_result,
+    test_sets,
+)
 from .kinds import kind_of
 from .models import Processor
 from .probing import start_for
 from .recipe import Recipe, divide, load_recipe
 from .recipe_files import dump
-from .results import Result, Scores, build_result, epochs_from_log, mean_scores, read_result, test_sets
 from .trainer import (
     CalibrationCallback,
     UpdateRecorder,

@@ -17,10 +17,9 @@ from aurora_lora.lab.experiments.reproduce import prepare
 from aurora_lora.lab.experiments.suite import Suite
 from aurora_lora.lab.report.paper import compare
 from aurora_lora.train import load_run, train
-from aurora_lora.train.finished_run import print_run
+from aurora_lora.train.finished_run import examples_scored, print_run
 from aurora_lora.train.measuring import evaluate
 from aurora_lora.train.recipe import Recipe, validate
-from aurora_lora.train.results import examples_scored
 
 SETS = ("boolq", "piqa", "siqa")
 Of = Callable[..., Recipe]

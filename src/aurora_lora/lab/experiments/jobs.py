@@ -21,9 +21,9 @@ from pathlib import Path
 from ... import files, termination
 from ...errors import DIVERGED, ArgumentError, AuroraError, UserError, check_count, one_line
 from ...machine import usable_cores
+from ...train.finished_run import Result, read_result, test_sets
 from ...train.publish import LOG, RECIPE, check_recipe, write_recipe
 from ...train.recipe import RunRecipe
-from ...train.results import Result, read_result, test_sets
 
 DIVERGENCE = "diverged.json"
 """In the folder of a run that diverged: its recipe, and the error."""

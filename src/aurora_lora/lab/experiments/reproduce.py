@@ -9,8 +9,8 @@ from typing import Any
 
 from ...diffusion.recipe import load_found
 from ...errors import ArgumentError, UserError
+from ...train.finished_run import Result
 from ...train.recipe import RunRecipe
-from ...train.results import Result
 from .jobs import Job
 from .recipes import RecipeOfCell, load_suite
 from .suite import HOURS, Cell, Column, Suite, cells

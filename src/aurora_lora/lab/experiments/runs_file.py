@@ -18,7 +18,7 @@ from typing import Any
 
 from ... import files
 from ...errors import UserError
-from ...train.results import Result, check_result
+from ...train.finished_run import Result, check_result
 
 RUNS_FILE, RUNS = "runs.jsonl", "runs"
 """The file, and the folder of the runs' folders beside it."""

@@ -23,9 +23,9 @@ from optuna.trial import TrialState
 
 from ... import files
 from ...errors import DIVERGED, UserError
+from ...train.finished_run import Result, chance_of, validation_score
 from ...train.publish import hold
 from ...train.recipe import CHANGE_NOTHING, differences, flatten
-from ...train.results import Result, chance_of, validation_score
 from .jobs import Job, Outcome, Runner
 from .runs_file import RUNS, write_runs
 from .study import SUMMARY, Range, Setting, Study, point

@@ -16,9 +16,9 @@ from ...data.metrics import metric_named
 from ...errors import UserError
 from ...field_errors import validated
 from ...files import below, parse_json, read_json, reading, slug
+from ...train.finished_run import Result, check_result, read_result, validation_score
 from ...train.publish import REFERENCE, RESULT
 from ...train.recipe import CHANGE_NOTHING, flatten
-from ...train.results import Result, check_result, read_result, validation_score
 from ..experiments.runs_file import RUNS_FILE, read_runs
 from ..experiments.study import SUMMARY, Study
 from .tables import mean, plain

@@ -12,8 +12,8 @@ import pandas as pd
 from ...data.metrics import metric_named
 from ...errors import counted
 from ...text_table import TextTable
+from ...train.finished_run import chance_row, rows_without_model, task_chance
 from ...train.recipe import task_name
-from ...train.results import chance_row, rows_without_model, task_chance
 from ...values import is_number
 from .runs import Section, evaluations, study_scores
 from .tables import count, interval, mean_and_std, of_seeds, plain
