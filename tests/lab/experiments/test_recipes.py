@@ -13,7 +13,7 @@ from aurora_lora.train.recipe_files import RecipeFile, recipes_folder
 
 
 def test_every_recipe_and_study_has_a_name_of_its_own_and_can_be_read() -> None:
-    """From Python, as its YAML says, and with its words in any order."""
+    """From Python, as its YAML says."""
     recipes = named("recipe")
     assert {
         "demo",
@@ -29,6 +29,7 @@ def test_every_recipe_and_study_has_a_name_of_its_own_and_can_be_read() -> None:
     for name, found in recipes.items():
         assert load_any(name).name == name.replace("/", "-")
         assert find(name, "recipe") == found
+    assert find("table1/lora-rte-base", "recipe") == find("table1/base-lora-rte", "recipe")  # its words in any order
     for name in named("study"):
         assert load_study(name).name == name
 
@@ -48,10 +49,6 @@ def test_a_cell_as_yaml_is_the_recipe_that_reproduce_runs(tmp_path: Path) -> Non
         "# Settings of LoRA's scripts (microsoft/LoRA), whose batch is that of several GPUs; here it is accumulated.",
     ]
     assert yaml.safe_load(text)["training"]["gradient_accumulation_steps"] == 8
-
-
-def test_the_words_of_a_cell_in_another_order() -> None:
-    assert find("table1/lora-rte-base", "recipe") == find("table1/base-lora-rte", "recipe")
 
 
 def test_a_caller_may_change_what_it_gets() -> None:
@@ -98,27 +95,15 @@ def test_an_error_in_a_named_recipe_has_its_name() -> None:
 @pytest.mark.parametrize(
     ("given", "kind", "message"),
     [
-        ("demoo", "recipe", "'demoo' is no file, and an unknown recipe; did you mean 'demo'?"),
         (
             "table1/base-lora-rt",
             "recipe",
             "'table1/base-lora-rt' is no file, and an unknown recipe; did you mean 'table1/base-lora-rte'?",
         ),
-        (
-            "base-lora-rte",
-            "recipe",
-            "'base-lora-rte' is no file, and an unknown recipe; did you mean 'table1/base-lora-rte'?",
-        ),
-        (
-            "movie-sentimnt",
-            "study",
-            "'movie-sentimnt' is no file, and an unknown study; did you mean 'movie-sentiment'?",
-        ),
         ("captured-effect", "recipe", "'captured-effect' is a study, not a recipe: aurora sweep captured-effect"),
         ("demo", "study", "'demo' is a recipe, not a study: aurora train demo"),
         ("table1", "recipe", "'table1' is a suite, not a recipe: aurora reproduce table1"),
         ("zzz", "recipe", "'zzz' is no file, and an unknown recipe (see `aurora list recipes`)"),
-        ("zzz", "study", "'zzz' is no file, and an unknown study (see `aurora list studies`)"),
     ],
 )
 def test_unknown_names(given: str, kind: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,17 +29,17 @@ from .suite import CellRecipe, Column, Group, Row, Suite
 
 def _suites(file: str) -> list[Suite]:
     text = (files("aurora_lora.lab.experiments") / "tables" / file).read_text(encoding="utf-8")
-    return [_suite(**values) for values in parse(text, file)["suites"]]
+    return [make_suite(**values) for values in parse(text, file)["suites"]]
 
 
-def _suite(
+def make_suite(
     columns: Sequence[Mapping[str, Any]],
     groups: Mapping[str, str],
     layers: Sequence[Any],
     others: Sequence[str] = (),
     **fields: Any,
 ) -> Suite:
-    """A suite with the recipes of all cells that no other suite has, and of `others`."""
+    """A suite from the values of a file: with the recipes of all cells that no other suite has, and of `others`."""
     every = [Column(**one) for one in columns]
     of_rows = {name: [_row(line, every) for line in lines.splitlines()] for name, lines in groups.items()}
     recipes = [row.recipe for rows in of_rows.values() for row in rows if "/" not in row.recipe]
