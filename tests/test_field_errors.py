@@ -46,13 +46,13 @@ class Whole(_Section):
         ({"parts": [{"modle": "a"}]}, ["parts.0.modle: unknown field; did you mean 'model'?"]),
         (
             {"parts": [{}, {"model": ""}]},
-            ["parts.1.model: '' is not allowed: it must be a text of at least 1 character"],
+            ["parts.1.model: '' is not allowed: it must be of at least 1 character"],
         ),
-        ({"parts": []}, ["parts: [] is not allowed: it must be a list of at least 1 item"]),
+        ({"parts": []}, ["parts: [] is not allowed: it must be of at least 1 item"]),
         ({"parts": [{"every": "x"}]}, ["parts.0.every: 'x' is not allowed: it must be 'epoch' or a valid integer"]),
         (
             {"parts": [{"spans": {"tuple": [None]}}]},
-            ["parts.0.spans.tuple: None is not allowed: it must be a valid string or a valid integer"],
+            ["parts.0.spans.tuple.0: None is not allowed: it must be a valid string or a valid integer"],
         ),
         (
             {"parts": [{"spans": {"a": {"low": 1, "hihg": 2}}}]},
@@ -66,8 +66,8 @@ class Whole(_Section):
         (
             {"parts": [{}], "numbers": ["a", 1, "b"]},
             [
-                "numbers: 'a' is not allowed: it must be a valid integer",
-                "numbers: 'b' is not allowed: it must be a valid integer",
+                "numbers.0: 'a' is not allowed: it must be a valid integer",
+                "numbers.2: 'b' is not allowed: it must be a valid integer",
             ],
         ),
         ({}, ["parts: this field must be given"]),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ast
 import inspect
-from typing import Any, Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
 from aurora_lora.diffusion.recipe import SubjectRecipe
-from aurora_lora.field_errors import is_section, members
 from aurora_lora.lab.experiments.study import Study
 from aurora_lora.methods import Method
 from aurora_lora.text_table import TextTable
@@ -57,6 +57,19 @@ def _docstrings(section: type[BaseModel]) -> dict[str, str]:
 def _section(annotation: Any) -> type[BaseModel] | None:
     parts = [get_args(one)[0] if get_origin(one) is tuple else one for one in members(annotation)]
     return next((one for one in parts if is_section(one)), None)
+
+
+def members(kind: Any) -> list[Any]:
+    """The types that a union joins, or the one that it is; without None."""
+    if get_origin(kind) is Annotated:
+        return members(get_args(kind)[0])
+    if get_origin(kind) in (Union, UnionType):
+        return [one for each in get_args(kind) for one in members(each)]
+    return [] if kind in (None, NoneType) else [kind]
+
+
+def is_section(kind: Any) -> TypeGuard[type[BaseModel]]:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _is(annotation: Any) -> str:

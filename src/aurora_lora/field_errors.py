@@ -10,19 +10,17 @@ The words of our own validators have their place by what they raise:
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from types import NoneType, UnionType
-from typing import Annotated, Any, TypeGuard, TypeVar, Union, get_args, get_origin
+from collections.abc import Iterator
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from .errors import UserError, unknown
+from .errors import UserError
 
 Model = TypeVar("Model", bound=BaseModel)
-_OF_A_SIZE = {"String": "a text", "Tuple": "a list", "List": "a list", "Dictionary": "a section"}
 
 
 def validated(kind: type[Model], data: Any, source: str) -> Model:
@@ -34,108 +32,67 @@ def validated(kind: type[Model], data: Any, source: str) -> Model:
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        raise UserError("\n".join(f"{source}: {line}" for line in lines(error, kind))) from error
+        raise UserError("\n".join(f"{source}: {line}" for line in lines(error, kind, data))) from error
 
 
-def lines(error: ValidationError, kind: type[BaseModel]) -> Iterator[str]:
-    """One line for each mistake that was found in the values of a model."""
-    found: dict[tuple[str | int, ...], tuple[_Place, list[ErrorDetails]]] = {}
+def lines(error: ValidationError, kind: type[BaseModel], data: Any) -> Iterator[str]:
+    """One line for each mistake that was found in values; there are several details where one is of no member of a
+    union."""
+    names = set(_names(kind))
+    found: dict[tuple[str | int, ...], list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
-        place = _place(kind, detail["loc"])
-        found.setdefault(place.path, (place, []))[1].append(detail)
-    for path, (place, details) in found.items():
+        found.setdefault(_path(detail, data, names), []).append(detail)
+    for path, details in found.items():
         # What is wrong within a value is the mistake, not that the whole value is of no other member of a union.
         if not any(len(other) > len(path) and other[: len(path)] == path for other in found):
-            yield _line(place, [one for one in details if one["type"] == "value_error"] or details)
+            details = [one for one in details if one["type"] == "value_error"] or details
+            yield _line(".".join(map(str, path)), details, names)
+
+
+def _path(detail: ErrorDetails, data: Any, names: set[str]) -> tuple[str | int, ...]:
+    """Where a mistake is: pydantic's `loc` without the members of unions that were tried ("constrained-int")."""
+    path: list[str | int] = []
+    for part in detail["loc"]:
+        is_item = isinstance(part, int) and isinstance(data, list | tuple)
+        is_given = is_item or (isinstance(data, dict) and part in data)
+        if is_given or part in names:  # a name in place of a section stands for the section with that name
+            path.append(part)
+            data = data[part] if is_given else None
+    return tuple(path)
 
 
 def allowed(detail: ErrorDetails) -> str:
     """What a value must be, behind "it must be"."""
     if detail["type"] in ("model_type", "dict_type"):
         return "a section with fields"
-    if size := re.match(r"(\w+) should have (at (?:least|most) \S+ \w+)", detail["msg"]):
-        return f"{_OF_A_SIZE[size[1]]} of {size[2]}"
     in_quotes = detail["type"] == "string_type" and isinstance(detail["input"], int | float)
-    return detail["msg"].removeprefix("Input should be ") + (" (in quotes it is one)" if in_quotes else "")
+    text = re.sub(r"^\w+ should have (.*?)(?: after .*)?$", r"of \1", detail["msg"].removeprefix("Input should be "))
+    return text + (" (in quotes it is one)" if in_quotes else "")
 
 
-def _line(place: _Place, details: Sequence[ErrorDetails]) -> str:
-    """A mistake; there are several details where a value is of no member of a union."""
-    kind, value, text = details[0]["type"], details[0]["input"], details[0]["msg"]
-    if kind == "below" and re.match(r"[\w.]+[=:]", text):
-        return f"{place.field}.{text}".lstrip(".")
-    if kind == "extra_forbidden":
-        text = unknown("field", place.known, str(place.path[-1]))
-    elif kind == "missing":
+def _line(field: str, details: list[ErrorDetails], names: set[str]) -> str:
+    what, value, text = details[0]["type"], details[0]["input"], details[0]["msg"]
+    if what == "below" and re.match(r"[\w.]+[=:]", text):
+        return f"{field}.{text}".lstrip(".")
+    if what == "extra_forbidden":
+        near = difflib.get_close_matches(field.rpartition(".")[2], names, n=1)
+        text = f"unknown field; did you mean '{near[0]}'?" if near else "unknown field"
+    elif what == "missing":
         text = "this field must be given"
-    elif kind == "unknown":
+    elif what == "unknown":
         text = f"{value!r} is an {text}"
-    elif kind == "value_error":
+    elif what == "value_error":
         text = text.removeprefix("Value error, ")
-    elif kind != "below":
+    elif what != "below":
         text = f"{value!r} is not allowed: it must be {' or '.join(dict.fromkeys(map(allowed, details)))}"
-    return f"{place.field}: {text}" if place.field else text
+    return f"{field}: {text}" if field else text
 
 
-# ---------------------------------------------------------------- where it is
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a value is in a file."""
-
-    path: tuple[str | int, ...]
-    """The names of fields and the numbers of items that lead there."""
-    field: str
-    """The path as it is shown: with the numbers of sections, and without those of plain values."""
-    known: Sequence[str]
-    """The fields of the section that it is in."""
-
-
-def _place(kind: type[BaseModel], loc: Sequence[str | int]) -> _Place:
-    """Where pydantic's `loc` leads: that has the member of a union that was tried ("constrained-int") as well."""
-    types: Sequence[Any] = [kind]
-    path: list[str | int] = []
-    shown: list[str] = []
-    known: list[str] = []
-    is_member = False
-    for part in loc:
-        if len(types) > 1 and not is_member:
-            is_member = True
-            continue
-        is_member = False
-        known = [name for one in types if is_section(one) for name in _fields(one)]
-        types = [below for one in types for below in _below(one, part)]
-        path.append(part)
-        if isinstance(part, str) or any(map(is_section, types)):
-            shown.append(str(part))
-    return _Place(tuple(path), ".".join(shown), known)
-
-
-def _below(kind: Any, part: str | int) -> list[Any]:
-    """The types that the field or item of this name or number may have."""
-    if is_section(kind):
-        return members(_fields(kind).get(str(part)))
-    of = [one for one in get_args(kind) if one is not Ellipsis]
-    if not of or isinstance(part, int) == (get_origin(kind) in (dict, Mapping)):
-        return []
-    return members(of[-1])
-
-
-def members(kind: Any) -> list[Any]:
-    """The types that a union joins, or the one that it is; without None, which pydantic does not try as one."""
-    if get_origin(kind) is Annotated:
-        return members(get_args(kind)[0])
-    if get_origin(kind) in (Union, UnionType):
-        return [one for each in get_args(kind) for one in members(each)]
-    return [] if kind in (None, NoneType) else [kind]
-
-
-def is_section(kind: Any) -> TypeGuard[type[BaseModel]]:
-    """Whether a type is a section of a recipe."""
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
-
-
-def _fields(section: type[BaseModel]) -> dict[str, Any]:
-    """The fields of a section by their names in a file, with their types."""
-    return {field.alias or name: field.annotation for name, field in section.model_fields.items()}
+def _names(kind: Any) -> Iterator[str]:
+    """The fields of a model and of the sections in it, by their names in a file."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        for name, field in kind.model_fields.items():
+            yield field.alias or name
+            yield from _names(field.annotation)
+    for inner in get_args(kind):
+        yield from _names(inner)

@@ -1,4 +1,4 @@
-"""Attributes that are others for a while."""
+"""Attributes that are others for a while, and then as before, also after an error."""
 
 from __future__ import annotations
 
@@ -11,8 +11,22 @@ if TYPE_CHECKING:
 
 
 @contextmanager
+def kept(things: Iterable[Any], *names: str) -> Iterator[None]:
+    """Whatever the block does to these attributes of each thing, they are as before at its end; one that was its
+    class's is that again."""
+    earlier = [(vars(thing), {name: vars(thing)[name] for name in names if name in vars(thing)}) for thing in things]
+    try:
+        yield
+    finally:
+        for now, before in earlier:
+            for name in now.keys() & set(names) - before.keys():
+                del now[name]
+            now.update(before)
+
+
+@contextmanager
 def temporary_attributes(things: Iterable[Any], **values: Any) -> Iterator[None]:
-    """Within the block, each thing has these values in its attributes; then those of before, also after an error."""
+    """Within the block, each thing has these values in its attributes."""
     things = list(things)
     with kept(things, *values):
         for thing in things:
@@ -23,30 +37,9 @@ def temporary_attributes(things: Iterable[Any], **values: Any) -> Iterator[None]
 
 @contextmanager
 def called_as(forwards: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
-    """Within the block, each module computes by the function that is given for it.
-
-    Then by what it did before, also after an error: its class's, or one of its own, as Accelerate's hooks leave it.
-    """
+    """Within the block, each module computes by the function that is given for it."""
     forwards = list(forwards)
-    earlier = [(module, module.__dict__.get("forward")) for module, _ in forwards]
-    try:
+    with kept((module for module, _ in forwards), "forward"):
         for module, forward in forwards:
             module.forward = forward
         yield
-    finally:
-        for module, own in earlier:
-            if own is None:
-                module.__dict__.pop("forward", None)
-            else:
-                module.forward = own
-
-
-@contextmanager
-def kept(things: Iterable[Any], *names: str) -> Iterator[None]:
-    """Whatever the block does to these attributes of each thing, at its end they are as before, also after an error."""
-    earlier = [(thing, name, getattr(thing, name)) for thing in things for name in names]
-    try:
-        yield
-    finally:
-        for thing, name, value in earlier:
-            setattr(thing, name, value)

@@ -107,7 +107,7 @@ def test_reference_has_its_own_learning_rate(write_recipe: WriteRecipe) -> None:
         ("training.epochs=many", "training.epochs: 'many' is not allowed: it must be a valid integer"),
         ("training.precision=fp8", "training.precision: 'fp8' is not allowed: it must be 'fp32', 'bf16' or 'fp16'"),
         ("training.learning_rate=.nan", "training.learning_rate: nan is not allowed: it must be"),
-        ("model=''", "model.name: '' is not allowed: it must be a text of at least 1 character"),
+        ("model=''", "model.name: '' is not allowed: it must be of at least 1 character"),
         ("task.test_sets=[dev]", "task.test_sets: 'dev' is not one of tiny-sentiment: test"),
         ("model.quantization=nf5", "model.quantization: 'nf5' is not allowed: it must be 'nf4', 'fp4' or 'int8'"),
         ("training=3", "training: 3 is not allowed: it must be a section with fields"),
