@@ -12,6 +12,11 @@ Importing this package registers the method with PEFT, in memory:
 """
 
 import importlib
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from ._version import __version__
@@ -29,7 +34,6 @@ from .errors import (
     UserError,
 )
 from .extras import extra
-from .peft_import_hook import register_with_peft
 
 if TYPE_CHECKING:
     from . import data as data
@@ -40,39 +44,10 @@ if TYPE_CHECKING:
     from . import ops as ops
     from . import train as train
     from . import tuner as tuner
-    from .deploy import (
-        CalibrationReport,
-        EndToEndGap,
-        LayerCalibration,
-        LayerGap,
-        LayerLoss,
-        LayerMerge,
-        LayerProbe,
-        MergeGap,
-        MergeLoss,
-        Probe,
-        QuantizedMerge,
-        align,
-        calibrate,
-        export_lora,
-        lora_factors,
-        merge_gap,
-        merge_quantized,
-        probe,
-        ranked_config,
-    )
-    from .tuner import (
-        AuroraConfig,
-        AuroraConv1d,
-        AuroraConv2d,
-        AuroraConv3d,
-        AuroraEmbedding,
-        AuroraLayer,
-        AuroraLinear,
-        AuroraModel,
-        set_form,
-    )
+    from .deploy import *  # noqa: F403
+    from .tuner import *  # noqa: F403
 
+# ruff: noqa: F405 of the names that these lists hold
 __all__ = [
     "AlreadyMergedError",
     "ArgumentError",
@@ -143,4 +118,35 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__, *_ROOMS, *_OF_RECIPES})
 
 
-register_with_peft()
+class _PeftFinder(MetaPathFinder):
+    """Registers the method right after PEFT's import, so that importing this package need not import PEFT.
+
+    Who only asks whether PEFT is there, as Transformers does, imports nothing by it.
+    """
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != "peft":
+            return None
+        found = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next((spec for spec in found if spec is not None), None)
+        if spec is None or (loader := spec.loader) is None:
+            return spec
+        load = loader.exec_module
+
+        def load_and_register(module: ModuleType) -> None:
+            vars(loader).pop("exec_module")
+            load(module)
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+            importlib.import_module("aurora_lora.tuner")
+
+        loader.exec_module = load_and_register  # type: ignore[method-assign]
+        return spec
+
+
+if "peft" in sys.modules:
+    importlib.import_module("aurora_lora.tuner")
+elif not any(type(finder).__name__ == _PeftFinder.__name__ for finder in sys.meta_path):
+    sys.meta_path.insert(0, _PeftFinder())

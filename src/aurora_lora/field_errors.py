@@ -10,7 +10,6 @@ The words of our own validators have their place by what they raise:
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator
 from typing import Any, TypeVar, get_args
@@ -18,7 +17,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from .errors import UserError
+from .errors import UserError, unknown
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -38,27 +37,38 @@ def validated(kind: type[Model], data: Any, source: str) -> Model:
 def lines(error: ValidationError, kind: type[BaseModel], data: Any) -> Iterator[str]:
     """One line for each mistake that was found in values; there are several details where one is of no member of a
     union."""
-    names = set(_names(kind))
-    found: dict[tuple[str | int, ...], list[ErrorDetails]] = {}
+    found: dict[tuple[str | int, ...], tuple[list[str], list[ErrorDetails]]] = {}
     for detail in error.errors(include_url=False):
-        found.setdefault(_path(detail, data, names), []).append(detail)
-    for path, details in found.items():
+        path, known = _place(detail, kind, data)
+        found.setdefault(path, (known, []))[1].append(detail)
+    for path, (known, details) in found.items():
         # What is wrong within a value is the mistake, not that the whole value is of no other member of a union.
         if not any(len(other) > len(path) and other[: len(path)] == path for other in found):
             details = [one for one in details if one["type"] == "value_error"] or details
-            yield _line(".".join(map(str, path)), details, names)
+            yield _line(".".join(map(str, path)), details, known)
 
 
-def _path(detail: ErrorDetails, data: Any, names: set[str]) -> tuple[str | int, ...]:
-    """Where a mistake is: pydantic's `loc` without the members of unions that were tried ("constrained-int")."""
+def _place(detail: ErrorDetails, kind: type[BaseModel], data: Any) -> tuple[tuple[str | int, ...], list[str]]:
+    """Pydantic's `loc` without the members of unions that were tried ("constrained-int"), and the fields there."""
     path: list[str | int] = []
+    sections, known = [kind], list[str]()
     for part in detail["loc"]:
+        fields = {field.alias or name: field for one in sections for name, field in one.model_fields.items()}
         is_item = isinstance(part, int) and isinstance(data, list | tuple)
         is_given = is_item or (isinstance(data, dict) and part in data)
-        if is_given or part in names:  # a name in place of a section stands for the section with that name
+        if is_given or part in fields:  # a name in place of a section stands for the section with that name
             path.append(part)
+            known = list(fields)
             data = data[part] if is_given else None
-    return tuple(path)
+            sections = _sections(fields[part].annotation) if part in fields else sections
+    return tuple(path), known
+
+
+def _sections(kind: Any) -> list[type[BaseModel]]:
+    """The sections that a field or its items may be."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return [kind]
+    return [section for inner in get_args(kind) for section in _sections(inner)]
 
 
 def allowed(detail: ErrorDetails) -> str:
@@ -70,13 +80,12 @@ def allowed(detail: ErrorDetails) -> str:
     return text + (" (in quotes it is one)" if in_quotes else "")
 
 
-def _line(field: str, details: list[ErrorDetails], names: set[str]) -> str:
+def _line(field: str, details: list[ErrorDetails], known: list[str]) -> str:
     what, value, text = details[0]["type"], details[0]["input"], details[0]["msg"]
     if what == "below" and re.match(r"[\w.]+[=:]", text):
         return f"{field}.{text}".lstrip(".")
     if what == "extra_forbidden":
-        near = difflib.get_close_matches(field.rpartition(".")[2], names, n=1)
-        text = f"unknown field; did you mean '{near[0]}'?" if near else "unknown field"
+        text = unknown("field", known, field.rpartition(".")[2])
     elif what == "missing":
         text = "this field must be given"
     elif what == "unknown":
@@ -86,13 +95,3 @@ def _line(field: str, details: list[ErrorDetails], names: set[str]) -> str:
     elif what != "below":
         text = f"{value!r} is not allowed: it must be {' or '.join(dict.fromkeys(map(allowed, details)))}"
     return f"{field}: {text}" if field else text
-
-
-def _names(kind: Any) -> Iterator[str]:
-    """The fields of a model and of the sections in it, by their names in a file."""
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        for name, field in kind.model_fields.items():
-            yield field.alias or name
-            yield from _names(field.annotation)
-    for inner in get_args(kind):
-        yield from _names(inner)
