@@ -136,7 +136,7 @@ class _PeftFinder(MetaPathFinder):
         load = loader.exec_module
 
         def load_and_register(module: ModuleType) -> None:
-            vars(loader).pop("exec_module")
+            vars(loader).pop("exec_module", None)
             load(module)
             if self in sys.meta_path:
                 sys.meta_path.remove(self)
