@@ -47,7 +47,7 @@ from ..extras import extra
 from ..forms import CALIBRATED, DYNAMIC, MERGED, STATIC
 from ..methods.parameters import is_head, save_trained
 from ..methods.updates import low_rank_updates
-from ..tuner import active_layers
+from ..tuner import AuroraLayer, active_layers
 from ..values import check_loss
 from .publish import LEFT, RIGHT, checkpoint_name, manifest_of, write_manifest
 from .recipe import Logger, Recipe, divide, steps_of_an_epoch
@@ -470,7 +470,7 @@ class CalibrationCallback(TrainerCallback):
     # Transformers' own flow callback comes first in both events and decides whether to evaluate.
 
     def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
-        if control.should_evaluate and deploys_calibrated(kwargs["model"]):
+        if control.should_evaluate and _calibrated(kwargs["model"]):
             calibrate(kwargs["model"], self.batches, **self._options)
 
     on_epoch_end = on_step_end
@@ -494,28 +494,23 @@ class CalibrationCallback(TrainerCallback):
     on_train_begin = on_predict = on_evaluate
 
 
+def _calibrated(model: nn.Module) -> list[tuple[AuroraLayer, str]]:
+    """The layers with their active adapters whose calibrated form `eval()` computes, where that is one of its own."""
+    return [
+        (layer, name)
+        for _, layer, name in active_layers(model)
+        if layer.aurora_config[name].resolved_eval_form == CALIBRATED and not layer.forms_coincide(name)
+    ]
+
+
 def _awaits_calibration(model: nn.Module) -> bool:
     """Whether an adapter that is to compute the calibrated form, and is not switched off, has no fresh matrix."""
-    return any(
-        layer.aurora_config[name].resolved_eval_form == CALIBRATED
-        and not layer.disable_adapters
-        and not layer.forms_coincide(name)
-        and not layer.calibration[name].check()
-        for _, layer, name in active_layers(model)
-    )
+    return any(not layer.disable_adapters and not layer.calibration[name].check() for layer, name in _calibrated(model))
 
 
 def is_calibrated(model: nn.Module) -> bool:
     """Whether every active adapter has calibrated matrices that belong to its present weights, where it needs them."""
     return all(layer.forms_coincide(name) or layer.calibration[name].check() for _, layer, name in active_layers(model))
-
-
-def deploys_calibrated(model: nn.Module) -> bool:
-    """Whether `model.eval()` computes the calibrated form of an active adapter, where that is a form of its own."""
-    return any(
-        layer.aurora_config[name].resolved_eval_form == CALIBRATED and not layer.forms_coincide(name)
-        for _, layer, name in active_layers(model)
-    )
 
 
 # ---------------------------------------------------------------- what a person sees
