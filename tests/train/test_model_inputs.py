@@ -18,7 +18,6 @@ from aurora_lora.train.models import (
     fill_padding,
     load_base_model,
     load_tokenizer,
-    longest_text,
     most_tokens,
     padding_of,
 )
@@ -43,13 +42,6 @@ def test_positions_are_those_that_the_model_takes(name: str) -> None:
         assert most_tokens(model) == 40
         with pytest.raises((IndexError, RuntimeError)):  # its own, of tensors
             model(input_ids=torch.full((1, 41), 5))
-
-
-def test_the_longest_text_is_that_of_the_recipe_or_of_the_tokenizer(model: Path) -> None:
-    tokenizer = load_tokenizer(str(model))
-    tokenizer.model_max_length = 20
-    assert [longest_text(length, tokenizer) for length in (10, 30, None)] == [10, 20, None]
-    assert longest_text(10, transformers.ViTImageProcessor()) is None
 
 
 def test_a_run_says_so_where_the_tokenizer_states_no_limit(

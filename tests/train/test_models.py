@@ -12,18 +12,14 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from transformers import (
-    AutoModelForImageClassification,
     BertConfig,
     BertForMaskedLM,
-    CLIPConfig,
-    CLIPModel,
     TrainerCallback,
 )
 
 from aurora_lora.errors import UserError
-from aurora_lora.methods.parameters import head_modules
 from aurora_lora.train import load_recipe, load_run, train
-from aurora_lora.train.models import _pretrained, load_tokenizer
+from aurora_lora.train.models import load_tokenizer
 from aurora_lora.train.run import load_trained_model
 
 
@@ -149,19 +145,3 @@ def test_other_weights_that_a_checkpoint_lacks_are_refused(
         UserError, match=r"no weights for bert\.encoder\.layer\.1\.output\.dense, which would be random"
     ):
         train(load_recipe(write_recipe(model=str(base))), tmp_path / "run")
-
-
-def test_the_head_of_a_model_that_does_not_name_its_body(tmp_path: Path) -> None:
-    """CLIP's classifier stands beside `vision_model`."""
-    text = {
-        "vocab_size": 20,
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-    }
-    vision = {**text, "image_size": 16, "patch_size": 8}
-    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
-    CLIPModel(config).save_pretrained(tmp_path)
-    model = _pretrained(AutoModelForImageClassification, str(tmp_path), config)
-    assert head_modules(model) == ["classifier"]

@@ -106,26 +106,11 @@ def test_eva_is_pefts(model: Path, tmp_path: Path) -> None:
         assert not layer.lora_B["default"].weight.any()
 
 
-@pytest.mark.parametrize(
-    ("changes", "batch_size", "message"),
-    [
-        ({"r": 8, "probe_examples": 1}, 1, "start: eva needs batches of at least 16 tokens that count"),
-        (
-            {"target_modules": ["query", "word_embeddings"]},
-            8,
-            "word_embeddings is no linear layer",
-        ),
-    ],
-)
-def test_what_eva_cannot_do(
-    model: Path, tmp_path: Path, changes: dict[str, Any], batch_size: int, message: str
-) -> None:
-    recipe = load(
-        model,
-        method={"name": "lora", "start": "eva", **Q_V, **changes},
-        training={"epochs": 1, "batch_size": batch_size, "learning_rate": 1e-3},
-    )
-    with pytest.raises(UserError, match=message):
+def test_eva_refuses_batches_that_are_too_small(model: Path, tmp_path: Path) -> None:
+    """PEFT would go round for ever."""
+    training = {"epochs": 1, "batch_size": 1, "learning_rate": 1e-3}
+    recipe = load(model, method={"name": "lora", "start": "eva", "r": 8, "probe_examples": 1, **Q_V}, training=training)
+    with pytest.raises(UserError, match="start: eva needs batches of at least 16 tokens that count"):
         make_trainer(recipe, tmp_path / "checkpoints")
 
 
