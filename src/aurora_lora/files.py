@@ -216,8 +216,6 @@ def _is_failed_write(error: Exception) -> bool:
 
 def flush(path: Path) -> None:
     """Wait until a file or a folder's entries are on the disk (a full disk may be noticed only here)."""
-    if os.name == "nt" and path.is_dir():  # Windows opens no folders
-        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -17,8 +17,9 @@ from pathlib import Path
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
-from aurora_lora.errors import ArgumentError, AuroraError, FormError, one_line
+from aurora_lora.errors import ArgumentError, AuroraError, FormError, UserError, one_line
 from aurora_lora.extras import missing
+from aurora_lora.files import json_text, write_json
 from aurora_lora.machine import launched_as_main, place_of_launch
 from aurora_lora.termination import TerminatedError, watched
 
@@ -91,8 +92,6 @@ def print_tables(tables: Iterable[TextTable]) -> None:
 
 
 def print_json(value: Any) -> None:
-    from aurora_lora.files import json_text
-
     is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     print(json_text(value, ascii_only=not is_utf8))
 
@@ -331,8 +330,6 @@ MeasuredInto = Annotated[
 
 def write_measured(path: Path, record: dict[str, Any], figures: Figures, subject: str, as_json: bool) -> None:
     """Write what was measured as JSON, its figures beside it where any can be drawn, and say so."""
-    from aurora_lora.errors import UserError
-    from aurora_lora.files import write_json
     from aurora_lora.lab.report.figures import about, check_matplotlib, save
 
     write_json(path, record)

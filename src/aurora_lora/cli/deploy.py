@@ -7,6 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from aurora_lora.errors import ArgumentError
+from aurora_lora.files import check_writable
+
 from .common import (
     Examples,
     FormOfRun,
@@ -89,7 +92,6 @@ def gap(
 
     Writes gap.json and figures.
     """
-    from aurora_lora.files import check_writable
     from aurora_lora.lab.report.measured import GAP, gap_figure
     from aurora_lora.train.finished_run import load_run
     from aurora_lora.train.measuring import gap as measure
@@ -113,7 +115,6 @@ def sigma(folder: RunFolder, examples: Examples = None, output: MeasuredInto = N
 
     Writes sigma.json, sigma.png and sigma.svg.
     """
-    from aurora_lora.files import check_writable
     from aurora_lora.lab.report.measured import SIGMA, sigma_figure
     from aurora_lora.train.finished_run import load_run
     from aurora_lora.train.measuring import learned_activation as measure
@@ -145,7 +146,6 @@ def export(
     such as a classifier, which PEFT loads and vLLM does not: a line says so.
     """
     from aurora_lora.deploy.export import beyond_lora
-    from aurora_lora.errors import ArgumentError
     from aurora_lora.train.exporting import export as export_run
     from aurora_lora.train.finished_run import is_subject_run, load_run
 

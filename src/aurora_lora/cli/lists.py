@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Column, Table
 
+from aurora_lora.errors import UserError, unknown
+
 from .common import Json, print_json, stdout
 
 if TYPE_CHECKING:
@@ -28,8 +30,6 @@ def list_command(
     `aurora list recipe NAME` and `aurora list study NAME` print one as YAML, to be changed:
     `aurora list recipe table1/base-lora-rte > mine.yaml`.
     """
-    from aurora_lora.errors import UserError, unknown
-
     if (kind := _KINDS.get(what)) is not None:
         _print_one(kind, name, as_json)
         return
@@ -66,7 +66,6 @@ def init(
 
 
 def _print_one(kind: RecipeKind, name: str | None, as_json: bool) -> None:
-    from aurora_lora.errors import UserError
     from aurora_lora.lab.experiments.recipes import find
 
     if name is None:

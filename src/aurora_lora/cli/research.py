@@ -11,6 +11,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from aurora_lora.errors import UserError, counted
+from aurora_lora.files import check_writable, write_json, write_text
 
 from .common import (
     DryRun,
@@ -74,7 +75,6 @@ def reproduce(
         _print_runs(todo, gpu, as_json)
         return
     with importing():
-        from aurora_lora.files import check_writable
         from aurora_lora.lab.experiments.jobs import make_runner
 
     run = make_runner(jobs)
@@ -144,7 +144,6 @@ def _print_runs(todo: Reproduction, gpu: str | None, as_json: bool) -> None:
 
 def _compare_with_paper(todo: Reproduction, failed: list[dict[str, str]], as_json: bool) -> None:
     """Write and print the paper's numbers beside those of the runs that are finished."""
-    from aurora_lora.files import write_json, write_text
     from aurora_lora.lab.report.paper import compare, markdown, notes, tables
 
     suite = todo.suite

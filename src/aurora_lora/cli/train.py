@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from aurora_lora.errors import UserError, abridged, counted
+from aurora_lora.files import check_writable, read_json
 from aurora_lora.machine import launched_as_main
 
 from .common import (
@@ -164,7 +165,6 @@ def pretrain(
     `aurora train` and `aurora reproduce` do it where it is needed. Interrupted, the same command resumes from the last
     checkpoint.
     """
-    from aurora_lora.files import read_json
     from aurora_lora.train.models import RESULT_OF_PRETRAINING
     from aurora_lora.train.pretraining import pretrain as make
 
@@ -205,7 +205,6 @@ def rank(
     method as YAML, for a recipe. `method: {budget: N}` in a recipe does the same within its run, where `target_modules`
     limits what the budget is spent on; `--budget` looks at all linear layers, unless the recipe has a budget itself.
     """
-    from aurora_lora.files import check_writable
     from aurora_lora.lab.experiments.recipes import load_any
     from aurora_lora.lab.report.measured import RANKS, ranks_figure, ranks_tables
     from aurora_lora.train import recipe_files
