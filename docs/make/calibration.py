@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from aurora_lora.data.metrics import METRICS
-from aurora_lora.forms import CALIBRATED, FORMS, REFERENCE_FORM, form_named
+from aurora_lora.forms import CALIBRATED, DYNAMIC, FORMS, form_named
 from aurora_lora.lab.report.figures import FORM_STYLES, draw_range, legend, new_figure
 from aurora_lora.lab.report.tables import finite, spread
 from aurora_lora.text_table import TextTable
@@ -30,14 +30,14 @@ def _by_form(results: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 def forms_table(results: Sequence[Mapping[str, Any]]) -> str:
     """The metrics of each form by learning rate, over the seeds, and how far they are from the trained form's."""
-    against = [f"{metric.name} - {REFERENCE_FORM}" for metric in SHOWN]
+    against = [f"{metric.name} - {DYNAMIC}" for metric in SHOWN]
     table = TextTable("", ["learning rate", "form", *(metric.column for metric in SHOWN), *against], align="l")
     for rate, runs in _by_form(results).groupby(level=0):
         for form in FORMS.values():
             cells = [spread([*runs[form.name, m.name]], m.decimals, m.scale) for m in SHOWN]
-            gaps = [runs[form.name, m.name] - runs[REFERENCE_FORM, m.name] for m in SHOWN]
+            gaps = [runs[form.name, m.name] - runs[DYNAMIC, m.name] for m in SHOWN]
             shown = [spread([*gap], m.decimals + 1, m.scale) for gap, m in zip(gaps, SHOWN, strict=True)]
-            table.rows.append([f"{rate:g}", form.label, *cells, *(shown if form.name != REFERENCE_FORM else ["", ""])])
+            table.rows.append([f"{rate:g}", form.label, *cells, *(shown if form.name != DYNAMIC else ["", ""])])
     return table.markdown()
 
 
@@ -117,7 +117,7 @@ def calibration_curve(records: Sequence[Mapping[str, Any]], trained: Mapping[str
         ax.xaxis.set_major_formatter("{x:.0f}")
         ax.set_xlabel("calibration inputs")
         ax.set_ylabel(label)
-    axes[0].axhline(100 * trained["accuracy"], color="#000000", linewidth=0.8, label=FORMS[REFERENCE_FORM].title)
+    axes[0].axhline(100 * trained["accuracy"], color="#000000", linewidth=0.8, label=FORMS[DYNAMIC].title)
     axes[1].set_yscale("log")
     legend(figure, axes[0])
     return figure

@@ -18,8 +18,6 @@ DYNAMIC: Final = "dynamic"
 """The form `B sigma(A x)`."""
 STATIC: Final = "static"
 """The form that the paper merges, `B sigma(A) x`."""
-REFERENCE_FORM: Final = DYNAMIC
-"""The form that the others are compared with."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ FORMS = {
     form.name: form
     for form in (
         Form(
-            REFERENCE_FORM,
+            DYNAMIC,
             "trained (dynamic)",
             "dynamic (trained)",
             "the dynamic form, `B sigma(A x)`, as it was trained",

@@ -11,16 +11,7 @@ from types import FrameType
 
 
 class TerminatedError(BaseException):
-    """SIGTERM has come, or another signal that is watched for. No `Exception`, as Ctrl-C is none: nobody takes it for a
-    mistake that could be put right.
-
-    Args:
-        number: of the signal.
-    """
-
-    def __init__(self, number: int = signal.SIGTERM) -> None:
-        super().__init__(number)
-        self.number = number
+    """SIGTERM has come. No `Exception`, as Ctrl-C is none: nobody takes it for a mistake that could be put right."""
 
 
 class _State:
@@ -28,32 +19,28 @@ class _State:
     """Whether SIGTERM comes here."""
     deferred = False
     """Whether someone looks from time to time whether it has come."""
-    asked = 0
-    """The signal that has come."""
+    asked = False
+    """Whether it has come."""
     process = 0
     """The process that watches: one that is forked from it, such as a worker of `datasets`, has its handler, too."""
 
 
 @contextlib.contextmanager
-def watched(*more: signal.Signals) -> Iterator[None]:
+def watched() -> Iterator[None]:
     """Within this context SIGTERM raises a `TerminatedError`; at once, or when what is `deferred` looks.
 
     Does nothing outside the main thread, which alone may say what a signal does.
-
-    Args:
-        more: signals that do the same.
     """
     if _State.watched or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, _ask) for number in (signal.SIGTERM, *more)}
+    before = signal.signal(signal.SIGTERM, _ask)
     _State.watched, _State.process = True, os.getpid()
     try:
         yield
     finally:
-        _State.watched, _State.asked = False, 0
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        _State.watched, _State.asked = False, False
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 @contextlib.contextmanager
@@ -78,12 +65,12 @@ def is_watched() -> bool:
 
 def asked() -> bool:
     """Whether SIGTERM has come; another one changes nothing."""
-    return bool(_State.asked)
+    return _State.asked
 
 
 def stop() -> None:
     """Raise the error."""
-    raise TerminatedError(_State.asked or signal.SIGTERM)
+    raise TerminatedError
 
 
 def terminate(pid: int) -> None:
@@ -105,6 +92,6 @@ def _ask(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
         return
-    _State.asked = number
+    _State.asked = True
     if not _State.deferred:
         stop()
