@@ -30,15 +30,14 @@ from aurora_lora.data import SplitSizes
 from aurora_lora.errors import UserError
 from aurora_lora.train import load_run
 from aurora_lora.train.data import notes
+from aurora_lora.train.exporting import _stage
 from aurora_lora.train.kinds import chat
 from aurora_lora.train.kinds.chat import check_packing
 from aurora_lora.train.measuring import evaluate
 from aurora_lora.train.models import load_tokenizer
-from aurora_lora.train.predicting import load_predictor
-from aurora_lora.train.pushing import _stage
+from aurora_lora.train.predicting import Talk, load_predictor
 from aurora_lora.train.recipe import Recipe
 from aurora_lora.train.run import load_data, load_trained_model, make_trainer, train
-from aurora_lora.train.talk import Talk
 
 pytest.importorskip("trl")
 

@@ -18,11 +18,10 @@ from aurora_lora import cli
 from aurora_lora.errors import ArgumentError, UserError
 from aurora_lora.train import predicting
 from aurora_lora.train.kinds import KINDS
-from aurora_lora.train.kinds.chat import KEY, answers_greedily
 from aurora_lora.train.models import room
-from aurora_lora.train.predicting import Predictor, load_predictor, predict_file
+from aurora_lora.train.predicting import Predictor, Talk, load_predictor, predict_file
 from aurora_lora.train.run import train
-from aurora_lora.train.talk import Talk
+from aurora_lora.train.writing import KEY, answers_greedily
 
 pytest.importorskip("trl")
 SHORT, LONG = "film ?", "film : " * 20 + "good ?"
@@ -196,7 +195,7 @@ def test_a_temperature_and_a_seed_that_cannot_be(few: Path, option: tuple[str, s
 def test_a_talk_has_the_options_of_the_command(few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load, talk = Mock(), Mock(return_value=SimpleNamespace(is_plain=False))
     monkeypatch.setattr(predicting, "load_predictor", load)
-    monkeypatch.setattr("aurora_lora.train.talk.Talk", talk)
+    monkeypatch.setattr("aurora_lora.train.predicting.Talk", talk)
     options = ("--form", "static", "--dtype", "bfloat16", "--max-new-tokens", 5, "--system", "the film")
     ask("chat", few, *options, "--seed", 3, "--temperature", 1)
     load.assert_called_once_with(few, form="static", dtype="bfloat16")

@@ -135,7 +135,7 @@ def test_the_loss_is_the_mean_over_what_is_no_padding() -> None:
         [(found - wanted)[0].reshape(-1).square().numpy(), (found - wanted)[1, :2].reshape(-1).square().numpy()]
     )
     found.requires_grad_()
-    loss, _ = states_loss(lambda **inputs: {"last_hidden_state": found}, {"labels": labels})
+    loss = states_loss(lambda **inputs: {"last_hidden_state": found}, {"labels": labels})
     assert loss.item() == pytest.approx(expected.mean(), rel=1e-6)
     loss.backward()
     assert not found.grad[1, 2].any()

@@ -188,8 +188,8 @@ def push(
 
     `hf auth login`, or HF_TOKEN, says who pushes.
     """
+    from aurora_lora.train.exporting import push as upload
     from aurora_lora.train.finished_run import load_run
-    from aurora_lora.train.pushing import push as upload
 
     run = load_run(folder)
     quiet()

@@ -214,8 +214,7 @@ def chat(
     counts as not said.
     """
     quiet()
-    from aurora_lora.train.predicting import load_predictor
-    from aurora_lora.train.talk import Talk
+    from aurora_lora.train.predicting import Talk, load_predictor
 
     with stderr().status("loading the model"):
         predictor = load_predictor(folder, form=form, dtype=dtype)

@@ -16,13 +16,12 @@ BATCH_SIZE = 16
 """Texts, or rows of a file, of one forward pass, unless another number is asked for."""
 
 if TYPE_CHECKING:
-    from .exporting import Exported, export
+    from .exporting import Exported, Pushed, export, push
     from .finished_run import TrainedRun, load_run, read_result
     from .measuring import FileScores, evaluate, evaluate_file, gap, learned_activation
     from .merging import Merged, merge
     from .predicting import Predictor, load_predictor, predict
     from .pretraining import pretrain
-    from .pushing import Pushed, push
     from .recipe import Recipe, load_recipe
     from .run import train
     from .trainer import CalibrationCallback
@@ -54,10 +53,9 @@ __all__ = [
 
 _NAMES_OF = {
     "trainer": "CalibrationCallback",
-    "exporting": "Exported export",
+    "exporting": "Exported export Pushed push",
     "merging": "Merged merge",
     "predicting": "Predictor load_predictor predict",
-    "pushing": "Pushed push",
     "recipe": "Recipe load_recipe",
     "finished_run": "TrainedRun load_run read_result",
     "measuring": "FileScores evaluate evaluate_file gap learned_activation",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -86,6 +87,12 @@ class Texts(Dataset[Example]):
         """What is learned of each example, without its text."""
         return [self.target(label) for label in self.data["label"]]
 
+    def learning(self, target: Callable[[Any], Any]) -> Texts:
+        """The same texts, of whose labels something else is learned."""
+        found = copy.copy(self)
+        found.target = target
+        return found
+
 
 @dataclass(frozen=True)
 class Data:
@@ -126,21 +133,20 @@ class Data:
     def calibration_batches(self, wanted: CalibrationSection) -> list[dict[str, Tensor]]:
         """Training inputs without labels, the same ones for the same section: an even sample over the split."""
         rows = even_sample(len(self.fixed("train")), wanted.examples)
-        return [without_targets(self.training_batch(some)) for some in in_batches(rows, wanted.batch_size)]
+        return [without_targets(batch) for batch in self._training(rows, wanted.batch_size)]
 
     def training_batches(self, share: float, batch_size: int) -> list[dict[str, Tensor]]:
         """Batches of an even share (0, 1] of the training split, in its order, the same ones at every call."""
-        return [self.training_batch(rows) for rows in in_batches(self.rows_of_share(share), batch_size)]
-
-    def training_batch(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """A batch of these examples of the training split, the same one at every call."""
-        train = self.fixed("train")
-        return self.collate([train[row] for row in rows])
+        return list(self._training(self.rows_of_share(share), batch_size))
 
     def rows_of_share(self, share: float) -> list[int]:
         """Which examples of the training split an even share (0, 1] of it has."""
         total = len(self.fixed("train"))
         return even_sample(total, max(1, round(share * total)))
+
+    def _training(self, rows: Sequence[int], batch_size: int) -> Iterator[dict[str, Tensor]]:
+        train = self.fixed("train")
+        return (self.collate([train[row] for row in some]) for some in in_batches(rows, batch_size))
 
 
 def encode(
@@ -189,11 +195,6 @@ def notes(record: Mapping[str, Any]) -> list[str]:
         sizes = "task.train_size, validation_size and test_size take no more"
         lines.append(f"{record['unused']:,} of {record['rows']:,} rows are not used: {sizes}")
     lines += cut_notes(record)
-    if behind := record.get("asked_otherwise"):
-        lines.append(
-            f"the chat template ends a prompt with {behind!r}, behind which no answer is trained: name another by "
-            "task.chat_template=FILE, or give what switches it off in the rows' chat_template_kwargs"
-        )
     if labels := record.get("labels"):
         found = f"labels: mean {labels['mean']:,.6g}, standard deviation {labels['deviation']:,.6g}"
         lines.append(f"{found}; trained {labels['trained']}")
@@ -203,14 +204,14 @@ def notes(record: Mapping[str, Any]) -> list[str]:
 def cut_notes(record: Mapping[str, Any]) -> list[str]:
     """What is said of texts that are too long, for `notes`."""
     lines, cut = [], record.get("cut", {})
+    limit = f"{cut.get('max_length')} tokens (task.max_length)"
     for name, (count, of) in cut.get("texts", {}).items():
         if count:
             looked_at = "" if of == record["examples"][name] else " looked at"
-            limit = f"{cut['max_length']} tokens (task.max_length)"
             lines.append(f"{count:,} of {of:,} {name} texts{looked_at} are longer than {limit} and are cut")
     for name, count in record.get("without_answer", {}).items():
-        behind = f"their answers begin behind {cut['max_length']} tokens (task.max_length)"
-        lines.append(f"{count:,} of {cut['texts'][name][1]:,} {name} conversations are left out: {behind}")
+        of = cut["texts"][name][1]
+        lines.append(f"{count:,} of {of:,} {name} conversations are left out: their answers begin behind {limit}")
     return lines
 
 
@@ -244,14 +245,14 @@ def keep_data(folder: Path, data: Data) -> None:
 
 def data_format(folder: Path) -> str | None:
     """The format of the conversations that a run was trained on, None where its folder does not say so."""
-    found = (_stored(folder / DATA) or {}).get("format")
+    found = _stored(folder / DATA).get("format")
     return found if isinstance(found, str) else None
 
 
 def check_data(folder: Path, data: Data) -> None:
     """Raise a UserError where the data is not what is written down in the folder of its run."""
     check_record(folder, data.record or {})
-    stored = _stored(folder / SPLITS) or {}
+    stored = _stored(folder / SPLITS)
     for name, rows in (data.rows or {}).items():
         if stored.get(name, rows) != rows:
             raise UserError(f"{folder / SPLITS}: the {name} split is no longer the one that this run began with")
@@ -259,10 +260,17 @@ def check_data(folder: Path, data: Data) -> None:
 
 def check_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Raise a UserError where the files or images of data, by its record, are not what the folder of its run has."""
-    _check_files(folder, record.get("files", {}))
-    begun = (_stored(folder / DATA) or {}).get("images") or {}
+    begun = _stored(folder / DATA)
+    there = begun.get("files", {})
+    for name, sha256 in record.get("files", {}).items():
+        if begun and sha256 not in there.values():
+            hint = f"; `aurora evaluate {folder} --data {name}` scores it" if (folder / RESULT).exists() else ""
+            raise UserError(
+                f"{name} has changed since this run began, or is none of its data: {folder / DATA} has "
+                f"{abridged(list(there))}, and no such sha256 or commit{hint}"
+            )
     for name, digest in (record.get("images") or {}).items():
-        if begun.get(name, digest) != digest:
+        if (begun.get("images") or {}).get(name, digest) != digest:
             raise UserError(
                 f"the images of the {name} data have changed since this run began: {folder / DATA} has another "
                 "digest of them"
@@ -271,32 +279,14 @@ def check_record(folder: Path, record: Mapping[str, Any]) -> None:
 
 def check_files(folder: Path, section: OwnFields) -> None:
     """Raise a UserError where a file or folder that a finished run read has changed; it may be gone."""
-    _check_files(folder, {name: sha256 for name in data_of(section) if (sha256 := sha256_of(name))})
+    named = [name for name in (section.data, section.validation_data, section.test_data) if name]
+    check_record(folder, {"files": {name: sha256 for name in named if (sha256 := sha256_of(name))}})
 
 
-def data_of(section: OwnFields) -> list[str]:
-    """The files and folders of data that a recipe names."""
-    return [name for name in (section.data, section.validation_data, section.test_data) if name]
-
-
-def _check_files(folder: Path, digests: Mapping[str, str]) -> None:
-    stored = _stored(folder / DATA) if digests else None
-    if stored is None:
-        return
-    begun = stored.get("files", {})
-    for name, sha256 in digests.items():
-        if sha256 not in begun.values():
-            hint = f"; `aurora evaluate {folder} --data {name}` scores it" if (folder / RESULT).exists() else ""
-            raise UserError(
-                f"{name} has changed since this run began, or is none of its data: {folder / DATA} has "
-                f"{abridged(list(begun))}, and no such sha256 or commit{hint}"
-            )
-
-
-def _stored(path: Path) -> dict[str, Any] | None:
-    """What a file of a run has as JSON, None if there is none."""
+def _stored(path: Path) -> dict[str, Any]:
+    """What a file of a run has as JSON; nothing if there is none."""
     if not path.exists():
-        return None
+        return {}
     with files.reading(path):
         stored = files.read_json(path)
     if not isinstance(stored, dict):

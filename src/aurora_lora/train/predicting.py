@@ -1,4 +1,4 @@
-"""What a model says about texts or images, a finished run or a plain model: `aurora predict`."""
+"""What a model says about texts, images, the rows of a file, and in a conversation: `aurora predict` and `chat`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, TextStreamer
 
 from .. import files
 from ..data.loading import NO_CODE, reason
+from ..data.own.columns import text as text_in
 from ..data.own.kinds import OWN
 from ..data.own.source import FORMATS, OwnData, open_given
 from ..data.own.split import BadRow, bad_row
@@ -22,13 +24,22 @@ from ..data.vision import as_files
 from ..deploy.export import DTYPES
 from ..errors import ArgumentError, AuroraError, FormError, NotFiniteError, UserError, check_count
 from ..values import check_finite
-from . import BATCH_SIZE
+from . import BATCH_SIZE, writing
 from .data import in_batches
 from .finished_run import TrainedRun, as_run, merge_note, noted
 from .kind_facts import TrainedWith
 from .kinds import KINDS, Kind, kind_of, kind_of_model
-from .kinds.chat import recorded_format
-from .models import FLOAT32, Processor, check_dtype, compute_in, fill_padding, from_safetensors, on_device, precision_of
+from .models import (
+    FLOAT32,
+    Processor,
+    check_dtype,
+    compute_in,
+    fill_padding,
+    from_safetensors,
+    on_device,
+    precision_of,
+    room,
+)
 from .publish import RECIPE
 from .recipe import own_source
 from .run import load_trained_model
@@ -61,13 +72,14 @@ class Predictor:
         """What the model says about texts, or about images; see `predict`."""
         _check_list(texts)
         check_count("batch_size", batch_size)
+        takes_images = self.kind.facts.inputs == "image"
+        if len(pair := self.columns.get("text", ())) > 1 and self.kind.facts.problem_type is not None:
+            raise UserError(f"the model takes pairs of texts ({', '.join(pair)}), from the rows of a file")
         for number, text in enumerate(texts, start=1):
-            if not isinstance(text, str | Path if self.kind.facts.inputs == "image" else str):
+            if not isinstance(text, str | Path if takes_images else str):
                 raise TypeError(f"text {number} must be a str, and is a {type(text).__name__}: {text!r:.80}")
-            try:
-                self.kind.check_text(str(text), f"text {number}", self.columns)
-            except BadRow as error:
-                raise UserError(str(error)) from error
+            if not takes_images:
+                _check_text(str(text), f"text {number}")
         return self.answers_to(list(map(str, texts)), batch_size)
 
     def answers_to(self, asked: Sequence[Any], batch_size: int) -> list[dict[str, Any]]:
@@ -125,6 +137,13 @@ def _check_list(texts: Any) -> None:
     """Raise a TypeError for a single text, whose letters would be taken for texts."""
     if isinstance(texts, str | bytes | Path):
         raise TypeError(f"texts={texts!r:.80} is a {type(texts).__name__}: it must be a list, such as [{texts!r:.80}]")
+
+
+def _check_text(said: str, name: str) -> None:
+    try:
+        text_in(said, name)
+    except BadRow as error:
+        raise UserError(str(error)) from error
 
 
 def load_predictor(run: TrainedRun | Path | str, *, form: str | None = None, dtype: str | None = None) -> Predictor:
@@ -186,7 +205,7 @@ def _of_model(folder: Path, form: str | None, dtype: str | None) -> Predictor:
             raise UserError(f"{folder} cannot be used: its files lack {', '.join(missing[:3])}, which would be random")
         _check_rounded(model, folder, dtype)
         processor = kind.processor(str(folder.resolve()))
-        talks = recorded_format(processor) or getattr(processor, "chat_template", None)
+        talks = writing.recorded_format(processor) or getattr(processor, "chat_template", None)
         if note is None and kind is KINDS["multiple-choice"] and talks:
             kind = KINDS["chat"]  # a model of someone else's
         fill_padding(model.config, processor)
@@ -269,7 +288,11 @@ def predict_file(
     check_answers_file(file, output, overwrite)
     check_count("batch_size", batch_size)
     kind = predictor.kind
-    named = {**predictor.columns, **(kind.named(columns) if columns else {})}
+    named = {**predictor.columns}
+    if columns and kind.facts.has_choices:
+        named |= {"question": columns[:1], **({"options": columns[1:]} if columns[1:] else {})}
+    elif columns:
+        named[kind.facts.inputs] = columns
     own = predictor.data or OwnData(file)
     own = own if encoding is None else replace(own, encoding=encoding)
     piece = open_given(file, own, split=split)["train"]
@@ -277,9 +300,7 @@ def predict_file(
 
     def asked(number: int, row: Mapping[str, Any]) -> Any:
         try:
-            found = kind.asked(kind.located(row, named, piece.folder), named)
-            kind.check_asked(found, predictor.processor)
-            return found
+            return kind.asked(row, named, piece.folder)
         except KeyError as error:
             there = ", ".join(map(repr, rows.column_names))
             raise ArgumentError(f"{piece.name} has no column {error} (it has {there}): `columns` names it") from None
@@ -326,3 +347,109 @@ def _shown(value: Any, feature: Any, number: int) -> Any:
     if isinstance(value, int) and hasattr(feature, "int2str"):
         return feature.int2str(value) if value >= 0 else None
     return number if isinstance(value, bytes) else value
+
+
+# ---------------------------------------------------------------- a conversation
+
+_COLDEST = 1e-3
+"""Below it, logits that are divided by the temperature leave float32."""
+
+
+class Talk:
+    """A conversation with a model; of one that was trained on plain texts, a text after the other to go on with.
+
+    Args:
+        predictor: the model.
+        max_new_tokens: of each answer.
+        system: what comes before the conversation.
+        temperature: 0 takes the likeliest token each time.
+        seed: of what is drawn at a temperature.
+
+    Raises:
+        UserError: no language model; one without a chat template that is not known to be trained on plain texts; or
+            one that is, and `system`; or a temperature that logits cannot be divided by.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        max_new_tokens: int = writing.NEW_TOKENS,
+        *,
+        system: str | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        tokenizer: Any = predictor.processor
+        if predictor.kind.facts.task_type != "CAUSAL_LM":
+            raise UserError(f"{predictor.folder} is a model of {predictor.kind.facts.name}: it has no conversations")
+        if writing.recorded_format(tokenizer) is None and getattr(tokenizer, "chat_template", None) is None:
+            raise UserError(f"the tokenizer in {predictor.folder} has no chat template")
+        self.is_plain = writing.is_plain(tokenizer)
+        if self.is_plain and system is not None:
+            raise ArgumentError(
+                f"`system` goes with conversations: the model in {predictor.folder} was trained on plain text"
+            )
+        if system:
+            _check_text(system, "system")
+        if 0 < temperature < _COLDEST:
+            raise ArgumentError(f"`temperature` must be 0 or at least {_COLDEST}, got {temperature}")
+        self.model: Any = predictor.model
+        self.tokenizer, self.system = tokenizer, system
+        self.most, max_new_tokens = room(self.model, max_new_tokens)
+        self.settings = writing.generation(self.model, tokenizer, max_new_tokens, temperature)
+        torch.manual_seed(seed)
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what was said."""
+        self.said: list[dict[str, str]] = [] if self.system is None else [{"role": "system", "content": self.system}]
+
+    def say(self, text: str, show: Callable[[str], None]) -> str:
+        """The answer to a message, or what a plain text goes on with; without the oldest turns, where the conversation
+        is too long.
+
+        Args:
+            text: what the user says.
+            show: called with each piece of the answer as it is written.
+
+        Raises:
+            UserError: the chat template refuses the conversation, the message is empty or no UTF-8, or alone too long
+                for the model; it is as if it had not been said.
+        """
+        _check_text(text, "message")
+        said, first = [*self.said, {"role": "user", "content": text}], 0 if self.system is None else 1
+        while len(ids := writing.prompt_ids(self.tokenizer, text if self.is_plain else said)) > self.most:
+            if len(said) < first + 3:
+                raise UserError(
+                    f"the message is too long: {len(ids):,} tokens, where the model takes {self.most:,} and "
+                    f"an answer of {self.settings.max_new_tokens:,}"
+                )
+            del said[first : first + 2]
+        inputs = torch.tensor([ids], device=next(self.model.parameters()).device)
+        with torch.no_grad():
+            written = self.model.generate(
+                input_ids=inputs,
+                attention_mask=torch.ones_like(inputs),
+                generation_config=self.settings,
+                streamer=_Show(self.tokenizer, show, writing.ends_of(self.settings)),
+            )
+        found = writing.until_end(written[0, len(ids) :].tolist(), self.settings)
+        answer = str(self.tokenizer.decode(found, skip_special_tokens=True)).strip()
+        if not self.is_plain:  # a text is no turn of a conversation
+            self.said = [*said, {"role": "assistant", "content": answer}]
+        return answer
+
+
+class _Show(TextStreamer):
+    """Gives on what is written, without the prompt and the end of the turn."""
+
+    def __init__(self, tokenizer: Any, show: Callable[[str], None], ends: set[int]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.show, self.ends = show, ends
+
+    def put(self, value: Any) -> None:
+        if self.next_tokens_are_prompt or int(value.reshape(-1)[-1]) not in self.ends:
+            super().put(value)  # type: ignore[no-untyped-call]
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self.show(text)

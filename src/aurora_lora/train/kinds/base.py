@@ -35,11 +35,7 @@ class Kind:
     # ---------------------------------------------------------------- data and training
 
     def processor(self, model: ModelSection | str) -> Processor:
-        """What makes the inputs of a model: its tokenizer, where nothing else is said.
-
-        Raises:
-            UserError: it cannot be loaded.
-        """
+        """What makes the inputs of a model: its tokenizer, where nothing else is said; a UserError without it."""
         return load_tokenizer(model)
 
     def encode(self, recipe: Recipe, processor: Processor, splits: Mapping[str, Any]) -> Data:
@@ -71,21 +67,14 @@ class Kind:
         arguments: dict[str, Any],
         callbacks: Sequence[TrainerCallback],
     ) -> Trainer:
-        """What trains and scores.
-
-        Args:
-            recipe: of the run.
-            model: with the method applied to it.
-            data: of the recipe; where one split alone is scored, Trainer gets that for the others.
-            arguments: of `TrainingArguments`.
-            callbacks: of the run, first to last.
-        """
+        """What trains and scores a model with the method applied to it, by arguments of `TrainingArguments`; where one
+        split alone is scored, Trainer gets that for the others."""
         return RecipeTrainer(recipe, **self.trainer_options(model, data, arguments, callbacks))
 
     def trainer_options(
         self, model: nn.Module, data: Data, arguments: dict[str, Any], callbacks: Sequence[TrainerCallback]
     ) -> dict[str, Any]:
-        """The arguments of a Trainer; see `trainer`."""
+        """The arguments of a Trainer."""
         some = next(iter(data.splits.values()))
         return {
             "model": model,
@@ -98,14 +87,24 @@ class Kind:
         }
 
     def loss(self, recipe: Recipe, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """The loss of a model on a batch, outside of training: its own, in the precision of the recipe."""
+        """The loss of a model on a batch, outside of training, in the precision of the recipe."""
         device = next(model.parameters()).device
         with computing(recipe, device):
-            found: Tensor = model(**{name: value.to(device) for name, value in batch.items()}).loss
+            return self.own_loss(model, {name: value.to(device) for name, value in batch.items()})
+
+    def own_loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """The loss of a model on a batch: what the model itself says."""
+        found: Tensor = model(**batch).loss
         return found
+
+    def keep_exact(self, model: Any) -> None:
+        """Let a model that computes in a lower precision give in float32 what needs more digits than it has."""
 
     def finish(self, model: nn.Module, data: Data) -> None:
         """Change a trained and scored model for the labels' own scale, where it learned another."""
+
+    def finish_merged(self, folder: Path, model: Any, processor: Processor) -> None:
+        """Write what the command knows of a model, beside its weights, into the folder that it was merged into."""
 
     # ---------------------------------------------------------------- scores
 
@@ -150,76 +149,37 @@ class Kind:
 
     # ---------------------------------------------------------------- prediction
 
-    def keep_exact(self, model: Any) -> None:
-        """Let a model that computes in a lower precision give in float32 what needs more digits than it has."""
-
-    def finish_merged(self, folder: Path, model: Any, processor: Processor) -> None:
-        """Write what the command knows of a model, beside its weights, into the folder that it was merged into."""
-
     def answers(
         self, model: Any, processor: Processor, texts: Sequence[Any], source: str, trained: TrainedWith
     ) -> list[dict[str, Any]]:
-        """What a model says about a batch of texts, or of images by their paths or bytes; see `predict`.
-
-        Args:
-            model: in eval mode.
-            processor: of the model.
-            texts: the batch, also of what `asked` gives.
-            source: names the model in errors.
-            trained: what the model was trained with.
-        """
+        """What a model in eval mode says about a batch of texts, of images by their paths or bytes, or of what `asked`
+        gives; see `predict`. `source` names the model in errors."""
         raise NotImplementedError
 
-    def check_text(self, given: str, name: str, columns: Mapping[str, Sequence[str]]) -> None:
-        """Raise a BadRow for what `answers` cannot take of a command, as `asked` does of a row."""
-        text_in(given, name)
-
-    def named(self, columns: Sequence[str]) -> dict[str, Sequence[str]]:
-        """The columns that `predict` is given, by the field of a recipe's task that names such."""
-        return {self.facts.inputs: columns}
-
-    def asked(self, row: Mapping[str, Any], columns: Mapping[str, Sequence[str]]) -> Any:
+    def asked(self, row: Mapping[str, Any], columns: Mapping[str, Sequence[str]], folder: Path | None = None) -> Any:
         """What `answers` takes of a row of a file.
 
         Args:
             row: of the file.
-            columns: the user's, by the field of a recipe's task that names them.
+            columns: the user's, by the field of a recipe's task that names them, or by `Facts.inputs`.
+            folder: of the file, where paths in it are looked for.
 
         Raises:
             KeyError: the row lacks a column.
             BadRow: there is no text where one is needed, as in training.
         """
-        texts = tuple(text_in(row[name], name) for name in columns.get(self.facts.inputs, (self.facts.inputs,)))
+        texts = tuple(text_in(row[name], name) for name in columns.get("text", ("text",)))
         return texts[0] if len(texts) == 1 else texts
-
-    def located(
-        self, row: Mapping[str, Any], columns: Mapping[str, Sequence[str]], folder: Path | None
-    ) -> Mapping[str, Any]:
-        """A row of a table in a folder, for `asked`: with the paths in it resolved.
-
-        Raises:
-            BadRow: there is no such file.
-        """
-        return row
-
-    def check_asked(self, asked: Any, processor: Processor) -> None:
-        """Raise a BadRow for what `asked` gives of a row and the model's processor refuses."""
 
     def shown(self, answer: Mapping[str, Any]) -> tuple[str, ...]:
         """The cells of an answer's line on the terminal."""
-        raise NotImplementedError
+        return answer["answer"], "", str(answer["text"])
 
 
 def as_answers(
     texts: Sequence[Any], said: Iterable[Mapping[str, Any]], cut: Sequence[int | None]
 ) -> list[dict[str, Any]]:
-    """What `Kind.answers` gives.
-
-    Args:
-        texts: the batch.
-        said: what the model says of each.
-        cut: the number of tokens that each was cut to, if it was.
-    """
+    """What `Kind.answers` gives: what the model says of each text, and the tokens that it was cut to, if it was."""
     return [
         {"text": text, **one, **({} if cut_at is None else {"cut_at": cut_at})}
         for text, one, cut_at in zip(texts, said, cut, strict=True)

@@ -15,29 +15,23 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import nn
-from transformers import (
-    GenerationConfig,
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainerCallback,
-)
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from ...chat_template import without_none
 from ...data.loading import reason
 from ...data.metrics import chat_metrics
 from ...data.own import columns as cells
-from ...data.own.chat import Question, answer_of, opening, question_of, template_options, text_of
-from ...data.own.split import BadRow
+from ...data.own.chat import answer_of, opening, question_of, template_options, text_of
 from ...deploy.inputs import evaluated, plain_model
 from ...errors import ArgumentError, UserError, one_line
 from ...extras import extra
 from ...files import expanded, file_digest, read_json, write_json
 from ..data import Data
 from ..kind_facts import CHAT, TrainedWith
-from ..models import Processor, base_for, room
+from ..models import Processor, base_for
 from ..recipe import Recipe
-from ..tokens import PLAIN, answers_after, open_ended
 from ..trainer import is_main, on_main, state
+from ..writing import CONVERSATION, KEY, PROMPT, TEXT, answers_greedily, ends, is_plain
 from .base import Kind, as_answers
 
 CHATML = """{%- for message in messages -%}
@@ -52,15 +46,8 @@ CHATML = """{%- for message in messages -%}
 {%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}
 """
 """ChatML; END is `<|im_end|>`, or the end of a text where the tokenizer has no such token."""
-KEY = "aurora_chat_format"
-"""The key in `tokenizer_config.json` that has one of the three below: what the model is trained in, and so asked in."""
-CONVERSATION, PROMPT, TEXT = "conversation", "prompt", "text"
-NEW_TOKENS, SAMPLE_TOKENS = 256, 64
-"""The most tokens of an answer, and of one that is written for the result."""
-SAMPLES = 3
-"""Held-out conversations that answers are written for, where `task.samples` does not say how many."""
-Prompt = Question | Sequence[Any] | str
-"""The messages so far, with what else the chat template gets or without, or a text to go on with."""
+SAMPLE_TOKENS, SAMPLES = 64, 3
+"""The most tokens of an answer that is written for the result; and how many are, where `task.samples` does not say."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +71,7 @@ class Chat(Kind):
     def encode(self, recipe: Recipe, processor: Processor, splits: Mapping[str, Any]) -> Data:
         with extra("chat"):
             from . import sft
-        tokenizer, section, source = cast(Any, processor), recipe.task, recipe.task.definition.source
+        tokenizer, section = cast(Any, processor), recipe.task
         assert section.max_length is not None  # filled in by validation
         first = next(iter(splits.values()))[0]
         form = TEXT if "text" in first else PROMPT if isinstance(first.get("prompt"), str) else CONVERSATION
@@ -108,42 +95,33 @@ class Chat(Kind):
         try:
             whole = prepared(marked, splits, assistant_only_loss=by_turn, max_length=None)
         except Exception as error:  # Jinja, tokenizers and TRL raise of many kinds
-            raise _not_prepared(error, tokenizer, splits, source) from error
+            raise _not_prepared(error, tokenizer, splits, section.definition.source) from error
         made = prepared(tokenizer, whole, max_length=max_length)
-        texts, lost = {}, {}
-        for name, split in whole.items():
-            texts[name] = [int((_lengths(split) > max_length).sum()), len(split)]
-            lost[name] = len(split) - len(made[name])
-            if not len(made[name]):
+        texts = {name: [int((_lengths(split) > max_length).sum()), len(split)] for name, split in whole.items()}
+        for name, split in made.items():
+            if not len(split):
                 raise UserError(f"task.max_length: no answer of the {name} split begins within {max_length} tokens")
             if name != "train":
-                made[name] = made[name].select(np.argsort(_lengths(made[name]), kind="stable"))
+                made[name] = split.select(np.argsort(_lengths(split), kind="stable"))
         record: dict[str, Any] = {"cut": {"max_length": max_length, "texts": texts}, "files": template}
-        if any(lost.values()):
-            record["without_answer"] = {name: count for name, count in lost.items() if count}
-        if form == CONVERSATION and (behind := _asked_otherwise(tokenizer, first, next(iter(whole.values()))[0])):
-            record["asked_otherwise"] = behind
+        if lost := {name: len(whole[name]) - len(made[name]) for name in made if len(whole[name]) > len(made[name])}:
+            record["without_answer"] = lost
         unpacked = made.get("train") if section.packing else None
         if unpacked is not None:
-            packed = prepared(tokenizer, {"train": unpacked}, packing=True, max_length=max_length)
-            made |= packed
-            record["packed"] = len(packed["train"])
+            made |= prepared(tokenizer, {"train": unpacked}, packing=True, max_length=max_length)
+            record["packed"] = len(made["train"])
         held_out = splits[[name for name in splits if name != "train"][-1]]
-        rows = (
-            _plain(held_out[at])
-            for at in range(min(len(held_out), SAMPLES if section.samples is None else section.samples))
-        )
+        samples = min(len(held_out), SAMPLES if section.samples is None else section.samples)
+        rows = [(opening(row), answer_of(row)) for row in map(_plain, held_out.select(range(samples))) if form != TEXT]
         return ChatData(
-            recipe.task.definition,
+            section.definition,
             tokenizer,
             made,
             sft.DataCollatorForLanguageModeling(tokenizer.pad_token_id),
             unchanged=unpacked,
             record=record,
             lengths={name: _lengths(split).tolist() for name, split in made.items()},
-            asked=[
-                {"prompt": asked, "expected": answer_of(row)} for row in rows if (asked := opening(row)) is not None
-            ],
+            asked=[{"prompt": asked, "expected": answer} for asked, answer in rows if asked is not None],
         )
 
     def trainer(
@@ -169,7 +147,7 @@ class Chat(Kind):
         for parameter, dtype, before in kept:  # TRL rounds adapters on a quantised base to bfloat16
             if parameter.dtype != dtype:
                 parameter.data = before.to(parameter.device)
-        if recipe.task.packing and not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        if recipe.task.packing and not _is_shared_out(trainer):
             with trainer.accelerator.autocast():
                 check_packing(model)
         return cast(Trainer, trainer)
@@ -185,14 +163,14 @@ class Chat(Kind):
 
         Of several processes, the main one writes them while the others wait; none where each has a part of the model.
         """
-        assert isinstance(data, ChatData)
-        is_shared_out = state().num_processes > 1 and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
-        if is_shared_out and data.asked and is_main():
+        asked = cast(ChatData, data).asked
+        is_shared_out = state().num_processes > 1 and _is_shared_out(trainer)
+        if is_shared_out and asked and is_main():
             warnings.warn("no sample answers are written: the processes share out the model", stacklevel=2)
-        if is_shared_out or not data.asked:
+        if is_shared_out or not asked:
             return []
         try:
-            return on_main(lambda: _samples(recipe, trainer, data))
+            return on_main(lambda: _samples(recipe, trainer, data, asked))
         except torch.OutOfMemoryError:  # as for a base that is loaded beside the model: no run is lost for that
             warnings.warn("no sample answers are written: the GPU has too little memory for them", stacklevel=2)
             return []
@@ -210,11 +188,13 @@ class Chat(Kind):
         tokenizer = cast(PreTrainedTokenizerBase, processor)
         if tokenizer.chat_template is None and not all(isinstance(text, str) for text in texts):
             raise UserError(f"{source} answers plain texts alone, and no messages: its tokenizer has no chat template")
-        prompts = texts if is_plain(tokenizer) else [_as_said(text) for text in texts]
+        prompts = texts
+        if not is_plain(tokenizer):
+            prompts = [[{"role": "user", "content": text}] if isinstance(text, str) else text for text in texts]
         written, cut = answers_greedily(model, tokenizer, prompts)
         return as_answers(texts, ({"answer": answer} for answer in written), cut)
 
-    def asked(self, row: Mapping[str, Any], columns: Mapping[str, Sequence[str]]) -> Any:
+    def asked(self, row: Mapping[str, Any], columns: Mapping[str, Sequence[str]], folder: Path | None = None) -> Any:
         """The messages up to the last answer, left out where there is one; or a text, that of a named column."""
         if named := columns.get("text"):
             if len(named) > 1:
@@ -222,32 +202,10 @@ class Chat(Kind):
             return cells.text(row[named[0]], named[0])
         return question_of(_plain(row), *columns.get("format", ()))
 
-    def check_asked(self, asked: Any, processor: Processor) -> None:
-        tokenizer = cast(PreTrainedTokenizerBase, processor)
-        prompt = asked if is_plain(tokenizer) else _as_said(asked)
-        if isinstance(prompt, str) or tokenizer.chat_template is None:
-            return
-        messages, options = _parts(prompt)
-        try:
-            tokenizer.apply_chat_template(list(messages), **{**options, "tokenize": False})
-        except Exception as error:  # Jinja's, and whatever templates raise
-            raise BadRow(f"the chat template refuses it: {reason(error)}") from error
-
-    def shown(self, answer: Mapping[str, Any]) -> tuple[str, ...]:
-        return answer["answer"], "", str(answer["text"])
-
-
-def _as_said(text: Any) -> Any:
-    """A text as what the user says."""
-    return [{"role": "user", "content": text}] if isinstance(text, str) else text
-
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row without what Arrow adds to it: a message has only the fields that it was given."""
     return {name: without_none(value) for name, value in row.items()}
-
-
-# ---------------------------------------------------------------- data
 
 
 def _with_options(split: Any) -> Any:
@@ -291,26 +249,9 @@ def _not_prepared(error: Exception, tokenizer: Any, splits: Mapping[str, Any], s
                 if isinstance(said[0], list):
                     tokenizer.apply_chat_template([*said[0], *(said[1] or ())], **template_options(row))
             except Exception as refused:
-                return UserError(
-                    f"{source}, {name}, row {row['row'] + 1}: the chat template refuses it: {reason(refused)}"
-                )
+                where = f"{source}, {name}, row {row['row'] + 1}"
+                return UserError(f"{where}: the chat template refuses it: {reason(refused)}")
     return UserError(f"{source}: the conversations cannot be prepared: {reason(error)}")
-
-
-def _asked_otherwise(tokenizer: Any, first: Mapping[str, Any], example: Mapping[str, Any]) -> str | None:
-    """The end of a prompt in the chat template that no trained answer follows, such as the `<think>` that some end a
-    prompt with and leave out of answers. None where a model is asked as it is trained."""
-    row = _plain(first)
-    said = row["messages"] if "messages" in row else [*row["prompt"], *row["completion"]]
-    place = next(number for number, one in enumerate(said) if one["role"] == "assistant")
-    try:
-        prompt = Question(said[:place], template_options(row))
-        asked = str(tokenizer.decode(prompt_ids(tokenizer, prompt))) if place else ""
-    except Exception:  # a template may refuse a part of a conversation that it takes whole
-        return None
-    trained = str(tokenizer.decode(example["input_ids"]))
-    same = next((at for at, (a, b) in enumerate(zip(asked, trained, strict=False)) if a != b), len(trained))
-    return None if trained.startswith(asked) else asked[same:]
 
 
 def _lengths(data: Any) -> np.ndarray[Any, Any]:
@@ -342,88 +283,8 @@ def check_packing(model: nn.Module) -> None:
         )
 
 
-# ---------------------------------------------------------------- answers
-
-
-def is_plain(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a text is given to the model as it stands, and not as what a user says in a conversation."""
-    recorded = recorded_format(tokenizer)
-    return tokenizer.chat_template is None if recorded is None else recorded != CONVERSATION
-
-
-def recorded_format(tokenizer: Any) -> str | None:
-    """What a tokenizer's model was trained in; None where nobody wrote that down."""
-    found = getattr(tokenizer, "init_kwargs", {}).get(KEY)
-    return found if found in (CONVERSATION, PROMPT, TEXT) else None
-
-
-def answers_greedily(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Prompt],
-    max_new_tokens: int = NEW_TOKENS,
-    longest: int | None = None,
-) -> tuple[list[str], list[int | None]]:
-    """The most likely next token each time, until the turn ends; the prompts are padded left.
-
-    Args:
-        model: a causal language model, in eval mode.
-        tokenizer: with its chat template, where prompts are messages.
-        prompts: a batch; of one that is too long for the model, its end is read.
-        max_new_tokens: of each answer.
-        longest: tokens of a prompt that are read at most, where that is fewer.
-
-    Returns:
-        The answers, and the number of tokens that each prompt was cut to, if it was.
-    """
-    most, max_new_tokens = room(model, max_new_tokens)
-    most = most if longest is None else min(most, longest)
-    rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
-    settings = generation(model, tokenizer, max_new_tokens)
-    texts_alone = all(isinstance(prompt, str) for prompt in prompts)  # an answer goes on where the prompt ends
-    return answers_after(model, tokenizer, rows, most, settings, as_it_begins=texts_alone)
-
-
-def generation(
-    model: Any, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, temperature: float = 0.0
-) -> GenerationConfig:
-    """Greedy, or sampled at a temperature; ends where a turn does. What is not said, the model says."""
-    sampled = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
-    return GenerationConfig(  # type: ignore[no-untyped-call]
-        max_new_tokens=max_new_tokens,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=sorted(ends(model, tokenizer)),
-        num_beams=1,
-        **PLAIN,
-        **(sampled if temperature else {"do_sample": False}),
-    )
-
-
-def ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The tokens that end an answer: the tokenizer's, the model's, and what the chat template ends a turn with."""
-    found = getattr(model.generation_config, "eos_token_id", None)
-    known = {tokenizer.eos_token_id, *(found if isinstance(found, list) else [found])}
-    if tokenizer.chat_template is not None:
-        turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        with contextlib.suppress(Exception):  # a template that wants more of a conversation
-            ids = cast(Any, tokenizer).apply_chat_template(turn, return_dict=True)["input_ids"]
-            special = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
-            known |= {[token for token in ids if str(tokenizer.decode([token])).strip()][-1]} & special
-    return {token for token in known if token is not None}
-
-
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
-    """The tokens after which an answer begins."""
-    if isinstance(prompt, str):
-        return open_ended(tokenizer, [prompt])[0]
-    messages, options = _parts(prompt)
-    return list(cast(Any, tokenizer).apply_chat_template(list(messages), return_dict=True, **options)["input_ids"])
-
-
-def _parts(prompt: Question | Sequence[Any]) -> tuple[Sequence[Any], dict[str, Any]]:
-    """The messages, and what else the chat template gets."""
-    messages, options = (prompt.messages, prompt.options) if isinstance(prompt, Question) else (prompt, {})
-    return messages, {**options, "add_generation_prompt": True}
+def _is_shared_out(trainer: Any) -> bool:
+    return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
 
 
 def _has_base(recipe: Recipe, model: Any) -> bool:
@@ -431,9 +292,9 @@ def _has_base(recipe: Recipe, model: Any) -> bool:
     return recipe.method.base_use == "frozen" and hasattr(model, "disable_adapter")
 
 
-def _samples(recipe: Recipe, trainer: Any, data: ChatData) -> list[dict[str, str]]:
+def _samples(recipe: Recipe, trainer: Any, data: Data, asked: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     tokenizer: Any = data.processor
-    prompts, longest = [one["prompt"] for one in data.asked], recipe.task.max_length  # what is held out may be longer
+    prompts, longest = [one["prompt"] for one in asked], recipe.task.max_length  # what is held out may be longer
     trainer.model.eval()
     autocast = trainer.accelerator.autocast  # `generate` does not go through the `forward` that has it
     with autocast(), recipe.method.using(trainer.model, recipe.method.deployed_form):
@@ -442,8 +303,8 @@ def _samples(recipe: Recipe, trainer: Any, data: ChatData) -> list[dict[str, str
         before, _ = answers_greedily(model, tokenizer, prompts, SAMPLE_TOKENS, longest)
     said = [prompt if isinstance(prompt, str) else text_of(prompt.messages[-1]) for prompt in prompts]
     return [
-        {"prompt": prompt, "expected": str(asked["expected"]), "before": old, "after": new}
-        for prompt, asked, old, new in zip(said, data.asked, before, after, strict=True)
+        {"prompt": prompt, "expected": str(one["expected"]), "before": old, "after": new}
+        for prompt, one, old, new in zip(said, asked, before, after, strict=True)
     ]
 
 

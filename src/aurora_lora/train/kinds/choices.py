@@ -7,6 +7,7 @@ import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -29,8 +30,8 @@ from ..data import Data, Example
 from ..kind_facts import MULTIPLE_CHOICE, TrainedWith
 from ..models import Processor, cached_width, most_tokens, room
 from ..recipe import Recipe, TaskSection
-from ..tokens import PLAIN, answers_after, open_ended, pad, padded, written_after
 from ..trainer import RecipeTrainer
+from ..writing import PLAIN, answers_after, open_ended, padded, written_after
 from .base import Kind, as_answers
 
 BEAMS, NEW_TOKENS = 4, 32
@@ -41,10 +42,13 @@ CACHED = 2**30
 """Numbers in the keys and values that an evaluation keeps at once, at most, likewise."""
 
 
+# ---------------------------------------------------------------- questions as tokens
+
+
 def encode_questions(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], choices: Sequence[Sequence[str]], labels: Sequence[int]
 ) -> list[Example]:
-    """Token ids of questions.
+    """Token ids of questions: `prompt`, `choices`, the characters of these (`lengths`), their `keys`, and `label`.
 
     Prompt and choice are put through the tokenizer one by one, so that a choice has the same tokens whether it is
     trained on, scored or generated.
@@ -59,8 +63,7 @@ def encode_questions(
         tokens = [next(choice_ids) for _ in some]
         if not ids or not all(tokens):
             raise UserError(f"a prompt or a choice is empty: {prompts[len(examples)][-60:]!r}, {list(some)}")
-        lengths = [len(choice) for choice in some]
-        keys = [key_of(choice) for choice in some]
+        lengths, keys = [len(choice) for choice in some], [key_of(choice) for choice in some]
         examples.append({"prompt": ids, "choices": tokens, "lengths": lengths, "keys": keys, "label": label})
     return examples
 
@@ -82,22 +85,17 @@ class TrainingText:
     loss_on: Literal["all", "answer"]
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        texts = [self._text(example) for example in examples]
-        ids, mask = padded([ids for ids, _ in texts], self.padding.pad_token_id)
-        return {
-            "input_ids": ids,
-            "attention_mask": mask,
+        texts, targets = [], []
+        for example in examples:
+            answer = [*example["choices"][example["label"]], self.padding.eos_token_id]
+            bos, room = self.padding.bos_token_id, self.max_length - len(answer)
+            prompt = cut_left(example["prompt"], room, bos, "task.max_length")
+            texts.append(prompt + answer)
+            learned = [IGNORED] * len(prompt) if self.loss_on == "answer" else prompt
             # The first token is predicted from nothing: it has no loss.
-            "labels": pad([[IGNORED, *targets[1:]] for _, targets in texts], IGNORED),
-        }
-
-    def _text(self, example: Example) -> tuple[list[int], list[int]]:
-        answer = [*example["choices"][example["label"]], self.padding.eos_token_id]
-        prompt = cut_left(
-            example["prompt"], self.max_length - len(answer), self.padding.bos_token_id, "task.max_length"
-        )
-        silent = [IGNORED] * len(prompt) if self.loss_on == "answer" else prompt
-        return prompt + answer, silent + answer
+            targets.append([IGNORED, *(learned + answer)[1:]])
+        ids, mask = padded(texts, self.padding.pad_token_id)
+        return {"input_ids": ids, "attention_mask": mask, "labels": padded(targets, IGNORED)[0]}
 
 
 @dataclass(frozen=True)
@@ -123,16 +121,14 @@ class Questions:
         return stated if self.positions is None else min(stated, self.positions)
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
-        filler, limit = self.padding.pad_token_id, self.limit
-        longest = [max(self.room, *map(len, one["choices"])) for one in examples]
-        prompts = [
-            cut_left(one["prompt"], limit - length, self.padding.bos_token_id, f"the model's length of {limit} tokens")
-            for one, length in zip(examples, longest, strict=True)
-        ]
+        prompts = []
+        for one in examples:
+            answer, limit = max(self.room, *map(len, one["choices"])), f"the model's length of {self.limit} tokens"
+            prompts.append(cut_left(one["prompt"], self.limit - answer, self.padding.bos_token_id, limit))
         choices = [ids for one in examples for ids in one["choices"]]
         places = [(row, column) for row, one in enumerate(examples) for column in range(len(one["choices"]))]
-        prompt_ids, prompt_mask = padded(prompts, filler, left=True)
-        choice_ids, choice_mask = padded(choices, filler)
+        prompt_ids, prompt_mask = padded(prompts, self.padding.pad_token_id, left=True)
+        choice_ids, choice_mask = padded(choices, self.padding.pad_token_id)
         return {
             "labels": torch.tensor([one["label"] for one in examples]),
             "prompt_ids": prompt_ids,
@@ -146,14 +142,8 @@ class Questions:
 
 
 def check_room(prompt: Sequence[int], answer: int, length: int, limit: str, where: str) -> None:
-    """Raise a UserError where an answer leaves no room for its prompt: before hours of training, and not in its batch.
-
-    Args:
-        prompt: its tokens.
-        answer: how many tokens that has, with the end of a text that is trained on.
-        length: how many both may have; `limit` is what allows no more, for errors.
-        where: the question stands.
-    """
+    """Raise a UserError where an answer of so many tokens leaves no room for its prompt within a length, before hours
+    of training; `limit` is what allows no more, and `where` the question stands."""
     if length - answer < min(2, len(prompt)):
         raise UserError(f"{where}: {limit} leaves no room for the question beside an answer of {answer:,} tokens")
 
@@ -171,9 +161,7 @@ def cut_left(ids: list[int], length: int, bos: int | None, limit: str) -> list[i
     return [ids[0], *ids[1 - length :]] if ids[0] == bos else ids[-length:]
 
 
-def takes(model: nn.Module, name: str) -> bool:
-    """Whether the model below the adapter has such an argument."""
-    return name in inspect.signature(plain_model(model).forward).parameters
+# ---------------------------------------------------------------- scores
 
 
 def choice_scores(model: nn.Module, batch: Mapping[str, Any], max_choices: int, *, whole: bool = False) -> Tensor:
@@ -193,88 +181,62 @@ def choice_scores(model: nn.Module, batch: Mapping[str, Any], max_choices: int, 
     """
     prompt, config = batch["prompt_ids"], cast(Any, plain_model(model)).config.get_text_config()
     size = questions_at_once(config, max_choices, prompt.shape[1], batch["choice_ids"].shape[1])
-    if whole or size >= len(prompt):
-        return _scores(model, batch, max_choices)
-    parts = (_part(batch, start, start + size) for start in range(0, len(prompt), size))
-    return torch.cat([_scores(model, part, max_choices) for part in parts])
-
-
-def _part(batch: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]:
-    """The questions from one place to another, of a batch from `Questions`."""
     question, column = batch["places"].unbind(1)
-    own = (question >= start) & (question < stop)
-    questions = {name: batch[name][start:stop] for name in ("prompt_ids", "prompt_mask")}
-    choices = {name: batch[name][own] for name in ("choice_ids", "choice_mask", "lengths")}
-    return {**questions, **choices, "places": torch.stack((question[own] - start, column[own]), dim=1)}
+    scores = torch.full((len(prompt), max_choices, 2), -torch.inf, device=prompt.device)
+    for start in range(0, len(prompt), len(prompt) if whole else size):
+        own = (question >= start) & (question < start + size) if not whole else torch.ones_like(question).bool()
+        rows = slice(start, None if whole else start + size)
+        choices, mask = batch["choice_ids"][own], batch["choice_mask"][own]
+        logits = _choice_logits(
+            model, prompt[rows], batch["prompt_mask"][rows], choices, mask, question[own] - start
+        ).float()
+        nll = cross_entropy(logits.flatten(0, 1), choices.flatten(), reduction="none").view_as(choices)
+        total = -(nll * mask).sum(1)
+        scores[question[own], column[own]] = torch.stack((total, total / batch["lengths"][own]), dim=1)
+    return scores
 
 
 def questions_at_once(config: Any, choices: int, prompt: int, choice: int) -> int:
-    """How many questions are scored at once, by `LOGITS` and `CACHED`; one at least.
-
-    Args:
-        config: of the language model.
-        choices: of a question, at most.
-        prompt: tokens of the longest.
-        choice: tokens of the longest.
-    """
+    """How many questions a language model is given at once, by `LOGITS` and `CACHED`, one at least: each has at most so
+    many choices, of so many tokens after so many of the prompt."""
     logits = choices * choice * getattr(config, "vocab_size", 1)
     cached = choices * (prompt + choice) * cached_width(config)
     return max(1, min(LOGITS // logits, CACHED // cached))
 
 
-def _scores(model: nn.Module, batch: Mapping[str, Any], max_choices: int) -> Tensor:
-    """`choice_scores` of a batch at once."""
-    prompt, choices = batch["prompt_ids"], batch["choice_ids"]
-    rows, columns = batch["places"].unbind(1)
-    logits = _choice_logits(model, batch).float()
-    nll = cross_entropy(logits.flatten(0, 1), choices.flatten(), reduction="none").view_as(choices)
-    total = -(nll * batch["choice_mask"]).sum(1)
-    scores: Tensor = total.new_full((len(prompt), max_choices, 2), -torch.inf)
-    scores[rows, columns] = torch.stack((total, total / batch["lengths"]), dim=1)
-    return scores
-
-
-def _choice_logits(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-    """The logits that foretell each token of each choice, (m, tokens, vocabulary)."""
-    prompt, mask, choices = batch["prompt_ids"], batch["prompt_mask"], batch["choice_ids"]
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    # By index: the slice that Transformers takes for 1 is not contiguous, and a CPU is far slower on it.
-    end = torch.tensor([prompt.shape[1] - 1], device=prompt.device)
-    last = {"logits_to_keep": end} if takes(model, "logits_to_keep") else {}
-    kept = {"position_ids": positions} if takes(model, "position_ids") else {}
-    output = model(input_ids=prompt, attention_mask=mask, use_cache=True, **kept, **last)
-    rows = batch["places"][:, 0]
-    cache: Any = getattr(output, "past_key_values", None)
-    if _has_states(cache):
-        return _whole_logits(model, batch)
-    cache.batch_select_indices(rows)
-    if kept:
-        ahead = torch.arange(1, choices.shape[1] + 1, device=choices.device)
-        kept = {"position_ids": positions[rows, -1:] + ahead}
-    whole_mask = torch.cat((mask[rows], batch["choice_mask"]), dim=1)
-    further = model(input_ids=choices, attention_mask=whole_mask, past_key_values=cache, use_cache=True, **kept)
-    # Position t predicts token t + 1; the first token of a choice comes from the prompt's last position.
-    return torch.cat((output.logits[rows, -1:], further.logits[:, :-1]), dim=1)
-
-
-def _has_states(cache: Any) -> bool:
-    """Whether a model keeps more of a prompt than keys and values, as those with convolutions or linear attention do:
-    that cannot be handed to each of several choices."""
+def _choice_logits(
+    model: nn.Module, prompt: Tensor, prompt_mask: Tensor, choices: Tensor, choice_mask: Tensor, rows: Tensor
+) -> Tensor:
+    """The logits that foretell each token of each choice, (m, tokens, vocabulary); `rows` are their prompts."""
+    whole, last = torch.cat((prompt_mask[rows], choice_mask), dim=1), prompt.shape[1] - 1
+    first, cache = _forward(model, prompt, prompt_mask, torch.tensor([last], device=prompt.device), use_cache=True)
     layers = getattr(cache, "layers", None)
-    return layers is None or any(hasattr(layer, "conv_states") for layer in layers)
+    if layers is not None and not any(hasattr(layer, "conv_states") for layer in layers):
+        cache.batch_select_indices(rows)
+        further, _ = _forward(model, choices, whole, past_key_values=cache, use_cache=True)
+        # Position t predicts token t + 1; the first token of a choice comes from the prompt's last position.
+        return torch.cat((first[rows], further[:, :-1]), dim=1)
+    # what convolutions or linear attention keep of a prompt cannot be handed to each of several choices
+    wanted = torch.arange(choices.shape[1], device=choices.device) + last
+    return _forward(model, torch.cat((prompt[rows], choices), dim=1), whole, wanted, use_cache=False)[0]
 
 
-def _whole_logits(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-    """`_choice_logits` by a pass over each choice behind its prompt."""
-    rows, choices = batch["places"][:, 0], batch["choice_ids"]
-    prompt = batch["prompt_ids"][rows]
-    mask = torch.cat((batch["prompt_mask"][rows], batch["choice_mask"]), dim=1)
-    wanted = torch.arange(choices.shape[1], device=choices.device) + prompt.shape[1] - 1
-    kept = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)} if takes(model, "position_ids") else {}
-    some = {"logits_to_keep": wanted} if takes(model, "logits_to_keep") else {}
-    ids = torch.cat((prompt, choices), dim=1)
-    logits: Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False, **kept, **some).logits
-    return logits if some else logits[:, wanted]
+def _forward(
+    model: nn.Module, ids: Tensor, mask: Tensor, wanted: Tensor | None = None, **more: Any
+) -> tuple[Tensor, Any]:
+    """The logits at the wanted places, and the cache; the mask covers what is cached before the ids, too."""
+    takes = inspect.signature(plain_model(model).forward).parameters
+    if "position_ids" in takes:
+        more["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    picks = wanted is not None and "logits_to_keep" in takes
+    if picks:  # by index: the slice that Transformers takes for 1 is not contiguous, and a CPU is far slower on it
+        more["logits_to_keep"] = wanted
+    output = model(input_ids=ids, attention_mask=mask, **more)
+    logits: Tensor = output.logits if picks or wanted is None else output.logits[:, wanted]
+    return logits, getattr(output, "past_key_values", None)
+
+
+# ---------------------------------------------------------------- what the model writes
 
 
 def generated_choices(
@@ -288,7 +250,7 @@ def generated_choices(
     texts = written_after(model, tokenizer, batch["prompt_ids"], batch["prompt_mask"], _generation(tokenizer))
     chosen = torch.zeros(len(texts), max_choices, 1, device=batch["prompt_ids"].device)
     for row, (text, keys) in enumerate(zip(texts, batch["keys"], strict=True)):
-        answer = parse_answer(RESPONSE + text, *keys)
+        answer = parse_answer(RESPONSE + text.strip(), *keys)
         if answer in keys:
             chosen[row, keys.index(answer)] = 1
     return chosen
@@ -300,20 +262,17 @@ def answers_by_beam_search(
     """What a causal language model writes after each prompt, as in `generated_choices`; see `answers_after`."""
     most, new = room(model, NEW_TOKENS)
     shortened = functools.partial(cut_left, bos=tokenizer.bos_token_id, limit="the model's length")
-    rows = open_ended(tokenizer, prompts)
-    return answers_after(model, tokenizer, rows, most, _generation(tokenizer, new), shortened)
+    return answers_after(model, tokenizer, open_ended(tokenizer, prompts), most, _generation(tokenizer, new), shortened)
 
 
 def _generation(tokenizer: PreTrainedTokenizerBase, most: int = NEW_TOKENS) -> GenerationConfig:
     """LLM-Adapters': 4 beams, at most 32 new tokens, or `most` where a model has positions for fewer."""
-    return GenerationConfig(  # type: ignore[no-untyped-call]
-        num_beams=BEAMS,
-        max_new_tokens=most,
-        do_sample=False,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        **PLAIN,
-    )
+    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    beams: dict[str, Any] = {"num_beams": BEAMS, "max_new_tokens": most, "do_sample": False}
+    return GenerationConfig(**beams, **ids, **PLAIN)  # type: ignore[no-untyped-call]
+
+
+# ---------------------------------------------------------------- the kind
 
 
 @dataclass(frozen=True)
@@ -358,15 +317,15 @@ class MultipleChoice(Kind):
                     check_room(one["prompt"], lengths[one["label"]] + 1, max_length, limit, where)
                 check_room(one["prompt"], max(lengths), longest, f"the model's length of {longest} tokens", where)
             trained = [len(one["prompt"]) + len(one["choices"][one["label"]]) + 1 for one in examples]
-            cut[name] = [sum(length > max_length for length in trained), len(examples)]
-            tokens[name] = [min(length, max_length if name == "train" else longest) for length in trained]
-            if name != "train":
+            if name == "train":  # others are scored whole
+                cut[name] = [sum(length > max_length for length in trained), len(examples)]
+            else:
                 examples.sort(key=lambda example: len(example["prompt"]))
+            tokens[name] = [min(length, max_length if name == "train" else longest) for length in trained]
             encoded[name] = examples
         max_choices = max(len(one["choices"]) for split in encoded.values() for one in split)
         collate, questions = TrainingText(tokenizer, max_length, section.loss_on), Questions(tokenizer, max_choices)
-        # others are scored whole
-        record = {"cut": {"max_length": max_length, "texts": {name: cut[name] for name in cut if name == "train"}}}
+        record = {"cut": {"max_length": max_length, "texts": cut}}
         return Data(task, tokenizer, encoded, collate, questions, task.labels, record=record, lengths=tokens)
 
     def trainer(
@@ -385,14 +344,10 @@ class MultipleChoice(Kind):
         choices.generate = section.scorer == "generated" and split in (section.test_sets or ())
         return super().evaluate(trainer, data, split)
 
-    def named(self, columns: Sequence[str]) -> dict[str, Sequence[str]]:
-        """The question, and the options after it."""
-        return {"question": columns[:1], **({"options": columns[1:]} if columns[1:] else {})}
-
-    def asked(self, row: Mapping[str, Any], columns: Mapping[str, Sequence[str]]) -> Any:
+    def asked(self, row: Mapping[str, Any], columns: Mapping[str, Sequence[str]], folder: Path | None = None) -> Any:
         """A `ChoiceQuestion`; where no column has options, a text that is answered freely, as an instruction."""
-        options = columns.get("options", ("options",) if "options" in row else ())
         (question,) = columns.get("question", ("question" if "question" in row else "text",))
+        options = columns.get("options", ("options",) if "options" in row else ())
         text = cells.text(row[question], question)
         if not options:
             return text
@@ -430,8 +385,7 @@ class MultipleChoice(Kind):
         examples = encode_questions(tokenizer, prompts, choices, [0] * len(asked))
         most = max(map(len, choices))
         collate, device = Questions(tokenizer, most, most_tokens(model)), next(model.parameters()).device
-        batch = collate(examples)
-        batch = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+        batch = {name: one.to(device) if isinstance(one, Tensor) else one for name, one in collate(examples).items()}
         with torch.no_grad():
             scores = choice_scores(model, batch, most)[:, :, 0]
         found = [row[: len(one.options)] for row, one in zip(scores, asked, strict=True)]
@@ -446,9 +400,6 @@ class MultipleChoice(Kind):
             is_cut = len(example["prompt"]) + max(map(len, example["choices"])) > collate.limit
             cut.append(collate.limit if is_cut else None)
         return as_answers([one.text for one in asked], said, cut)
-
-    def shown(self, answer: Mapping[str, Any]) -> tuple[str, ...]:
-        return answer["answer"], "", answer["text"]
 
 
 class ChoiceTrainer(RecipeTrainer):

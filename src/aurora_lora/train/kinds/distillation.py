@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from ...files import expanded
 from ..data import Collate, Data, Example, in_batches, without_targets
 from ..finished_run import load_run
 from ..kind_facts import DISTILLATION
-from ..models import commit_of, computing, load_base_model, make_model, on_device, warn_of_another_commit
+from ..models import commit_of, load_base_model, make_model, on_device, warn_of_another_commit
 from ..publish import ADAPTER, adapter_digests
 from ..recipe import Recipe
 from ..trainer import RecipeTrainer
@@ -81,10 +81,8 @@ class Distillation(TextKind):
     def metrics(self, data: Data, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         return captured_metrics(predictions)
 
-    def loss(self, recipe: Recipe, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        device = next(model.parameters()).device
-        with computing(recipe, device):
-            return states_loss(model, {name: value.to(device) for name, value in batch.items()})[0]
+    def own_loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        return states_loss(model, batch)
 
     def trainer(
         self,
@@ -127,24 +125,22 @@ def lessons(data: Data, base: nn.Module, teacher: nn.Module, batch_size: int) ->
     return found
 
 
-def states_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
-    """Mean squared error of the last hidden states over the tokens and channels of a batch; and the model's outputs.
+def _errors(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """The squared errors of the last hidden states of a body with the method applied; 0 at padding."""
+    states = model(**without_targets(batch))["last_hidden_state"].float()
+    return torch.where(batch["labels"] == IGNORED, 0.0, states - batch["labels"]).square()
 
-    Args:
-        model: a body, with the method applied to it.
-        batch: from `PadStates`.
-    """
-    labels = batch["labels"]
-    outputs = model(**without_targets(batch))
-    errors = torch.where(labels == IGNORED, 0.0, outputs["last_hidden_state"].float() - labels)
-    return errors.square().sum() / (labels != IGNORED).sum(), outputs
+
+def states_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """Mean squared error of a body's last hidden states over the tokens and channels of a batch from `PadStates`."""
+    return _errors(model, batch).sum() / (batch["labels"] != IGNORED).sum()
 
 
 class DistillationTrainer(RecipeTrainer):
     """`RecipeTrainer` for hidden states: mean squared error over tokens and channels, scored by distances."""
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        return states_loss(model, inputs)[0]
+        return states_loss(model, inputs)
 
     def prediction_step(
         self,
@@ -155,7 +151,5 @@ class DistillationTrainer(RecipeTrainer):
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """No loss; the squared distances of the model and of the base to the teacher, (batch, 2); the second alone."""
         with torch.no_grad(), self.accelerator.autocast():
-            states = cast(Tensor, model(**without_targets(inputs))["last_hidden_state"]).float()
-        labels, base_distance = inputs["labels"], inputs["base_distance"]
-        distance = torch.where(labels == IGNORED, 0.0, states - labels).square().sum(dim=(1, 2))
+            distance, base_distance = _errors(model, inputs).sum(dim=(1, 2)), inputs["base_distance"]
         return None, torch.stack((distance, base_distance), dim=-1), base_distance

@@ -68,20 +68,12 @@ class ImageClassification(Classification):
         images = [read_image(one if isinstance(one, bytes) else Path(one)) for one in texts]
         return stack([{"pixel_values": plain_transform(processor)(image)} for image in images]), [None] * len(texts)
 
-    def check_text(self, given: str, name: str, columns: Mapping[str, Sequence[str]]) -> None:
-        """A path may be of any bytes."""
-
-    def located(
-        self, row: Mapping[str, Any], columns: Mapping[str, Sequence[str]], folder: Path | None
-    ) -> Mapping[str, Any]:
-        return {**row, **{name: path_found(row[name], folder) for name in columns.get("image", ("image",))}}
-
-    def asked(self, row: Mapping[str, Any], columns: Mapping[str, Sequence[str]]) -> bytes:
+    def asked(self, row: Mapping[str, Any], columns: Mapping[str, Sequence[str]], folder: Path | None = None) -> bytes:
         """The image's file."""
         first, *more = columns.get("image", ("image",))
         if more:
             raise ArgumentError(f"`columns`: {', '.join((first, *more))} are too many: a row has one image")
-        return image_file(row[first], first)
+        return image_file(path_found(row[first], folder), first)
 
 
 class Images(Dataset[Example]):

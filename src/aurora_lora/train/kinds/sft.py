@@ -57,30 +57,16 @@ class ChatTrainer(SFTTrainer):
 
 
 def made(model: Any, fields: Mapping[str, Any], **given: Any) -> ChatTrainer:
-    """A trainer, of which nothing is told to the hub; the model checkpoints its activations already, or never.
-
-    Args:
-        model: the causal language model.
-        fields: of `SFTConfig`.
-        given: further arguments of SFTTrainer.
-    """
+    """A trainer by fields of `SFTConfig`, of which nothing is told to the hub; the model checkpoints its activations
+    already, or never."""
     with temporary_attributes([constants], HF_HUB_DISABLE_TELEMETRY=True), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of names that newer versions of Transformers have
         return ChatTrainer(model, ChatConfig(**{**fields, "gradient_checkpointing": False}), **given)
 
 
 def prepared(recipe: Recipe, tokenizer: Any, splits: Mapping[str, Any], **options: Any) -> dict[str, Any]:
-    """The splits as SFTTrainer prepares them, which it does before it looks at its model.
-
-    Args:
-        recipe: of the run.
-        tokenizer: with a chat template.
-        splits: conversations, or `input_ids` and `labels`.
-        options: of `SFTConfig`.
-
-    Returns:
-        `input_ids`, `labels`, and of those that are packed `seq_lengths`.
-    """
+    """The splits, of conversations or of `input_ids` and `labels`, as SFTTrainer prepares them, which it does before it
+    looks at its model: `input_ids`, `labels`, and of those that are packed `seq_lengths`."""
     first, *others = splits
     nothing = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
     processes = min(usable_cores() // state().num_processes, max(map(len, splits.values())) // ROWS_EACH)

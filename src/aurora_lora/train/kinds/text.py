@@ -16,7 +16,6 @@ from torch.nn.functional import linear
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from ...data.metrics import classification_metrics, multi_label_metrics, regression_metrics
-from ...data.own.split import BadRow
 from ...data.vision import class_names
 from ...deploy.inputs import plain_model
 from ...methods.parameters import head_modules
@@ -54,10 +53,8 @@ class TextKind(Kind):
             cut[name] = [sum(longer), len(looked_at)]
             lengths[name] = [len(example["input_ids"]) for example in examples]
             if name != "train":  # metrics do not depend on the order, and texts of like length need little padding
-                characters = [
-                    sum(map(len, texts)) for texts in zip(*(split[c] for c in task.text_columns), strict=True)
-                ]
-                split = split.select(np.argsort(characters, kind="stable"))
+                texts = zip(*(split[column] for column in task.text_columns), strict=True)
+                split = split.select(np.argsort([sum(map(len, some)) for some in texts], kind="stable"))
             encoded[name] = Texts(tokenizer, split, task.text_columns, max_length, target)
         record = {"cut": {"max_length": max_length, "texts": cut}}
         collate = cast(Any, DataCollatorWithPadding(tokenizer))
@@ -81,24 +78,14 @@ class HeadKind(TextKind):
         examples, longer = encode(tokenizer, columns, max_length)
         return dict(tokenizer.pad(examples, return_tensors="pt")), [max_length if one else None for one in longer]
 
-    def check_text(self, given: str, name: str, columns: Mapping[str, Sequence[str]]) -> None:
-        super().check_text(given, name, columns)
-        if len(pair := columns.get("text", ())) > 1:
-            raise BadRow(
-                f"the model takes pairs of texts ({', '.join(pair)}), from the rows of a file, and {name!r} is one"
-            )
-
     def answers(
         self, model: Any, processor: Processor, texts: Sequence[Any], source: str, trained: TrainedWith
     ) -> list[dict[str, Any]]:
-        device, dtype = next(model.parameters()).device, model.dtype
         inputs, cut = self.batch(processor, texts, trained)
-        taken = {
-            name: value.to(device, dtype if value.is_floating_point() else value.dtype)  # of images, the pixels
-            for name, value in inputs.items()
-        }
-        with torch.no_grad():
-            logits = model(**taken).logits.float().cpu()  # at once: each answer asks for several of its numbers
+        if "pixel_values" in inputs:
+            inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+        with torch.no_grad():  # on the CPU at once: each answer asks for several of its numbers
+            logits = model(**{name: value.to(model.device) for name, value in inputs.items()}).logits.float().cpu()
         names = ("an image" if isinstance(text, bytes) else text for text in texts)
         check_finite(zip(names, logits, strict=True), f"{source} has no answer")
         return as_answers(texts, (self.answer(row, model.config) for row in logits), cut)
@@ -152,9 +139,9 @@ class MultiLabel(HeadKind):
         return multi_label_metrics(predictions, labels)
 
     def answer(self, logits: Tensor, config: Any) -> dict[str, Any]:
-        found = [(config.id2label[place], one) for place, one in enumerate(logits.sigmoid().tolist())]
-        labels = sorted((one for one in found if one[1] > 0.5), key=lambda one: -one[1])
-        return {"labels": [label for label, _ in labels], "probabilities": dict(found)}
+        found = {config.id2label[place]: one for place, one in enumerate(logits.sigmoid().tolist())}
+        labels = sorted((name for name, one in found.items() if one > 0.5), key=lambda name: -found[name])
+        return {"labels": labels, "probabilities": found}
 
     def shown(self, answer: Mapping[str, Any]) -> tuple[str, ...]:
         return ", ".join(answer["labels"]) or "none", "", answer["text"]
@@ -186,15 +173,12 @@ class Regression(HeadKind):
         if layer is not None and layer.bias is None:  # labels far from 0 would else be out of its reach
             trained, scale = "divided by their root mean square", (0.0, math.hypot(mean, deviation) or 1.0)
         labels = {"mean": mean, "deviation": deviation, "trained": trained}
-        found = replace(data, record={**(data.record or {}), "labels": labels})
+        data = replace(data, record={**(data.record or {}), "labels": labels})
         if layer is None:
-            return found
-        splits: dict[str, Any] = {}
-        for name, split in data.splits.items():
-            texts = cast(Texts, split)
-            target = functools.partial(_standardised, scale=scale)
-            splits[name] = Texts(texts.tokenizer, texts.data, texts.columns, texts.max_length, target)
-        return replace(found, splits=splits, scale=scale)
+            return data
+        target = functools.partial(_standardised, scale=scale)
+        splits = {name: cast(Texts, split).learning(target) for name, split in data.splits.items()}
+        return replace(data, splits=splits, scale=scale)
 
     def metrics(self, data: Data, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         mean, deviation = data.scale or (0.0, 1.0)
