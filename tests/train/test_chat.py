@@ -541,20 +541,3 @@ def test_a_merge_keeps_generation_settings_that_transformers_warns_of(read: Read
     done = aurora("merge", run, "-o", tmp_path / "merged")
     assert done.exit_code == 0, done.output
     assert json.loads((tmp_path / "merged" / "generation_config.json").read_text())["temperature"] == 0.9
-
-
-@pytest.mark.parametrize("form", ["messages", "prompt"])
-def test_a_prompt_that_ends_as_no_answer_begins_is_told(tmp_path: Path, form: str) -> None:
-    """Templates of models that reason: they leave the thoughts out of an answer, and begin them in a prompt."""
-    template = chats.GENERATION.replace("'assistant : ' }}{% endif %}", "'assistant : plot ' }}{% endif %}")
-    assert template != chats.GENERATION
-    found: dict[str, dict[str, Any]] = {}
-    for name, one in (("as it is", chats.GENERATION), ("thinks", template)):
-        (tmp_path / name).mkdir()
-        base = chats.save_model(tmp_path / name / "base", one)
-        recipe = chats.read(tmp_path / name, base, form)
-        found[name] = load_data(recipe, load_tokenizer(recipe.base)).record or {}
-    assert "asked_otherwise" not in found["as it is"]
-    assert found["thinks"]["asked_otherwise"].strip() == "plot"
-    (told,) = [line for line in notes(found["thinks"]) if "behind which no answer is trained" in line]
-    assert "the chat template ends a prompt with" in told
