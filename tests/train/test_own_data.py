@@ -126,14 +126,6 @@ def test_of_many_labels_the_first_are_said() -> None:
     assert line == f"2 labels: '{'x' * 37}...' 1,000, 'y' 2"
 
 
-def test_duplicates_with_different_labels_are_said() -> None:
-    record = {"examples": {"train": 3}, "repeated": 1200, "left_out": 0, "unused": 0}
-    same = "the same example is never in two splits"
-    assert notes({**record, "contradict": 0})[1:] == notes(record)[1:] == [f"duplicates: 1,200; {same}"]
-    differ = "duplicates: 1,200, 1,000 of them with different labels"
-    assert notes({**record, "contradict": 1000})[1:] == [f"{differ}; {same}"]
-
-
 def test_texts_that_are_cut_and_duplicates_are_said(here: Path) -> None:
     with Path("reviews.csv").open("a") as file:
         file.write(f"{'the ' * 40},positive\n" + Path("reviews.csv").read_text().splitlines()[1] + "\n")

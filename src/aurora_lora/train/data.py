@@ -189,8 +189,7 @@ def notes(record: Mapping[str, Any]) -> list[str]:
         lines.append(f"{record['untrained']:,} of the labels have no training example: {why}")
     if record["repeated"]:
         out = f", {record['left_out']:,} of them left out of training or validation" if record["left_out"] else ""
-        differ = f", {record['contradict']:,} of them with different labels" if record.get("contradict") else ""
-        lines.append(f"duplicates: {record['repeated']:,}{differ}; the same example is never in two splits{out}")
+        lines.append(f"duplicates: {record['repeated']:,}; the same example is never in two splits{out}")
     if record["unused"]:
         sizes = "task.train_size, validation_size and test_size take no more"
         lines.append(f"{record['unused']:,} of {record['rows']:,} rows are not used: {sizes}")

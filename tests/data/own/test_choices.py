@@ -73,17 +73,17 @@ def test_one_way_to_name_options_holds_for_the_whole_column(
     assert found == right
 
 
-def test_answers_in_two_ways_are_refused() -> None:
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"answer": "cold"}, r"the answer 'cold' is none of the options by letter, .* are \(A, B\)"),  # in another way
+        ({"options": ["cold", "warm", "cold "]}, "two of the options are 'cold'"),
+    ],
+)
+def test_what_is_refused(change: dict[str, Any], why: str) -> None:
     rows = [{"question": f"question {n}?", "options": ["warm", "cold"], "answer": "B"} for n in range(20)]
-    rows[7]["answer"] = "cold"
-    with pytest.raises(UserError, match=r"row 8: the answer 'cold' names an option by its text, .* rows by its letter"):
-        load("choices", rows, QUESTION)
-
-
-def test_two_options_that_are_the_same_are_refused() -> None:
-    rows = [{"question": f"question {n}?", "options": ["warm", "cold"], "answer": "B"} for n in range(20)]
-    rows[7]["options"] = ["cold", "warm", "cold "]
-    with pytest.raises(UserError, match="row 8: two of the options are 'cold'"):
+    rows[7] |= change
+    with pytest.raises(UserError, match=f"row 8: {why}"):
         load("choices", rows, QUESTION)
 
 

@@ -28,7 +28,7 @@ def _shades(splits: Any) -> dict[int, str]:
     return {int(np.asarray(row["image"])[0, 0, 0]): names[row["label"]] for split in splits.values() for row in split}
 
 
-def test_paths_in_a_table_are_looked_for_beside_it_first() -> None:
+def test_paths_in_a_table_are_looked_for_beside_it() -> None:
     paths = _table("data/labels.csv")
     expected = {int(Path(path).stem): Path(path).parent.name for path in paths}
     splits = load("images", "data/labels.csv", COLUMNS_OF_IMAGES)
@@ -36,19 +36,10 @@ def test_paths_in_a_table_are_looked_for_beside_it_first() -> None:
     for path in paths:  # others of the same names, in the working directory
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Pillow.new("RGB", (8, 8), (100 + int(Path(path).stem),) * 3).save(path)
-    again = load("images", "data/labels.csv", COLUMNS_OF_IMAGES)
-    assert _shades(again) == expected
-    assert again.record == splits.record
-    Path("data/img").rename("data/gone")
-    there = _shades(load("images", "data/labels.csv", COLUMNS_OF_IMAGES))
-    assert there == {100 + shade: name for shade, name in expected.items()}
-    Path(paths[3]).unlink()
-    here = Path.cwd() / paths[3]
-    with pytest.raises(UserError) as error:
+    assert _shades(load("images", "data/labels.csv", COLUMNS_OF_IMAGES)) == expected
+    Path("data", paths[3]).unlink()
+    with pytest.raises(UserError, match=f"row 4: data/{paths[3]} is no image that can be read: .*No such file"):
         load("images", "data/labels.csv", COLUMNS_OF_IMAGES)
-    assert str(error.value) == (
-        f"data/labels.csv, row 4: {paths[3]} is no file: neither data/{paths[3]} nor, in the working directory, {here}"
-    )
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp"])

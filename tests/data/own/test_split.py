@@ -71,21 +71,6 @@ def test_no_more_than_2000_rows_are_held_out_by_themselves() -> None:
     assert splits.record["examples"] == {"train": 26_000, "validation": 2_000, "test": 2_000}
 
 
-def test_examples_with_different_labels_are_counted() -> None:
-    """Of each of them every row but the first; also where they are in two files."""
-    texts = ["a", "A", "a", "b", "B", "c", "c"] + [f"text {n}" for n in range(20)]
-    pieces = _pieces(train=texts, test=["b", "B", "C", "text 3"])
-
-    def contradicting(**labels: int) -> Any:
-        return _split(pieces, answers=lambda piece: [labels.get(text, 0) for text in piece.data["text"]]).record
-
-    assert contradicting()["contradict"] == 0
-    assert contradicting(A=1)["contradict"] == 2
-    record = contradicting(A=1, C=1)
-    assert (record["repeated"], record["contradict"]) == (8, 4)
-    assert "contradict" not in _split(pieces).record
-
-
 def test_classes_that_a_small_training_split_leaves_out_are_counted() -> None:
     pieces = _pieces(train=[f"text {n}" for n in range(20)])
     classes = [["a", "b", "c"][n % 3 : n % 3 + 1] for n in range(20)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +14,9 @@ from . import columns as cells
 from .source import Columns, Piece, Pieces
 from .split import BadRow, NoLabel, Prepared, Row
 
-WAYS = {
-    "label": "what the data call it",
-    "column": "the name of its column",
-    "text": "its text",
-    "letter": "its letter",
-    "number": "its number, from 0",
-}
-"""The ways in which answers may name an option, in the order in which they are tried, and what each is for people."""
+WAYS = ("label", "column", "text", "letter", "number")
+"""What answers may name an option by, in the order in which they are tried: `label` is what the data call it; numbers
+begin with 0."""
 
 
 @dataclass(frozen=True)
@@ -85,16 +80,14 @@ def _way_of(answers: Iterable[tuple[Any, Options]]) -> str:
 
 def _right_option(value: Any, options: Options, way: str) -> int:
     """Which option an answer names in a way; a BadRow where it is none of them."""
-    word, names = _word(value), options.names
-    if word in names[way]:
-        return names[way].index(word)
+    word, names = _word(value), options.names[way]
+    if word in names:
+        return names.index(word)
     if not word:
         raise NoLabel("it has no answer")
-    if other := next((WAYS[one] for one in WAYS if word in names[one]), None):
-        raise BadRow(f"the answer {word!r:.40} names an option by {other}, and those of other rows by {WAYS[way]}")
-    first, *_, last = names["letter"]
-    allowed = f"it must be one of them, {first} to {last}, or 0 to {options.places[-1]}"
-    raise BadRow(f"the answer {word!r:.40} is none of the options: {allowed}")
+    raise BadRow(
+        f"the answer {word!r:.40} is none of the options by {way}, as most of its column are ({', '.join(names)})"
+    )
 
 
 def _word(value: Any) -> str:
@@ -141,11 +134,6 @@ def prepare_choices(pieces: Pieces, columns: Columns, labels: Sequence[str] | No
         asked, found, _ = read(row)
         return "\n".join((cells.same_text(asked), *sorted(map(cells.same_text, found))))
 
-    def answers(piece: Piece) -> Iterator[Hashable]:
-        for row in piece.rows(used):
-            _, found, right = read(row)
-            yield cells.same_text(found[right])
-
     row_of = max(used, key=len) + "_row"  # a name that none of them has
 
     def prepared(name: str, piece: Piece) -> Any:
@@ -160,4 +148,4 @@ def prepare_choices(pieces: Pieces, columns: Columns, labels: Sequence[str] | No
             made.append({"prompt": prompt, "choices": choices, "label": right, "row": row[row_of]})
         return Dataset.from_list(made)
 
-    return Prepared(pieces.changed(prepared), used, key, answers=answers, finish=asked)
+    return Prepared(pieces.changed(prepared), used, key, finish=asked)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
-import os
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from . import columns as cells
 from .chat import prepare_chats
 from .choices import prepare_choices
 from .source import Columns, OwnData, Piece, Pieces, one_line, open_data
-from .split import BadRow, Prepared, Row, Splits, bad_row
+from .split import BadRow, Prepared, Row, Splits
 
 
 @dataclass(frozen=True)
@@ -92,13 +91,7 @@ def _texts(pieces: Pieces, columns: Columns, labels: cells.Values, feature: Any,
         """Texts that differ in case, punctuation or spaces only are the same."""
         return "\n".join(cells.same_text(cells.text(row[new], old)) for new, old in own.items())
 
-    return Prepared(pieces.changed(prepared), list(own), key, answers=_labels, **more)
-
-
-def _labels(piece: Piece) -> Iterator[Hashable]:
-    """The label of each row; several, whatever their order."""
-    for row in piece.rows(["label"]):
-        yield frozenset(row["label"]) if isinstance(row["label"], list) else row["label"]
+    return Prepared(pieces.changed(prepared), list(own), key, **more)
 
 
 def _classes(
@@ -172,7 +165,7 @@ def prepare_images(pieces: Pieces, columns: Columns, labels: Labels) -> Prepared
     def prepared(name: str, piece: Piece) -> Any:
         data = piece.data.select_columns([image])
         if getattr(data.features[image], "dtype", None) in ("string", "large_string"):
-            data = Dataset.from_dict({image: list(_paths(piece, image))})
+            data = Dataset.from_dict({image: [path_found(path, piece.folder) for path in data[image]]})
         with one_line(f"task.image: {piece.name}: column '{image}'"):
             data = data.rename_columns({image: "image"}).cast_column("image", Image())
         return vision.with_rows(data.add_column("label", places[name], feature=feature))
@@ -180,28 +173,12 @@ def prepare_images(pieces: Pieces, columns: Columns, labels: Labels) -> Prepared
     def key(row: Row) -> str:
         return hashlib.sha256(image_file(row["image"], image)).hexdigest()
 
-    return Prepared(pieces.changed(prepared), ["image"], key, answers=_labels, digests="images", **more)
-
-
-def _paths(piece: Piece, column: str) -> Iterator[Any]:
-    for number, row in enumerate(piece.rows([column]), start=1):
-        try:
-            yield path_found(row[column], piece.folder)
-        except BadRow as error:
-            raise bad_row(piece, number, error) from error
+    return Prepared(pieces.changed(prepared), ["image"], key, digests="images", **more)
 
 
 def path_found(path: Any, folder: Path | None) -> Any:
-    """A relative path of a table in a folder as it is from here: beside the table, or else in the working directory; a
-    BadRow where it is in neither."""
-    if folder is None or not isinstance(path, str) or not path.strip() or Path(path).is_absolute() or "://" in path:
-        return path
-    beside = folder / path
-    if os.path.exists(beside):
-        return str(beside) if folder != Path() else path
-    if not os.path.exists(path):
-        raise BadRow(f"{path} is no file: neither {beside} nor, in the working directory, {Path.cwd() / path}")
-    return path
+    """A relative path of a table in a folder as it is from here: beside the table."""
+    return path if folder is None or not isinstance(path, str) or not path or "://" in path else str(folder / path)
 
 
 def image_file(value: Any, column: str) -> bytes:

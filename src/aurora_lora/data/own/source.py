@@ -314,7 +314,7 @@ def _read_folder(path: Path, own: OwnData) -> Any:
 
 
 def _images_by_class(folder: Path, images: Sequence[Path]) -> Mapping[str, datasets.Dataset]:
-    """Paths of images, of which the folder is the class; in folders that are called like splits, where there are any.
+    """Paths in a folder of images, of which their own folder is the class; in those of splits, where there are any.
 
     Raises:
         UserError: an image is not in the folder of a class as the others are.
@@ -327,7 +327,9 @@ def _images_by_class(folder: Path, images: Sequence[Path]) -> Mapping[str, datas
         raise UserError(f"{other} is not in the folder of a class, as the others are: move it into one, or away")
     by_split = _by_split(images, folder, of=lambda file: Path(file.parts[-3])) if depth > 2 else {"train": images}
     return {
-        name: Dataset.from_dict({"image": list(map(str, some)), "label": [file.parent.name for file in some]})
+        name: Dataset.from_dict(
+            {"image": [str(file.relative_to(folder)) for file in some], "label": [file.parent.name for file in some]}
+        )
         for name, some in by_split.items()
     }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,9 +39,8 @@ class Splits(dict[str, Any]):
         splits: `train`, `validation` and `test`.
         record: for the run: `files` with their sha256; the `rows` of all pieces, which are `examples` of each split,
             `left_out` because another split has them, or `unused` because of the sizes that are asked for; how many are
-            `repeated`, and of these how many `contradict`: their example has different labels; of `classes`, the rows
-            of each, and how many are `untrained`: no example in training. Of conversations, the `format` of their
-            columns; of `images`, a digest for each piece.
+            `repeated`; of `classes`, the rows of each, and how many are `untrained`: no example in training. Of
+            conversations, the `format` of their columns; of `images`, a digest for each piece.
     """
 
     def __init__(self, splits: Mapping[str, Any], record: Mapping[str, Any]) -> None:
@@ -59,7 +57,6 @@ class Prepared:
         columns: what `key` reads.
         key: identifies an example; raises a `BadRow` for one that cannot be used.
         strata: of each row of `train`, its classes: of each, an example stays in the training split.
-        answers: what is learned of each row of a piece; None where the key says it.
         least: rows of a split that is held out.
         digests: what the record calls the sha256 over the keys of each piece's rows; None where `files` says it all.
         finish: makes of the chosen rows of a split what the task has, where that is dear.
@@ -70,7 +67,6 @@ class Prepared:
     columns: Sequence[str]
     key: Callable[[Row], str]
     strata: Sequence[Iterable[Hashable]] | None = None
-    answers: Callable[[Piece], Iterable[Hashable]] | None = None
     least: int = 1
     digests: str | None = None
     finish: Callable[[Any], Any] = lambda split: split
@@ -164,18 +160,10 @@ class Prepared:
             raise UserError(f"{name}: {total:,} rows{why}{',' if why else ''} are too few to train and to test on")
         rest.sort(key=lambda row: row not in first)
         chosen["train"] = rest[: check_size("train", sizes.train, len(rest), _ROWS)]
-        times = Counter(one for some in keys.values() for one in some)
-        rows, examples = times.total(), {name: len(chosen[name]) for name in SPLITS}
+        rows, examples = _rows(keys.values()), {name: len(chosen[name]) for name in SPLITS}
         record: dict[str, Any] = {"files": pieces.files, "rows": rows, "examples": examples}
-        record |= {"repeated": rows - len(times), "left_out": left_out}
+        record |= {"repeated": rows - len(set().union(*keys.values())), "left_out": left_out}
         record["unused"] = rows - sum(examples.values()) - left_out
-        if self.answers is not None:  # the rows, but for the first, of each example that has more than one answer
-            told: dict[bytes, set[Hashable]] = {one: set() for one, count in times.items() if count > 1}
-            for name, piece in pieces.items() if told else ():
-                for one, answer in zip(keys[name], self.answers(piece), strict=True):
-                    if one in told:
-                        told[one].add(answer)
-            record["contradict"] = sum(times[one] - 1 for one, several in told.items() if len(several) > 1)
         if self.digests is not None:
             record[self.digests] = {name: hashlib.sha256(b"".join(some)).hexdigest() for name, some in keys.items()}
         if strata is not None:
@@ -203,5 +191,5 @@ def _take(free: dict[bytes, list[int]], size: int) -> list[int]:
     return taken
 
 
-def _rows(groups: Iterable[Collection[int]]) -> int:
+def _rows(groups: Iterable[Collection[object]]) -> int:
     return sum(map(len, groups))
