@@ -183,10 +183,6 @@ def notes(record: Mapping[str, Any]) -> list[str]:
     if classes := record.get("classes"):
         counts = abridged([f"{name if len(name) <= 40 else name[:37] + '...'!r} {n:,}" for name, n in classes.items()])
         lines.append(f"{len(classes):,} labels: {counts}")
-    if record.get("untrained"):
-        few = "task.train_size takes too few, or " if record["unused"] else ""
-        why = f"{few}their rows are in the validation or test data as well"
-        lines.append(f"{record['untrained']:,} of the labels have no training example: {why}")
     if record["repeated"]:
         out = f", {record['left_out']:,} of them left out of training or validation" if record["left_out"] else ""
         lines.append(f"duplicates: {record['repeated']:,}; the same example is never in two splits{out}")

@@ -53,22 +53,20 @@ def test_an_image_that_is_cut_off(suffix: str) -> None:
         load("images", "pictures", {"image": ("image",), "label": ("label",)})
 
 
-@pytest.mark.parametrize("values", [list(range(20)), [["a.png"]] * 20], ids=["numbers", "lists"])
-def test_a_column_that_holds_no_images(values: list[Any]) -> None:
-    Dataset.from_dict({"image": values, "label": ["a", "b"] * 10}).to_parquet("rows.parquet")
+def test_a_column_that_holds_no_images() -> None:
+    Dataset.from_dict({"image": list(range(20)), "label": ["a", "b"] * 10}).to_parquet("rows.parquet")
     with pytest.raises(UserError, match=r"task\.image: rows\.parquet: column 'image' cannot be read"):
         load("images", "rows.parquet", {"image": ("image",), "label": ("label",)})
 
 
-@pytest.mark.parametrize("most", [255, 4095])
-def test_grey_values_that_are_black_in_16_bits_are_refused(most: int) -> None:
+def test_grey_values_that_are_black_in_16_bits_are_refused() -> None:
     save_images(Path("pictures"))
-    grey = np.linspace(0, most, 64).astype(np.uint16).reshape(8, 8)
+    grey = np.linspace(0, 4095, 64).astype(np.uint16).reshape(8, 8)
     for name, values in (("dark", grey * 0), ("bright", grey * 16 + 4095)):
         Pillow.fromarray(values).save(f"pictures/red/{name}.png")
     load("images", "pictures", COLUMNS_OF_IMAGES)
     Pillow.fromarray(grey).save("pictures/red/x-ray.png")
-    with pytest.raises(UserError, match=rf"row \d+: .*x-ray\.png is no image .*numbers from 0 to {most}, .* scale"):
+    with pytest.raises(UserError, match=r"row \d+: .*x-ray\.png is no image .*numbers from 0 to 4095, .* scale"):
         load("images", "pictures", COLUMNS_OF_IMAGES)
 
 

@@ -39,8 +39,8 @@ class Splits(dict[str, Any]):
         splits: `train`, `validation` and `test`.
         record: for the run: `files` with their sha256; the `rows` of all pieces, which are `examples` of each split,
             `left_out` because another split has them, or `unused` because of the sizes that are asked for; how many are
-            `repeated`; of `classes`, the rows of each, and how many are `untrained`: no example in training. Of
-            conversations, the `format` of their columns; of `images`, a digest for each piece.
+            `repeated`; of `classes`, the rows of each. Of conversations, the `format` of their columns; of `images`, a
+            digest for each piece.
     """
 
     def __init__(self, splits: Mapping[str, Any], record: Mapping[str, Any]) -> None:
@@ -166,9 +166,6 @@ class Prepared:
         record["unused"] = rows - sum(examples.values()) - left_out
         if self.digests is not None:
             record[self.digests] = {name: hashlib.sha256(b"".join(some)).hexdigest() for name, some in keys.items()}
-        if strata is not None:
-            trained = {one for row in chosen["train"] for one in strata[row]}
-            record["untrained"] = len({one for some in strata for one in some} - trained)
         return Splits({name: pieces.get(name, pieces["train"]).data.select(chosen[name]) for name in SPLITS}, record)
 
 
