@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ...data.models import check_access, is_missing
-from ...diffusion.recipe import SubjectRecipe
 from ...errors import UserError, abridged, counted
 from ...text_table import TextTable
 from ...train.data import Data, notes
@@ -50,19 +48,25 @@ def dry_run(
     Raises:
         UserError: what the training would say of the data, the folder and the method; the GPU is not known.
     """
-    on, data = machine(gpu), None
+    on, sizes = machine(gpu), None
     if output is not None:
         check_recipe(output, recipe)
     if on == machine(None):
         check_precision(recipe.training.precision)
     if isinstance(recipe, Recipe):
         check_contamination(recipe)
+        data = None
         if is_missing(recipe.model):
             say([f"{recipe.model} is pretrained first, and what makes its images is not there yet: no data are loaded"])
         else:
             data = _load(recipe)
             say(notes(data.record or {}))
-    sizes = None if data is None else sizes_of(data)
+            examples = {name: len(split) for name, split in data.splits.items()}
+            sizes = Sizes(examples, data.lengths, len(data.labels) or data.task.num_labels)
+        of_data = _of_data(recipe, data, sizes or Sizes.known(recipe))
+    else:
+        steps = {"all": recipe.training.steps, "examples": examples_of_a_step(recipe.training)}
+        of_data = {"examples": {}, "texts": None, "steps": steps}
     return {
         "recipe": recipe.name,
         "seed": recipe.seed,
@@ -72,7 +76,7 @@ def dry_run(
         "budget": recipe.method.options.get("budget"),
         "reference": recipe.reference.method.name if isinstance(recipe, Recipe) and recipe.reference else None,
         **needs(recipe, on, sizes),
-        **_of_data(recipe, data, sizes),
+        **of_data,
     }
 
 
@@ -86,34 +90,16 @@ def _load(recipe: Recipe) -> Data:
     return load_data(recipe, processor)
 
 
-def sizes_of(data: Data) -> Sizes:
-    """The sizes of data that are loaded."""
-    examples = {name: len(split) for name, split in data.splits.items()}
-    found = Sizes(examples, data.lengths, len(data.labels) or data.task.num_labels)
-    if data.scored is None:
-        return found
-    every = [split[place]["choices"] for split in data.splits.values() for place in range(len(split))]
-    return replace(found, choices=(max(map(len, every)), max(len(ids) for one in every for ids in one)))
-
-
-def _of_data(recipe: RunRecipe, data: Data | None, sizes: Sizes | None) -> dict[str, Any]:
-    training = recipe.training
-    if isinstance(recipe, SubjectRecipe):
-        steps = {"all": recipe.training.steps, "examples": examples_of_a_step(training)}
-        return {"examples": {}, "texts": None, "steps": steps}
-    assert isinstance(recipe, Recipe)
-    record = {} if data is None else data.record or {}
-    examples = (sizes or Sizes.known(recipe)).examples
-    found: dict[str, Any] = {
-        "examples": record.get("examples") or {name: count for name, count in examples.items() if count is not None},
-        "texts": None,
-        "steps": None,
-        **({"rows": record["packed"]} if "packed" in record else {}),
-    }
-    if (rows := examples["train"]) is not None:
-        an_epoch = steps_of_an_epoch(training, rows)
+def _of_data(recipe: Recipe, data: Data | None, sizes: Sizes) -> dict[str, Any]:
+    record, training = {} if data is None else data.record or {}, recipe.training
+    known = {name: count for name, count in sizes.examples.items() if count is not None}
+    found: dict[str, Any] = {"examples": record.get("examples") or known, "texts": None, "steps": None}
+    if "packed" in record:
+        found["rows"] = record["packed"]
+    if (rows := known.get("train")) is not None:
+        epoch = steps_of_an_epoch(training, rows)
         of_a_step = min(examples_of_a_step(training), rows)
-        found["steps"] = {"epoch": an_epoch, "all": an_epoch * recipe.training.epochs, "examples": of_a_step}
+        found["steps"] = {"epoch": epoch, "all": epoch * training.epochs, "examples": of_a_step}
     if data is not None and (lengths := data.lengths.get("train")):
         found["texts"] = {"mean": math.fsum(lengths) / len(lengths), "longest": max(lengths)}
     return found
@@ -129,17 +115,22 @@ def describe(todo: Reproduction, gpu: str | None = None) -> list[dict[str, Any]]
     Raises:
         UserError: a recipe's model or method cannot be had, or the GPU is not known.
     """
-    on, rows = machine(gpu or todo.suite.gpu), []
-    known: dict[str, dict[str, Any]] = {}
-    for (name, seed), job in todo.jobs.items():
-        recipe = job.recipe
-        if name not in known:
-            known[name] = needs(recipe, on)
-        about = {"recipe": name, "seed": seed, "model": recipe.model, "data": recipe.task.name}
-        rows.append(
-            {**about, "method": recipe.method.name, **known[name], "status": job.status(), "folder": str(job.folder)}
-        )
-    return rows
+    on = machine(gpu or todo.suite.gpu)
+    recipes = {name: job.recipe for (name, _), job in todo.jobs.items()}
+    known = {name: needs(recipe, on) for name, recipe in recipes.items()}
+    return [
+        {
+            "recipe": name,
+            "seed": seed,
+            "model": job.recipe.model,
+            "data": job.recipe.task.name,
+            "method": job.recipe.method.name,
+            **known[name],
+            "status": job.status(),
+            "folder": str(job.folder),
+        }
+        for (name, seed), job in todo.jobs.items()
+    ]
 
 
 # ---------------------------------------------------------------- as a person reads it
@@ -197,10 +188,7 @@ def run_rows(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "steps", f"{steps['all']:,} in all{epochs}, of {steps['examples']:,} examples each"
     fits = "it fits" if run["fits"] else "it does NOT fit"
     where = f"{run['machine_memory_gb']:.0f} GB of one {run['machine']}: {fits}"
-    yield (
-        "memory",
-        f"about {max(run['memory_gb'], 0.1):.1f} GB at the peak, of {where}",
-    )
+    yield "memory", f"about {max(run['memory_gb'], 0.1):.1f} GB at the peak, of {where}"
     known = run["hours"] is not None
     yield "time", f"about {_time(run['hours'])}: {_shares([run])}" if known else "not known: the data were not loaded"
 

@@ -7,7 +7,6 @@ within a factor of about 2. The paper's models need no download; of another one,
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -33,7 +32,7 @@ from ...methods import ParameterCounts, count_parameters, get_method
 from ...methods.base import apply_method
 from ...methods.start import ordinary
 from ...train.kind_facts import FACTS
-from ...train.kinds.choices import BEAMS, LOGITS, NEW_TOKENS, questions_at_once
+from ...train.kinds.choices import BEAMS, CACHED, LOGITS, NEW_TOKENS
 from ...train.models import (
     PRECISIONS,
     cached_width,
@@ -180,13 +179,11 @@ TRAINED_LAYER_S, FORWARD_LAYER_S, IMAGE_S = 2e-3, 0.7e-3, 0.7e-3
 
 @dataclass(frozen=True)
 class Sizes:
-    """The examples of each split and the tokens of its texts (None and nothing where not known), the labels, and of
-    questions the most choices and the tokens of the longest choice."""
+    """The examples of each split and the tokens of its texts (None and nothing where not known), and the labels."""
 
     examples: Mapping[str, int | None]
     lengths: Mapping[str, Sequence[float]]
     labels: int
-    choices: tuple[int, int] = (5, 1)
 
     @classmethod
     def known(cls, recipe: Recipe) -> Sizes:
@@ -201,7 +198,7 @@ class Sizes:
             texts = [float(one) for one in np.interp(np.linspace(0, 1, 1001), QUANTILES, points)]
             held_out = [*texts, float(LONGEST_HELD_OUT.get(section.name, 0))]
             lengths = {name: texts if name == "train" else held_out for name in splits}
-        return cls(examples, lengths, task.num_labels, (task.classes or 5, section.kind.learned_tokens or 1))
+        return cls(examples, lengths, task.num_labels)
 
 
 @dataclass(frozen=True)
@@ -368,21 +365,16 @@ def peaks(recipe: Recipe, sizes: Sizes) -> dict[str, float]:
 
     held_out = ("validation", *recipe.test_sets)
     length = longest(recipe, sizes, held_out)
-    rows = batch = min(
-        training.eval_batch_size, max(sizes.examples[one] or training.eval_batch_size for one in held_out)
-    )
-    logits = cached = 0
+    rows = min(training.eval_batch_size, max(sizes.examples[one] or training.eval_batch_size for one in held_out))
+    logits = min(LOGITS, rows * length * vocabulary) if is_causal else 0
+    cached = 0
     if task.kind.has_choices:
-        choices, each = sizes.choices
-        rows = min(batch, questions_at_once(config, choices, length, each))
-        logits = rows * choices * each * vocabulary
-        cached = rows * choices * (length + each) * cached_width(config)
+        choices, width_of_token = rows * (task.definition.classes or 5), cached_width(config)
+        logits = min(LOGITS, choices * (task.kind.learned_tokens or 1) * vocabulary)
+        cached = min(CACHED, choices * length * width_of_token)
         if task.scorer == "generated":
-            rows = max(rows, BEAMS * batch)
-            cached = max(cached, BEAMS * batch * (length + NEW_TOKENS) * cached_width(config))
-    elif is_causal:
-        at_once = min(batch, max(1, LOGITS // (length * vocabulary)))
-        logits, rows = at_once * length * vocabulary, at_once if task.loss_on == "all" else batch
+            rows *= BEAMS
+            cached = max(cached, rows * (length + NEW_TOKENS) * width_of_token)
     return {
         "training": found.held + max(gradients, before + passing),
         "evaluation": found.held + inner * rows * length + 12 * logits + width * cached,
@@ -411,35 +403,37 @@ def hours(recipe: Recipe, sizes: Sizes, on: Machine) -> dict[str, float] | None:
         tokens = padded(recipe, sizes, 1, split) + recipe.task.kind.scored_tokens
         return seconds(counts[split], tokens, training.eval_batch_size)
 
+    def writing(split: str) -> float:  # each token waits for the one before it, and for the weights to be read
+        size = training.eval_batch_size
+        weights = PRECISIONS[training.precision].itemsize * found.multiplied
+        each = max(counts[split] / size * weights / (1e9 * on.bandwidth), seconds(counts[split], 0, size))
+        work = seconds(counts[split], padded(recipe, sizes, 1, split) + NEW_TOKENS, size)
+        return max(BEAMS * work, NEW_TOKENS * each)
+
     trains = found.params.adapter > 0
     passes = 1 + trains * (1 + (found.params.adapter > found.params.total / 2) + training.gradient_checkpointing)
-    batch, rounds = training.batch_size, float(training.epochs)
+    batch, rounds, forms = training.batch_size, float(training.epochs), len(method.forms)
     if isinstance(training.eval_every, int):
         rounds = math.ceil(steps_of_an_epoch(training, counts["train"]) * training.epochs / training.eval_every)
     one = seconds(counts["train"], padded(recipe, sizes, batch), batch, passes, TRAINED_LAYER_S)
     sets = [name for name in recipe.test_sets if name != "validation"]
-    evaluation = (rounds + len(method.forms)) * scoring("validation") + len(method.forms) * sum(map(scoring, sets))
-    calibrations = (rounds if method.deployed_form == CALIBRATED else 0) + (CALIBRATED in method.forms)
-    wanted, writing = recipe.calibration, 0.0
+    evaluation = (rounds + forms) * scoring("validation") + forms * sum(map(scoring, sets))
+    calibrations, wanted = (
+        rounds * (method.deployed_form == CALIBRATED) + (CALIBRATED in method.forms),
+        recipe.calibration,
+    )
     calibration = 2 * seconds(wanted.examples, padded(recipe, sizes, wanted.batch_size), wanted.batch_size)
-    if recipe.task.scorer == "generated":  # each token waits for the one before it
-        for name in recipe.test_sets:
-            tokens, size = padded(recipe, sizes, 1, name) + NEW_TOKENS, training.eval_batch_size
-            reading = (
-                counts[name] / size * PRECISIONS[training.precision].itemsize * found.multiplied / (1e9 * on.bandwidth)
-            )
-            each = max(reading, seconds(counts[name], 0, size))
-            writing += len(method.forms) * max(BEAMS * seconds(counts[name], tokens, size), NEW_TOKENS * each)
+    written = forms * sum(map(writing, recipe.test_sets)) if recipe.task.scorer == "generated" else 0.0
     parts = {"training": training.epochs * one, "evaluation": evaluation, "calibration": calibrations * calibration}
-    parts |= {"generation": writing, "loading": 10 + found.held / 0.5e9}
+    parts |= {"generation": written, "loading": 10 + found.held / 0.5e9}
     return {name: value / 3600 for name, value in parts.items()}
 
 
 # ---------------------------------------------------------------- subject-driven generation
 
 
-@lru_cache(maxsize=8)
-def _unet(model: str) -> Any:
+@lru_cache(maxsize=32)
+def _subject_params(model: str, method: str, options: str) -> ParameterCounts:
     with extra("diffusion"):
         from diffusers import UNet2DConditionModel
     try:
@@ -447,7 +441,9 @@ def _unet(model: str) -> Any:
     except (OSError, ValueError) as error:
         raise cannot_load("model", model, error) from error
     with torch.device("meta"):
-        return UNet2DConditionModel.from_config(dict(config)).requires_grad_(False)  # type: ignore[no-untyped-call]
+        unet: Any = UNet2DConditionModel.from_config(dict(config))  # type: ignore[no-untyped-call]
+        bound = get_method(method).bind(json.loads(options))
+        return count_parameters(apply_method(bound, unet.requires_grad_(False), "TEXT_TO_IMAGE"))
 
 
 def subject_needs(recipe: SubjectRecipe, on: Machine) -> tuple[ParameterCounts, float, dict[str, float]]:
@@ -458,8 +454,7 @@ def subject_needs(recipe: SubjectRecipe, on: Machine) -> tuple[ParameterCounts, 
     is kept are SDXL's, in the ratio of the parameters and of the pixels.
     """
     training, forms = recipe.training, len(recipe.method.forms)
-    with torch.device("meta"):
-        params = count_parameters(apply_method(recipe.method, copy.deepcopy(_unet(recipe.model)), "TEXT_TO_IMAGE"))
+    params = _subject_params(recipe.model, recipe.method.name, json.dumps(recipe.method.options))
     size = (params.total - params.adapter) / 2.567e9 * (recipe.task.resolution / 1024) ** 2
     weight, width = (PRECISIONS[one].itemsize for one in (recipe.weights_precision, training.precision))
     passing = width * training.batch_size * size * (3.081e8 if training.gradient_checkpointing else 2.664e9)
@@ -490,23 +485,17 @@ def needs(recipe: RunRecipe, on: Machine, sizes: Sizes | None = None) -> dict[st
     Raises:
         UserError: the model is not known or cannot be counted, or the method does not fit it.
     """
+    parts: Mapping[str, float] | None
     if isinstance(recipe, SubjectRecipe):
         params, memory, parts = subject_needs(recipe, on)
-        return _record(params, memory, parts, on)
-    assert isinstance(recipe, Recipe)
-    runs = [recipe, *([] if (reference := recipe.reference_recipe()) is None else [reference])]
-    every = [(one, sizes or Sizes.known(one)) for one in runs]
-    params = shapes(recipe, every[0][1].labels).params
-    known = [one for one in (hours(*each, on) for each in every) if one is not None]
-    all_known = len(known) == len(every)
-    return _record(params, max(max(peaks(*one).values()) for one in every), _sum(known) if all_known else None, on)
-
-
-def _sum(some: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: sum(one[name] for one in some) for name in some[0]}
-
-
-def _record(params: ParameterCounts, memory: float, parts: Mapping[str, float] | None, on: Machine) -> dict[str, Any]:
+    else:
+        assert isinstance(recipe, Recipe)
+        runs = [one for one in (recipe, recipe.reference_recipe()) if one is not None]
+        every = [(one, sizes or Sizes.known(one)) for one in runs]
+        params = shapes(recipe, every[0][1].labels).params
+        memory = max(max(peaks(*one).values()) for one in every)
+        took = [known for one in every if (known := hours(*one, on)) is not None]
+        parts = {name: sum(one[name] for one in took) for name in took[0]} if len(took) == len(every) else None
     memory_gb = memory / 1e9 + (0.7 if on.cores else 0.0)  # Python, PyTorch and the data share a CPU's memory
     return {
         "params": asdict(params),
