@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import importlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, get_args
 
@@ -39,9 +41,9 @@ class Format(ABC):
     """What the format is called in reports."""
 
     @staticmethod
-    @abstractmethod
     def holds(layer: Any, backend: QuantizationBackend) -> bool:
-        """Whether the weight of a layer that PEFT has this access to is in this format."""
+        """Whether the weight of a layer that PEFT has this access to is in this format; no layer holds one of files."""
+        return False
 
     @property
     def dtype(self) -> Any:
@@ -92,6 +94,27 @@ class Format(ABC):
         """
         grid = self.storable(better_grid(weight, self.grid(), self.fitted(weight), S.diagonal()))
         return round_to_moment(weight, inputs, grid), grid
+
+
+Change = tuple[Any, Tensor | None]
+"""What a layer is to hold: what its format packs or a float weight (d_out, d_in), None where that stays; and the bias."""
+
+
+class StoredModel(ABC):
+    """A base model on disk."""
+
+    @abstractmethod
+    def format_of(self, model: Any, path: str, layer: Any) -> Any:
+        """How the weight of a linear layer is stored; None of a float type.
+
+        Raises:
+            MergeError: the layer has no weight of its own there, another one than the model, or one of a type that
+                cannot be written.
+        """
+
+    @abstractmethod
+    def write(self, output: Path, changes: Mapping[str, Change]) -> None:
+        """Write a copy of the model with some layers, by path, changed."""
 
 
 class Bnb4Bit(Format):

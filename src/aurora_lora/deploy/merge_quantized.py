@@ -93,6 +93,8 @@ class QuantizedMerge(Report):
     def summary(self) -> str:
         """A line for people: what is lost end to end, or where no classes are predicted in the worst layer, with the
         nearest values beside."""
+        if not self.layers:
+            return "nothing: no layer with an adapter is quantised"
         ours, nearest = self.lost(BY_INPUTS), self.lost(NEAREST)
         if ours is None or nearest is None:
             (worst,) = self.worst(n=1)
@@ -161,22 +163,66 @@ def merge_quantized(
         TypeError: as `calibrate`.
         ValueError: an argument that is not allowed.
     """
-    if not 0 < damping < math.inf:
-        raise ValueError(f"damping={damping!r} is not allowed: it must be a finite number above 0.")
-    start = time.perf_counter()
-    data = _Parts(batches, "reading inputs" if progress else "", **reading)
     every = layers_with_adapters(model, "merge_quantized")
-    layers = {layer.path: layer for layer in every if layer.format is not None}
-    others = [layer for layer in every if layer.format is None]
-    if not layers:
+    if all(layer.format is None for layer in every):
         raise MergeError(
             "No layer with an active adapter is quantised, so nothing needs merge_quantized: use merge_adapter() or "
             "merge_and_unload()."
         )
+    data = Parts(batches, "reading inputs" if progress else "", **reading)
+    rounded, report = round_layers(model, every, data, "merge_quantized", damping, max_memory)
+    merged: list[Any] = []
+    try:
+        for layer in every:
+            if layer.format is not None:
+                merged.append(layer.module)
+                _merge(layer, rounded[layer.path])
+        # where warnings are errors, the model is as before
+        warnings.warn(f"Merging into quantised weights rounds them again: that costs {report.summary}.", stacklevel=2)
+        for layer in every:  # those in float last, as PEFT takes back what it merged only up to rounding
+            if layer.format is None:
+                merged.append(layer.module)
+                layer.module.merge()
+    except BaseException:
+        for module in filter(lambda one: one.merged, merged):
+            module.unmerge()
+        raise
+    return report
+
+
+# -------------------------------------------------------------------- rounding
+
+
+def round_layers(
+    model: nn.Module,
+    every: Sequence[AdaptedLayer],
+    data: Parts,
+    action: str,
+    damping: float,
+    max_memory: float,
+) -> tuple[dict[str, RoundedLayer], QuantizedMerge]:
+    """What each quantised layer is to hold, by path, and what that loses; changes nothing.
+
+    Args:
+        model: with active adapters.
+        every: its layers with adapters; one without a format is merged into its float weight, and loses nothing.
+        data: what to round by, and to measure on.
+        action: what the user called, for errors.
+        damping: see `merge_quantized`.
+        max_memory: see `merge_quantized`.
+
+    Raises:
+        CalibrationError, MergeError, NotFiniteError, ValueError: see `merge_quantized`.
+    """
+    if not 0 < damping < math.inf:
+        raise ValueError(f"damping={damping!r} is not allowed: it must be a finite number above 0.")
+    start = time.perf_counter()
+    layers = {layer.path: layer for layer in every if layer.format is not None}
+    others = [layer for layer in every if layer.format is None]
     if aurora := [(layer.path, layer.module) for layer in every if isinstance(layer.module, AuroraLayer)]:
         check_before_merge(model, aurora)
     data.hold()
-    with evaluated(model), Runner(model, "merge_quantized") as runner:
+    with evaluated(model), Runner(model, action) as runner:
         rounded: dict[str, RoundedLayer] = {}
         for S, together in input_moments(layers, runner, data, max_memory):
             inputs = input_moment(S, damping)  # layers that share an input share its factors
@@ -187,33 +233,16 @@ def merge_quantized(
                 rounded[path] = RoundedLayer(None, None, None, LayerMerge(path, layer.format.name, 0.0, 0.0), 0)
         passes = data.passes
         ends, n = _end_to_end(runner, data, [(layer, rounded[path]) for path, layer in layers.items()], others)
-    merged: list[Any] = []
-    try:
-        for path, layer in layers.items():
-            merged.append(layer.module)
-            _merge(layer, rounded[path])
-        report = QuantizedMerge(
-            tuple(rounded[path].report for path in layers),
-            ends,
-            n,
-            data.held_out,
-            max(each.vectors for each in rounded.values()),
-            passes,
-            time.perf_counter() - start,
-        )
-        # where warnings are errors, the model is as before
-        warnings.warn(f"Merging into quantised weights rounds them again: that costs {report.summary}.", stacklevel=2)
-        for layer in others:  # last, as PEFT takes back what it merged only up to rounding
-            merged.append(layer.module)
-            layer.module.merge()
-    except BaseException:
-        for module in filter(lambda one: one.merged, merged):
-            module.unmerge()
-        raise
-    return report
-
-
-# -------------------------------------------------------------------- rounding
+    report = QuantizedMerge(
+        tuple(rounded[path].report for path in layers),
+        ends,
+        n,
+        data.held_out,
+        max((each.vectors for each in rounded.values()), default=0),
+        passes,
+        time.perf_counter() - start,
+    )
+    return rounded, report
 
 
 class RoundedLayer(NamedTuple):
@@ -286,7 +315,7 @@ def _unmerge(layer: Any) -> None:
 # -------------------------------------------------------------------- end to end
 
 
-class _Parts(Passes):
+class Parts(Passes):
     """Passes over the batches that weights are rounded by, and one over those that are held out."""
 
     held_out = False
@@ -309,7 +338,7 @@ class _Parts(Passes):
 
 def _end_to_end(
     runner: Runner,
-    data: _Parts,
+    data: Parts,
     layers: Sequence[tuple[AdaptedLayer, RoundedLayer]],
     others: Sequence[AdaptedLayer],
 ) -> tuple[tuple[EndToEndGap, ...], int]:

@@ -153,7 +153,8 @@ class AdaptedLayer:
         if type(layer).merge is BaseTunerLayer.merge:
             raise MergeError(f"{self.path}: PEFT merges no {method} into a layer of this kind.")
         # whether the layer's own merge is none into a weight, but dequantises and quantises by itself
-        requantises = self.format is not None and layer.quantization_backend is None
+        is_stored = self.format is not None and self.format.backend is not None
+        requantises = is_stored and layer.quantization_backend is None
         variants = None  # of LoRA without biases: DoRA and its like
         if isinstance(layer, LoraLayer) and not any(layer.lora_bias.get(name) for name in names):
             variants = [layer.lora_variant[name] for name in names if name in layer.lora_variant]

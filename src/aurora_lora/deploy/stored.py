@@ -1,0 +1,98 @@
+"""`merge_stored`: merge adapters into a copy of their quantised base, as it is stored for serving."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Unpack
+
+import torch
+from torch import nn
+
+from ..errors import ArgumentError, MergeError
+from ..tuner.peft_names import AuxiliaryTrainingWrapper
+from .calibrate import MAX_MEMORY
+from .compressed import CompressedFolder
+from .formats import Change, StoredModel
+from .gguf import GgufFile
+from .inputs import Reading
+from .merge_quantized import Parts, QuantizedMerge, round_layers
+from .merges import layers_with_adapters
+
+
+def merge_stored(
+    model: nn.Module,
+    stored: Path | str,
+    output: Path | str,
+    batches: Any,
+    *,
+    damping: float = 1e-3,
+    max_memory: float = MAX_MEMORY,
+    progress: bool = False,
+    **reading: Unpack[Reading],
+) -> QuantizedMerge:
+    """Write a copy of a stored quantised base with the active adapters merged, rounded by the inputs of each layer.
+
+    What is written has the format and the size of the base. Metadata and all that the adapter does not change stay as
+    they are, byte for byte. Each block of weights keeps its scale, or gets the one that the format would choose for the
+    merged weights, whichever costs less.
+
+    Args:
+        model: a `PeftModel` of any method that changes the weights of linear layers, in its mergeable form, not merged,
+            on the dequantised base: `from_pretrained(folder, gguf_file=name)`, or `from_pretrained(folder,
+            quantization_config=CompressedTensorsConfig(dequantize=True))`. It is not changed.
+        stored: the base: a GGUF file (Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, F16, BF16, F32), or a folder in
+            a format of compressed-tensors (integers of 4 to 8 bits, FP8, NVFP4, MXFP4).
+        output: the file or the folder to write, which must not exist.
+        batches: see `merge_quantized`; held out likewise.
+        damping: see `merge_quantized`.
+        max_memory: see `merge_quantized`.
+        progress: see `merge_quantized`.
+        reading: see `merge_quantized`.
+
+    Returns:
+        What rounding costs end to end and in each layer, see `merge_quantized`.
+
+    Raises:
+        UserError: the base cannot be read, or is missing; the output exists or cannot be written.
+        MergeError: an adapted layer has no weight of its own there, one of another type, or other values; the adapter
+            trains more than linear layers.
+        CalibrationError, FormError, NotFiniteError, TypeError, ValueError: see `merge_quantized`.
+    """
+    stored, output = Path(stored), Path(output)
+    if output.exists():
+        raise ArgumentError(f"{output} exists already: choose another name")
+    data = Parts(batches, "reading inputs" if progress else "", **reading)
+    base: StoredModel = CompressedFolder(stored) if stored.is_dir() else GgufFile(stored)
+    check_linear_only(model)
+    layers = [
+        replace(one, format=base.format_of(model, one.path, one.module.get_base_layer()))
+        for one in layers_with_adapters(model, "merge_stored")
+    ]
+    rounded, report = round_layers(model, layers, data, "merge_stored", damping, max_memory)
+    changes: dict[str, Change] = {}
+    for layer in layers:
+        if layer.format is not None:
+            changes[layer.path] = rounded[layer.path].weight, rounded[layer.path].bias
+        else:
+            held, merged, bias = layer.weights()
+            weight = None if torch.equal(held, merged) else merged
+            changes[layer.path] = weight, None if layer.bias_change(bias) is None else bias
+    base.write(output, {path: change for path, change in changes.items() if change != (None, None)})
+    if report.layers:
+        warnings.warn(f"Merging into {stored.name} rounds it again: that costs {report.summary}.", stacklevel=2)
+    return report
+
+
+def check_linear_only(model: Any) -> None:
+    """Raise a MergeError for an adapter that trains more than its own layers."""
+    for path, module in model.named_modules():
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            raise MergeError(
+                f"{path}: the adapter trains it as a whole (modules_to_save or new tokens), and merge_stored merges "
+                "changes of linear weights alone"
+            )
+    for config in model.peft_config.values():
+        if getattr(config, "bias", "none") not in ("none", False):
+            raise MergeError(f"bias={config.bias!r}: the adapter trains biases, which merge_stored does not merge")
