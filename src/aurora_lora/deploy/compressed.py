@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import MergeError, UserError, one_line
 from ..extras import extra
-from ..folders import new_folder
+from ..files import new_folder
 from ..ops.rounding import Grid
 from .formats import Change, Format, StoredModel
 
@@ -191,7 +191,7 @@ class CompressedFolder(StoredModel):
                 changed[f"{path}.bias"] = bias.cpu()
         if missing := next((name for name in changed if name not in self.files), None):
             raise MergeError(f"{self.path} holds no {missing}, which the adapter changes")
-        with new_folder(output, last=("config.json",)) as folder:
+        with new_folder(output) as folder:
             for file in sorted(self.path.iterdir()):
                 if not any(self.files[name] == file for name in changed):
                     (shutil.copytree if file.is_dir() else shutil.copyfile)(file, folder / file.name)

@@ -97,7 +97,7 @@ class Format(ABC):
 
 
 Change = tuple[Any, Tensor | None]
-"""What a layer is to hold: what its format packs or a float weight (d_out, d_in), None where that stays; and the bias."""
+"""What a layer is to hold: what its format packs, a float weight (d_out, d_in), or None where it stays; the bias."""
 
 
 class StoredModel(ABC):
