@@ -1,7 +1,6 @@
 """Merges into folders of compressed-tensors, which the library itself writes and reads."""
 
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aurora_lora.errors import ArgumentError
+from aurora_lora.errors import ArgumentError, UserError
 from aurora_lora.files import check_writable
 
 from .common import (
+    Encoding,
     Examples,
     FormOfRun,
     Json,
@@ -26,12 +28,32 @@ from .common import (
     write_measured,
 )
 
+if TYPE_CHECKING:
+    from aurora_lora.train.adapters import Texts
+
 Out = Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="A new folder.")]
+AnyAdapter = Annotated[
+    Path, typer.Argument(metavar="DIR", help="Folder of a finished `aurora train`, or of any adapter of PEFT.")
+]
+BaseModel = Annotated[
+    str | None,
+    typer.Option("--model", metavar="BASE", help="For an adapter: its base model, if not the one in its config."),
+]
+LikeModel = Annotated[
+    str | None,
+    typer.Option("--hf-model", metavar="MODEL", help="For a GGUF file: the model with its tokenizer and config."),
+]
+TextFile = Annotated[
+    Path | None, typer.Option("--data", metavar="FILE", help="For an adapter: texts, as in training, or .txt.")
+]
+Column = Annotated[
+    str | None, typer.Option("--column", metavar="NAME", help="Column of FILE with the texts, by default text.")
+]
 WrittenIn = Annotated[str, typer.Option("--dtype", metavar="DTYPE", help="Write it in float32, bfloat16 or float16.")]
 
 
 def merge(
-    folder: RunFolder,
+    folder: AnyAdapter,
     output: Out = ...,  # type: ignore[assignment]
     form: FormOfRun = None,
     dtype: WrittenIn = "float32",
@@ -43,15 +65,32 @@ def merge(
         bool,
         typer.Option("--round-by-inputs", help="Round so that outputs are kept, on the run's calibration inputs."),
     ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="BASE", help="For an adapter: a GGUF file, or a folder of compressed-tensors."),
+    ] = None,
+    data: TextFile = None,
+    hf_model: LikeModel = None,
+    column: Column = None,
+    encoding: Encoding = None,
+    examples: Examples = None,
     as_json: Json = False,
 ) -> None:
-    """Write a stand-alone model that loads with plain Transformers.
+    """Write a stand-alone model that loads with plain Transformers; of an adapter and BASE, a copy of BASE.
 
-    OUT must be new or empty. What was added to a merged model is never removed: then another folder must do.
+    OUT must be new or empty. What was added to a merged model is never removed: then another folder must do. A copy of
+    BASE is rounded by the texts of FILE, but for some that say what is lost.
     """
     from aurora_lora.train.finished_run import load_run
     from aurora_lora.train.merging import merge as merge_run
 
+    if _is_adapter(folder, model=model, data=data, hf_model=hf_model, column=column, encoding=encoding):
+        if form or quantization or round_by_inputs or overwrite or dtype != "float32":
+            raise UserError("--form, --dtype, --quantization, --round-by-inputs and --overwrite go with a run")
+        if model is None:
+            raise UserError(f"{folder} is an adapter: --model BASE is the GGUF file or folder to merge it into")
+        _merge_adapter(folder, model, _texts(folder, data, column, encoding, examples), output, hf_model, as_json)
+        return
     run = load_run(folder)
     quiet()
     options: dict[str, Any] = {"dtype": dtype, "quantization": quantization, "round_by_inputs": round_by_inputs}
@@ -74,8 +113,76 @@ def merge(
             print(f"rounding costs {merged.rounding.summary}")
 
 
+def _is_adapter(folder: Path, **given: Any) -> bool:
+    """Whether it is the folder of an adapter and not of a run.
+
+    Raises:
+        UserError: it is that of a run, and options are given that go with an adapter.
+    """
+    from aurora_lora.train.publish import RECIPE
+
+    named = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
+    if (folder / RECIPE).exists() or not (named or (folder / "adapter_config.json").is_file()):
+        if named:
+            raise UserError(f"{named[0]} goes with an adapter; the run's own is {folder}/adapter")
+        return False
+    return True
+
+
+def _texts(folder: Path, data: Path | None, column: str | None, encoding: str | None, examples: int | None) -> Texts:
+    from aurora_lora.train.adapters import Texts
+
+    if data is None:
+        raise UserError(f"{folder} is an adapter: --data FILE has the texts to round by and to measure on")
+    return Texts(data, column or "text", encoding, examples)
+
+
+def _merge_adapter(adapter: Path, model: str, texts: Texts, output: Path, hf_model: str | None, as_json: bool) -> None:
+    """Merge into a copy of what is served, and say what that loses."""
+    from aurora_lora.train.adapters import merge_adapter
+
+    quiet()
+    report = merge_adapter(adapter, model, texts, output, like=hf_model, progress=not as_json)
+    if as_json:
+        print_json({"file": str(output), "model": model, "rounding": report.to_dict()})
+        return
+    for table in report.tables():
+        stdout().print(table)
+    print(f"wrote {output}: it loses {report.summary}")
+
+
+def _check_merged(
+    adapter: Path,
+    merged: Path,
+    model: str | None,
+    hf_model: str | None,
+    texts: Texts,
+    max_kl: float | None,
+    as_json: bool,
+) -> None:
+    """Compare what was written with the unmerged adapter; exit 1 where it is none, or beyond the bound."""
+    from aurora_lora.deploy.predictions import end_to_end_table
+    from aurora_lora.train.adapters import check_merged
+
+    quiet()
+    with stderr().status(f"comparing on {texts.file.name}"):
+        found = check_merged(adapter, merged, texts, model, hf_model)
+    wrong = list(found.accidents)
+    kl = found.merged.kl or 0.0
+    if max_kl is not None and not kl <= max_kl:
+        wrong.append(f"KL {kl:.5f} is above --max-kl {max_kl:g}")
+    if as_json:
+        print_json({"adapter": str(adapter), "merged": str(merged), **asdict(found), "wrong": wrong})
+    else:
+        stdout().print(end_to_end_table(texts.file.name, (found.without, found.merged), found.predictions))
+    for line in wrong:
+        note(line)
+    if wrong:
+        raise typer.Exit(1)
+
+
 def gap(
-    folder: RunFolder,
+    folder: AnyAdapter,
     split: Split = None,
     examples: Examples = None,
     merges: Annotated[
@@ -85,29 +192,73 @@ def gap(
         list[str] | None,
         typer.Option("--quantization", metavar="FORMAT", help="Also merges in nf4, fp4 or int8; may be repeated."),
     ] = None,
+    model: BaseModel = None,
+    data: TextFile = None,
+    merged: Annotated[
+        Path | None,
+        typer.Option("--merged", metavar="OUT", help="For an adapter: check this merged model, a GGUF file or folder."),
+    ] = None,
+    max_kl: Annotated[
+        float | None, typer.Option("--max-kl", metavar="X", help="With --merged: exit 1 beyond this KL divergence.")
+    ] = None,
+    hf_model: LikeModel = None,
+    column: Column = None,
+    encoding: Encoding = None,
     output: MeasuredInto = None,
     as_json: Json = False,
 ) -> None:
     """Measure what a merge loses, by layer and end to end.
 
-    Writes gap.json and figures.
+    Writes gap.json and figures; for an adapter's folder, only with --output.
     """
     from aurora_lora.lab.report.measured import GAP, gap_figure
+    from aurora_lora.train.adapters import adapter_gap
     from aurora_lora.train.finished_run import load_run
     from aurora_lora.train.measuring import gap as measure
 
-    run = load_run(folder)
-    target = output or folder
-    check_writable(target)
+    given = {"data": data, "merged": merged, "max_kl": max_kl, "hf_model": hf_model}
+    run = None if _is_adapter(folder, model=model, **given, column=column, encoding=encoding) else load_run(folder)
+    if run is None and (split is not None or merges):
+        raise UserError("--split and --merges go with a run, not with the folder of an adapter")
+    if merged is not None:
+        if quantization or output is not None:
+            raise UserError("--quantization and --output do not go with --merged, which is one merge that is there")
+        texts = _texts(folder, data, column, encoding, examples)
+        _check_merged(folder, merged, model, hf_model, texts, max_kl, as_json)
+        return
+    if max_kl is not None or hf_model is not None:
+        raise UserError("--max-kl and --hf-model go with --merged")
+    target = output if run is None else output or folder
+    if target is not None:
+        check_writable(target)
     quiet()
-    split = split or run.test_sets[0]
-    with stderr().status(f"running the forms on the {split} split"):
-        report = measure(run, split=split, examples=examples, merges=merges or None, quantizations=quantization or ())
-    record = {"run": str(folder), "split": split, **report.to_dict()}
+    said = None
+    if run is not None:
+        split = split or run.test_sets[0]
+        with stderr().status(f"running the forms on the {split} split"):
+            options: dict[str, Any] = {"examples": examples, "quantizations": quantization or ()}
+            report = measure(run, split=split, merges=merges or None, **options)
+        record: dict[str, Any] = {"run": str(folder), "split": split}
+        subject = run.subject
+    else:
+        texts = _texts(folder, data, column, encoding, examples)
+        with stderr().status(f"trying merges on {texts.file.name}"):
+            found = adapter_gap(folder, texts, model, quantization or ())
+        report, subject = found.gap, f"{folder}, {texts.file.name}"
+        record = {"adapter": str(folder), "model": found.model, "data": str(data)}
+        record |= {"texts": found.texts, "calibration_texts": found.calibration_texts}
+        if found.calibration_texts:
+            said = f"measured on {found.texts:,} texts; merges by inputs round by {found.calibration_texts:,} others"
+    record |= report.to_dict()
     if not as_json:
         for table in report.tables():
             stdout().print(table)
-    write_measured(target / GAP, record, {"gap": gap_figure} if record["layers"] else {}, run.subject, as_json)
+        if said:
+            print(said)
+    if target is not None:
+        write_measured(target / GAP, record, {"gap": gap_figure} if record["layers"] else {}, subject, as_json)
+    elif as_json:
+        print_json(record)
 
 
 def sigma(folder: RunFolder, examples: Examples = None, output: MeasuredInto = None, as_json: Json = False) -> None:

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from ..errors import ArgumentError, MergeError
+from ..files import read_json
 from ..tuner.peft_names import AuxiliaryTrainingWrapper
 from .calibrate import MAX_MEMORY
 from .compressed import CompressedFolder
 from .formats import Change, StoredModel
-from .gguf import GgufFile
+from .gguf import FLOATS, GgufFile
 from .inputs import Reading
 from .merge_quantized import Parts, QuantizedMerge, round_layers
 from .merges import layers_with_adapters
@@ -96,3 +98,35 @@ def check_linear_only(model: Any) -> None:
     for config in model.peft_config.values():
         if getattr(config, "bias", "none") not in ("none", False):
             raise MergeError(f"bias={config.bias!r}: the adapter trains biases, which merge_stored does not merge")
+
+
+def not_quantised(path: Path, base: Path | None = None) -> list[str]:
+    """The weights of a model on disk that are in floating point, and should not be: those that its base has quantised;
+    of another kind of base all, where the model calls itself quantised, and no weight of it is.
+
+    Args:
+        path: a GGUF file, or a folder of safetensors.
+        base: what it was made from, if that is here.
+    """
+    said, found = _quantised(path)
+    if base is not None and (base.is_file() or (base / "config.json").is_file()):
+        before = _quantised(base)[1]
+        if lost := [name for name, is_quantised in before.items() if is_quantised and found.get(name) is False]:
+            return lost
+    return list(found) if said and not any(found.values()) else []
+
+
+def _quantised(path: Path) -> tuple[bool, dict[str, bool]]:
+    """Whether a model calls itself quantised, and which weights of it are."""
+    if path.is_file():
+        tensors = GgufFile(path).tensors
+        return "Q" in path.stem.upper(), {name: one.tensor_type.name not in FLOATS for name, one in tensors.items()}
+    found: dict[str, bool] = {}
+    for file in sorted(path.glob("*.safetensors")):
+        with safe_open(file, "pt") as reader:
+            for name in reader.keys():  # noqa: SIM118 (it is no dict)
+                layer, _, own = name.rpartition(".")
+                if own.startswith("weight"):
+                    is_float = reader.get_slice(name).get_dtype() in ("F64", "F32", "F16", "BF16", "I64")
+                    found[layer] = found.get(layer, False) or not is_float
+    return "quantization_config" in read_json(path / "config.json"), found

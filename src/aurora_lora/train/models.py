@@ -55,12 +55,15 @@ _POSITIONS = ("position_embeddings", "wpe", "embed_positions")
 
 @contextmanager
 def loading(base: ModelSection | str) -> Iterator[tuple[str, Mapping[str, str]]]:
-    """Where a model is, and its revision as an argument of `from_pretrained`, if it has one; whatever is raised within
-    the block is a UserError that says that it cannot be loaded."""
+    """Where a model is, and its revision or GGUF file as an argument of `from_pretrained`, if it has one; whatever is
+    raised within the block is a UserError that says that it cannot be loaded."""
     base = ModelSection(name=base) if isinstance(base, str) else base
     where = {} if base.revision is None else {"revision": base.revision}
     try:
-        yield resolve_model(base.name), where
+        if is_gguf(base.name):
+            yield str(expanded(base.name).parent), {"gguf_file": expanded(base.name).name}
+        else:
+            yield resolve_model(base.name), where
     except UserError:
         raise
     except Exception as error:  # Transformers and tokenizers raise of every kind on files that are damaged
@@ -144,11 +147,28 @@ def load_base_model(
     return cast(PreTrainedModel, loaded)
 
 
-def load_causal_model(model: str) -> PreTrainedModel:
-    """The pretrained causal language model, in float32; raises as `loading`."""
-    config = load_config(model)
-    with loading(model) as (source, _):
-        return _pretrained(AutoModelForCausalLM, source, config, dtype=torch.float32)
+def is_gguf(model: str) -> bool:
+    """Whether it is a GGUF file here."""
+    return model.endswith(".gguf") and expanded(model).is_file()
+
+
+def load_causal_model(model: str, like: str | None = None) -> PreTrainedModel:
+    """The pretrained causal language model, in float32: dequantised if it is a GGUF file, or stored in a format of
+    compressed-tensors; raises as `loading`.
+
+    Args:
+        model: as in a recipe, or a GGUF file.
+        like: a model whose config is that of the file; what the file says if None.
+    """
+    config: Any = load_config(like or model)
+    more: dict[str, Any] = {}
+    if is_gguf(model):
+        config.__dict__.pop("quantization_config", None)  # of the model that it is like
+        more = {"quantization_config": transformers.GgufConfig(dequantize=True)}
+    elif quantization_of(config) == "compressed-tensors":
+        more = {"quantization_config": transformers.CompressedTensorsConfig(dequantize=True)}
+    with loading(model) as (source, where):
+        return _pretrained(AutoModelForCausalLM, source, config, dtype=torch.float32, **where, **more)
 
 
 def _pretrained(kind: Any, source: str, config: Any, **more: Any) -> PreTrainedModel:
