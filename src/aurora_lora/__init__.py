@@ -86,6 +86,7 @@ __all__ = [
     "lora_factors",
     "merge_gap",
     "merge_quantized",
+    "merge_stored",
     "probe",
     "ranked_config",
     "set_form",

@@ -9,6 +9,7 @@ from .merges import LayerLoss, MergeLoss
 from .predictions import EndToEndGap
 from .probe import LayerProbe, Probe, probe
 from .ranks import ranked_config
+from .stored import merge_stored
 
 __all__ = [
     "CalibrationReport",
@@ -28,6 +29,7 @@ __all__ = [
     "lora_factors",
     "merge_gap",
     "merge_quantized",
+    "merge_stored",
     "probe",
     "ranked_config",
 ]
