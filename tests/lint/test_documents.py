@@ -27,6 +27,8 @@ def test_the_pages_are_what_make_docs_writes(monkeypatch: pytest.MonkeyPatch, tm
 
     monkeypatch.setattr(fill, "write_text", compare)
     monkeypatch.setattr(fill, "FIGURES", tmp_path / "figures")
+    ours = {name: task for name, task in fill.TASKS.items() if task.group != "other"}  # other tests add some
+    monkeypatch.setattr(fill, "TASKS", ours)
     for module in (fill, speed_report):
         monkeypatch.setattr(module, "save", note)
     fill.main()
