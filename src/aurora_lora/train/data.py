@@ -88,7 +88,7 @@ class Texts(Dataset[Example]):
         return [self.target(label) for label in self.data["label"]]
 
     def learning(self, target: Callable[[Any], Any]) -> Texts:
-        """The same texts, of whose labels something else is learned."""
+        """A copy with the same texts, of whose labels something else is learned."""
         found = copy.copy(self)
         found.target = target
         return found
