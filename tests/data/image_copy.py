@@ -58,13 +58,12 @@ def write(repo: dict[str, Any], folder: Path) -> Path:
     more = {
         name: ClassLabel(names=kind) if isinstance(kind, list) else Value(kind) for name, kind in repo["more"].items()
     }
-    features = Features({"image": Image(), "label": repo.get("label", ClassLabel(names=names(repo))), **more})
+    features = Features({"image": Image(), "label": ClassLabel(names=names(repo)), **more})
     files = []
     for split, count in repo["splits"].items():
         path = repo["path"].format(split=split)
         (target / path).parent.mkdir(parents=True, exist_ok=True)
-        made = repo["rows"](repo, count) if "rows" in repo else rows(repo, count)
-        Dataset.from_list(made, features=features).to_parquet(target / path)
+        Dataset.from_list(rows(repo, count), features=features).to_parquet(target / path)
         files.append({"split": split, "path": path})
     if repo["card"]:
         card = yaml.safe_dump({"configs": [{"config_name": "default", "data_files": files}]})

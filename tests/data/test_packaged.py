@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aurora_lora.data import TASKS, SplitSizes, get_task, packaged
+from aurora_lora.data import SplitSizes, get_task, packaged
 from aurora_lora.data.fetch import ARCHIVES, OfflineError, fetch
 from aurora_lora.data.packaged import (
     BIG_BENCH,
@@ -117,8 +117,6 @@ def test_prompts(name: str, form: str, prompt: str, choices: list[str], files: P
     assert {row["prompt"] for row in rows} == ({alpaca(one) for one in wanted} if form == "instruction" else wanted)
     (right,) = (index for index, value in enumerate(ROWS[name]["target_scores"].values()) if value)
     assert all((row["choices"], row["label"]) == (choices, right) for row in rows)
-    if form == task.prompt_forms[0]:
-        assert task.load_splits(SplitSizes(None, 3, 4), 0)["test"]["prompt"] == data["test"]["prompt"]
     with pytest.raises(UserError, match=r"task.validation_size and task.test_size must be given"):
         task.load_splits(SplitSizes(None, None, None), 0)
 
@@ -180,10 +178,7 @@ def test_the_real_questions() -> None:
     ("one", "other", "same"),
     [
         ("A pretentious mess.", "...a  pretentious\tMESS...", True),
-        ("clich\u00e9s", "cliche\u0301s", True),
-        ("\uff21 film", "a film", True),
-        ("Straße", "STRASSE", True),
-        ("well_made", "well made", True),
+        ("Straße, clich\u00e9s of \uff21 film", "STRASSE cliche\u0301s of a film", True),
         ("one of the best films", "one of the worst films", False),
         ("!!!", "???", False),
     ],
@@ -255,11 +250,7 @@ def test_the_real_sentences() -> None:
 # ---------------------------------------------------------------- the registry
 
 
-def test_registry() -> None:
-    for name, task in TASKS.items():
-        assert name == task.name
-        if task.kind != "image-classification":  # some of these have their labels in the data
-            assert bool(task.labels) == (task.kind == "classification")
+def test_a_typo_in_a_name() -> None:
     with pytest.raises(UserError, match="'movie-sentimant': unknown task; did you mean 'movie-sentiment'"):
         get_task("movie-sentimant")
 

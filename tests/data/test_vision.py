@@ -107,7 +107,6 @@ def test_the_seed_decides_and_smaller_sizes_are_parts() -> None:
     def rows(seed: int, *sizes: int | None, pieces: Any = whole) -> dict[str, list[int]]:
         return {name: split["row"][:] for name, split in split_images(pieces, SplitSizes(*sizes), seed, "x").items()}
 
-    assert rows(3, None, 5, 10) == rows(3, None, 5, 10)
     assert rows(3, None, 5, 10)["validation"] != rows(4, None, 5, 10)["validation"]
     few, more = rows(3, 10, 5, 10), rows(3, 20, 5, 10)
     assert more["train"][:10] == few["train"]
@@ -131,16 +130,6 @@ def test_odd_copies(copies: Any) -> None:
     (pets,) = repos_of("oxford-pets")
     copies({**pets, "classes": 36})
     with pytest.raises(UserError, match=r"oxford-iiit-pet, train: there are 36 classes, expected 37"):
-        get_task("oxford-pets").load_splits(ALL, 0)
-    plain = datasets.Value("int64")  # as a converted file may have it
-
-    def unlabelled(repo: dict[str, Any], count: int) -> list[dict[str, Any]]:
-        made = image_copy.rows(repo, count)
-        made[2]["label"] = -1
-        return made
-
-    copies({**pets, "label": plain, "rows": unlabelled})
-    with pytest.raises(UserError, match="train, row 2: label -1 is not one of 0 to 36"):
         get_task("oxford-pets").load_splits(ALL, 0)
     train, test = repos_of("cifar10")
     copies(train, {**test, "classes": test["classes"][::-1]})

@@ -107,16 +107,10 @@ def test_no_image_is_left_out(tops: list[str], tmp_path: Path) -> None:
 ROWS = [{"review": f"film {n}", "stars": str(n % 3)} for n in range(12)]
 
 
-def _cards(folder: Path) -> None:
-    (folder / "owner" / "name").mkdir(parents=True)
-    for split, rows in (("train", ROWS[:8]), ("dev", ROWS[8:])):
-        path = folder / "owner" / "name" / f"{split}.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
 @pytest.mark.parametrize("where", ["folder", "copy of the hub"])
 def test_named_splits(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _cards(tmp_path / "copies")
+    for split, rows in (("train", ROWS[:8]), ("dev", ROWS[8:])):
+        Dataset.from_list(rows).to_json(tmp_path / "copies" / "owner" / "name" / f"{split}.jsonl")
     monkeypatch.setenv("AURORA_LORA_DATA", str(tmp_path / "copies"))
     data = "copies/owner/name" if where == "folder" else "owner/name"
     pieces = open_data(OwnData(data))
@@ -172,8 +166,7 @@ def test_the_split_to_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("AURORA_LORA_DATA", str(tmp_path / "copies"))
     own = OwnData("owner/name", config="short")
     assert len(open_given("owner/name", own)["train"].data) == 4
-    for same in ("copies/owner/name/", "./copies/owner/name"):
-        assert len(open_given(same, OwnData("copies/owner/name", config="short"))["train"].data) == 4
+    assert len(open_given("./copies/owner/name/", OwnData("copies/owner/name", config="short"))["train"].data) == 4
     assert len(open_given("owner/name", own, split="test")["train"].data) == 3
     with pytest.raises(ArgumentError, match=r"^`split`: owner/name has no split 'exam' \(it has train, test\)"):
         open_given("owner/name", own, split="exam")
