@@ -63,7 +63,8 @@ def write(repo: dict[str, Any], folder: Path) -> Path:
     for split, count in repo["splits"].items():
         path = repo["path"].format(split=split)
         (target / path).parent.mkdir(parents=True, exist_ok=True)
-        Dataset.from_list(rows(repo, count), features=features).to_parquet(target / path)
+        made = repo.get("rows", rows)(repo, count)
+        Dataset.from_list(made, features=features).to_parquet(target / path)
         files.append({"split": split, "path": path})
     if repo["card"]:
         card = yaml.safe_dump({"configs": [{"config_name": "default", "data_files": files}]})
