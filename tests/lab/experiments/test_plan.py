@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from typer.testing import CliRunner
 
-from aurora_lora import cli
 from aurora_lora.data import get_task
 from aurora_lora.errors import UserError
 from aurora_lora.lab.experiments.dry_run import describe, plan_lines, plan_tables
@@ -212,14 +210,6 @@ def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
     fits = describe(prepare("table2", "hub", tmp_path), "a100")
     assert {row["machine"] for row in fits} == {"A100"}
     assert "NOT" not in " ".join(plan_lines(fits))
-
-
-def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    command = ["reproduce", "table2", "--scale", "hub", "--only", "lora", "--dry-run"]
-    done = CliRunner().invoke(cli.app, [*command, "--gpu", "A10", "training.gradient_checkpointing=false"])
-    assert done.exit_code == 0, done.output
-    assert "1 of them do NOT fit in the 24 GB of one A10: lora." in " ".join(done.stdout.split())
 
 
 @pytest.mark.slow

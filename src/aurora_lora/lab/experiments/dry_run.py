@@ -144,8 +144,8 @@ def plan_tables(suite: Suite, rows: Rows) -> Iterator[TextTable]:
             runs = [row for row in rows if row["recipe"] == recipe]
             first, done = runs[0], sum(row["status"] == "finished" for row in runs)
             memory = f"{first['memory_gb']:.1f} GB{'' if first['fits'] else '!'}"
-            cells = [_count(first["params"]["adapter"]), memory, _time(first["hours"]), f"{done}/{len(runs)}"]
-            table.rows.append([recipe, *cells])
+            params = f"{first['params']['adapter'] / 1e6:,.3f}M"
+            table.rows.append([recipe, params, memory, _time(first["hours"]), f"{done}/{len(runs)}"])
         yield table
 
 
@@ -207,13 +207,6 @@ def _shares(rows: Rows) -> str:
     whole = sum(sums.values()) or 1.0
     parts = sorted(((100 * value / whole, name) for name, value in sums.items()), reverse=True)
     return ", ".join(f"{share:.0f}% {name}" for share, name in parts if share >= 0.5)
-
-
-def _count(number: int) -> str:
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
-        if number >= 0.9995 * size:  # what rounds to it
-            return f"{number / size:.3g}{unit}"
-    return str(number)
 
 
 def _time(hours: float | None) -> str:

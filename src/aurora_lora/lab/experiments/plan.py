@@ -279,33 +279,25 @@ def kept(block: nn.Module, config: Any, precision: str, method: str) -> tuple[fl
     """
     width, h = PRECISIONS[precision].itemsize, config.hidden_size
     m, heads = getattr(config, "intermediate_size", 4 * h), getattr(config, "num_attention_heads", 1)
-    named = dict(block.named_modules())
-    norms = sum(4 * one.weight.numel() for one in named.values() if type(one).__name__.endswith("Norm"))
-    into_m = sum(one.out_features == m for one in named.values() if isinstance(one, nn.Linear) and one.in_features == h)
+    every = list(block.modules())
+    norms = sum(4 * one.weight.numel() for one in every if type(one).__name__.endswith("Norm"))
+    into_m = sum(one.out_features == m for one in every if isinstance(one, nn.Linear) and one.in_features == h)
     masks = 2 * h if getattr(config, "hidden_dropout_prob", 0) else 0
     attention = 4 * heads * (getattr(config, "head_dim", None) or h // heads)
     slope = norms + width * (attention + (3 * m if into_m == 2 else m) + masks) + 4 * heads
     constant, shared = 0.0, set()
-    for path, one in named.items():
-        inside = [
-            part
-            for part in named
-            if part != path and path.startswith(f"{part}.") and hasattr(named[part], "base_layer")
-        ]
-        is_adapted = hasattr(one, "base_layer") and any(weight.requires_grad for weight in one.parameters())
-        if not is_adapted and (inside or not isinstance(one, nn.Linear) or not one.weight.requires_grad):
+    adapted = {part for one in every if hasattr(one, "base_layer") for part in one.modules()}
+    for parent, one in [(above, one) for above in every if above not in adapted for one in above.children()]:
+        trained = [part for part in one.modules() if isinstance(part, nn.Linear) and part.weight.requires_grad]
+        if not (any(weight.requires_grad for weight in one.parameters()) if one in adapted else one in trained):
             continue
         d_in, d_out = _widths(one)
-        d_in = max(
-            (part.in_features for part in one.modules() if isinstance(part, nn.Linear) and part.weight.requires_grad),
-            default=d_in,
-        )
-        drops = is_adapted and any(isinstance(part, nn.Dropout) and part.p for part in one.modules())
-        place = (path.rpartition(".")[0], d_in)
-        if drops or width < 4 or place not in shared:
+        d_in = max((part.in_features for part in trained), default=d_in)
+        drops = one in adapted and any(isinstance(part, nn.Dropout) and part.p for part in one.modules())
+        if drops or width < 4 or (parent, d_in) not in shared:
             slope += d_in * (width + 4 * drops)
-        shared.add(place)
-        if is_adapted:
+        shared.add((parent, d_in))
+        if one in adapted:
             slope += 2 * d_out * width * bool(len(getattr(one, "lora_magnitude_vector", ())))
             constant += 4.0 * d_in * d_out * WHOLE_UPDATES.get(method, 0)
     return constant, float(slope)
@@ -313,8 +305,7 @@ def kept(block: nn.Module, config: Any, precision: str, method: str) -> tuple[fl
 
 def _widths(layer: Any) -> tuple[int, int]:
     """Input and output width of a linear layer, adapted or not; of another one, as a matrix."""
-    plain = getattr(layer, "base_layer", layer)
-    weight = plain.weight
+    weight = getattr(layer, "base_layer", layer).weight
     return int(weight[0].numel()), len(weight)
 
 
