@@ -84,13 +84,11 @@ class Outcome:
         job: which.
         result: of the finished run.
         error: why there is none.
-        was_there: the run was finished before, or had diverged: nothing was run.
     """
 
     job: Job
     result: Result | None = None
     error: str | None = None
-    was_there: bool = False
 
     @property
     def line(self) -> str:
@@ -145,8 +143,8 @@ def _ended_before(job: Job) -> Outcome | None:
     except UserError as error:
         return Outcome(job, error=str(error))
     if found is not None:
-        return Outcome(job, found, was_there=True)
-    return None if (why := job.diverged()) is None else Outcome(job, error=why, was_there=True)
+        return Outcome(job, found)
+    return None if (why := job.diverged()) is None else Outcome(job, error=why)
 
 
 def _noted(outcome: Outcome) -> Outcome:

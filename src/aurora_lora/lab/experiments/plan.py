@@ -279,7 +279,7 @@ def kept(block: nn.Module, config: Any, precision: str, method: str) -> tuple[fl
     """
     width, h = PRECISIONS[precision].itemsize, config.hidden_size
     m, heads = getattr(config, "intermediate_size", 4 * h), getattr(config, "num_attention_heads", 1)
-    every = list(block.modules())
+    every: list[Any] = list(block.modules())
     norms = sum(4 * one.weight.numel() for one in every if type(one).__name__.endswith("Norm"))
     into_m = sum(one.out_features == m for one in every if isinstance(one, nn.Linear) and one.in_features == h)
     masks = 2 * h if getattr(config, "hidden_dropout_prob", 0) else 0
