@@ -30,7 +30,7 @@ def text(value: Any, column: str) -> str:
     Raises:
         BadRow: it is none.
     """
-    if value is None or (isinstance(value, str) and not value.strip()):
+    if value is None or not str(value).strip():
         raise BadRow(f"'{column}' is empty")
     if not isinstance(value, str):
         raise BadRow(f"'{column}' is {value!r:.40}, which is no text")
@@ -102,11 +102,9 @@ def read(pieces: Pieces, columns: Sequence[str], convert: Callable[[Any], Any]) 
 
 def json_list(value: str) -> list[Any] | None:
     """The list that a text holds as JSON, or None."""
-    try:
-        found = json.loads(value) if value.lstrip().startswith("[") else None
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, list) else None
+    with contextlib.suppress(ValueError, RecursionError):
+        return found if isinstance(found := json.loads(value), list) else None
+    return None
 
 
 # ---------------------------------------------------------------- labels
@@ -120,7 +118,7 @@ def class_name(value: Any) -> str:
     """
     if isinstance(value, float | Decimal) and math.isfinite(value) and value == int(value):
         value = int(value)  # a column of whole numbers in which one is missing, or one of decimals without places
-    if value is None or (isinstance(value, str) and not value.strip()):
+    if value is None or not str(value).strip():
         raise NoLabel("it has no label")
     if isinstance(value, str | int):
         return str(value).strip()
@@ -173,9 +171,9 @@ def switches(value: Any, names: Sequence[str]) -> tuple[str, ...]:
         BadRow: one that is neither on (1, true, yes) nor off (0, false, no).
     """
     words = [str(one).strip().casefold().removesuffix(".0") for one in value]
-    for name, word, one in zip(names, words, value, strict=True):
+    for name, word in zip(names, words, strict=True):
         if word not in ("0", "1", "true", "false", "yes", "no"):
-            raise BadRow(f"'{name}' is {one!r:.40}, which is neither 0 nor 1")
+            raise BadRow(f"'{name}' is {word!r:.40}, which is neither 0 nor 1")
     return tuple(name for name, word in zip(names, words, strict=True) if word in ("1", "true", "yes"))
 
 
