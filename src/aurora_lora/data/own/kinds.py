@@ -30,22 +30,16 @@ class OwnKind:
         prepare: `prepare(pieces, columns, labels)` gives the data ready to be split; `labels` are the classes of a
             finished run, in their order, None where the training rows are to say them. It raises a UserError where a
             column is not there, a row cannot be used, or there is nothing to tell apart.
-        kind: of the task, as `description`, `metric`, `also` and `text_columns` are.
         columns: the fields that name columns, and the column that each is by default.
+        facts: what the `Task` has.
         several: how many columns a field may name, where that is not one.
-        more: what else the task has.
     """
 
     name: str
     prepare: Callable[..., Prepared]
-    kind: str
-    description: str
     columns: Mapping[str, tuple[str, ...]]
-    metric: str
-    also: tuple[str, ...] = ()
+    facts: Mapping[str, Any]
     several: Mapping[str, int] = field(default_factory=dict)
-    text_columns: tuple[str, ...] = ("text",)
-    more: Mapping[str, Any] = field(default_factory=dict)
 
     def load(self, data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: int, **form: str) -> Splits:
         """The splits.
@@ -57,20 +51,15 @@ class OwnKind:
 
     def task(self, data: OwnData, columns: Columns) -> Task:
         """The task that a recipe's data and columns make."""
-        pair = self.text_columns == ("text",) and len(columns["text"]) == 2
+        pair = {"text_columns": ("text", "text_b")} if len(columns.get("text", ())) == 2 else {}
         return Task(
             name=f"{self.name} of {data.title}",
-            description=self.description,
-            kind=self.kind,
-            metric=self.metric,
-            text_columns=("text", "text_b") if pair else self.text_columns,
             source=data.title,
             license="its owner's",
             load=functools.partial(self.load, data, columns),
             group="own",
-            also=self.also,
-            sizes=SplitSizes(None, None, None),
-            **self.more,
+            sizes=SplitSizes(),
+            **{**self.facts, **pair},
         )
 
 
@@ -211,7 +200,7 @@ def image_file(value: Any, column: str) -> bytes:
 
 # ---------------------------------------------------------------- all kinds
 
-PREPARE: dict[str, Callable[..., Prepared]] = {
+_PREPARE: dict[str, Callable[..., Prepared]] = {
     "classification": prepare_classification,
     "regression": prepare_regression,
     "multi-label": prepare_multi_label,
@@ -219,5 +208,5 @@ PREPARE: dict[str, Callable[..., Prepared]] = {
     "images": prepare_images,
     "chat": prepare_chats,
 }
-OWN = {name: OwnKind(name, prepare=PREPARE[name], **as_tuples(row)) for name, row in CATALOGUE["own"].items()}
+OWN = {name: OwnKind(name, prepare, **as_tuples(CATALOGUE["own"][name])) for name, prepare in _PREPARE.items()}
 """The kinds, by the name that a recipe's `task.name` has."""
