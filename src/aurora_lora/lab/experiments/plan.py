@@ -409,10 +409,8 @@ def hours(recipe: Recipe, sizes: Sizes, on: Machine) -> dict[str, float] | None:
     one = seconds(counts["train"], padded(recipe, sizes, batch), batch, passes, TRAINED_LAYER_S)
     sets = [name for name in recipe.test_sets if name != "validation"]
     evaluation = (rounds + forms) * scoring("validation") + forms * sum(map(scoring, sets))
-    calibrations, wanted = (
-        rounds * (method.deployed_form == CALIBRATED) + (CALIBRATED in method.forms),
-        recipe.calibration,
-    )
+    wanted = recipe.calibration
+    calibrations = rounds * (method.deployed_form == CALIBRATED) + (CALIBRATED in method.forms)
     calibration = 2 * seconds(wanted.examples, padded(recipe, sizes, wanted.batch_size), wanted.batch_size)
     written = forms * sum(map(writing, recipe.test_sets)) if recipe.task.scorer == "generated" else 0.0
     parts = {"training": training.epochs * one, "evaluation": evaluation, "calibration": calibrations * calibration}

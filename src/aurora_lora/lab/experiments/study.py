@@ -102,19 +102,9 @@ class Tuning(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Tuning:
-        self.check_grid(self.space)
         if self.finalists > self.budget:
             raise ValueError(f"finalists={self.finalists} is not allowed: budget={self.budget} values are tried")
         return self
-
-    def check_grid(self, space: Space) -> None:
-        """Raise a ValueError for a grid that is not as large as the budget."""
-        if self.sampler == "grid":
-            if ranges := [field for field, values in space.items() if isinstance(values, Range)]:
-                raise ValueError(f"{ranges[0]}: a grid needs a list of values, not a range")
-            size = math.prod(len(values) for values in space.values() if isinstance(values, tuple))
-            if size != self.budget:
-                raise ValueError(f"budget={self.budget} is not allowed: the grid has {size} points")
 
 
 def points(space: Space) -> list[dict[str, Any]]:
@@ -244,11 +234,13 @@ class Study(Section):
         slugs = [setting.slug for setting in self.settings]
         if twice := [setting.name for setting in self.settings if slugs.count(setting.slug) > 1]:
             raise ValueError(f"settings: the names {', '.join(twice)} are not distinct")
-        for setting in self.settings:
-            try:
-                self.tuning.check_grid(self.space(setting))
-            except ValueError as error:
-                raise ValueError(f"setting {setting.name}: space: {error}") from error
+        for setting in self.settings if self.tuning.sampler == "grid" else ():
+            where, space = f"setting {setting.name}: space", self.space(setting)
+            if ranges := [field for field, values in space.items() if isinstance(values, Range)]:
+                raise ValueError(f"{where}: {ranges[0]}: a grid needs a list of values, not a range")
+            size = math.prod(len(values) for values in space.values() if isinstance(values, tuple))
+            if size != self.tuning.budget:
+                raise ValueError(f"{where}: budget={self.tuning.budget} is not allowed: the grid has {size} points")
         return self
 
     @property
