@@ -18,7 +18,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from aurora_lora.data import SplitSizes, get_task, vision
-from aurora_lora.data.vision import VISION, class_names, png, rgb, split_images, with_rows
+from aurora_lora.data.vision import VISION, class_names, rgb, split_images, with_rows
 from aurora_lora.errors import UserError
 
 REPOS = {repo["repo"]: repo for repo in hub_copy.read("vision.json")["repos"]}
@@ -182,13 +182,12 @@ def test_digits() -> None:
 
 def test_cifar10_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shades = {10: "ship", 200: "bird", 90: "cat"}
-    rows = [
-        {
-            "input": base64.b64encode(png(np.full((4, 4, 3), shade, np.uint8))).decode(),
-            "target_scores": {name: int(name == label) for name in get_task("cifar10-10k").labels},
-        }
-        for shade, label in shades.items()
-    ]
+    rows = []
+    for shade, label in shades.items():
+        Image.new("RGB", (4, 4), (shade,) * 3).save(tmp_path / "image.png")
+        scores = {name: int(name == label) for name in get_task("cifar10-10k").labels}
+        content = base64.b64encode((tmp_path / "image.png").read_bytes()).decode()
+        rows.append({"input": content, "target_scores": scores})
     (tmp_path / "cifar10.json").write_text(json.dumps({"examples": rows}))
     monkeypatch.setattr(vision, "fetch", lambda _: tmp_path)
     data = get_task("cifar10-10k").load_splits(SplitSizes(1, 1, 1), 0)

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from aurora_lora import cli
 from aurora_lora.data import get_task
-from aurora_lora.data.vision import png, read_image
+from aurora_lora.data.vision import read_image
 from aurora_lora.errors import UserError
 from aurora_lora.train import load_run, train
 from aurora_lora.train.kinds.images import Images, load_image_processor, plain_transform, training_transform
@@ -105,7 +105,7 @@ def test_crops_are_parts_of_the_image(processor: Any) -> None:
 
 
 def split_of(count: int) -> Dataset:
-    images = [{"bytes": png(np.asarray(noise(8, 8, row))), "path": None} for row in range(count)]
+    images = [noise(8, 8, row) for row in range(count)]
     features = Features({"image": Image(), "label": ClassLabel(names=["a", "b"])})
     return Dataset.from_dict({"image": images, "label": [row % 2 for row in range(count)]}, features=features)
 

@@ -32,7 +32,7 @@ from transformers import (
 
 from aurora_lora.data import TASKS, SplitSizes, Task
 from aurora_lora.data.prompts import alpaca, target, true_false
-from aurora_lora.data.vision import png, split_images, with_rows
+from aurora_lora.data.vision import split_images, with_rows
 
 GOOD, BAD = ("good", "fine", "warm", "funny"), ("bad", "dull", "cold", "slow")
 PLAIN = ("the", "a", "film", "plot", "was", "and", "very", "of", "scene", "actor")
@@ -125,7 +125,7 @@ def _load_images(sizes: SplitSizes, seed: int) -> DatasetDict:
     for image, label in zip(images, labels, strict=True):
         image[:, :, label] += 60
     features = Features({"image": Image(), "label": ClassLabel(names=["red", "green", "blue"])})
-    columns = {"image": [{"bytes": png(image), "path": None} for image in images], "label": labels}
+    columns = {"image": [*images], "label": labels}
     return split_images(
         {"train": with_rows(Dataset.from_dict(columns, features=features, split="train"))}, sizes, seed, "tiny-images"
     )

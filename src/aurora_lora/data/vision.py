@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import UserError
 from ..extras import extra
@@ -101,15 +100,6 @@ def rgb(image: Any) -> Any:
             "them, so that white is 65,535, or save them with 8 bits"
         )
     return Image.fromarray(((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)).convert("RGB")
-
-
-def png(image: NDArray[np.uint8]) -> bytes:
-    """A PNG file of an image (height, width) or (height, width, 3)."""
-    with extra("vision"):
-        from PIL import Image
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "png", compress_level=1)
-    return file.getvalue()
 
 
 # ---------------------------------------------------------------- rows and splits
@@ -224,7 +214,7 @@ def _fashion() -> dict[str, datasets.Dataset]:
         images = content[f"{prefix}-images-idx3-ubyte.gz"]
         height, width = images[8:16].view(">u4")
         images = images[16:].reshape(-1, height, width)
-        pieces[split] = _in_memory(map(png, images), labels.tolist(), "fashion-mnist", split)
+        pieces[split] = _in_memory(images, labels.tolist(), "fashion-mnist", split)
     return pieces
 
 
@@ -233,7 +223,7 @@ def _digits() -> dict[str, datasets.Dataset]:
         from sklearn.datasets import load_digits
     found = load_digits()
     images = np.rint(found.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8), from 0 to 16
-    return {"train": _in_memory(map(png, images), found.target.tolist(), "digits", "train")}
+    return {"train": _in_memory(images, found.target.tolist(), "digits", "train")}
 
 
 def _cifar10() -> dict[str, datasets.Dataset]:
@@ -244,14 +234,13 @@ def _cifar10() -> dict[str, datasets.Dataset]:
     return {"train": _in_memory(images, labels, "cifar10-10k", "test")}
 
 
-def _in_memory(images: Iterable[bytes], labels: Sequence[int | str], task: str, split: str) -> datasets.Dataset:
-    """Rows that are not written to the cache of `datasets`."""
+def _in_memory(images: Iterable[Any], labels: Sequence[int | str], task: str, split: str) -> datasets.Dataset:
+    """Rows of files or pixels (height, width) that are not written to the cache of `datasets`."""
     with extra("train"):
         from datasets import ClassLabel, Dataset, Features, Image
     names = CATALOGUE["packaged-images"]["tasks"][task]["labels"]
     features = Features({"image": Image(), "label": ClassLabel(names=names)})
-    columns = {"image": [{"bytes": image, "path": None} for image in images], "label": list(labels)}
-    return with_rows(Dataset.from_dict(columns, features=features, split=split))
+    return with_rows(Dataset.from_dict({"image": [*images], "label": [*labels]}, features=features, split=split))
 
 
 _PACKAGED = {"fashion-mnist": _fashion, "digits": _digits, "cifar10-10k": _cifar10}
