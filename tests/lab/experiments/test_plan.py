@@ -146,6 +146,18 @@ def test_the_hours_of_the_paper_and_of_the_studies() -> None:
     assert 3600 * found["training"] == pytest.approx(13.3, rel=0.5)
 
 
+def test_the_hours_of_a_step_and_of_four_beams_by_hand() -> None:
+    """2 operations a weight and token in a pass, at 40% of 119.5 TFLOP/s; an embedding is looked up."""
+    recipe, sizes = known("table2/lora", "training.gradient_checkpointing=true", "task.test_sets=[boolq]")
+    found, params = hours(recipe, sizes, GPUS["L20"]), shapes(recipe, sizes.labels).params
+    a_token = 2 * (params.total - 128256 * 4096) / (0.4 * 119.5e12) / 3600
+    trained = recipe.training.epochs * 170_300 * padded(recipe, sizes, recipe.training.batch_size)
+    written = 3270 * (padded(recipe, sizes, 1, "boolq") + 32)
+    assert found is not None
+    assert found["training"] == pytest.approx(3 * trained * a_token)  # forward, again, and backward
+    assert found["generation"] == pytest.approx(4 * written * a_token)
+
+
 def test_evaluation_counts() -> None:
     """Each form, each test set, each beam; the calibrations; each epoch."""
 
