@@ -148,8 +148,7 @@ def test_every_label_stays_in_training(texts: list[int], labels: list[set[int]],
 @pytest.mark.parametrize(
     ("texts", "sizes", "message"),
     [
-        (["a", "b"], ALL, r"train\.csv: 2 rows are too few"),
-        (["a"] * 9, ALL, r"train\.csv: 9 rows, 1 without duplicates, are too few to train and to test on"),
+        (["a"] * 9, ALL, r"train\.csv: 9 rows, 1 without duplicates .*, are too few to train and to test on"),
         (list("abcdef"), SplitSizes(9, 1, 1), r"task\.train_size: 9 is more than the 4 rows"),
         (list("abcdef"), SplitSizes(None, 1, 6), r"task\.test_size: 6 is more than the 5 rows"),
         (["a", "b", ""], ALL, r"train\.csv, row 3: nothing there"),

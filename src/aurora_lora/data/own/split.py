@@ -153,11 +153,8 @@ class Prepared:
                 chosen[name] = _take(free, share if size is None else size)
         rest = [row for one in reversed(order) if one in stays or one in free for row in groups[one]]
         if not rest or not all(chosen.values()):
-            total, there = len(keys["train"]), len(keys["train"]) - _rows(groups.values())
-            why = f", {there:,} of them in the validation or test data as well" if there else ""
-            why += f", {len(groups):,} without duplicates" if 0 < len(groups) < total - there else ""
-            name = pieces["train"].name
-            raise UserError(f"{name}: {total:,} rows{why}{',' if why else ''} are too few to train and to test on")
+            there = f"{len(keys['train']):,} rows, {len(groups):,} without duplicates and what other data has"
+            raise UserError(f"{pieces['train'].name}: {there}, are too few to train and to test on")
         rest.sort(key=lambda row: row not in first)
         chosen["train"] = rest[: check_size("train", sizes.train, len(rest), _ROWS)]
         rows, examples = _rows(keys.values()), {name: len(chosen[name]) for name in SPLITS}
