@@ -13,7 +13,7 @@ from aurora_lora.files import slug, write_text
 from aurora_lora.lab.experiments.recipes import find
 from aurora_lora.lab.experiments.study import load_study
 from aurora_lora.lab.report.figures import about, save
-from aurora_lora.lab.report.measured import gap_figure, ranks_figure, sigma_figure, trajectories_figure
+from aurora_lora.lab.report.measured import gap_figure, sigma_figure, trajectories_figure
 from aurora_lora.lab.report.page import figures_of
 from aurora_lora.lab.report.runs import Section, load_results, load_sections
 from aurora_lora.lab.report.study import convergence_note
@@ -155,7 +155,6 @@ def ranks() -> None:
     record = read("rank/ranks.json")
     put("ranks", {"scores": rank_scores_table(read_runs("rank-scores")), "rank": ranks_shown(record)})
     put("ranks", {"cost": cost_of_probe(read("probe/cost.json"))})
-    save(about(ranks_figure(record), subject("demo")), FIGURES / "ranks")
 
 
 def studies() -> None:

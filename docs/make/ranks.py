@@ -32,13 +32,12 @@ def scores_table(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def ranks_shown(record: Mapping[str, Any]) -> str:
-    """What `aurora rank` prints, without the YAML, and its figure.
+    """What `aurora rank` prints, without the YAML.
 
     Args:
         record: its `ranks.json`.
     """
-    shown = [f"{table.title}:\n\n{table.markdown()}" for table in ranks_tables(record)]
-    return "\n\n".join([*shown, "![Ranks by block and kind of module, and all directions by worth](figures/ranks.svg)"])
+    return "\n\n".join(f"{table.title}:\n\n{table.markdown()}" for table in ranks_tables(record))
 
 
 def cost_of_probe(record: Mapping[str, Any]) -> str:

@@ -91,7 +91,7 @@ def test_a_merge_rounds_no_weight(write_recipe: WriteRecipe, language_model: Pat
     texts = ["film : warm plot", "dull film"]
     assert predict(run.folder, texts) == predict(merged.folder, texts)
     scores = run.result["metric"]["by_form"][load_run(run.folder).deployed_form]
-    again = evaluate(load_run(run.folder).in_float32, forms=[load_run(run.folder).deployed_form])
+    again = evaluate(load_run(run.folder).in_precision("fp32"), forms=[load_run(run.folder).deployed_form])
     assert again[load_run(run.folder).deployed_form]["nll"] == pytest.approx(scores["nll"], rel=2e-2)
 
 

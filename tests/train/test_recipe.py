@@ -209,7 +209,7 @@ def test_what_does_not_fit_the_task(
 def test_flash_attention_goes_with_16_bits(write_recipe: WriteRecipe) -> None:
     wanted = ["model.attention=flash_attention_2", "training.precision=bf16"]
     recipe = load_recipe(write_recipe(), wanted)
-    assert recipe.in_float32.base.attention is None
+    assert recipe.in_precision("fp32").base.attention is None
     with pytest.raises(
         UserError, match=r"model\.attention: 'flash_attention_2' computes in 16 bits alone: set training"
     ):

@@ -118,7 +118,7 @@ def test_half_precision(recipe: MakeRecipe, tmp_path: Path) -> None:
     trained = load_run(run.folder)
     scores = run.result["metric"]["by_form"]
     check_scores(trained, 0.02)
-    for form, exact in evaluate(trained.in_float32, forms=trained.forms).items():
+    for form, exact in evaluate(trained.in_precision("fp32"), forms=trained.forms).items():
         assert scores[form]["mse"] == pytest.approx(exact["mse"], rel=0.1)
     assert (values(run.folder) - 2000).abs().max() < 5
 

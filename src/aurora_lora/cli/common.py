@@ -335,7 +335,8 @@ def write_measured(path: Path, record: dict[str, Any], figures: Figures, subject
     write_json(path, record)
     written = [path]
     try:
-        check_matplotlib()
+        if figures:
+            check_matplotlib()
     except UserError as error:
         note(f"no figure: {error}")
     else:

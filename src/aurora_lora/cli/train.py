@@ -195,7 +195,7 @@ def rank(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="DIR", help="Folder for ranks.json, ranks.png and ranks.svg."),
+        typer.Option("--output", "-o", metavar="DIR", help="Folder for ranks.json."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -206,7 +206,7 @@ def rank(
     limits what the budget is spent on; `--budget` looks at all linear layers, unless the recipe has a budget itself.
     """
     from aurora_lora.lab.experiments.recipes import load_any
-    from aurora_lora.lab.report.measured import RANKS, ranks_figure, ranks_tables
+    from aurora_lora.lab.report.measured import RANKS, ranks_tables
     from aurora_lora.train import recipe_files
     from aurora_lora.train.recipe import Recipe
 
@@ -226,7 +226,7 @@ def rank(
     if without := record["without_gradient"]:
         note(f"{counted(len(without), 'layer')} got no gradient, and so no rank: {abridged(without, 3)}")
     if output is not None:
-        write_measured(output / RANKS, record, {"ranks": ranks_figure}, f"{plan.task.name}, {plan.model}", as_json)
+        write_measured(output / RANKS, record, {}, "", as_json)
     elif as_json:
         print_json(record)
     if not as_json:

@@ -429,11 +429,6 @@ class TrainedRun(FinishedRun):
         """Task and model, for titles."""
         return f"{self.recipe.task.name}, {self.recipe.model}"
 
-    @property
-    def in_float32(self) -> TrainedRun:
-        """This run, to be loaded in float32 whatever precision it was trained in."""
-        return self.in_precision("fp32")
-
     def in_precision(self, precision: Precision) -> TrainedRun:
         """This run, to be loaded in another precision than it was trained in."""
         return replace(self, recipe=self.recipe.in_precision(precision))

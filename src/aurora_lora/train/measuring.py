@@ -195,7 +195,7 @@ def gap(
     quantizations = [quantizations] if isinstance(quantizations, str) else quantizations
     for name in quantizations:
         check_quantization(name)
-    trainer, data = load_trainer(run, run.recipe.in_float32)
+    trainer, data = load_trainer(run, run.recipe.in_precision("fp32"))
     model: Any = trainer.model
     if CALIBRATED in run.forms:
         check_calibrated(model)
@@ -249,7 +249,7 @@ def learned_activation(run: TrainedRun | Path | str, *, examples: int | None = N
     recipe, calibration = run.recipe, run.recipe.calibration
     if examples is not None:
         calibration = calibration.model_copy(update={"examples": min(examples, calibration.examples)})
-    trainer, data = load_trainer(run, recipe.in_float32)
+    trainer, data = load_trainer(run, recipe.in_precision("fp32"))
     set_seed(recipe.seed)
     start = kept_start(run.folder)
     base = base_for(recipe, data.processor, data.labels)

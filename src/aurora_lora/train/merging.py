@@ -106,7 +106,7 @@ def merge(
     elif was_quantized:
         plain, processor = _merged_dequantized(run, form)
     else:
-        model, processor = load_trained_model(run.in_float32)
+        model, processor = load_trained_model(run.in_precision("fp32"))
         plain = run.recipe.method.merge(model, form)
     if dtype != FLOAT32:
         round_weights(plain, dtype)
@@ -132,7 +132,7 @@ def _merged_into(
 ) -> tuple[PreTrainedModel, Processor, QuantizedMerge | None]:
     """The base of a run in a format, see `deploy.formats.QUANTIZATIONS`, with its adapter merged; its tokenizer or
     image processor; and what rounding by the inputs has lost."""
-    recipe = run.in_float32.recipe.unquantized
+    recipe = run.in_precision("fp32").recipe.unquantized
     method = recipe.method
     if not isinstance(method, PeftMethod) or method.base_use == "start":
         raise ArgumentError(
@@ -168,7 +168,7 @@ def _merged_dequantized(run: TrainedRun, form: str) -> tuple[PreTrainedModel, Pr
         dense = (base if getattr(base, "hf_quantizer", None) is None else base.dequantize(torch.float32)).float()
     except (NotImplementedError, ValueError) as error:
         raise UserError(f"{recipe.model} cannot be dequantised, and so not be merged: {reason(error)}") from error
-    model = make_model(recipe.in_float32.unquantized, dense, run.folder / ADAPTER)
+    model = make_model(recipe.in_precision("fp32").unquantized, dense, run.folder / ADAPTER)
     return recipe.method.merge(model, form), processor
 
 

@@ -500,11 +500,6 @@ class Recipe(RunRecipe):
         """The metric of the validation scores that the best epoch is chosen by."""
         return self.training.select_by or self.task.definition.metric
 
-    @property
-    def in_float32(self) -> Recipe:
-        """The same in float32; a quantised base stays as it is."""
-        return self.in_precision("fp32")
-
     def in_precision(self, precision: Precision) -> Recipe:
         """The same in a precision, its frozen weights too; a quantised base stays as it is."""
         training = self.training.model_copy(update={"precision": precision})
@@ -588,12 +583,6 @@ def override(data: Any, overrides: Sequence[str]) -> Any:
     return data
 
 
-def name_of(section: str, data: Any) -> Any:
-    """The name that a section of a recipe's plain values has (`model`, `task`, `method`), or None."""
-    found = data.get(section) if isinstance(data, Mapping) else None
-    return found.get("name") if isinstance(found, Mapping) else found
-
-
 def is_result(value: Any) -> bool:
     """Whether a value that was read from a file is the result of a run."""
     return isinstance(value, Mapping) and {"schema", "recipe", "metric"} <= value.keys()
@@ -601,15 +590,8 @@ def is_result(value: Any) -> bool:
 
 def task_name(data: Any) -> Any:
     """The name of the task in a recipe's plain values, or None."""
-    return name_of("task", data)
-
-
-def title_of(data: Any) -> str:
-    """What results call the task in a recipe's plain values."""
-    name = str(task_name(data))
-    if name not in OWN or not isinstance(data["task"], Mapping):
-        return str(name)
-    return OWN[name].task(*own_source(OWN[name], data["task"])).name
+    found = data.get("task") if isinstance(data, Mapping) else None
+    return found.get("name") if isinstance(found, Mapping) else found
 
 
 def validate(data: Any, source: str) -> Recipe:

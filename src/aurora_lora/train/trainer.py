@@ -99,15 +99,6 @@ def asked_to_stop() -> bool:
     return bool(reduce(torch.tensor(float(here), device=state().device), "sum") > 0)
 
 
-def check_as_many(folder: Path, before: int, now: int) -> None:
-    """Raise a UserError if a run that goes on in a folder was started with another number of processes."""
-    if before != now:
-        raise UserError(
-            f"{folder} was started with {before} process(es), this is {now}: go on with as many, or choose another "
-            "output folder"
-        )
-
-
 def check_precision(precision: str) -> None:
     """Raise a UserError if this machine cannot train in a precision of a recipe."""
     if precision == "fp16" and not torch.accelerator.is_available():
@@ -289,7 +280,11 @@ class WholeCheckpoints(TrainerCallback):
         """
         manifest = manifest_of(checkpoint)
         assert manifest is not None
-        check_as_many(self.folder.parent, manifest["processes"], state().num_processes)
+        if (before := manifest["processes"]) != (now := state().num_processes):
+            raise UserError(
+                f"{self.folder.parent} was started with {before} process(es), this is {now}: go on with as many, or "
+                "choose another output folder"
+            )
         self.seconds, self.peak_mb = manifest["train_s"], manifest["peak_mb"]
         for callback in self.stateful:
             callback.load_state(checkpoint)

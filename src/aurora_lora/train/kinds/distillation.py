@@ -59,7 +59,7 @@ class Distillation(TextKind):
         """
         assert recipe.task.teacher is not None
         try:
-            run = load_run(expanded(recipe.task.teacher)).in_float32
+            run = load_run(expanded(recipe.task.teacher)).in_precision("fp32")
         except UserError as error:
             raise UserError(f"task.teacher: {error}") from error
         if run.recipe.model != recipe.model:
