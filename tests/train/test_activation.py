@@ -55,7 +55,3 @@ def test_runs_without_a_sigma(write_recipe: WriteRecipe, tmp_path: Path) -> None
     train(load_recipe(write_recipe(method=lora, training=SHORT)), tmp_path / "lora")
     with pytest.raises(UserError, match="is a run of lora: only AuroRA"):
         learned_activation(load_run(tmp_path / "lora"))
-    plain = {"name": "aurora", "fixed_activation": None, "spline": None, "skip": True, "target_modules": ["query"]}
-    train(load_recipe(write_recipe(method=plain, training=SHORT)), tmp_path / "plain")
-    with pytest.raises(UserError, match="sigma is the identity in every layer"):
-        learned_activation(load_run(tmp_path / "plain"))

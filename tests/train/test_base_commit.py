@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from aurora_lora import cli
-from aurora_lora.errors import UserError
 from aurora_lora.lab.experiments.dry_run import dry_run
 from aurora_lora.lab.experiments.plan import architecture
 from aurora_lora.train import card, load_recipe, load_run, recipe_files, train
@@ -132,10 +131,3 @@ def test_another_commit_of_the_hub_is_told(
     with tiny.no_warning(".*was trained on"):
         model, _ = load_trained_model(load_run(run.folder))
     assert commit_of(model) == FIRST
-
-
-def test_a_revision_that_is_not_there_is_named(cache: Path) -> None:
-    with pytest.raises(
-        UserError, match=rf"^model: '{NAME}', which is no folder here, at revision 'v9' cannot be loaded"
-    ):
-        load_tokenizer(ModelSection(name=NAME, revision="v9"))

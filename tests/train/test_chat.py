@@ -295,11 +295,8 @@ def test_interrupted_and_gone_on_with(read: Read, tmp_path: Path, packing: str) 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ({"a": 1}, "chats.jsonl has no conversations: it has the columns 'a', and would need messages; prompt and"),
         ({"messages": []}, "chats.jsonl, row 61: 'messages' is empty"),
         ({"messages": [{"role": "user", "content": "a"}]}, "row 61: there is no answer: none of its messages is the"),
-        ({"messages": [{"role": "user", "content": ""}]}, r"row 61: message 1 of 'messages' \(user\) is empty"),
-        ({"messages": [{"role": "user", "content": " \n"}]}, r"row 61: message 1 of 'messages' \(user\) is empty"),
         (
             {"messages": [{"role": "usr", "content": "a"}, {"role": "assistant", "content": "b"}]},
             "row 61: message 1 of 'messages' has the role 'usr': the roles are system, developer, user, a",
@@ -311,18 +308,6 @@ def test_bad_conversations(read: Read, model: Path, tmp_path: Path, line: Any, m
     before = "" if "a" in line else file.read_text()
     file.write_text(before + json.dumps(line) + "\n")
     with pytest.raises(UserError, match=message):
-        examples(recipe, model)
-
-
-def test_a_role_that_the_template_refuses(read: Read, model: Path, tmp_path: Path) -> None:
-    refusal = "{% if message['role'] == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
-    loop = "{% for message in messages %}"
-    (tmp_path / "strict.jinja").write_text(chats.GENERATION.replace(loop, loop + refusal), encoding="utf-8")
-    recipe = read("messages", f"task.chat_template={tmp_path / 'strict.jinja'}")
-    with (tmp_path / "chats.jsonl").open("a") as file:
-        turns = [{"role": "tool", "content": "the film"}, {"role": "assistant", "content": "fine"}]
-        file.write(json.dumps({"messages": turns}) + "\n")
-    with pytest.raises(UserError, match="row 61: the chat template refuses it: no tools here"):
         examples(recipe, model)
 
 
@@ -458,13 +443,6 @@ def test_several_chat_templates(tmp_path: Path) -> None:
     aurora("merge", run, "-o", tmp_path / "merged", "--form", "static", "--overwrite")
     for written in ("lora", "merged"):
         assert AutoTokenizer.from_pretrained(tmp_path / written).chat_template == named
-    (run / "adapter" / "notes" / "mine").mkdir(parents=True)  # added, and none of the run's
-    (run / "adapter" / nested).write_text("another")
-    with pytest.raises(UserError, match=r"tool_use.jinja is damaged: it is not what the run wrote"):
-        load_run(run)
-    (run / "adapter" / nested).unlink()
-    with pytest.raises(UserError, match=r"tool_use.jinja (is damaged|cannot be read)"):
-        load_run(run)
 
 
 def test_a_conversation_has_a_memory(read: Read, tmp_path: Path) -> None:
@@ -480,13 +458,6 @@ def test_a_conversation_has_a_memory(read: Read, tmp_path: Path) -> None:
     assert talk.said[0] == {"role": "system", "content": "the film"}
     talk.begin()
     assert talk.said == [{"role": "system", "content": "the film"}]
-
-
-@pytest.mark.slow
-def test_full_fine_tuning_and_text(read: Read, tmp_path: Path) -> None:
-    done = train(read("messages", "method={name: full}", "training.learning_rate=5e-3"), tmp_path / "full")
-    assert any(one["before"] != one["after"] for one in done.result["samples"])
-    assert "samples" not in train(read("text"), tmp_path / "text").result
 
 
 def test_answers_are_written_in_the_memory_of_the_training_or_not_at_all(
@@ -506,18 +477,9 @@ def test_answers_are_written_in_the_memory_of_the_training_or_not_at_all(
     assert limits == [40]
 
 
-@pytest.mark.slow
-def test_answers_are_written_in_the_precision_of_the_training(read: Read, tmp_path: Path) -> None:
-    """Where a module that is trained in full is in float32, and the layers before it are not."""
-    done = train(read("messages", "training.precision=bf16", "method.modules_to_save=[lm_head]"), tmp_path / "run")
-    assert len(done.result["samples"]) == 3
-
-
-@pytest.mark.parametrize("samples", [0, 1])
-def test_held_out_conversations_are_kept_as_asked(read: Read, tmp_path: Path, samples: int) -> None:
-    done = train(read("messages", f"task.samples={samples}"), tmp_path / "run")
-    assert len(done.result.get("samples", ())) == samples
-    assert load_run(done.folder).recipe.task.samples == samples
+def test_held_out_conversations_are_kept_as_asked(read: Read, tmp_path: Path) -> None:
+    done = train(read("messages", "task.samples=1"), tmp_path / "run")
+    assert len(done.result["samples"]) == load_run(done.folder).recipe.task.samples == 1
     again = train(read("messages"), tmp_path / "run")  # a finished run stays as it is
     assert (again.was_finished, again.result) == (True, done.result)
 
@@ -530,14 +492,3 @@ def test_packing_changes_no_count_of_conversations(read: Read, model: Path) -> N
     assert data.rows_of_share(0.5) == list(range(0, 48, 2))
     batches = data.calibration_batches(read("messages", "calibration.examples=40").calibration)
     assert sum(len(batch["input_ids"]) for batch in batches) == 40
-
-
-def test_a_merge_keeps_generation_settings_that_transformers_warns_of(read: Read, tmp_path: Path) -> None:
-    """It refuses to save them once they were changed, as the end of an answer is."""
-    base = chats.save_model(tmp_path / "other", chats.GENERATION.replace("[SEP]", "[CLS]"))
-    path = base / "generation_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "temperature": 0.9}))
-    run = train(read(base=base), tmp_path / "run").folder
-    done = aurora("merge", run, "-o", tmp_path / "merged")
-    assert done.exit_code == 0, done.output
-    assert json.loads((tmp_path / "merged" / "generation_config.json").read_text())["temperature"] == 0.9

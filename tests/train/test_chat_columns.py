@@ -79,27 +79,6 @@ def test_a_system_beside_messages(form: str, tmp_path: Path) -> None:
     assert asked.messages[0] == {"role": "system", "content": "the scene"}
 
 
-REFUSES = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + chats.PLAIN
-
-
-def test_a_row_to_predict_that_the_template_refuses_is_named(tmp_path: Path) -> None:
-    """Before any is answered."""
-    predictor = load_predictor(chats.save_model(tmp_path / "base", REFUSES))
-    user = {"role": "user", "content": "the film"}
-    rows = [{"messages": [{"role": "system", "content": "a"}, user] if n == 4 else [user]} for n in range(6)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    answered: list[int] = []
-    with pytest.raises(UserError, match=r"rows\.jsonl, row 5: the chat template refuses it: no system"):
-        predict_file(
-            predictor,
-            str(tmp_path / "rows.jsonl"),
-            tmp_path / "out.jsonl",
-            batch_size=2,
-            step=lambda done, of: answered.append(done),
-        )
-    assert not answered
-
-
 @pytest.mark.parametrize(
     ("given", "asked"),
     [
@@ -181,10 +160,7 @@ def test_tools_in_training_and_in_answers(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(
     ("column", "message"),
-    [
-        ({"tools": "[{"}, "'tools' is no JSON: Expecting property name"),
-        ({"chat_template_kwargs": "slow"}, "'chat_template_kwargs' is 'slow', which is no mapping"),
-    ],
+    [({"tools": "[{"}, "'tools' is no JSON: Expecting property name")],
 )
 def test_what_is_no_tools(tmp_path: Path, column: Any, message: str) -> None:
     base = chats.save_model(tmp_path / "base")

@@ -4,7 +4,6 @@ import json
 import math
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -18,7 +17,6 @@ from transformers import (
     AutoTokenizer,
     Lfm2Config,
     Lfm2ForCausalLM,
-    TrainerCallback,
 )
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -36,7 +34,6 @@ from aurora_lora.train.kinds.choices import (
     Questions,
     TrainingText,
     answers_by_beam_search,
-    check_room,
     choice_scores,
     cut_left,
     encode_questions,
@@ -126,20 +123,6 @@ def test_the_longest_choice_fits_the_model(lm: Path, monkeypatch: pytest.MonkeyP
     assert batch["prompt_ids"].shape[1] + batch["choice_ids"].shape[1] == 8
 
 
-@pytest.mark.parametrize(("prompt", "length", "fits"), [(5, 12, True), (5, 11, False), (1, 11, True), (1, 10, False)])
-def test_room_for_a_question(prompt: int, length: int, fits: bool) -> None:
-    """For two of its tokens, or for all of a shorter one."""
-    message = "^row 3: the limit leaves no room for the question beside an answer of 10 tokens$"
-    with nullcontext() if fits else pytest.raises(UserError, match=message):
-        check_room([7] * prompt, 10, length, "the limit", "row 3")
-
-
-def test_empty_choices_are_refused(language_model: Any) -> None:
-    _, tokenizer = language_model
-    with pytest.raises(UserError, match="a prompt or a choice is empty"):
-        encode_questions(tokenizer, ["the film"], [["good", " "]], [0])
-
-
 def test_run(write_recipe: WriteRecipe, lm: Path, tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(model=lm, task=TASK, method=METHOD))
     run = train(recipe, tmp_path / "run")
@@ -177,19 +160,11 @@ def test_run(write_recipe: WriteRecipe, lm: Path, tmp_path: Path) -> None:
     assert all({"nll", "accuracy"} <= entry.metric.keys() for entry in measured.end_to_end)
 
 
-class Stop(TrainerCallback):
-    """A user's Ctrl-C in the second epoch."""
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == 11:
-            raise KeyboardInterrupt
-
-
 def test_an_interrupted_run_goes_on(write_recipe: WriteRecipe, lm: Path, tmp_path: Path) -> None:
     task = {**TASK, "train_size": 60}
     recipe = load_recipe(write_recipe(model=lm, task=task, method={"name": "lora", "r": 2, "lora_dropout": 0.2}))
     with pytest.raises(KeyboardInterrupt):
-        train(recipe, tmp_path / "stopped", make_callbacks=lambda: [Stop()])
+        train(recipe, tmp_path / "stopped", make_callbacks=lambda: [tiny.Stop(11)])
     assert (tmp_path / "stopped" / "checkpoints" / "checkpoint-8").is_dir()
     one, other = train(recipe, tmp_path / "stopped"), train(recipe, tmp_path / "whole")
     weights = [(run.folder / "adapter/adapter_model.safetensors").read_bytes() for run in (one, other)]
@@ -233,11 +208,6 @@ def test_predict_with_a_model_without_a_token_for_padding(tmp_path: Path, kind: 
         )
 
 
-def test_methods_without_anything_to_train(write_recipe: WriteRecipe, lm: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="method: linear-probe has nothing to train in a LlamaForCausalLM"):
-        train(load_recipe(write_recipe(model=lm, task=TASK, method="linear-probe")), tmp_path / "run")
-
-
 @pytest.mark.parametrize(
     ("task", "message"),
     [
@@ -245,20 +215,13 @@ def test_methods_without_anything_to_train(write_recipe: WriteRecipe, lm: Path, 
             {"name": "siqa", "prompt": "chat"},
             "task.prompt: 'chat' is not a form of the prompts of siqa (allow",
         ),
-        ({"name": "siqa", "scorer": "generated"}, "task.scorer: 'generated' needs prompt: instruction"),
         (
             {"name": "cola", "loss_on": "answer"},
             "task.loss_on: task.name '",
         ),
-        ({"name": "siqa", "scorer": "all"}, "task.scorer: 'all' is not allowed: it must be 'choices' or 'generated'"),
         (
             {"name": "commonsense", "test_sets": ["siqa", "x"]},
             "task.test_sets: 'x' is not one of commonsense: ",
-        ),
-        ({"name": "siqa", "test_sets": []}, "task.test_sets: "),
-        (
-            {"name": "siqa", "test_sets": ["hellaswag"]},
-            "task.test_sets: 'hellaswag' is not one of siqa: ",
         ),
     ],
 )
@@ -283,13 +246,7 @@ def test_what_multiple_choice_gets_by_default(write_recipe: WriteRecipe) -> None
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [
-        ("siqa", "commonsense"),
-        ("commonsense", "siqa"),
-        ("cifar10-10k", "cifar10"),
-        ("movie-sentiment", "sst2"),
-        ("sst2", "movie-rating"),
-    ],
+    [("siqa", "commonsense"), ("cifar10-10k", "cifar10"), ("sst2", "movie-rating")],
 )
 def test_the_papers_test_data_are_never_mixed(
     write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, after: str

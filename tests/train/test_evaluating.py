@@ -92,18 +92,13 @@ def test_what_is_said(run: None) -> None:
 
 
 def test_what_is_refused(run: None) -> None:
-    Path("text.csv").write_text("text,stars\na film,positive\n")
     Path("label.csv").write_text("review,stars\na film,positive\na plot,awful\n")
-    Path("none.csv").write_text("review,stars\na film,\n")
     Path("latin.csv").write_bytes("review,stars\na fílm,positive\n".encode("cp1252"))
     for more, message in (
-        (("text.csv",), "task.text: text.csv has no column 'review' (it has 'text', 'stars')"),
         (
             ("label.csv",),
             "label.csv, row 2: the label 'awful' is none that the run has learned (its labels: 'negative', 'positive')",
         ),
-        (("none.csv",), "none.csv, row 1: it has no label"),
-        (("there/new.csv",), "'there/new.csv' is no file, no folder and no data set of the hub (owner/name)"),
         (("label.csv", "--split", "test"), "--split goes without --data: all examples of FILE are scored"),
     ):
         done = aurora("evaluate", "run", "--data", *more)

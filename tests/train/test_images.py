@@ -27,9 +27,7 @@ from aurora_lora.train import load_run, train
 from aurora_lora.train.kinds.images import Images, load_image_processor, plain_transform, training_transform
 from aurora_lora.train.measuring import evaluate
 from aurora_lora.train.merging import merge
-from aurora_lora.train.models import load_tokenizer
 from aurora_lora.train.predicting import predict
-from aurora_lora.train.probing import kept_start
 from aurora_lora.train.publish import SPLITS
 from aurora_lora.train.recipe import Recipe, validate
 from aurora_lora.train.run import load_data, load_trained_model, make_trainer
@@ -191,21 +189,6 @@ def test_any_processor_sees_the_centre_in_its_models_numbers(kind: str, tmp_path
         assert training_transform(found, augment)(wide).shape == (3, 16, 16)
 
 
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"do_normalize": False}, [200 / 255, 90 / 255, 30 / 255]),
-        ({"do_normalize": False, "do_rescale": False}, [200, 90, 30]),
-        ({"do_rescale": False, "image_mean": [10, 20, 30], "image_std": [2, 2, 5]}, [95, 35, 0]),
-    ],
-)
-def test_numbers_of_a_colour(changes: dict[str, Any], expected: list[float], tmp_path: Path) -> None:
-    _, found = loaded(tmp_path, "ViT", **changes)
-    for transform in (plain_transform(found), training_transform(found, "crop-flip")):
-        pixels = transform(Pillow.new("RGB", (30, 30), (200, 90, 30)))
-        torch.testing.assert_close(pixels[:, 8, 8], torch.tensor(expected, dtype=torch.float32), rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.parametrize("resample", [0, 2, 3])
 def test_images_are_resized_by_the_filter(resample: int, tmp_path: Path) -> None:
     image = noise(15, 15).resize((60, 60), Pillow.Resampling.BICUBIC)
@@ -214,23 +197,6 @@ def test_images_are_resized_by_the_filter(resample: int, tmp_path: Path) -> None
     for filter_ in (0, 2, 3):
         expected = np.asarray(image.resize((16, 16), filter_))  # Pillow's own
         assert (np.abs(pixels - expected).max() <= 2) == (filter_ == resample)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"do_resize": False}, "must resize images to one size"),
-        ({"image_mean": [0.5, 0.5]}, "size of tensor"),
-        ({"size": {"height": 0, "width": 8}}, ""),
-    ],
-)
-def test_a_processor_that_cannot_be_used_is_one_line(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
-    loaded(tmp_path, "ViT")
-    stored = tmp_path / "preprocessor_config.json"
-    stored.write_text(json.dumps(json.loads(stored.read_text()) | changes))
-    with pytest.raises(UserError, match=f"^model: '{tmp_path}' cannot be loaded: .*{message}") as error:
-        load_image_processor(str(tmp_path))
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.slow
@@ -248,29 +214,6 @@ def test_a_pipeline_of_stock_transformers_answers_as_predict_does(vit: Path, tmp
 
 
 # ---------------------------------------------------------------- runs
-
-
-METHODS = ("full", "linear-probe", "lora", "aurora-paper")
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_every_kind_of_method(vit: Path, tmp_path: Path, method: str) -> None:
-    options: dict[str, Any] = {"target_modules": tiny.QUERY_VALUE} if method in ("lora", "aurora-paper") else {}
-    run = train(recipe(vit, method={"name": method, **options}), tmp_path / "run")
-    result, again = run.result, load_run(run.folder)
-    counts = {"full": sum(p.numel() for p in body(vit)), "linear-probe": 0, "lora": 4 * 8 * 32}
-    if method in counts:
-        assert result["params"]["adapter"] == counts[method]
-    assert result["params"]["head"] == 16 * 3 + 3
-    assert result["labels"] == ["red", "green", "blue"]
-    assert result["metric"]["examples"] == {"train": 96, "validation": 30, "test": 30}
-    assert evaluate(again, forms=again.forms[:1]) == {again.forms[0]: result["metric"]["by_form"][again.forms[0]]}
-
-
-def body(vit: Path) -> list[torch.nn.Parameter]:
-    from transformers import ViTModel
-
-    return list(ViTModel.from_pretrained(vit, add_pooling_layer=False).parameters())
 
 
 def test_training_learns_and_the_merge_predicts(vit: Path, tmp_path: Path) -> None:
@@ -348,31 +291,6 @@ def test_a_text_model_is_no_image_model(tmp_path: Path) -> None:
         train(recipe(model), tmp_path / "run")
 
 
-def test_an_image_model_is_no_text_model(vit: Path) -> None:
-    with pytest.raises(UserError, match=r"model: '.*' cannot be loaded: "):
-        load_tokenizer(str(vit))
-
-
-def test_the_other_commands(vit: Path, tmp_path: Path) -> None:
-    run = train(recipe(vit), tmp_path / "run")
-    scores = run.result["metric"]["by_form"]
-
-    def aurora(*args: object) -> Any:
-        done = CliRunner().invoke(cli.app, [*map(str, args), "--json"])
-        assert done.exit_code == 0, done.output
-        return json.loads(done.stdout)
-
-    gap = aurora("gap", run.folder, "-o", tmp_path / "gap")
-    assert {one["form"] for one in gap["end_to_end"]} == set(scores)
-    for one in gap["end_to_end"]:
-        assert one["metric"] == pytest.approx(scores[one["form"]], abs=1e-6)
-    assert aurora("evaluate", run.folder, "--form", "static")["by_form"] == {"static": scores["static"]}
-    validation = run.result["metric"]["validation_by_form"]
-    assert aurora("evaluate", run.folder, "--split", "validation")["by_form"] == validation
-    assert aurora("export", run.folder, "-o", tmp_path / "lora")["form"] == "calibrated"
-    assert load_file(str(tmp_path / "lora" / "adapter_model.safetensors"))
-
-
 @pytest.mark.slow
 def test_the_images_of_training_are_scored_unchanged(vit: Path, processor: Any, tmp_path: Path) -> None:
     run = train(recipe(vit), tmp_path / "run")
@@ -384,28 +302,6 @@ def test_the_images_of_training_are_scored_unchanged(vit: Path, processor: Any, 
         logits = network(pixel_values=pixels).logits
     nll = torch.nn.functional.cross_entropy(logits, torch.tensor(rows["label"]))
     assert found["nll"] == pytest.approx(nll.item(), rel=1e-4)
-
-
-@pytest.mark.slow
-def test_eva_starts_along_the_inputs_of_images(vit: Path, tmp_path: Path) -> None:
-    """A is the principal directions of a layer's inputs over all patches of the probed images."""
-    method = {"name": "lora", "r": 2, "start": "eva", "target_modules": ["q_proj"], "probe_examples": 16}
-    trainer, data = make_trainer(recipe(vit, method=method), tmp_path / "checkpoints")
-    (batch,) = data.training_batches(16 / len(data.splits["train"]), trainer.recipe.training.batch_size)
-    start = kept_start(tmp_path)
-    assert start is not None
-    assert start.ranks is not None
-    base = AutoModelForImageClassification.from_pretrained(vit).eval()
-    inputs: dict[str, torch.Tensor] = {}
-    for path in start.ranks:
-        base.get_submodule(path).register_forward_pre_hook(
-            lambda _, args, path=path: inputs.update({path: args[0].detach().flatten(0, -2)})
-        )
-    base(pixel_values=batch["pixel_values"])
-    for path, rank in start.ranks.items():
-        _, _, Vh = torch.linalg.svd(inputs[path] - inputs[path].mean(0), full_matrices=False)
-        cosines = (start.rows[path] @ Vh[:rank].T).abs()
-        torch.testing.assert_close(cosines, torch.eye(rank), rtol=0, atol=1e-3)
 
 
 def test_photos_are_read_upright(tmp_path: Path) -> None:
@@ -448,12 +344,3 @@ def test_grey_values_of_16_bits_are_scaled(dtype: str, tmp_path: Path) -> None:
     images = Images(Dataset.from_dict(rows).cast_column("image", Image()), lambda image: seen.append(np.asarray(image)))
     assert images[0]["labels"] == 0
     assert np.array_equal(seen[0], expected)
-
-
-@pytest.mark.parametrize(
-    "values", [np.array([[-1, 5]], np.int32), np.array([[0, 65_536]], np.int32), np.zeros((1, 2), np.float32)]
-)
-def test_what_is_no_pixel_is_refused(values: Any, tmp_path: Path) -> None:
-    Pillow.fromarray(values).save(tmp_path / "grey.tiff")
-    with pytest.raises(UserError, match=r"grey\.tiff is no image that can be read: its pixels are numbers from "):
-        read_image(tmp_path / "grey.tiff")

@@ -10,7 +10,7 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForSequenceClassification, CLIPConfig, CLIPModel
+from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
 from aurora_lora import cli
@@ -18,7 +18,6 @@ from aurora_lora.errors import ArgumentError, NotFiniteError
 from aurora_lora.methods.parameters import is_head
 from aurora_lora.train import TrainedRun, load_recipe, load_run, merging, predicting, train
 from aurora_lora.train.merging import merge
-from aurora_lora.train.models import round_weights
 from aurora_lora.train.predicting import load_predictor, predict
 
 WriteRecipe = Callable[..., Path]
@@ -135,24 +134,3 @@ def test_what_float16_cannot_hold_is_refused(run: TrainedRun, tmp_path: Path) ->
         NotFiniteError, match=r"classifier\.bias holds values .*float16, which ends at 65,504: bfloat16"
     ):
         predict(merged, TEXTS, dtype="float16")
-    model = AutoModelForSequenceClassification.from_pretrained(merged)
-    with pytest.raises(
-        NotFiniteError, match=r"^dtype='float16' cannot hold classifier\.bias, whose largest number is 7e"
-    ):
-        round_weights(model, "float16")
-
-
-def test_each_part_of_a_configuration_has_the_dtype() -> None:
-    """By that of its text part, some engines choose their own."""
-    small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    config = CLIPConfig(
-        text_config={**small, "vocab_size": 9}, vision_config={**small, "image_size": 4, "patch_size": 2}
-    )
-    model = CLIPModel(config).float()
-    positions = model.text_model.embeddings.position_ids.dtype
-    round_weights(model, "bfloat16")
-    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
-    assert model.text_model.embeddings.position_ids.dtype == positions
-    assert {one.dtype for one in (model.config, model.config.text_config, model.config.vision_config)} == {
-        torch.bfloat16
-    }

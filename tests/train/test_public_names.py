@@ -14,15 +14,12 @@ import aurora_lora.train as room
 from aurora_lora.train import (
     TrainedRun,
     evaluate,
-    evaluate_file,
     export,
     gap,
     learned_activation,
-    load_predictor,
     load_run,
     merge,
     predict,
-    push,
     read_result,
     recipe_files,
     train,
@@ -110,7 +107,7 @@ def test_what_train_gives_is_the_run_that_is_loaded(run: TrainedRun, recipe: Pat
     assert train(recipe, run.folder) == loaded
 
 
-@pytest.mark.parametrize("given", ["run", "path", "str"])
+@pytest.mark.parametrize("given", ["run", "str"])
 def test_a_run_or_its_folder(run: TrainedRun, given: str, tmp_path: Path) -> None:
     where: Any = {"run": run, "path": run.folder, "str": str(run.folder)}[given]
     assert evaluate(where) == run.result["metric"]["by_form"]
@@ -122,22 +119,3 @@ def test_a_run_or_its_folder(run: TrainedRun, given: str, tmp_path: Path) -> Non
     assert answers[0]["probability"] == pytest.approx(predict(merged.folder, ["a warm film"])[0]["probability"])
     assert gap(where, examples=8).predictions == 8
     assert learned_activation(where, examples=4)["examples"] == 4
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        evaluate,
-        gap,
-        learned_activation,
-        load_predictor,
-        lambda run: evaluate_file(run, "new.csv"),
-        lambda run: export(run, "lora"),
-        lambda run: merge(run, "merged"),
-        lambda run: predict(run, ["a"]),
-        lambda run: push(run, "someone/adapter"),
-    ],
-)
-def test_what_is_no_run(call: Callable[[Any], Any]) -> None:
-    with pytest.raises(TypeError, match=r"^run=5 is a int: it must be a run, as `train` and `load_run` give it"):
-        call(5)

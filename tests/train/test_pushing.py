@@ -1,6 +1,5 @@
 """`aurora push` to a stand-in of the hub."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -122,33 +121,6 @@ def test_a_base_that_is_no_longer_there_is_a_path_of_this_machine_all_the_same(
     assert "clients" not in pushed
     assert json.loads((tmp_path / "staged" / "adapter_config.json").read_text())["base_model_name_or_path"] is None
     assert "base_model" not in (tmp_path / "staged" / "README.md").read_text("utf-8").split("---")[1]
-
-
-def test_large_files(run: Path, tmp_path: Path, push: Push, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They go by Git LFS, once, and a commit names them by their sha256."""
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # a protocol of its own, which the stand-in has not
-    name = "adapter_model.safetensors"
-    content = (run / "lora" / name).read_bytes()
-    digest = hashlib.sha256(content).hexdigest()
-    with serving(tmp_path / "hub", large=(".safetensors",)) as hub:
-        hub.takes_objects = False
-        refused = push(hub.url, "someone/large")
-        assert (refused.exit_code, hub.objects) == (2, {})
-        assert refused.stderr.startswith(f"someone/large at {hub.url}: ")
-        assert refused.stderr.count("\n") == 1, refused.stderr
-        assert "403" in refused.stderr
-        hub.takes_objects = True
-        for repo in ("someone/large", "someone/again"):
-            hub.asked.clear()
-            done = push(hub.url, repo)
-            assert done.exit_code == 0, done.output
-            assert (tmp_path / "hub" / "models" / repo / name).read_bytes() == content
-            sent = [one for one in hub.asked if "lfs" in one]
-            batch, upload = f"POST /{repo}.git/info/lfs/objects/batch", [f"PUT /lfs/{digest}", "POST /lfs/verify"]
-            assert sent == [batch, *(upload if repo == "someone/large" else [])]
-        assert hub.objects == {digest: content}
-        assert hub.verified == [(digest, len(content))]
-    assert PeftConfig.from_pretrained(str(tmp_path / "hub" / "models" / "someone" / "large")).peft_type == "LORA"
 
 
 def test_what_cannot_be_pushed(run: Path, tmp_path: Path, push: Push, monkeypatch: pytest.MonkeyPatch) -> None:

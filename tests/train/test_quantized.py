@@ -87,19 +87,6 @@ def test_methods_that_peft_cannot_merge_into_a_quantised_base(
             assert f"a run of {method}, which PEFT cannot merge so into a quantised base" in done.stderr
 
 
-def test_mistakes_of_quantised_merges(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(*args: object) -> str:
-        done = aurora("merge", run, "-o", tmp_path / "merged", *args)
-        assert (done.exit_code, done.stderr.count("\n")) == (2, 1), done.output
-        assert not (tmp_path / "merged").exists()
-        return str(done.stderr)
-
-    assert "quantization 'nf3' is not one of nf4, fp4, int8" in refused("--quantization", "nf3")
-    assert "--round-by-inputs goes with --quantization" in refused("--round-by-inputs")
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    assert "pip install 'aurora-lora[quantized]'" in refused("--quantization", "nf4")
-
-
 def test_the_gap_of_a_run_with_merges(run: Path, tmp_path: Path) -> None:
     done = aurora("gap", run, "--quantization", "nf4", "-o", tmp_path / "gap")
     assert done.exit_code == 0, done.output

@@ -123,9 +123,5 @@ def test_the_command(write_recipe: WriteRecipe, tmp_path: Path) -> None:
 
 
 def test_mistakes(model: Path) -> None:
-    with pytest.raises(UserError, match=r"method\.budget: this field must be given"):
-        ranking(validate(tiny.recipe(model), "recipe"))
-    with pytest.raises(UserError, match=r"method\.name: dora takes no budget; aurora, its presets and lora do"):
-        ranking(validate(tiny.recipe(model, method="dora"), "recipe"), 500)
     with pytest.raises(UserError, match="budget=5 is not allowed: one direction takes 32 weights at least"):
         ranking(validate(tiny.recipe(model), "recipe"), 5)

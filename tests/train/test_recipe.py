@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -57,7 +56,7 @@ def test_the_model_is_a_name_or_a_section(write_recipe: WriteRecipe) -> None:
     assert load_recipe(write_recipe(), [f"model.name={plain.model}"]) == plain
 
 
-@pytest.mark.parametrize("method", ["full", "bitfit", "pissa", "neat"])
+@pytest.mark.parametrize("method", ["pissa"])
 def test_a_quantised_base_is_for_adapters(write_recipe: WriteRecipe, method: str) -> None:
     with pytest.raises(UserError, match=f"model.quantization: '{method}' is not allowed: it must be an adapter"):
         load_recipe(write_recipe(method=method), ["model.quantization=int8"])
@@ -101,22 +100,9 @@ def test_reference_has_its_own_learning_rate(write_recipe: WriteRecipe) -> None:
     ("override", "message"),
     [
         ("training.learnig_rate=1", "training.learnig_rate: unknown field; did you mean 'learning_rate'?"),
-        ("method.name=aurra", "method.name: 'aurra' is an unknown method; did you mean 'aurora'?"),
         ("method.r=0", "method.r=0 is not allowed: it must be a whole number of 1 to 16384."),
-        ("task.name=movie-sentimnt", "task.name: 'movie-sentimnt' is an unknown task; did you mean 'movie-sentiment'?"),
-        ("training.epochs=many", "training.epochs: 'many' is not allowed: it must be a valid integer"),
-        ("training.precision=fp8", "training.precision: 'fp8' is not allowed: it must be 'fp32', 'bf16' or 'fp16'"),
         ("training.learning_rate=.nan", "training.learning_rate: nan is not allowed: it must be"),
-        ("model=''", "model.name: '' is not allowed: it must be of at least 1 character"),
-        ("task.test_sets=[dev]", "task.test_sets: 'dev' is not one of tiny-sentiment: test"),
-        ("model.quantization=nf5", "model.quantization: 'nf5' is not allowed: it must be 'nf4', 'fp4' or 'int8'"),
-        ("training=3", "training: 3 is not allowed: it must be a section with fields"),
-        ("training.save_updates=1", "training.save_updates: 1 is not allowed: it must be a valid boolean"),
         ("method.target_modules='('", "method.target_modules='(' is not allowed: it must be a list of names of mod"),
-        (
-            "method={name: lora, init_lora_weights: eva}",
-            "method.init_lora_weights='eva' is not allowed: it needs training data: see start: eva of the method lora.",
-        ),
     ],
 )
 def test_mistakes(write_recipe: WriteRecipe, refused: Refused, override: str, message: str) -> None:
@@ -127,14 +113,11 @@ def test_mistakes(write_recipe: WriteRecipe, refused: Refused, override: str, me
     ("override", "message"),
     [
         ("training.epochs", "'training.epochs' is not of the form key=value"),
-        ("=1", "'=1' is not of the form key=value"),
-        ("seed.a=1", "'seed.a': seed is 3, which has no fields"),
         (
             "method.target_modules.0=key",
             "'method.target_modules.0': target_modules is ['query', 'value'], which has no fields",
         ),
         ("seed=[1", "'seed=[1', line 1: "),
-        ("seed={{ seed }}", "'seed={{ seed }}', line 1: found unhashable key"),
     ],
 )
 def test_mistaken_overrides(write_recipe: WriteRecipe, override: str, message: str) -> None:
@@ -161,8 +144,6 @@ def test_what_is_left_empty_or_alone(write_recipe: WriteRecipe) -> None:
     [
         ("name: a\nmodel: [b\n", ", line 3: "),
         ("- a\n", ": a recipe is a mapping of fields"),
-        ("", ": a recipe is a mapping of fields"),
-        ("name: a\n", ": model: this field must be given"),
         ("name: !!python/object:os.system {}\n", ", line 1: could not determine a constructor"),
     ],
 )
@@ -174,16 +155,6 @@ def test_bad_files(tmp_path: Path, text: str, message: str) -> None:
     assert str(caught.value).startswith(f"{path}{message}")
 
 
-def test_unreadable_files(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="No such file"):
-        load_recipe(tmp_path / "none.yaml")
-    with pytest.raises(UserError, match="Is a directory"):
-        load_recipe(tmp_path)
-    (tmp_path / "latin.yaml").write_bytes("name: a\nmodel: café\n".encode("latin-1"))
-    with pytest.raises(UserError, match=r"latin\.yaml cannot be read: 'utf-8' codec"):
-        load_recipe(tmp_path / "latin.yaml")
-
-
 def test_the_task_fills_in_what_is_not_given(write_recipe: WriteRecipe) -> None:
     sst2 = load_recipe(write_recipe(task="sst2"), ["task.train_size=100"]).resolved()["task"]
     assert (sst2["train_size"], sst2["validation_size"], sst2["test_size"]) == (100, None, None)
@@ -191,19 +162,6 @@ def test_the_task_fills_in_what_is_not_given(write_recipe: WriteRecipe) -> None:
     film = load_recipe(write_recipe(task={"name": "movie-rating", "test_size": 7})).task
     assert (film.train_size, film.validation_size, film.test_size, film.test_sets) == (None, 1000, 7, ("test",))
     assert load_recipe(write_recipe(task="mnli")).test_sets == ("matched", "mismatched")
-
-
-@pytest.mark.parametrize(
-    ("task", "message"),
-    [
-        ({"name": "mnli", "test_sets": ["match"]}, "task.test_sets: 'match' is not one of mnli: matched, mismatched"),
-        ({"name": "cola", "test_size": 9}, "task.test_size: the scores of cola are those of its validation split"),
-    ],
-)
-def test_what_does_not_fit_the_task(
-    write_recipe: WriteRecipe, refused: Refused, task: dict[str, Any], message: str
-) -> None:
-    refused(write_recipe(task=task), message)
 
 
 def test_flash_attention_goes_with_16_bits(write_recipe: WriteRecipe) -> None:

@@ -15,8 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from aurora_lora.errors import UserError
-from aurora_lora.train import TrainedRun, load_recipe, load_run, models, train
+from aurora_lora.train import TrainedRun, load_recipe, load_run, train
 from aurora_lora.train.kinds import KINDS
 from aurora_lora.train.measuring import evaluate
 from aurora_lora.train.merging import merge
@@ -235,31 +234,3 @@ def test_each_training_is_a_run_of_its_own(
     train(load_recipe(recipe, ["training.report_to=[wandb]", "training.epochs=1"]), tmp_path / "run")
     assert begun == ["tiny", "tiny-reference"]
     assert ended == ["tiny", "tiny-reference"]
-
-
-STORED = {"quant_method": "mxfp4"}
-
-
-@pytest.mark.parametrize(
-    ("method", "trainable", "field"),
-    [({"name": "lora", "target_modules": ["query"]}, False, "model"), ("linear-probe", True, "method")],
-)
-def test_a_model_that_is_stored_quantised(
-    write_recipe: WriteRecipe,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    method: Any,
-    trainable: bool,
-    field: str,
-) -> None:
-    own = models.base_for
-
-    def stored(*given: Any) -> Any:
-        base: Any = own(*given)
-        base.is_quantized, base.config.quantization_config = True, STORED
-        base.hf_quantizer = SimpleNamespace(is_trainable=trainable, quantization_config=SimpleNamespace(**STORED))
-        return base
-
-    monkeypatch.setattr(models, "base_for", stored)
-    with pytest.raises(UserError, match=rf"^{field}: .*stored quantised \(mxfp4\)"):
-        train(load_recipe(write_recipe(method=method)), tmp_path / "run")
