@@ -28,25 +28,19 @@ class Hub(ThreadingHTTPServer):
     Args:
         root: folder of the repositories.
         gated: names of those that want a token.
-        large: what the names of files end with that are pushed by Git LFS.
     """
 
     daemon_threads = True
 
-    def __init__(self, root: Path, gated: tuple[str, ...] = (), large: tuple[str, ...] = ()) -> None:
+    def __init__(self, root: Path, gated: tuple[str, ...] = ()) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.root, self.gated, self.large = root, gated, large
+        self.root, self.gated = root, gated
         self.asked: list[str] = []
         """The method and the path of each request so far."""
         self.unanswered: list[str] = []
         """Those that it does not know how to answer."""
         self.private: dict[str, bool] = {}
         """The repositories that were made here."""
-        self.objects: dict[str, bytes] = {}
-        """Of Git LFS, by their sha256."""
-        self.verified: list[tuple[str, int]] = []
-        """The sha256 and the size of those that a client had verified."""
-        self.takes_objects = True
         self._hashes: dict[tuple[Path, int], str] = {}
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -66,9 +60,9 @@ class Hub(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(root: Path, gated: tuple[str, ...] = (), large: tuple[str, ...] = ()) -> Iterator[Hub]:
+def serving(root: Path, gated: tuple[str, ...] = ()) -> Iterator[Hub]:
     """A hub in a thread of its own, within this context."""
-    with Hub(root, gated, large) as hub:
+    with Hub(root, gated) as hub:
         Thread(target=hub.serve_forever, daemon=True).start()
         yield hub
         hub.shutdown()
@@ -174,10 +168,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.private.setdefault(name, wanted.get("visibility") == "private" or bool(wanted.get("private")))
             (self.server.root / f"{wanted.get('type', 'model')}s" / name).mkdir(parents=True, exist_ok=True)
             self._send(200, {"url": f"{self.server.url}/{name}", "name": name})
-        elif parts[2:] == ["info", "lfs", "objects", "batch"]:
-            self._batch(json.loads(body))
-        elif parts[0] == "lfs" and self.command in ("PUT", "POST"):
-            self._object(parts[1:], body)
         elif "resolve" in parts[2:4]:
             kind = "datasets" if parts[0] == "datasets" else "models"
             at = parts.index("resolve")
@@ -226,49 +216,18 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if what == "preupload":
             paths = [one["path"] for one in json.loads(body)["files"]]
-            modes = ["lfs" if self.server.large and path.endswith(self.server.large) else "regular" for path in paths]
-            how = [{"path": path, "uploadMode": mode} for path, mode in zip(paths, modes, strict=True)]
-            return self._send(200, {"files": [{**one, "shouldIgnore": False} for one in how]})
+            how = [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in paths]
+            return self._send(200, {"files": how})
         for line in map(json.loads, body.splitlines()):
-            if line["key"] in ("file", "lfsFile"):
+            if line["key"] == "file":
                 value = line["value"]
-                small = line["key"] == "file"
-                content = base64.b64decode(value["content"]) if small else self.server.objects.get(value["oid"])
-                if content is None or (not small and (value["algo"], value["size"]) != ("sha256", len(content))):
-                    return self._send(400, {"error": f"LFS pointer pointed to a file that does not exist: {value}"})
                 path = self.server.root / kind / name / value["path"]
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content)
+                path.write_bytes(base64.b64decode(value["content"]))
         commit = _Repository(self.server, kind, name, "main").commit
         self._send(
             200, {"success": True, "commitOid": commit, "commitUrl": f"{self.server.url}/{name}/commit/{commit}"}
         )
-
-    def _batch(self, wanted: dict[str, Any]) -> None:
-        """Where each object goes; nowhere if it is here."""
-        if not self._may_write():
-            return
-        known = wanted["operation"] == "upload" and wanted["hash_algo"] == "sha256" and "basic" in wanted["transfers"]
-        if not known:
-            return self._send(422, {"message": f"the stand-in knows uploads of one part alone, not {wanted}"})
-        url, objects = self.server.url, []
-        for one in wanted["objects"]:
-            actions = {"upload": {"href": f"{url}/lfs/{one['oid']}"}, "verify": {"href": f"{url}/lfs/verify"}}
-            objects.append({**one, **({} if one["oid"] in self.server.objects else {"actions": actions})})
-        self._send(200, {"transfer": "basic", "objects": objects})
-
-    def _object(self, rest: list[str], body: bytes) -> None:
-        """The content of one, whose address is allowed by itself; or the question whether it has arrived."""
-        if self.command == "PUT":
-            right = self.server.takes_objects and hashlib.sha256(body).hexdigest() == rest[0]
-            if right:
-                self.server.objects[rest[0]] = body
-            self._send(200 if right else 403, {} if right else {"error": "no room"})
-        elif rest == ["verify"] and self._may_write():
-            asked = json.loads(body)
-            arrived = len(self.server.objects.get(asked["oid"], b"")) == asked["size"]
-            self.server.verified += [(asked["oid"], asked["size"])] if arrived else []
-            self._send(200 if arrived else 404, {} if arrived else {"error": "no such object"})
 
     def _file(self, kind: str, name: str, revision: str, path: str) -> None:
         if (found := self._open(kind, name, revision, True)) is None:

@@ -15,7 +15,8 @@ import own_files
 import tiny
 
 from aurora_lora.errors import UserError
-from aurora_lora.train import load_recipe, recipe_files
+from aurora_lora.train import load_recipe, recipe_files, train
+from aurora_lora.train.recipe import validate
 from forks import Order, forked
 
 
@@ -34,6 +35,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model_without_dropout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same without dropout: several processes draw other random numbers than one."""
     return tiny.save_model(tmp_path_factory.mktemp("model_without_dropout"), dropout=0.0)
+
+
+@pytest.fixture(scope="session")
+def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run with a reference; a test that changes it copies it."""
+    values = tiny.recipe(model, reference={"method": "linear-probe"})
+    return train(validate(values, "recipe"), tmp_path_factory.mktemp("finished") / "run").folder
 
 
 @pytest.fixture

@@ -3,13 +3,13 @@
 import importlib
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from aurora_lora import set_form
 from aurora_lora.data.models import MODELS, ModelSource
-from aurora_lora.train import TrainedRun, card, load_recipe, recipe_files, train
+from aurora_lora.train import TrainedRun, card, load_recipe, load_run, train
 
 WriteRecipe = Callable[..., Path]
 TEXTS = ["the film was good and warm", "a dull plot"]
@@ -40,10 +40,8 @@ def logits(model: Any, folder: Path) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def run(model: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
-    folder = tmp_path_factory.mktemp("cards")
-    (folder / "recipe.yaml").write_text(recipe_files.dump(tiny.recipe(model, reference={"method": "linear-probe"})))
-    return train(load_recipe(folder / "recipe.yaml"), folder / "run")
+def run(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
+    return load_run(shutil.copytree(finished, tmp_path_factory.mktemp("cards") / "run"))
 
 
 def test_code_of_the_adapters_card(run: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -358,6 +358,9 @@ def test_every_command(read: Read, model: Path, tmp_path: Path) -> None:
         assert one["answer"] == line["answer"]
         said = aurora("chat", tmp_path / name, stdin=f"{question[0]['content']}\n/exit\n")
         assert said.stdout.split() == line["answer"].split()
+    (tmp_path / "asked.csv").write_text(f'id,question\n1,"{question[0]["content"]}"\n')
+    aurora("predict", run, tmp_path / "asked.csv", "--column", "question", "-o", tmp_path / "said.jsonl")
+    assert json.loads((tmp_path / "said.jsonl").read_text())["answer"] == answers["run"]
     # the export and the merged model in plain PEFT and Transformers: the same greedy tokens
     tokenizer = AutoTokenizer.from_pretrained(run / "lora")
     assert tokenizer.chat_template == chats.GENERATION

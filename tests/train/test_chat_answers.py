@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +16,7 @@ from typer.testing import CliRunner
 from aurora_lora import cli
 from aurora_lora.errors import ArgumentError, UserError
 from aurora_lora.train import predicting
-from aurora_lora.train.kinds import KINDS
-from aurora_lora.train.predicting import Predictor, Talk, load_predictor, predict_file
+from aurora_lora.train.predicting import Predictor, Talk, load_predictor
 from aurora_lora.train.run import train
 from aurora_lora.train.writing import KEY, answers_greedily
 
@@ -235,32 +233,3 @@ def test_a_row_without_a_question(model: Path, tmp_path: Path, row: Any, message
     done = ask("predict", model, tmp_path / "asked.jsonl", "-o", tmp_path / "said.jsonl", code=2)
     assert done.stderr == f"{tmp_path / 'asked.jsonl'}, row 1: {message}\n"
     assert not (tmp_path / "said.jsonl").exists()
-
-
-def predictor_of(answers: Callable[[list[Any], int], list[dict[str, Any]]], folder: Path) -> Any:
-    """A model of conversations, in a folder of its own."""
-    fields = {"columns": {}, "data": None, "folder": folder / "model", "form_name": None}
-    tokenizer = SimpleNamespace(chat_template=None)
-    return SimpleNamespace(kind=KINDS["chat"], answers_to=answers, processor=tokenizer, **{"dtype": None, **fields})
-
-
-def test_a_column_of_questions(tmp_path: Path) -> None:
-    (tmp_path / "asked.csv").write_text("id,question\n1,What is it?\n2,Why?\n")
-    asked: list[Any] = []
-
-    def answers(texts: list[Any], batch_size: int) -> list[dict[str, Any]]:
-        asked.extend(texts)
-        return [{"text": text, "answer": "So."} for text in texts]
-
-    predictor = predictor_of(answers, tmp_path)
-    file, output = str(tmp_path / "asked.csv"), tmp_path / "said.jsonl"
-    with pytest.raises(ArgumentError, match="has no column 'messages'"):
-        predict_file(predictor, file, output)
-    predict_file(predictor, file, output, ["question"])
-    assert asked == ["What is it?", "Why?"]
-    assert [json.loads(line)["answer"] for line in output.read_text().splitlines()] == ["So.", "So."]
-    with pytest.raises(ArgumentError, match="id, question are too many"):
-        predict_file(predictor, file, output, ["id", "question"], overwrite=True)
-    with pytest.raises(ArgumentError, match=r"said\.jsonl is there already: .*, or `overwrite` replaces it"):
-        predict_file(predictor, file, output, ["question"])
-    assert len(asked) == 2

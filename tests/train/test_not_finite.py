@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from aurora_lora import cli
-from aurora_lora.train import load_recipe, recipe_files, train
 
 Invoke = Callable[..., Any]
 OUT = "OUT"
@@ -27,14 +25,6 @@ COMMANDS = [
     ("merge", "RUN", "--form", "static", "-o", OUT),
     ("export", "RUN", "-o", OUT),
 ]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
-    folder = tmp_path_factory.mktemp("finite")
-    (folder / "recipe.yaml").write_text(recipe_files.dump(tiny.recipe(model)), encoding="utf-8")
-    train(load_recipe(folder / "recipe.yaml", ["training.epochs=1"]), folder / "run")
-    return folder / "run"
 
 
 @pytest.fixture

@@ -12,13 +12,12 @@ from typing import Any, Literal
 import own_files
 import own_runs
 import pytest
-import tiny
 from huggingface_hub import ModelCard, constants
 from peft import PeftConfig
 from typer.testing import CliRunner
 
 from aurora_lora import cli
-from aurora_lora.train import load_run, recipe_files
+from aurora_lora.train import load_run
 from aurora_lora.train.exporting import _stage
 from aurora_lora.train.recipe import load_recipe
 from aurora_lora.train.run import train
@@ -36,12 +35,9 @@ main()"""
 Push = Callable[..., Any]
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pushed")
-    recipe = folder / "recipe.yaml"
-    recipe.write_text(recipe_files.dump(tiny.recipe(tiny.save_model(folder / "model"))), encoding="utf-8")
-    return train(load_recipe(recipe, ["training.epochs=1"]), folder / "run").folder
+@pytest.fixture
+def run(finished: Path) -> Path:
+    return finished
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from transformers import AutoModelForSequenceClassification
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import tiny
 
 from aurora_lora import calibrate
 from aurora_lora.errors import FormError, UserError
@@ -35,18 +34,9 @@ from aurora_lora.train.run import make_trainer
 WriteRecipe = Callable[..., Path]
 
 
-@pytest.fixture(scope="module")
-def trained(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    recipe = tmp_path_factory.mktemp("trained") / "recipe.yaml"
-    recipe.write_text(recipe_files.dump(tiny.recipe(model, reference={"method": "linear-probe"})), encoding="utf-8")
-    run = train(load_recipe(recipe), recipe.parent / "run")
-    assert not run.was_finished
-    return run.folder
-
-
 @pytest.fixture
-def run(trained: Path, tmp_path: Path) -> TrainedRun:
-    return load_run(shutil.copytree(trained, tmp_path / "run"))
+def run(finished: Path, tmp_path: Path) -> TrainedRun:
+    return load_run(shutil.copytree(finished, tmp_path / "run"))
 
 
 def test_result(run: TrainedRun) -> None:

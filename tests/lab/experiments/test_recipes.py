@@ -51,13 +51,6 @@ def test_a_cell_as_yaml_is_the_recipe_that_reproduce_runs(tmp_path: Path) -> Non
     assert yaml.safe_load(text)["training"]["gradient_accumulation_steps"] == 8
 
 
-def test_a_caller_may_change_what_it_gets() -> None:
-    before = load_any("table1/base-lora-rte")
-    changed = load_any("table1/base-lora-rte", ["method.r=2", "task.max_length=64", "method.target_modules=[key]"])
-    assert changed.method.options["r"] == 2
-    assert load_any("table1/base-lora-rte") == before
-
-
 def test_a_name_comes_before_a_file_and_a_path_is_always_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,9 +94,6 @@ def test_an_error_in_a_named_recipe_has_its_name() -> None:
             "'table1/base-lora-rt' is no file, and an unknown recipe; did you mean 'table1/base-lora-rte'?",
         ),
         ("captured-effect", "recipe", "'captured-effect' is a study, not a recipe: aurora sweep captured-effect"),
-        ("demo", "study", "'demo' is a recipe, not a study: aurora train demo"),
-        ("table1", "recipe", "'table1' is a suite, not a recipe: aurora reproduce table1"),
-        ("zzz", "recipe", "'zzz' is no file, and an unknown recipe (see `aurora list recipes`)"),
     ],
 )
 def test_unknown_names(given: str, kind: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

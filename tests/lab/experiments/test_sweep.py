@@ -329,28 +329,6 @@ def test_a_final_run_that_diverged_is_not_run_again(
             assert f"Finalists that were left out: LoRA r=2, lr 0.03 ({why})." in missing_note(answer)
 
 
-def test_a_finalist_that_lost_a_run_is_left_out_with_the_reason_and_tried_again(
-    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lost = [True]
-
-    def dies(job: Job) -> Outcome:
-        at = job.recipe.training.learning_rate, job.recipe.seed
-        return Outcome(job, error="out of memory") if lost and at == (3e-2, 1) else fake_forms(job)
-
-    path = write(tuning={"budget": 2, "space": {"training.learning_rate": RATES}, "finalists": 2}, settings=[ONE])
-    done, answer = sweep_command(path, tmp_path / "out", dies, monkeypatch)
-    assert (done.exit_code, [one["error"] for one in answer["failed"]]) == (1, ["out of memory"])
-    (setting,) = answer["settings"]
-    assert setting["chosen"] == {"training.learning_rate": 1e-3}
-    left_out = {"values": {"training.learning_rate": 3e-2}, "why": "seed 1: out of memory"}
-    assert setting["excluded"] == [left_out]
-    lost.clear()
-    done, answer = sweep_command(path, tmp_path / "out", dies, monkeypatch)
-    assert (done.exit_code, answer["settings"][0]["chosen"]) == (0, {"training.learning_rate": 3e-2})
-    assert "excluded" not in answer["settings"][0]
-
-
 def test_of_finalists_the_named_metric_decides_and_less_may_be_better(
     write: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -552,17 +530,6 @@ def test_a_killed_study_goes_on(write: Callable[..., Path], tmp_path: Path) -> N
         assert None not in [score for _, score in sweep.trials(setting)]
 
 
-def test_half_a_line_of_the_journal_is_removed(write: Callable[..., Path], tmp_path: Path) -> None:
-    """As a full disk leaves it: what is appended to it could never be read again."""
-    study = load_study(write())
-    Sweep(study, tmp_path / "out", engine(fake))
-    with (tmp_path / "out" / "journal.log").open("a") as journal:
-        journal.write('{"op_code": 4, "wor')
-    for _ in range(2):
-        Sweep(study, tmp_path / "out", engine(fake)).tune()
-    assert all(map(json.loads, (tmp_path / "out" / "journal.log").read_text().splitlines()))
-
-
 def test_a_finished_run_of_a_killed_study_is_not_run_again(write: Callable[..., Path], tmp_path: Path) -> None:
     study = load_study(write(settings=[ONE]))
 
@@ -588,28 +555,11 @@ def test_a_finished_run_of_a_killed_study_is_not_run_again(write: Callable[..., 
     ("changes", "message"),
     [
         ({"tuning": {"budget": 3, "space": {"training.learning_rate": RATES}}}, "budget=3 is not allowed: the grid"),
-        ({"tuning": {"budget": 2, "space": {"training.learning_rate": {"low": 1, "high": 2}}}}, "a grid needs a list"),
         ({"settings": [{"name": "a", "method": "full"}, {"name": "A", "method": "lora"}]}, "a, A are not distinct"),
         ({"tuning": {"budget": 1, "space": {"training.learning_rat": [1]}}}, "did you mean 'learning_rate'"),
-        (
-            {"tuning": {"budget": 2, "sampler": "tpe", "space": {"training.epochs": {"low": 1, "high": 5}}}},
-            "training.epochs: ",
-        ),
-        (
-            {"tuning": {"budget": 2, "space": {"training.learning_rate": [1e-3, 1.0000001e-3]}}},
-            "the runs of 0.001 and 0.0010000001 would have one folder, learning_rate=0.001",
-        ),
         ({"questions": [{"ask": "a", "first": "AuroRa", "second": "AuroRA"}]}, "'AuroRa' is an unknown setting"),
-        (
-            {"questions": [{"ask": "a", "first": {"setting": "LoRA r=2", "form": "static"}, "second": "AuroRA"}]},
-            "questions: LoRA r=2 has no form 'static' (it has merged)",
-        ),
-        (
-            {"questions": [{"ask": "a", "first": "LoRA r=2", "second": "AuroRA", "same_runs": True}]},
-            "questions.0: same_runs: true is not allowed: 'LoRA r=2' and 'AuroRA' are two settings",
-        ),
     ],
-)  # fmt: skip
+)
 def test_wrong_studies(write: Callable[..., Path], changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as error:
         load_study(write(**changes))
@@ -622,13 +572,6 @@ def test_one_sweep_at_a_time_is_at_a_study(write: Callable[..., Path], tmp_path:
     sweep = Sweep(study, tmp_path / "out", engine(fake))
     with sweep._held(), pytest.raises(UserError, match="another aurora sweep is at this study"):
         Sweep(study, tmp_path / "out", engine(fake))
-
-
-def test_another_study_in_the_folder(write: Callable[..., Path], tmp_path: Path) -> None:
-    Sweep(load_study(write()), tmp_path / "out", engine(fake))
-    changed: Study = load_study(write(tuning={"budget": 1, "space": {"training.learning_rate": [1e-3]}}))
-    with pytest.raises(UserError, match=r"another; they differ in tuning\.budget \(there 2, here 1\)"):
-        Sweep(changed, tmp_path / "out", engine(fake))
 
 
 def test_data_that_changes_between_runs(write: Callable[..., Path], tmp_path: Path) -> None:
@@ -648,8 +591,19 @@ def test_data_that_changes_between_runs(write: Callable[..., Path], tmp_path: Pa
         Sweep(load_study(write()), tmp_path / "out", engine(on_files)).run_seeds()
 
 
-def test_dry_run(write: Callable[..., Path], tmp_path: Path) -> None:
-    done = CliRunner().invoke(cli.app, ["sweep", str(write()), "-o", str(tmp_path / "out"), "--dry-run"])
-    assert done.exit_code == 0, done.output
-    assert "8 runs in all, at most" in done.stdout
-    assert not (tmp_path / "out").exists()
+def test_another_study_in_the_folder(write: Callable[..., Path], tmp_path: Path) -> None:
+    Sweep(load_study(write()), tmp_path / "out", engine(fake))
+    changed: Study = load_study(write(tuning={"budget": 1, "space": {"training.learning_rate": [1e-3]}}))
+    with pytest.raises(UserError, match=r"another; they differ in tuning\.budget \(there 2, here 1\)"):
+        Sweep(changed, tmp_path / "out", engine(fake))
+
+
+def test_half_a_line_of_the_journal_is_removed(write: Callable[..., Path], tmp_path: Path) -> None:
+    """As a full disk leaves it: what is appended to it could never be read again."""
+    study = load_study(write())
+    Sweep(study, tmp_path / "out", engine(fake))
+    with (tmp_path / "out" / "journal.log").open("a") as journal:
+        journal.write('{"op_code": 4, "wor')
+    for _ in range(2):
+        Sweep(study, tmp_path / "out", engine(fake)).tune()
+    assert all(map(json.loads, (tmp_path / "out" / "journal.log").read_text().splitlines()))

@@ -175,15 +175,6 @@ def test_a_panel_for_each_method_with_its_ranks() -> None:
     assert figure.get_supylabel() == "validation accuracy, %"
 
 
-def test_a_rank_looks_alike_in_every_panel() -> None:
-    trials: Trials = [({RATE: 1e-2}, 0.8), ({RATE: 1e-3}, 0.7)]
-    figure = rates_figure(*tried(lora_r2=trials, lora_r8=trials, other_r8=trials, bitfit=trials), "accuracy")
-    drawn = [[line.get_marker() for line in ax.lines if line.get_markersize() == 4.5] for ax in figure.axes]
-    assert [marks[:2] for marks in drawn] == [["o", "s"], ["s"], ["^"]]
-    figure = rates_figure(*tried(lora_r8=trials, other_r8=trials), "accuracy")
-    assert not figure.legends  # there is one rank
-
-
 def test_another_kind_of_rate_has_no_place_on_the_axis() -> None:
     """It would stretch it far beyond the others', as a head's score does the other one."""
     both = {"probe": [({HEAD: 1e-1}, 0.3), ({HEAD: 1.0}, 0.2)], "lora": [({RATE: 1e-3}, 0.7), ({RATE: 1e-2}, 0.6)]}
@@ -214,12 +205,3 @@ def test_of_two_tuned_fields_the_best_at_each_rate() -> None:
     for metric, low, high in (("accuracy", 80, 60), ("nll", 0.7, 0.5)):
         (lora,) = rates_figure(*study, metric).axes
         assert points(lora) == [[pytest.approx((1e-3, low)), pytest.approx((1e-2, high))]]
-
-
-def test_a_study_of_one_rate_has_no_such_figure() -> None:
-    cases: tuple[Trials, ...] = ([({RATE: 1e-3}, 0.5)], [({"method.r": 2}, 0.5), ({"method.r": 4}, 0.5)])
-    for trials in cases:
-        with pytest.raises(UserError, match="tried with two of them"):
-            rates_figure(*tried(lora=trials), "accuracy")
-    with pytest.raises(UserError, match="a trial with a score"):
-        rates_figure(*tried(lora=[({RATE: 1e-3}, None), ({RATE: 1e-2}, None)]), "accuracy")

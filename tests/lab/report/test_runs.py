@@ -238,15 +238,6 @@ def test_the_page_and_the_tables_of_a_study(study: Path, runs: Path, tmp_path: P
     assert "Does rank matter" in " ".join(done.stdout.split())
 
 
-def test_a_study_some_of_whose_runs_failed(study: Path, tmp_path: Path) -> None:
-    change(study, lambda found: found["study"].update(seeds=[0, 1, 2]))
-    change(study, lambda found: found["settings"][0].update(seeds=[], by_form={}, params=None, train_s=[]))
-    write_page(load_sections([study]), tmp_path / "page.html", "A study")
-    page = (tmp_path / "page.html").read_text()
-    assert page.count("(2 of 3 seeds)</td>") == 3  # LoRA r=8, and both forms of AuroRA
-    assert "No result: LoRA r=2." in page
-
-
 def test_a_study_beside_other_runs(study: Path, make_result: Make) -> None:
     other = study.parent / "other"
     other.mkdir()
@@ -255,13 +246,3 @@ def test_a_study_beside_other_runs(study: Path, make_result: Make) -> None:
     (other / "result.json").write_text("{")
     with pytest.raises(UserError, match=r"other/result\.json"):
         load_sections([study.parent])
-
-
-def test_what_is_no_study_is_refused(study: Path) -> None:
-    for content, why in (
-        ({}, "is not what aurora sweep writes"),
-        ({"study": {"name": "s"}, "settings": []}, "does not fit this version: base: this field must be given"),
-    ):
-        (study / "study.json").write_text(json.dumps(content))
-        with pytest.raises(UserError, match=why):
-            load_sections([study])

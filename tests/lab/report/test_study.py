@@ -17,7 +17,6 @@ from aurora_lora.lab.report.study import (
     note,
     split_note,
     study_tables,
-    tuning_note,
 )
 from aurora_lora.lab.report.tables import half_interval, interval, p_value
 from make.tables import study_page
@@ -148,16 +147,6 @@ def test_the_margin_of_a_question(summary: dict[str, Any]) -> None:
     assert [one.margin for one in answers(summary, "accuracy")] == [1.0, 1.0]
 
 
-def test_how_many_intervals_there_are_and_what_they_cover(summary: dict[str, Any]) -> None:
-    assert note(summary).startswith("Intervals of the answers: 1; ")  # the other question has one seed alone
-    assert "not the sampling of the test data" in note(summary)
-    assert note(summary) in study_page(summary)
-    summary["study"]["split_by_seed"] = True
-    assert "each with its own split of what is drawn from the data" in note(summary)
-    summary["study"]["questions"] = []
-    assert note(summary) == ""
-
-
 def test_scores_of_the_split_that_was_chosen_by_are_named_so(summary: dict[str, Any]) -> None:
     """As GLUE's, whose test labels are not public."""
     for split in (None, "test", "validation"):
@@ -225,22 +214,6 @@ def test_a_choice_at_the_edge_is_named(summary: dict[str, Any], own: Any, value:
     summary["study"]["settings"] = [{"name": "LoRA", "space": own}]
     lora = {**summary["settings"][0], "chosen": {"training.learning_rate": value}}
     assert chosen_values(summary, lora, "merged") == shown
-
-
-def test_edges_and_grids_of_their_own_are_told(summary: dict[str, Any]) -> None:
-    summary["study"]["tuning"]["space"] = {"training.learning_rate": [1e-3, 5e-3, 1e-2]}
-    assert tuning_note(summary) == ""
-    own = {"training.learning_rate": [5e-3, 1e-2]}
-    summary["study"]["settings"] = [
-        {"name": "LoRA", "space": own, "why": "as in its paper"},
-        {"name": "AuroRA", "space": None},
-        {"name": "full", "space": {"training.learning_rate": {"low": 1e-5, "high": 1e-4, "log": True}}},
-    ]
-    told = tuning_note(summary)
-    assert "at the edge of the grid, so that another value may be better, for 1 of 2 settings." in told
-    assert "Grids of their own: LoRA (lr 0.005, 0.01): as in its paper; full" in told
-    assert "full (lr 1e-05 to 0.0001): the reason is not recorded." in told
-    assert told in study_page(summary)
 
 
 def test_the_level_of_uniform_guessing(summary: dict[str, Any]) -> None:
