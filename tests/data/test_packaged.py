@@ -132,6 +132,8 @@ def test_no_group_is_in_two_splits(seed: int, test: int, validation: int, train:
     whole = split_questions(QUESTIONS, SplitSizes(None, validation, test), seed)
     assert (splits["validation"], splits["test"]) == (whole["validation"], whole["test"])
     assert splits["train"] == whole["train"][:train]
+    # training questions come from the other end: they stay where they are when more is held out
+    assert split_questions(QUESTIONS, SplitSizes(train, validation + 5, test + 5), seed)["train"] == splits["train"]
     assert whole != split_questions(QUESTIONS, SplitSizes(None, validation, test), seed + 1)
 
 

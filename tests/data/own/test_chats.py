@@ -96,6 +96,7 @@ def test_of_several_turns_the_last_answer_is_asked_for() -> None:
     turns = [{"role": role, "content": f"{role} {n}"} for n in (1, 2) for role in ("user", "assistant")]
     for row in ({"messages": turns}, {"messages": [*turns, {"role": "user", "content": "thanks"}]}):
         assert opening(row) == Question(turns[:3])
+        assert question_of(row) == Question(row["messages"][:3] if len(row["messages"]) == 4 else row["messages"])
         assert answer_of(row) == "assistant 2"
 
 
