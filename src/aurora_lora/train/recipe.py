@@ -650,16 +650,10 @@ def check_same_recipe(values: Any, recipe: RunRecipe, source: Path | str, holds:
         )
 
 
-def differences(
-    there: Mapping[str, Any],
-    here: Mapping[str, Any],
-    *,
-    names: tuple[str, str] = ("there", "here"),
-    missing: Any = "not given",
-) -> list[str]:
+def differences(there: Mapping[str, Any], here: Mapping[str, Any], *, missing: Any = "not given") -> list[str]:
     """`seed (there 0, here 1)` for each field that has another value here; `missing` stands for an absent one."""
     pairs = ((field, there.get(field, missing), here.get(field, missing)) for field in sorted({*there, *here}))
-    return [f"{field} ({names[0]} {old!r}, {names[1]} {new!r})" for field, old, new in pairs if old != new]
+    return [f"{field} (there {old!r}, here {new!r})" for field, old, new in pairs if old != new]
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

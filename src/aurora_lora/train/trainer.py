@@ -42,7 +42,7 @@ from ..data.metrics import metric_named
 from ..deploy import calibrate
 from ..deploy.calibrate import MAX_MEMORY, check_ridge, several_processes
 from ..deploy.inputs import Batch, as_batches, no_batches
-from ..errors import FormError, NotCalibratedError, UserError, one_line
+from ..errors import FormError, UserError, one_line
 from ..extras import extra
 from ..forms import CALIBRATED, DYNAMIC, MERGED, STATIC
 from ..methods.parameters import is_head, save_trained
@@ -381,11 +381,9 @@ class UpdateRecorder(TrainerCallback):
         tensors: dict[str, Tensor] = {}
         for form in self.forms:
             try:
-                try:
-                    updates = low_rank_updates(model, form)
-                except NotCalibratedError:
+                if form == CALIBRATED and not is_calibrated(model):
                     calibrate(model, self.batches, ridge=self.ridge)
-                    updates = low_rank_updates(model, form)
+                updates = low_rank_updates(model, form)
             except FormError as error:
                 raise UserError(f"training.save_updates: not with {self.name}: {error}") from error
             for layer, (left, right) in updates.items():

@@ -182,19 +182,12 @@ RANKS = "ranks.json"
 """What `aurora rank` measured."""
 
 
-def _grid(record: Mapping[str, Any]) -> tuple[list[str], list[int | None], dict[tuple[int | None, str], Any]]:
-    """The kinds of module, the blocks, and the layer at each place."""
-    at = {(layer["block"], layer["kind"]): layer for layer in record["layers"]}
-    return list(dict.fromkeys(kind for _, kind in at)), list(dict.fromkeys(block for block, _ in at)), at
-
-
 def _energy(layer: Mapping[str, Any]) -> float:
     return float(sum(value**2 for value in layer["singular_values"]))
 
 
 def ranks_tables(record: Mapping[str, Any]) -> list[TextTable]:
     """What each kind of module, and each block, has of the squared gradient and gets of the budget."""
-    kinds, blocks, at = _grid(record)
     every = sum(map(_energy, record["layers"]))
 
     def row(name: str, layers: list[Mapping[str, Any]]) -> list[str]:
@@ -210,20 +203,23 @@ def ranks_tables(record: Mapping[str, Any]) -> list[TextTable]:
     exhausted = (
         f"; {names[0]} and {len(names) - 1} more layers got" if len(names) > 1 else f"; {names[0]} got" if names else ""
     )
-    of_kinds = [(kind, [at[block, kind] for block in blocks if (block, kind) in at]) for kind in kinds]
-    of_blocks = [(block, [at[block, kind] for kind in kinds if (block, kind) in at]) for block in blocks]
+    of_kinds: dict[str, list[Mapping[str, Any]]] = {}
+    of_blocks: dict[int | None, list[Mapping[str, Any]]] = {}
+    for layer in record["layers"]:
+        of_kinds.setdefault(layer["kind"], []).append(layer)
+        of_blocks.setdefault(layer["block"], []).append(layer)
     return [
         TextTable(
             f"{record['weights']:,} of {record['budget']:,} weights, by kind of module",
             ["kind", *headers],
-            [row(kind, layers) for kind, layers in of_kinds],
+            [row(kind, layers) for kind, layers in of_kinds.items()],
             "ranks: in the order of the blocks; largest: singular value of the mean gradient; S: those that were found"
             + (f"{exhausted} all {most} directions that are looked for in a layer" if names else ""),
         ),
         TextTable(
             "by block",
             ["block", *headers],
-            [row("-" if block is None else str(block), layers) for block, layers in of_blocks],
+            [row("-" if block is None else str(block), layers) for block, layers in of_blocks.items()],
             f"{100 * record['energy']:.1f}% of the squared gradient that was found lies along the chosen directions",
         ),
     ]
