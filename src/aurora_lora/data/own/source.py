@@ -58,11 +58,6 @@ class OwnData:
         """A short name: of a file or a folder without the folders that it is in."""
         return Path(self.data).name if is_path(self.data) else self.data
 
-    @property
-    def given(self) -> list[Path]:
-        """The files or folders of training, validation and test data, as far as they are given."""
-        return [expanded(one) for one in (self.data, self.validation_data, self.test_data) if one is not None]
-
 
 @dataclass(frozen=True)
 class Piece:
@@ -158,7 +153,8 @@ def open_given(given: str, own: OwnData | None = None, name: str = "train", spli
         ArgumentError: it cannot be found, read or understood, or has no such split.
     """
     own = own or OwnData(given)
-    if expanded(given) not in own.given:  # up to `./` and a slash at the end
+    named = filter(None, (own.data, own.validation_data, own.test_data))
+    if expanded(given) not in map(expanded, named):  # up to `./` and a slash at the end
         own = OwnData(given, encoding=own.encoding)
     files: dict[str, str] = {}
     try:
