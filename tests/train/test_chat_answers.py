@@ -14,7 +14,7 @@ from transformers import AddedToken
 from typer.testing import CliRunner
 
 from aurora_lora import cli
-from aurora_lora.errors import ArgumentError, UserError
+from aurora_lora.errors import ArgumentError
 from aurora_lora.train import predicting
 from aurora_lora.train.predicting import Predictor, Talk, load_predictor
 from aurora_lora.train.run import train
@@ -123,12 +123,6 @@ def test_a_message_that_is_too_long_ends_no_talk(few: Path) -> None:
     done = said(f"{LONG}\n{SHORT}\n")
     assert (done.exit_code, done.stdout) == (2, said(f"{SHORT}\n").stdout)
     assert done.stderr == ("the message is too long: 46 tokens, where the model takes 16 and an answer of 16\n")
-    talk = Talk(load_predictor(few))
-    talk.say(SHORT, lambda text: None)
-    before = list(talk.said)
-    with pytest.raises(UserError, match="the message is too long"):
-        talk.say(LONG, lambda text: None)
-    assert talk.said == before
 
 
 @pytest.mark.parametrize("max_new_tokens", [64, 128, 1000])

@@ -231,19 +231,6 @@ def test_recipes_that_do_not_fit(
     refused(write_recipe(task=task), message)
 
 
-def test_what_multiple_choice_gets_by_default(write_recipe: WriteRecipe) -> None:
-    siqa = load_recipe(write_recipe(task="siqa")).task
-    assert (siqa.prompt, siqa.scorer, siqa.loss_on, siqa.max_length) == ("cloze", "choices", "all", 256)
-    commonsense = load_recipe(write_recipe(task="commonsense")).task
-    assert (commonsense.prompt, commonsense.validation_size, len(commonsense.test_sets or ())) == (
-        "instruction",
-        120,
-        8,
-    )
-    film = load_recipe(write_recipe(task="movie-rating")).task
-    assert (film.prompt, film.scorer, film.loss_on) == (None, None, None)
-
-
 @pytest.mark.parametrize(
     ("before", "after"),
     [("siqa", "commonsense"), ("cifar10-10k", "cifar10"), ("sst2", "movie-rating")],

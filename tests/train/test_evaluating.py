@@ -82,15 +82,6 @@ def run(here: Path) -> None:
     assert train("classification", "run", "task.max_length=16").exit_code == 0
 
 
-def test_what_is_said(run: None) -> None:
-    Path("new.csv").write_text("\n".join(["stars,review", f"positive,{'the ' * 40}", "negative,A NEW one"]) + "\n")
-    done = aurora("evaluate", "run", "--data", "new.csv")
-    assert done.exit_code == 0, done.output
-    said = "aurora: 1 of 2 test texts are longer than 16 tokens (task.max_length) and are cut"
-    assert done.stderr.splitlines()[-1] == said
-    assert "classification of reviews.csv: new.csv, 2 examples" in done.stdout
-
-
 def test_what_is_refused(run: None) -> None:
     Path("label.csv").write_text("review,stars\na film,positive\na plot,awful\n")
     Path("latin.csv").write_bytes("review,stars\na fílm,positive\n".encode("cp1252"))

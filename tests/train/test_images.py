@@ -317,17 +317,14 @@ def test_photos_are_read_upright(tmp_path: Path) -> None:
     assert np.array_equal(read, rows[0]["image"])
 
 
-def test_what_is_no_image_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a PNG that was cut or damaged, Pillow raises an OSError or a SyntaxError; of a huge one neither."""
+def test_what_is_no_image_is_named(tmp_path: Path) -> None:
+    """Of a PNG that was cut or damaged, Pillow raises an OSError or a SyntaxError."""
     path = tmp_path / "photo.png"
     Pillow.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(path)
     whole = path.read_bytes()
     for damaged in (whole[:200], whole.replace(b"IHDR", b"IHDX"), b"no image"):
         with pytest.raises(UserError, match="a row's image cannot be read: "):
             read_image(damaged)
-    monkeypatch.setattr(Pillow, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(UserError, match=r"photo\.png is no image that can be read: .* decompression bomb"):
-        read_image(path)
 
 
 @pytest.mark.parametrize("dtype", ["<u2", ">u2", "<i4"])

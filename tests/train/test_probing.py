@@ -137,15 +137,6 @@ def test_killed_and_resumed(aurora: Any, model: Path, tmp_path: Path) -> None:
             assert all(torch.equal(value, other[key]) for key, value in one.items())
 
 
-@pytest.mark.parametrize(
-    ("method", "message"),
-    [({"name": "dora", "budget": 500}, r"method\.budget: unknown option")],
-)
-def test_a_mistake_is_one_line(model: Path, method: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        load(model, method=method)
-
-
 def test_what_is_trained_whole_is_not_probed(model: Path, tmp_path: Path) -> None:
     method = {"name": "aurora", "budget": 300, "modules_to_save": ["pooler"]}
     run = train(load(model, method=method), tmp_path / "run")

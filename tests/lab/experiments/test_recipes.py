@@ -65,26 +65,6 @@ def test_a_name_comes_before_a_file_and_a_path_is_always_a_file(
         load_any("demo.yaml")
 
 
-def test_a_cell_comes_before_a_file_that_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cell = find("table1/base-lora-rte", "recipe")
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "table1").mkdir()
-    for name in ("base-lora-rte", "lora-rte-base", "mine"):
-        (tmp_path / "table1" / name).write_text("name: mine")
-    assert find("table1/base-lora-rte", "recipe") == cell
-    for name in ("./table1/base-lora-rte", "table1/lora-rte-base", "table1/mine", "table1/base-lora-rte.yaml"):
-        assert find(name, "recipe") == RecipeFile(Path(name))  # also where a cell has its words in another order
-
-
-def test_an_error_in_a_named_recipe_has_its_name() -> None:
-    with pytest.raises(
-        UserError, match=r"^table1/base-lora-rte: training\.epoch: unknown field; did you mean 'epochs'"
-    ):
-        load_any("table1/base-lora-rte", ["training.epoch=1"])
-    with pytest.raises(UserError, match=r"^demo: training\.epochs: 0 is not allowed"):
-        load_any("demo", ["training.epochs=0"])
-
-
 @pytest.mark.parametrize(
     ("given", "kind", "message"),
     [

@@ -391,13 +391,6 @@ def test_of_equal_finalists_the_loss_decides(write: Callable[..., Path], tmp_pat
             assert sweep.chosen(setting)[0] == {"training.learning_rate": better}
 
 
-def test_a_grid_of_its_own_needs_a_reason(write: Callable[..., Path]) -> None:
-    own = {"name": "full", "method": "full", "space": {"training.learning_rate": [2e-2, 4e-2]}}
-    with pytest.raises(UserError, match=r"setting full: .* tuned on one grid: .* goes with `why`"):
-        load_study(write(settings=[own]))
-    assert load_study(write(settings=[{**own, "why": "all weights"}])).settings[0].why == "all weights"
-
-
 def test_each_seed_may_have_its_own_split(write: Callable[..., Path]) -> None:
     for wanted, splits in ((False, [7, 7]), (True, [0, 1])):
         study = load_study(write(split_by_seed=wanted))
@@ -607,3 +600,10 @@ def test_half_a_line_of_the_journal_is_removed(write: Callable[..., Path], tmp_p
     for _ in range(2):
         Sweep(study, tmp_path / "out", engine(fake)).tune()
     assert all(map(json.loads, (tmp_path / "out" / "journal.log").read_text().splitlines()))
+
+
+def test_a_grid_of_its_own_needs_a_reason(write: Callable[..., Path]) -> None:
+    own = {"name": "full", "method": "full", "space": {"training.learning_rate": [2e-2, 4e-2]}}
+    with pytest.raises(UserError, match=r"setting full: .* tuned on one grid: .* goes with `why`"):
+        load_study(write(settings=[own]))
+    assert load_study(write(settings=[{**own, "why": "all weights"}])).settings[0].why == "all weights"
