@@ -10,14 +10,13 @@ from pathlib import Path
 from aurora_lora.data import TASKS
 from aurora_lora.errors import UserError
 from aurora_lora.files import slug, write_text
-from aurora_lora.lab.experiments.recipes import find
 from aurora_lora.lab.experiments.study import load_study
 from aurora_lora.lab.report.figures import about, save
 from aurora_lora.lab.report.measured import gap_figure, sigma_figure, trajectories_figure
 from aurora_lora.lab.report.page import figures_of
 from aurora_lora.lab.report.runs import Section, load_results, load_sections
 from aurora_lora.lab.report.study import convergence_note
-from aurora_lora.train.recipe import name_of, task_name
+from aurora_lora.train.recipe import load_recipe
 from make.calibration import calibration_curve, calibration_table, cost_table, forms_figure, forms_table
 from make.chat import chat_parts
 from make.conformance import conformance_tables
@@ -114,8 +113,8 @@ def put(page: str, texts: Mapping[str, str]) -> None:
 
 def subject(recipe: str) -> str:
     """What a figure of a recipe's runs is about."""
-    values = find(recipe, "recipe").values()
-    return f"{task_name(values)}, {name_of('model', values)}"
+    plan = load_recipe(recipe)
+    return f"{plan.task.name}, {plan.model}"
 
 
 # ---------------------------------------------------------------- pages of several tables
