@@ -9,7 +9,8 @@ from peft import LoraConfig
 from typer.testing import CliRunner
 
 from aurora_lora.cli import app
-from deploy.gguf_llama import PROJECTIONS, adapted, tensors, write
+from aurora_lora.deploy.stored import not_quantised
+from deploy.gguf_llama import PROJECTIONS, adapted, write
 
 WORDS = """this plot was dull, that actor moved me: 7 of 10! an odd end? yes; no - maybe 3/5""".split()  # noqa: SIM905
 
@@ -57,6 +58,7 @@ def test_weights_that_are_no_longer_quantised_are_told(served: Path, tmp_path: P
     result = aurora(served, "gap", "--merged", str(tmp_path / "merged-Q4_1.gguf"))
     assert result.exit_code == 1
     assert "blk.0.attn_q.weight" in result.output.replace("\n", "")
+    assert not_quantised((tmp_path / "merged-Q4_1.gguf").rename(tmp_path / "Qwen2-F16.gguf")) == []
 
 
 @pytest.mark.parametrize(
@@ -81,10 +83,3 @@ def test_refused_in_one_line(
     assert result.exit_code == 2
     assert said in result.output.replace("\n", " ")
     assert sorted(served.iterdir()) == there
-
-
-def test_the_file_is_that_of_the_base_but_for_the_adapted_weights(served: Path) -> None:
-    old, new = tensors(served / "base.gguf"), tensors(served / "merged.gguf")
-    assert {name: (one.tensor_type, tuple(one.shape)) for name, one in old.items()} == {
-        name: (one.tensor_type, tuple(one.shape)) for name, one in new.items()
-    }

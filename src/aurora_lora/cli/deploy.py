@@ -35,10 +35,6 @@ Out = Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="A new 
 AnyAdapter = Annotated[
     Path, typer.Argument(metavar="DIR", help="Folder of a finished `aurora train`, or of any adapter of PEFT.")
 ]
-BaseModel = Annotated[
-    str | None,
-    typer.Option("--model", metavar="BASE", help="For an adapter: its base model, if not the one in its config."),
-]
 LikeModel = Annotated[
     str | None,
     typer.Option("--hf-model", metavar="MODEL", help="For a GGUF file: the model with its tokenizer and config."),
@@ -84,7 +80,8 @@ def merge(
     from aurora_lora.train.finished_run import load_run
     from aurora_lora.train.merging import merge as merge_run
 
-    if _is_adapter(folder, model=model, data=data, hf_model=hf_model, column=column, encoding=encoding):
+    given = {"model": model, "data": data, "hf_model": hf_model, "column": column, "encoding": encoding}
+    if _is_adapter(folder, **given, examples=examples):
         if form or quantization or round_by_inputs or overwrite or dtype != "float32":
             raise UserError("--form, --dtype, --quantization, --round-by-inputs and --overwrite go with a run")
         if model is None:
@@ -192,7 +189,10 @@ def gap(
         list[str] | None,
         typer.Option("--quantization", metavar="FORMAT", help="Also merges in nf4, fp4 or int8; may be repeated."),
     ] = None,
-    model: BaseModel = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="BASE", help="For an adapter: its base model, if not the one in its config."),
+    ] = None,
     data: TextFile = None,
     merged: Annotated[
         Path | None,

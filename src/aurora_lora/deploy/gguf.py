@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -384,14 +384,9 @@ TYPES = (*GGUF_FORMATS, *FLOATS)
 # ------------------------------------------------------------------ files
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a layer's weight stands in a file.
-
-    Args:
-        tensor: of the reader.
-        order: (d_out,): which output of the layer each row of the tensor is.
-    """
+class Place(NamedTuple):
+    """Where a layer's weight stands in a file: the reader's tensor, and which output of the layer (d_out,) each of its
+    rows is."""
 
     tensor: Any
     order: Tensor
@@ -413,14 +408,15 @@ class GgufFile(StoredModel):
         self.places: dict[str, Place] = {}
         try:
             reader = gguf.GGUFReader(path)
-            fields = {name: field.contents() for name, field in reader.fields.items()}
             self.tensors = {tensor.name: tensor for tensor in reader.tensors}
-            arch = str(fields["general.architecture"])
-            blocks = int(fields[f"{arch}.block_count"])
+            arch = str(reader.fields["general.architecture"].contents())
+            blocks = int(reader.fields[f"{arch}.block_count"].contents())
+            split = reader.fields.get("split.count")
+            parts = 1 if split is None else int(split.contents())
         except Exception as error:  # the reader raises of many kinds
             raise UserError(f"{path} is no GGUF file of a model, or not whole: {one_line(error)}") from error
-        if fields.get("split.count", 1) > 1:
-            raise UserError(f"{path} is one part of a model in {fields['split.count']}: join them (llama-gguf-split)")
+        if parts > 1:
+            raise UserError(f"{path} is one part of a model in {parts}: join them (llama-gguf-split)")
         known = next((one for one, name in gguf.MODEL_ARCH_NAMES.items() if name == arch), None)
         if known is None:
             raise UserError(f"{path}: the gguf package does not know the architecture {arch!r}")

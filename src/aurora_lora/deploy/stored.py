@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -81,7 +82,7 @@ def merge_stored(
             held, merged, bias = layer.weights()
             weight = None if torch.equal(held, merged) else merged
             changes[layer.path] = weight, None if layer.bias_change(bias) is None else bias
-    base.write(output, {path: change for path, change in changes.items() if change != (None, None)})
+    base.write(output, {path: change for path, change in changes.items() if any(part is not None for part in change)})
     if report.layers:
         warnings.warn(f"Merging into {stored.name} rounds it again: that costs {report.summary}.", stacklevel=2)
     return report
@@ -120,7 +121,9 @@ def _quantised(path: Path) -> tuple[bool, dict[str, bool]]:
     """Whether a model calls itself quantised, and which weights of it are."""
     if path.is_file():
         tensors = GgufFile(path).tensors
-        return "Q" in path.stem.upper(), {name: one.tensor_type.name not in FLOATS for name, one in tensors.items()}
+        return bool(re.search(r"Q\d", path.stem)), {
+            name: one.tensor_type.name not in FLOATS for name, one in tensors.items()
+        }
     found: dict[str, bool] = {}
     for file in sorted(path.glob("*.safetensors")):
         with safe_open(file, "pt") as reader:
