@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig, LlamaConfig, LlamaForCausalLM
 
+from aurora_lora.deploy.compressed import CompressedFolder
 from aurora_lora.deploy.stored import merge_stored
 
 pytest.importorskip("compressed_tensors")
@@ -91,3 +92,18 @@ def test_what_is_written_is_loaded_as_the_merged_model(scheme: str, tmp_path: Pa
     ends = {end.form: end for end in report.end_to_end}
     assert ends["by inputs"].kl == pytest.approx(kl, rel=0.1, abs=2e-4)  # loaded weights are rounded to bfloat16
     assert kl < ends["nearest"].kl < ends["without adapter"].kl
+    assert kl < 0.5 * ends["without adapter"].kl
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_values_and_bytes_are_those_of_the_library(scheme: str, tmp_path: Path) -> None:
+    write(tmp_path / "base", scheme, **({"group_size": 64} if scheme.startswith("W4") else {}))
+    model, path = loaded(tmp_path / "base"), "model.layers.0.mlp.up_proj"
+    held = CompressedFolder(tmp_path / "base").format_of(model, path, layer := model.get_submodule(path))
+    torch.testing.assert_close(held.grid().dequantised(held.codes()), layer.weight.data, rtol=1e-2, atol=1e-5)
+    packed, before = held.pack(held.codes(), held.grid()), held.dense()
+    scales = {name for name in held.stored if name not in ("weight", "weight_packed")}
+    assert packed.keys() == held.stored.keys()
+    assert all(torch.equal(packed[name].float(), held.stored[name].float()) for name in scales)
+    held.put(packed)  # zeros of 4-bit floats may have another sign
+    torch.testing.assert_close(layer.weight.data, before)

@@ -15,6 +15,7 @@ from aurora_lora import AuroraConfig, calibrate
 from aurora_lora.deploy.gguf import GGUF_FORMATS
 from aurora_lora.deploy.stored import merge_stored
 from aurora_lora.errors import AuroraError
+from aurora_lora.ops.rounding import input_moment
 from deploy.gguf_llama import PROJECTIONS, WIDTH, adapted, inputs, loaded, random_blocks, tensors, write
 
 gguf = pytest.importorskip("gguf")
@@ -29,6 +30,9 @@ def test_values_and_bytes_are_those_of_gguf(name: str) -> None:
     grid = held.grid()
     torch.testing.assert_close(grid.dequantised(held.codes()), held.dense(), rtol=1e-5, atol=1e-6)
     assert torch.equal(held.pack(held.codes(), grid), held.rows)
+    S = torch.eye(WIDTH)
+    _, kept = held.chosen(held.dense(), S, input_moment(S))  # on its own scales that costs nothing
+    assert torch.equal(kept.scale, grid.scale)
 
 
 @pytest.mark.parametrize("name", GGUF_FORMATS)

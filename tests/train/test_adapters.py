@@ -54,11 +54,14 @@ def test_the_base_is_no_merge(served: Path) -> None:
 
 
 def test_weights_that_are_no_longer_quantised_are_told(served: Path, tmp_path: Path) -> None:
-    write(tmp_path / "merged-Q4_1.gguf", "F16")
-    result = aurora(served, "gap", "--merged", str(tmp_path / "merged-Q4_1.gguf"))
+    write(file := tmp_path / "merged.gguf", "F16")
+    result = aurora(served, "gap", "--merged", str(file))
     assert result.exit_code == 1
     assert "blk.0.attn_q.weight" in result.output.replace("\n", "")
-    assert not_quantised((tmp_path / "merged-Q4_1.gguf").rename(tmp_path / "Qwen2-F16.gguf")) == []
+    # without a base to compare with, by what a file is called
+    file = file.rename(tmp_path / "merged-Q4_1.gguf")
+    assert "blk.0.attn_q.weight" in not_quantised(file)
+    assert not_quantised(file.rename(tmp_path / "Qwen2-F16.gguf")) == []
 
 
 @pytest.mark.parametrize(
