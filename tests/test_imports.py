@@ -1,6 +1,5 @@
 """What an import loads, registers and says. Each test has a Python of its own, in which nothing is imported yet."""
 
-import logging
 import resource
 import subprocess
 import sys
@@ -9,7 +8,6 @@ import textwrap
 import pytest
 
 import aurora_lora
-from aurora_lora.extras import NOISE, drop_import_noise
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
@@ -111,20 +109,3 @@ def test_a_command_imports_optional_packages_without_their_complaints() -> None:
         assert type(get_peft_config({"peft_type": "AURORA", "target_modules": ["q"]})) is AuroraConfig
     """)
     assert done.stderr == ""
-
-
-def test_other_warnings_of_these_packages_are_shown(caplog: pytest.LogCaptureFixture) -> None:
-    drop_import_noise()
-    for name in NOISE:
-        caplog.set_level(logging.WARNING, logger=name)  # a command that ran before may have set another
-        logging.getLogger(name).warning("Failed to load the weights: %s", "no such file")
-    dropped = (
-        (
-            "torchao",
-            "Failed to load /lib/torchao/_C_mxfp8.cpython-310-x86_64.so: Could not load this library",
-        ),
-        ("bitsandbytes.backends.cpu.ops", "Failed to load CPU gemm_4bit_forward from kernels-community: no kernels"),
-    )
-    for name, message in dropped:
-        logging.getLogger(name).warning(message)
-    assert [record.name for record in caplog.records] == list(NOISE)

@@ -6,8 +6,7 @@ import os
 import sys
 from typing import Any
 
-_OF_ALL = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK")
-_ON_ITS_MACHINE = ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK")
+_RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK")
 """The variables by which torchrun, Intel MPI (and MPICH) and Open MPI tell a process its rank."""
 
 
@@ -25,14 +24,4 @@ def launched_as_main() -> bool:
     accelerate: Any = sys.modules.get("accelerate.state")
     if accelerate is not None and accelerate.is_initialized():
         return bool(accelerate.PartialState().is_main_process)
-    return _rank(_OF_ALL) in (None, 0)
-
-
-def place_of_launch() -> tuple[int, int | None]:
-    """The rank of this process in the whole launch, and on its machine; that is None where no launcher says it."""
-    return _rank(_OF_ALL) or 0, _rank(_ON_ITS_MACHINE)
-
-
-def _rank(names: tuple[str, ...]) -> int | None:
-    """The largest rank of those that are set, as more than one launcher may have set them."""
-    return max((int(os.environ[name]) for name in names if os.environ.get(name, "").isdecimal()), default=None)
+    return all(os.environ.get(name, "0") == "0" for name in _RANKS)

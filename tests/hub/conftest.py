@@ -34,7 +34,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[hub_server.Hub]:
     root = tmp_path_factory.mktemp("hub")
     hub_data.write(root)
     hub_models.write(root)
-    with hub_server.serving(root, hub_models.GATED) as served:
+    with hub_server.serving(root, (hub_models.LLAMA,)) as served:
         yield served
 
 

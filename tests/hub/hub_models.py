@@ -32,8 +32,6 @@ import tiny_pipeline
 from aurora_lora.data.prompts import alpaca
 
 LLAMA = "meta-llama/Meta-Llama-3-8B"
-GATED = (LLAMA, "meta-llama/Llama-2-7b-hf")
-"""The last one is on the hub in name alone."""
 WORDS = (
     "Please answer the following question with true or false. Answer format: true/false. The correct answer is",
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.",
@@ -68,7 +66,6 @@ def write(root: Path) -> None:
             _vit(folder / f"google/vit-{size}-patch16-224-in21k", layers)
         _llama(folder / LLAMA)
         _diffusion(folder)
-    (folder / GATED[-1]).mkdir(parents=True)
     for name, files in NEEDLESS.items():
         for file in files:
             (folder / name / file).parent.mkdir(exist_ok=True)

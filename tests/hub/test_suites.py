@@ -142,16 +142,6 @@ def test_runs_without_network(aurora: Aurora, runs: Path, hub: hub_server.Hub) -
 # ---------------------------------------------------------------- the hub
 
 
-def test_a_gated_model_is_said_before_anything_is_downloaded(aurora: Aurora, runs: Path, hub: hub_server.Hub) -> None:
-    asked, gated = len(hub.asked), hub_models.GATED[-1]
-    args = ("table2", "--scale", "hub", "-o", runs / "gated", f"model={gated}")
-    done = aurora("reproduce", *args, HF_TOKEN="")
-    assert done["status"] == 2
-    (line,) = done["stderr"].splitlines()
-    assert line.startswith(f"{gated} is gated: accept its licence at {hub.url}/{gated}")
-    assert not [request for request in hub.asked[asked:] if "/resolve/" in request]
-
-
 def test_only_what_is_needed_was_downloaded(aurora: Aurora, runs: Path, hub: hub_server.Hub) -> None:
     """The weights come in many forms and precisions; each file is downloaded once, whatever has been run of it."""
     reproduce(aurora, runs, "table2", ["lora"], *QUESTIONS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Annotated
 
 from aurora_lora._version import __version__
@@ -38,5 +39,6 @@ def main_options(
 
 def main() -> None:
     """The entry point of the command `aurora`."""
+    gc.set_threshold(20_000)  # imports make a million objects that stay: looking through them takes seconds
     plain_warnings()
     app()

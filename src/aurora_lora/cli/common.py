@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import errno
 import functools
-import gc
 import io
 import os
 import re
@@ -20,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 from aurora_lora.errors import ArgumentError, AuroraError, FormError, UserError, one_line
 from aurora_lora.extras import missing
 from aurora_lora.files import json_text, write_json
-from aurora_lora.machine import launched_as_main, place_of_launch
+from aurora_lora.machine import launched_as_main
 from aurora_lora.termination import TerminatedError, watched
 
 try:
@@ -140,15 +138,6 @@ def _with_options(error: AuroraError) -> str:
     return re.sub(r"`(\w+)`", lambda name: _OPTIONS.get(name[1], f"--{name[1].replace('_', '-')}"), str(error))
 
 
-def fail(text: str) -> None:
-    """Why a command ends, on stderr: of the main process, and of the first one of each other machine."""
-    rank, on_its_machine = place_of_launch()
-    if launched_as_main():
-        print(text, file=sys.stderr)
-    elif on_its_machine == 0:
-        print(f"process {rank}: {text}", file=sys.stderr)
-
-
 def _as_line(error: BaseException) -> str | None:
     """What a user can put right, as one line; None of a defect of ours."""
     torch: Any = sys.modules.get("torch")
@@ -192,7 +181,8 @@ def plain_errors(command: Callable[P, R]) -> Callable[P, R]:
         except BaseException as error:
             if (line := _as_line(error)) is None:
                 raise
-            fail(line)
+            if launched_as_main() or os.environ.get("LOCAL_RANK") == "0":  # the first process of each machine
+                print(line, file=sys.stderr)
             raise typer.Exit(2) from error
 
     return guarded
@@ -280,24 +270,6 @@ def progress_bars() -> Iterator[Callable[[str], ProgressBar]]:
     finally:
         for each in bars:
             each.stop()
-
-
-@contextlib.contextmanager
-def importing() -> Iterator[None]:
-    """Around the imports of a command: the garbage collector rests, and never looks through what they made.
-
-    They make about a million objects that stay, and forked processes would each copy what it looks through: one to two
-    of the seconds before the first training step.
-    """
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        atexit.register(gc.unfreeze)  # else libraries complain of what is left when the process ends
-        if was_on:
-            gc.enable()
 
 
 def make_models(names: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,8 +17,6 @@ from .common import (
     DryRun,
     Json,
     Overrides,
-    complain,
-    importing,
     make_models,
     note,
     print_json,
@@ -65,8 +63,7 @@ def reproduce(
     Finished runs are reused, interrupted ones resumed, and a failed run does not stop the others.
     Writes DIR/SUITE/table.md and table.json.
     """
-    with importing():
-        from aurora_lora.lab.experiments.reproduce import prepare
+    from aurora_lora.lab.experiments.reproduce import prepare
 
     wanted = None if seeds is None else _seeds(seeds)
     output = output or Path("runs") / scale
@@ -74,12 +71,11 @@ def reproduce(
     if dry_run:
         _print_runs(todo, gpu, as_json)
         return
-    with importing():
-        from aurora_lora.lab.experiments.jobs import make_runner
+    from aurora_lora.lab.experiments.jobs import make_runner
 
     run = make_runner(jobs)
     check_writable(todo.folder)
-    _prepare(sorted({job.recipe.model for job in todo.jobs.values() if job.status() != "finished"}))
+    make_models(sorted({job.recipe.model for job in todo.jobs.values() if job.status() != "finished"}))
     failed: list[dict[str, str]] = []
     with _progress(f"{suite}, {scale}", len(todo.jobs)) as bar:
         for outcome in run(todo.jobs.values()):
@@ -88,15 +84,6 @@ def reproduce(
                 failed.append(outcome.failure())
     _compare_with_paper(todo, failed, as_json)
     _stop_if_failed(failed)
-
-
-def _prepare(models: Sequence[str]) -> None:
-    """Check that models may be downloaded, and pretrain those that are made here."""
-    from aurora_lora.data.models import check_access
-
-    for model in models:
-        check_access(model)
-    make_models(models)
 
 
 class _Bar:
@@ -128,12 +115,9 @@ def _progress(title: str, runs: int) -> Iterator[_Bar]:
 
 def _print_runs(todo: Reproduction, gpu: str | None, as_json: bool) -> None:
     """`aurora reproduce --dry-run`."""
-    from aurora_lora.data.models import why_no_access
     from aurora_lora.lab.experiments.dry_run import describe, plan_lines, plan_tables
 
     rows = describe(todo, gpu)
-    for why in filter(None, map(why_no_access, sorted({job.recipe.model for job in todo.jobs.values()}))):
-        complain(f"note: {why}")
     if as_json:
         print_json(rows)
         return
@@ -178,11 +162,10 @@ def sweep(
 
     Finished runs are reused, interrupted ones resumed. Writes DIR/runs.jsonl and DIR/study.json.
     """
-    with importing():
-        from aurora_lora.lab.experiments.jobs import make_runner
-        from aurora_lora.lab.experiments.study import load_study
-        from aurora_lora.lab.experiments.sweep import Sweep
-        from aurora_lora.lab.report.study import study_tables
+    from aurora_lora.lab.experiments.jobs import make_runner
+    from aurora_lora.lab.experiments.study import load_study
+    from aurora_lora.lab.experiments.sweep import Sweep
+    from aurora_lora.lab.report.study import study_tables
 
     plan = load_study(study, overrides or ())
     tuned, final = plan.tuning.budget, len(plan.seeds) * plan.tuning.finalists
@@ -198,11 +181,10 @@ def sweep(
         return
     output = output or Path("runs") / "studies" / plan.slug
     run = make_runner(jobs)
-    with importing():
-        runs = Sweep(plan, output, run, lambda outcome: bar.count(outcome))
+    runs = Sweep(plan, output, run, lambda outcome: bar.count(outcome))
     left = len(plan.settings) * tuned - runs.told()
     if left or any(job.status() != "finished" for job in runs.final_jobs()):
-        _prepare(plan.models)
+        make_models(plan.models)
     with _progress(plan.name, left + len(plan.settings) * final) as bar:
         runs.tune()
         bar.expect(left + len(runs.final_jobs()))

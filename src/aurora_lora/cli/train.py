@@ -19,7 +19,6 @@ from .common import (
     RecipeName,
     UsageError,
     complain,
-    importing,
     make_models,
     note,
     print_json,
@@ -59,7 +58,7 @@ def train(
         raise UsageError("Missing option '--output' / '-o'.")
     if gpu is not None and not dry_run:
         raise UserError("--gpu goes with --dry-run")
-    with stderr().status(f"looking up {recipe}") as status, importing():
+    with stderr().status(f"looking up {recipe}") as status:
         found = _found(recipe)
         found.values()  # a file that is not there, or no YAML, is said before what takes long
         status.update("loading PyTorch and Transformers")
@@ -104,9 +103,8 @@ def _train(plan: Recipe, output: Path) -> TrainedRun:
     quiet()
     make_models([plan.model])
     status = stderr().status(f"loading {plan.model} and the data of {plan.task_title}")
-    with importing():
-        from aurora_lora.train.publish import RESULT
-        from aurora_lora.train.run import train as run_recipe
+    from aurora_lora.train.publish import RESULT
+    from aurora_lora.train.run import train as run_recipe
 
     with status, progress_bars() as bar:
 
@@ -132,13 +130,8 @@ def _train_subject(plan: Any, output: Path) -> Any:
 def _show_plan(plan: RunRecipe, output: Path | None, gpu: str | None, as_json: bool) -> None:
     """`aurora train --dry-run`: what the run of a recipe will be."""
     quiet()
-    with importing():
-        from aurora_lora.data.models import why_no_access
-        from aurora_lora.lab.experiments.dry_run import dry_run, run_lines, run_rows
-        from aurora_lora.train.recipe import Recipe
+    from aurora_lora.lab.experiments.dry_run import dry_run, run_lines, run_rows
 
-    if not isinstance(plan, Recipe) and (why := why_no_access(plan.model)) is not None:
-        complain(f"note: {why}")  # of a recipe whose data are loaded, it is an error
     with stderr().status(f"loading the data of {plan.task_title}"):
         record = dry_run(
             plan, gpu, output, lambda lines: complain("\n".join(f"{plan.method.name}: {one}" for one in lines))

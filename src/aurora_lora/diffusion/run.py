@@ -13,7 +13,6 @@ from transformers import set_seed
 
 from .. import files, termination
 from ..data.dreambooth import subject_images
-from ..data.models import check_access
 from ..deploy import calibrate
 from ..errors import UserError
 from ..forms import CALIBRATED
@@ -94,7 +93,6 @@ class _Training:
         check_precision(recipe.training.precision)
         # first: what cannot be scored in the end is not worth the hours
         self.scorers = None if wanted is None else Scorers(wanted.clip, wanted.dino)
-        check_access(recipe.model)
         images = subject_images(recipe.task.images, recipe.task.subject)
         self.diffusion = load_diffusion(recipe, needed_prompts(recipe), state().device)
         self.subject = Subject(recipe, self.diffusion, images)

@@ -24,7 +24,6 @@ from transformers import (
 
 from .. import files, termination
 from ..data import TASKS, SplitSizes
-from ..data.models import check_access
 from ..data.own.split import Splits
 from ..deploy import calibrate, export_lora
 from ..errors import DIVERGED, NotFiniteInputsError, UserError, one_line
@@ -143,7 +142,6 @@ def _train(recipe: Recipe, folder: Path, make_callbacks: MakeCallbacks) -> tuple
         if more := [name for name in recipe.test_sets if name not in test_sets(finished)]:
             return _score_more(recipe, folder, finished, more, bars), False
         return finished, True
-    on_main(lambda: check_access(recipe.model))
     reset_peak_memory()
     with own_runs(recipe.training.report_to, folder / publish.LOGS):
         trainer, data = make_trainer(recipe, checkpoints, bars)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...data.models import check_access, is_missing
+from ...data.models import is_missing
 from ...errors import UserError, abridged, counted
 from ...text_table import TextTable
 from ...train.data import Data, notes
@@ -81,7 +81,6 @@ def dry_run(
 
 
 def _load(recipe: Recipe) -> Data:
-    check_access(recipe.model)
     processor = kind_of(recipe.task.definition).processor(recipe.base)
     longest, config = longest_text(recipe.task.max_length, processor), architecture(recipe.model, recipe.base.revision)
     most = positions(config.get_text_config())
