@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import indent
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load
+from jinja2 import StrictUndefined, Template
 from yaml import YAMLError
 
 from ..data import Task
@@ -16,8 +17,7 @@ from ..data.models import MODELS, PretrainedHere, hub_name
 from ..deploy.export import beyond_lora
 from ..forms import CALIBRATED, FORMS, STATIC
 from ..methods.aurora import AuroraMethod
-from ..methods.base import NEAREST, PeftMethod
-from ..methods.injection import InjectionMethod
+from ..methods.base import PeftMethod
 from ..tuner.registration import TAG
 from . import recipe_files
 from .finished_run import Result, examples_scored, score_table
@@ -28,6 +28,13 @@ CARD = "README.md"
 PEFT = "https://github.com/huggingface/peft"
 PAPER = "Breaking Low-Rank Bottleneck of LoRA with Nonlinear Mapping"
 _NAMES = {"peft": "PEFT", "transformers": "Transformers", "torch": "PyTorch", "python": "Python"}
+_TEMPLATE = Template(
+    Path(__file__).with_name("card.md.j2").read_text(encoding="utf-8"),
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+    undefined=StrictUndefined,
+)
 
 
 @dataclass(frozen=True)
@@ -53,11 +60,6 @@ class Facts:
         """What the hub, or another machine, knows the base model by."""
         return hub_name(self.recipe.model)
 
-    @property
-    def needs(self) -> str:
-        """What stock PEFT takes to load an adapter on the base."""
-        return "PEFT" if self.recipe.base.quantization is None else "PEFT and bitsandbytes"
-
 
 def write_adapter_card(folder: Path, facts: Facts, no_lora: str | None) -> None:
     """Write the card of the folder that a method has saved its adapter in.
@@ -69,36 +71,16 @@ def write_adapter_card(folder: Path, facts: Facts, no_lora: str | None) -> None:
     """
     method = facts.recipe.method
     if isinstance(method, AuroraMethod):
-        return _write_aurora(folder, facts, no_lora)
-    if isinstance(method, PeftMethod) and method.peft_loads:
-        what = f"An adapter for [PEFT]({PEFT}), of the method {method.name}; it needs no package beside {facts.needs}."
-        tags = (method.name, "transformers")
-        return _write(folder, facts, what, tags, load=_load(facts, packaged=False), after=_merge(facts))
-    what = f"The weights that {method.name} has trained, without the model's others, for the command of `aurora-lora`:"
-    what += f"\n\n    pip install 'aurora-lora[train]'\n    aurora predict RUN {facts_of(facts.task).inputs.upper()}..."
-    if isinstance(method, InjectionMethod) and method.refusal is not None:
-        what += f"\n\nThey cannot be merged: {method.refusal}."
-    else:
-        what += "\n    aurora merge RUN --output OUT    # a plain Transformers model"
-    if isinstance(method, PeftMethod):  # this package alone makes their base weight
-        what += "\n\nPEFT alone would load it on the base model as it is, and compute something else."
-    return _write(folder, facts, what)
+        _write(folder, facts, "aurora", ("aurora",), facts.result["metric"]["selected_by"]["form"], no_lora=no_lora)
+    elif isinstance(method, PeftMethod) and method.peft_loads:
+        _write(folder, facts, "peft", (method.name,))
+    else:  # PEFT alone would load it on the base model as it is, and compute something else
+        _write(folder, facts, "own", refusal=getattr(method, "refusal", None))
 
 
 def write_lora_card(folder: Path, facts: Facts, form: str) -> None:
     """Write the card of the plain LoRA of an AuroRA adapter, exported in a form."""
-    readers, holds = f"[PEFT]({PEFT}) and all that reads PEFT's LoRA", ""
-    if others := beyond_lora(folder):
-        readers = f"[PEFT]({PEFT})"
-        holds = (
-            f" It holds more than LoRA's factors, such as {others[0]}: most other engines load the merged model only."
-        )
-    what = (
-        f"A plain LoRA adapter for {readers}; it needs no package beside {facts.needs}.{holds}\n\n"
-        f'It was trained as AuroRA ("{PAPER}") and exported: it computes exactly {FORMS[form].description}.'
-    )
-    load, after = _load(facts, packaged=False), _merge(facts, form)
-    _write(folder, facts, what, ("lora", "transformers"), load=load, after=after)
+    _write(folder, facts, "lora", ("lora",), form, beyond=beyond_lora(folder))
 
 
 def replaceable_card(folder: Path) -> tuple[str, ...]:
@@ -110,121 +92,80 @@ def replaceable_card(folder: Path) -> tuple[str, ...]:
     return (CARD,) if TAG in ((found or {}).get("tags") or ()) else ()
 
 
-def _write_aurora(folder: Path, facts: Facts, no_lora: str | None) -> None:
-    form = other = facts.result["metric"]["selected_by"]["form"]
-    beside = f"There is no plain LoRA beside this folder: {no_lora}."
-    if no_lora is None:
-        beside = (
-            f"The folder `lora` beside this one holds the same adapter as a plain LoRA: it needs {facts.needs} only."
-        )
-    deploy, what = [], "A merge and an export produce the same"
-    if not FORMS[form].mergeable:
-        other = CALIBRATED if CALIBRATED in facts.result["metric"]["by_form"] else STATIC
-        deploy = [f'aurora_lora.set_form(model, "{other}")  # the dynamic form is no weight update']
-        what = f"It can be neither merged nor exported; the {other} form can"
-    readers = "PEFT" if facts_of(facts.task).problem_type is not None else "PEFT, vLLM and others"
-    deploy.append(f'aurora_lora.export_lora(model, "lora")  # a plain LoRA: {readers}')
-    if facts.recipe.base.quantization is not None:
-        deploy.append("model.dequantize()  # the merge rounds to the format of the base otherwise")
-    deploy.append("merged = model.merge_and_unload()  # a plain Transformers model")
-    commands = [f"    aurora {name} RUN --form {other} --output OUT" for name in ("merge", "export")]
-    _write(
-        folder,
-        facts,
-        f'An AuroRA adapter ("{PAPER}") for [PEFT]({PEFT}): `h = W0 x + s B sigma(A x)`.\n\n'
-        "PEFT alone cannot load it (`KeyError: 'AURORA'`). Install\n\n    pip install aurora-lora\n\n"
-        f"and import `aurora_lora` before `PeftModel.from_pretrained`. {beside}",
-        ("aurora", "transformers"),
-        load="import aurora_lora  # registers AuroRA with PEFT\n" + _load(facts, packaged=True),
-        after=f"`model.eval()` computes {FORMS[form].description}. {what}.\n\n## Merge, export\n\n"
-        + "\n".join(["```python", *deploy, "```", "", "or, from the folder of the run,", "", *commands]),
-    )
-
-
-def _merge(facts: Facts, form: str | None = None) -> str:
-    """How a plain LoRA, of this form of AuroRA, or an adapter of PEFT becomes a plain model."""
-    command = f"`aurora merge RUN {'' if form is None else f'--form {form} '}--output OUT`, from the folder of the run,"
-    text, source, method = "`model.merge_and_unload()` gives a plain Transformers model.", None, facts.recipe.method
-    if (quantization := facts.recipe.base.quantization) is not None:
-        can = form is not None or (isinstance(method, PeftMethod) and NEAREST in method.quantised_merges)
-        text = (
-            f"{command} merges into the dequantised base, and loses nothing; `model.merge_and_unload()` "
-            f"{'rounds to' if can else 'cannot merge into'} {quantization}. Do not merge into the weights as they were "
-            "before: the adapter was trained on the quantised ones."
-        )
-    source = MODELS.get(facts.recipe.model)
-    if (file := getattr(source, "gguf_file", None)) is not None:
-        text += (
-            f"\n\nIt was trained on the weights of `{file}`, which rounds those of {facts.base}: on these, which are "
-            f"loaded above, it computes something a little different. {command} merges it into its own base."
-        )
-    return text
-
-
-def _load(facts: Facts, *, packaged: bool) -> str:
-    """Python that loads the adapter on its base model; where `packaged`, a packaged one from its package, which needs
-    aurora-lora, and else from the hub."""
-    kind, base, lines, also = facts_of(facts.task), repr(facts.base), [], ""
-    labels = tuple(facts.result.get("labels", facts.task.labels))
-    arguments: dict[str, object] = {}
-    if kind.problem_type is not None:
-        arguments = {"num_labels": len(labels) or facts.task.num_labels, "ignore_mismatched_sizes": True}
-    if facts.recipe.base.revision is not None:
-        arguments["revision"] = facts.recipe.base.revision
-    if kind.inputs == "text":
-        arguments["pad_token_id"] = facts.pad_token_id
-    source = MODELS.get(facts.recipe.model)
-    if source is not None and (packaged or isinstance(source, PretrainedHere)):
-        lines = ["from aurora_lora.data.models import resolve_model  # pip install 'aurora-lora[train]'"]
-        base = f"resolve_model({source.name!r})"
-    given = "".join(f", {name}={value!r}" for name, value in arguments.items())
-    if (quantization := facts.recipe.base.quantization) is not None:  # other weights would compute something else
-        also = ", BitsAndBytesConfig"
-        in_4_bits = f"load_in_4bit=True, bnb_4bit_quant_type={quantization!r}"
-        exact = f", llm_int8_skip_modules={list(facts.exact)!r}" if facts.exact else ""
-        settings = ("load_in_8bit=True" if quantization == "int8" else in_4_bits) + exact
-        given += f", quantization_config=BitsAndBytesConfig({settings})"
-    lines += ["from peft import PeftModel", f"from transformers import {kind.auto}{also}", "", f"base = {base}"]
-    lines += [f"model = {kind.auto}.from_pretrained(base{given})"]
-    lines += ['model = PeftModel.from_pretrained(model, ".")  # this folder']
-    return "\n".join([*lines, f"labels = {labels!r}"] if labels else lines)
-
-
 def _write(
-    folder: Path, facts: Facts, what: str, tags: Sequence[str] = (), *, load: str | None = None, after: str = ""
+    folder: Path,
+    facts: Facts,
+    kind: Literal["aurora", "lora", "peft", "own"],
+    tags: Sequence[str] = (),
+    form: str | None = None,
+    **more: Any,
 ) -> None:
     """Write a card: of what PEFT loads with the code that loads it, and what one can do then."""
-    recipe, result, pipeline = facts.recipe, facts.result, facts_of(facts.task).pipeline
-    chosen, by_form, params = result["metric"]["selected_by"], result["metric"]["by_form"], result["params"]
+    recipe, result, of = facts.recipe, facts.result, facts_of(facts.task)
+    chosen, by_form, split = result["metric"]["selected_by"], result["metric"]["by_form"], result["metric"]["split"]
     scores = [
-        EvalResult(pipeline, recipe.task.name, recipe.task_title, name, value, dataset_split=result["metric"]["split"])
+        EvalResult(of.pipeline, recipe.task.name, recipe.task_title, name, value, dataset_split=split)
         for name, value in by_form[chosen["form"]].items()
         if value is not None
     ]
+    if kind != "own":
+        tags = (*tags, "transformers", f"base_model:adapter:{facts.base}")
     data = ModelCardData(
         base_model=facts.base,
-        library_name="aurora-lora" if load is None else "peft",
-        pipeline_tag=pipeline,
-        tags=sorted({TAG, *tags, *([] if load is None else [f"base_model:adapter:{facts.base}"])}),
+        library_name="aurora-lora" if kind == "own" else "peft",
+        pipeline_tag=of.pipeline,
+        tags=sorted({TAG, *tags}),
         model_name=recipe.name,
         eval_results=scores or None,
     )
-    loaded = "" if load is None else f"\n## Load it\n\n```python\n{load}\n```\n\n{after}\n"
-    text = f"""
-{what}
-{loaded}
-## Scores
-
-{recipe.task_title}, {examples_scored(result)} ({facts.task.source}):
-
-{score_table(result["method"], by_form, chosen["form"]).markdown()}
-
-Epoch {chosen["epoch"]:g} of {recipe.training.epochs}, the best by {chosen["name"]} on the validation split.
-Trained parameters: {params["adapter"]:,} in the adapter and {params["head"]:,} in the head, of {params["total"]:,}.
-{made_by(recipe.resolved(), {_NAMES.get(name, name): found for name, found in result["versions"].items()})}"""
-    save_card(
-        folder / CARD, data, f"{recipe.name}: {recipe.method.name} on {recipe.model} for {recipe.task_title}", text
+    source, quantization = MODELS.get(recipe.model), recipe.base.quantization
+    # AuroRA's card, which needs this package, loads a packaged model from its package; the others, from the hub
+    packaged = source if kind == "aurora" or isinstance(source, PretrainedHere) else None
+    merged = form and (form if FORMS[form].mergeable else CALIBRATED if CALIBRATED in by_form else STATIC)
+    text = _TEMPLATE.render(
+        more,
+        kind=kind,
+        facts=facts,
+        of=of,
+        recipe=recipe,
+        paper=PAPER,
+        peft=PEFT,
+        needs="PEFT" if quantization is None else "PEFT and bitsandbytes",
+        form=form and FORMS[form],
+        merged=merged and FORMS[merged],
+        packaged=packaged,
+        base=repr(facts.base) if packaged is None else f"resolve_model({packaged.name!r})",
+        arguments=_arguments(facts),
+        quantization=quantization,
+        gguf_file=getattr(source, "gguf_file", None),
+        labels=tuple(result.get("labels", facts.task.labels)),
+        examples=examples_scored(result),
+        scores=score_table(result["method"], by_form, chosen["form"]).markdown(),
+        chosen=chosen,
+        params=result["params"],
     )
+    title = f"{recipe.name}: {recipe.method.name} on {recipe.model} for {recipe.task_title}"
+    versions = {_NAMES.get(name, name): found for name, found in result["versions"].items()}
+    save_card(folder / CARD, data, title, text + made_by(recipe.resolved(), versions))
+
+
+def _arguments(facts: Facts) -> dict[str, str]:
+    """What the base model is loaded with, in Python."""
+    of, base, found = facts_of(facts.task), facts.recipe.base, dict[str, Any]()
+    if of.problem_type is not None:
+        labels = len(facts.result.get("labels", facts.task.labels)) or facts.task.num_labels
+        found = {"num_labels": labels, "ignore_mismatched_sizes": True}
+    if base.revision is not None:
+        found["revision"] = base.revision
+    if of.inputs == "text":
+        found["pad_token_id"] = facts.pad_token_id
+    shown = {name: repr(value) for name, value in found.items()}
+    if base.quantization is not None:  # other weights would compute something else
+        in_4_bits = f"load_in_4bit=True, bnb_4bit_quant_type={base.quantization!r}"
+        exact = f", llm_int8_skip_modules={list(facts.exact)!r}" if facts.exact else ""
+        settings = ("load_in_8bit=True" if base.quantization == "int8" else in_4_bits) + exact
+        shown["quantization_config"] = f"BitsAndBytesConfig({settings})"
+    return shown
 
 
 def save_card(path: Path, data: ModelCardData, title: str, text: str) -> None:
