@@ -190,7 +190,7 @@ def test_export(aurora: Invoke, finished: Any, tmp_path: Path) -> None:
     again = aurora("export", folder, "--form", "static", "--dtype", "bfloat16", "-o", output)
     assert (again.exit_code, again.stderr.count("\n")) == (2, 1)
     assert "--overwrite" in again.stderr
-    as_json = aurora("export", folder, "-o", output, "--overwrite", "--form", "static", "--all-layers", "--json")
+    as_json = aurora("export", folder, "-o", output, "--overwrite", "--form", "static", "--json")
     assert (as_json.exit_code, json.loads(as_json.stdout)["form"]) == (0, "static")
 
 

@@ -140,8 +140,6 @@ def test_what_is_refused(make_bert, config, batches, train_step, tmp_path):
         export_lora(model, tmp_path / "x", "dynamic")
     with pytest.raises(ValueError, match=r"dtype=torch\.int8 .*float32, bfloat16, float16"):
         export_lora(model, tmp_path / "x", "static", dtype=torch.int8)
-    with pytest.raises(ValueError, match="prefix goes with format='diffusers', not with format='peft'"):
-        export_lora(model, tmp_path / "x", "static", prefix="")
     with pytest.raises(ValueError, match="no AuroRA adapter named 'other'"):
         export_lora(model, tmp_path / "x", "static", adapter_name="other")
     with pytest.raises(ValueError, match="modules_to_save"):

@@ -7,10 +7,6 @@ import torch
 from peft import PromptTuningConfig, get_peft_model
 from torch import nn
 from transformers import (
-    BertConfig,
-    BertForQuestionAnswering,
-    SegformerConfig,
-    SegformerForSemanticSegmentation,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -171,51 +167,6 @@ def test_a_broken_form_does_not_look_perfect(model, batches, labelled):
     assert all(map(math.isnan, scored.end_to_end[2].metric.values()))
     assert "nan" not in str(scored).casefold()
     assert str(scored).count("not finite") == 2 + 5  # the layer's two, and the form's five
-
-
-def adapted_net(net, **fields):
-    torch.manual_seed(1)
-    return get_peft_model(net.eval(), AuroraConfig(init_weights=False, **fields)).eval()
-
-
-@pytest.mark.parametrize("left_out", [255, -100])
-def test_pixels_of_the_labels_resolution_are_scored(left_out):
-    """But those that the model's own loss leaves out."""
-    torch.manual_seed(0)
-    sizes = {"hidden_sizes": [8, 8, 8, 8], "depths": [1] * 4, "decoder_hidden_size": 8}
-    net = SegformerForSemanticSegmentation(SegformerConfig(num_labels=3, num_attention_heads=[1] * 4, **sizes))
-    segformer = adapted_net(net, target_modules=r".*attention.*(query|q_proj)")
-    segformer.config.semantic_loss_ignore_index = left_out
-    labels = torch.randint(3, (2, 16, 16))
-    labels[0, :5] = left_out
-    batch = {"pixel_values": torch.randn(2, 3, 64, 64), "labels": labels}
-    gap = merge_gap(segformer, [batch])
-    for entry in gap.end_to_end:
-        with torch.no_grad(), set_form(segformer, entry.form):
-            output = segformer(**batch)
-        right = (output.logits.argmax(1) == labels)[labels != left_out].double().mean()
-        assert entry.metric == pytest.approx({"nll": float(output.loss), "accuracy": float(right)}, abs=1e-6)
-
-
-def test_an_answers_two_ends_are_predictions():
-    names = ("start_logits", "end_logits")
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    base = BertForQuestionAnswering(BertConfig(vocab_size=20, initializer_range=0.5, **sizes))
-    model = adapted_net(base, target_modules=["query", "value"], alpha=64)
-    batch = {"input_ids": torch.randint(1, 20, (16, 6))}
-    gap = merge_gap(model, [batch])
-    assert gap.predictions == 32
-    found = {}
-    for form in ("dynamic", "static"):
-        with set_form(model, form), torch.no_grad():
-            output = model.eval()(**batch)
-        found[form] = torch.cat([output[name] for name in names])
-    first, second = found["dynamic"], found["static"]
-    static = next(entry for entry in gap.end_to_end if entry.form == "static")
-    assert static.kl > 0
-    assert static.largest_logit_difference == pytest.approx(float((first - second).abs().max()), rel=1e-4)
-    assert static.agreement == float((first.argmax(-1) == second.argmax(-1)).double().mean()) < 1
 
 
 def test_a_metric_of_ones_own(model, labelled):

@@ -1,4 +1,4 @@
-"""What the four reports can do, and a probe in its file."""
+"""What the four reports can do."""
 
 import html
 import json
@@ -8,12 +8,11 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from aurora_lora import Probe, align, calibrate, merge_gap, probe, ranked_config
+from aurora_lora import Probe, calibrate, merge_gap
 from aurora_lora.deploy.calibrate import CalibrationReport, LayerCalibration
 from aurora_lora.deploy.merge_quantized import LayerMerge, QuantizedMerge
 from aurora_lora.deploy.predictions import EndToEndGap
-from aurora_lora.deploy.probe import LayerProbe, write_probe
-from aurora_lora.errors import CheckpointError
+from aurora_lora.deploy.probe import LayerProbe
 
 
 def probed(*layers, without=()):
@@ -21,7 +20,7 @@ def probed(*layers, without=()):
     found = []
     for name, values in layers:
         k = len(values)
-        found.append(LayerProbe(name, 3, 4, 1, torch.tensor(values), torch.eye(k, 4), torch.ones(k)))
+        found.append(LayerProbe(name, 3, 4, torch.tensor(values), torch.eye(k, 4), torch.ones(k)))
     return Probe(tuple(found), without, 2, 3, 0.5, ("c",))
 
 
@@ -92,33 +91,3 @@ def test_the_forms_and_merges_of_a_gap(make_bert, config, batches, labelled):
     lora = get_peft_model(make_bert(), LoraConfig(target_modules=["query"], init_lora_weights=False))
     gap = merge_gap(lora, batches)
     assert gap.worst(n=1) == gap.worst("bfloat16", n=1) == gap.merges[-1].layers[:1]
-
-
-def test_a_probe_in_a_file(make_bert, labelled, tmp_path):
-    found = probe(make_bert(), labelled, rank=3)
-    path = tmp_path / "kept" / "probe.safetensors"
-    found.save(path)
-    again = Probe.load(str(path))
-    assert again.to_dict() == found.to_dict()
-    assert repr(again) == repr(found)
-    assert isinstance(again.without_gradient, tuple)
-    for one, other in zip(again.layers, found.layers, strict=True):
-        for what in ("singular_values", "directions", "deviations"):
-            assert torch.equal(getattr(one, what), getattr(other, what))
-    config = ranked_config(found, 500)
-    assert ranked_config(again, 500).to_dict() == config.to_dict()
-    models = [get_peft_model(make_bert(), config) for _ in range(2)]
-    assert align(models[0], found) == align(models[1], again)
-    pairs = zip(models[0].parameters(), models[1].parameters(), strict=True)
-    assert all(torch.equal(one, other) for one, other in pairs)
-
-
-def test_a_file_that_keeps_no_probe(tmp_path):
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        Probe.load(tmp_path / "nothing")
-    path = tmp_path / "probe.safetensors"
-    write_probe(path, {"start": {"l": torch.ones(1, 2)}}, {"ranks": None})
-    with pytest.raises(CheckpointError, match="keeps what a run began with"):
-        Probe.load(path)
-    probed(("l", [1.0])).save(path)
-    assert Probe.load(path).layers[0].layer == "l"

@@ -148,7 +148,7 @@ COMMANDS = {
     "gap": "RUN --split --examples 3 0 -1 --output OUT --json",
     "sigma": "RUN --examples 3 --output OUT --json",
     "merge": "RUN -o OUT --form static dynamic --overwrite --json RUN/adapter",
-    "export": "RUN -o OUT --form static --dtype float16 --all-layers --overwrite --json",
+    "export": "RUN -o OUT --form static --dtype float16 --overwrite --json",
     "predict": "RUN film --json OUT RUN/adapter RUN/lora MODEL",
     "train": "RECIPE -o RUN OUT training.epochs=1 seed=1 method.r=0 --json =",
     "report": "RUN --figures OUT --html OUT/p.html --title",

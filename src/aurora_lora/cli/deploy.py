@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aurora_lora.errors import ArgumentError, UserError
+from aurora_lora.errors import UserError
 from aurora_lora.files import check_writable
 
 from .common import (
@@ -284,10 +284,6 @@ def export(
     output: Out = ...,  # type: ignore[assignment]
     form: FormOfRun = None,
     dtype: WrittenIn = "float32",
-    all_layers: Annotated[
-        bool,
-        typer.Option("--all-layers", help="Add zeros for layers that are not adapted, for engines that need them all."),
-    ] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -307,13 +303,11 @@ def export(
         from aurora_lora.diffusion.pipeline import quiet as quiet_diffusers
 
         quiet_diffusers()
-        if all_layers:
-            raise ArgumentError("`all_layers`: a LoRA file of diffusers is read layer by layer, and needs no others")
         subject = load_subject_run(folder)
         written, used = export_subject(subject, output, form=form, dtype=dtype, overwrite=overwrite)
     else:
         run = load_run(folder)
-        written, used = export_run(run, output, form=form, dtype=dtype, overwrite=overwrite, all_layers=all_layers)
+        written, used = export_run(run, output, form=form, dtype=dtype, overwrite=overwrite)
         more = beyond_lora(written)
     if as_json:
         print_json({"folder": str(written), "form": used, "dtype": dtype})

@@ -15,7 +15,6 @@ from ..tuner.adapters import by_plain_path, no_adapter
 from ..values import is_number, require
 from .inputs import plain_model
 from .probe import LayerProbe, Probe, check_probe
-from .ranks import fits
 
 DEVIATION = 0.5
 """Standard deviation that each z of an aligned start has on the probed inputs."""
@@ -72,7 +71,7 @@ def align(
     """Let an untrained adapter start along the gradient: A is the leading directions of each layer.
 
     B stays 0 and W0 as it is, so that the adapter changes nothing yet. Layers that the probe has no gradient of, and
-    LoRA's grouped convolutions, keep the start they have.
+    convolutions, keep the start they have.
 
     Args:
         model: a PEFT model with an adapter of AuroRA or LoRA.
@@ -96,11 +95,7 @@ def align(
     if not layers:
         there = (name for _, _, names in _layers(model) for name in names)
         raise no_adapter(adapter_name, there, "AuroRA or LoRA")
-    known = {
-        layer.layer: layer
-        for layer in found.layers
-        if layer.layer in layers and fits(layer, isinstance(layers[layer.layer], LoraLayer))
-    }
+    known = {layer.layer: layer for layer in found.layers if layer.layer in layers}
     if not known:
         raise CalibrationError(
             f"None of the adapter's layers was probed: it has {next(iter(layers))}, and the probe "
@@ -126,7 +121,7 @@ def set_rows(layers: Mapping[str, Any], rows: Mapping[str, Tensor], adapter_name
     with torch.no_grad():
         for path, start in rows.items():
             A = _factors(layers[path], adapter_name)[0]
-            A[: len(start)] = start[: len(A)].to(A).reshape(-1, *A.shape[1:])
+            A[: len(start)] = start[: len(A)].to(A)
 
 
 def _factors(module: Any, adapter_name: str) -> tuple[Tensor, Tensor]:

@@ -13,28 +13,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from ..errors import NotFiniteError
 from ..files import new_folder, settle
 from ..forms import FormName
-from ..tuner import AuroraConfig, AuroraLayer, AuroraLinear, active_adapters, aurora_layers
+from ..tuner import AuroraConfig, AuroraLayer, active_adapters, aurora_layers
 from ..tuner.adapters import adapter_names, check_not_merged, no_adapter, plain_layers, plain_path, without_wrappers
 from ..tuner.calibration import MATRIX
-from ..tuner.linear import linear_shape
-from ..tuner.peft_names import CONFIG_NAME, PEFT_PREFIX, SAFETENSORS_WEIGHTS_NAME, BaseTunerLayer
+from ..tuner.peft_names import CONFIG_NAME, PEFT_PREFIX, SAFETENSORS_WEIGHTS_NAME
 from ..tuner.targets import exactly
 from .inputs import plain_model, unwrapped
 
 PEFT, DIFFUSERS = FORMATS = ("peft", "diffusers")
 DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-OF_ONE_FORMAT = {"prefix": DIFFUSERS, "processor": PEFT, "base_name": PEFT, "all_layers": PEFT}
-"""The arguments of `export_lora` that go with one format only."""
-RANKS_OF_ENGINES = 16
-"""TGI pads other ranks to a multiple of it, and scales all kinds of layers but the first by alpha over that one."""
-STACKED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Names of layers that engines make one of: where one has factors, they may expect that the others have some."""
 _WRITTEN = "aurora_lora.export_lora"
 """The field of the weights' metadata by which an export is known again: its files, and of a diffusers pipeline the
 components. Only an export is replaced."""
@@ -54,7 +46,6 @@ def export_lora(
     prefix: str | None = None,
     processor: Any = None,
     base_name: str | None = None,
-    all_layers: bool = False,
 ) -> Path:
     """Write an adapter as a plain LoRA that needs nothing of this package: for PEFT, vLLM, diffusers and others.
 
@@ -76,9 +67,6 @@ def export_lora(
         processor: for PEFT, a tokenizer or image processor to write beside the adapter, with its chat template if it
             has one.
         base_name: for PEFT, what the export calls the base model; as the adapter does if None.
-        all_layers: for PEFT, write zeros for each linear layer that the adapter leaves out of a kind that it adapts
-            (`q_proj` of some layers), and of q, k and v, and of gate and up, for each one beside it, and pad the rank
-            to a multiple of 16: for engines that need them all.
 
     Returns:
         The folder.
@@ -88,24 +76,16 @@ def export_lora(
         AlreadyMergedError: the adapter is merged.
         NotCalibratedError, StaleCalibrationError: the form is calibrated and there is no matrix, or an outdated one.
         NotFiniteError: NaN or infinity among the weights, or one that is too large for the dtype.
-        ValueError: an argument that is not allowed, or that goes with the other format; a folder that holds
-            anything but an earlier export; several active adapters and none named; a convolution with groups,
-            dilation or a padding mode, which PEFT's LoRA does not take over; or, for diffusers,
-            `modules_to_save` or trained biases, which its LoRA files cannot hold, or a class that does not tell
-            which component of a pipeline the model is, and no `prefix`.
+        ValueError: an argument that is not allowed; a folder that holds anything but an earlier export; several active
+            adapters and none named; a convolution with groups, dilation or a padding mode, which PEFT's LoRA does not
+            take over; or, for diffusers, `modules_to_save` or trained biases, which its LoRA files cannot hold, or a
+            class that does not tell which component of a pipeline the model is, and no `prefix`.
     """
     model = unwrapped(model)
     if format not in FORMATS:
         raise ValueError(f"format={format!r} is not allowed: it must be one of {', '.join(FORMATS)}.")
-    given = {"prefix": prefix, "processor": processor, "base_name": base_name, "all_layers": all_layers or None}
-    for argument, value in given.items():
-        if value is not None and OF_ONE_FORMAT[argument] != format:
-            raise ValueError(f"{argument} goes with format={OF_ONE_FORMAT[argument]!r}, not with format={format!r}.")
     name = _one_adapter(model, adapter_name)
-    factors = of_one_rank(lora_factors(model, form, adapter_name=name), RANKS_OF_ENGINES if all_layers else 1)
-    if all_layers:
-        modules = {plain_path(model, path): module for path, module in model.named_modules()}
-        factors |= zero_factors(factors, modules | dict(plain_layers(model)))
+    factors = of_one_rank(lora_factors(model, form, adapter_name=name))
     weights = in_dtype(_state_dict(model, factors), dtype)
     others = _other_weights(model, name)
     _check_finite(others)
@@ -172,50 +152,14 @@ def _one_adapter(model: nn.Module, adapter_name: str | None) -> str:
     return adapter_name
 
 
-def of_one_rank(factors: Factors, multiple: int = 1) -> dict[str, tuple[Tensor, Tensor]]:
-    """LoRA's factors A (r, ...) and B (d_out, r, ...) of each layer, padded with zeros to the highest r among them, or
-    the next multiple of a number."""
+def of_one_rank(factors: Factors) -> dict[str, tuple[Tensor, Tensor]]:
+    """LoRA's factors A (r, ...) and B (d_out, r, ...) of each layer, padded with zeros to the highest r among them."""
     rank = max((len(A) for A, _ in factors.values()), default=0)
-    rank += -rank % multiple
 
     def padded(factor: Tensor, dim: int) -> Tensor:
         return nn.functional.pad(factor, (*(0, 0) * (factor.dim() - 1 - dim), 0, rank - factor.shape[dim]))
 
     return {path: (padded(A, 0), padded(B, 1)) for path, (A, B) in factors.items()}
-
-
-def zero_factors(factors: Factors, modules: Mapping[str, nn.Module]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Factors of the same rank, all zeros, for the linear layers that a LoRA leaves out of the kinds that it adapts:
-    for engines that take a LoRA by kinds of layers, not layer by layer.
-
-    A kind is all layers whose paths differ in numbers alone, such as `model.layers.*.self_attn.q_proj`; those that
-    engines stack with it count as adapted, too.
-
-    Args:
-        factors: of one rank.
-        modules: every module of the model, by its path; the layer of an adapter stands for the one that it adapts.
-    """
-
-    def base(module: nn.Module) -> nn.Module:
-        return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-
-    def kind(path: str) -> str:
-        return ".".join("*" if part.isdigit() else part for part in path.split("."))
-
-    adapted = {path: base(modules[path]) for path in factors if isinstance(modules[path], AuroraLinear)}
-    kinds = set()
-    for lead, dot, name in (kind(path).rpartition(".") for path in adapted):
-        together = next((names for names in STACKED if name in names), (name,))
-        kinds |= {f"{lead}{dot}{each}" for each in together}
-    types = (nn.Linear, Conv1D, *{type(layer) for layer in adapted.values()})
-    zeros = {}
-    for path, module in modules.items():
-        layer = base(module)
-        if path not in factors and kind(path) in kinds and isinstance(layer, types):
-            A, B = factors[next(iter(adapted))]
-            d_out, d_in = linear_shape(layer)
-            zeros[path] = A.new_zeros(len(A), d_in), B.new_zeros(d_out, len(A))
-    return zeros
 
 
 def _lora_config(model: nn.Module, name: str, factors: Factors, base_name: str | None) -> LoraConfig:
@@ -254,9 +198,8 @@ def _state_dict(model: nn.Module, factors: Factors) -> dict[str, Tensor]:
     layers = dict(plain_layers(model))
     weights: dict[str, Tensor] = {}
     for path, (lora_A, lora_B) in factors.items():
-        layer = layers.get(path)  # None of a linear layer that all_layers adds
         try:
-            held = layer.as_lora(lora_A, lora_B) if layer else {"lora_A.weight": lora_A, "lora_B.weight": lora_B}
+            held = layers[path].as_lora(lora_A, lora_B)
         except ValueError as error:
             raise ValueError(f"{path} cannot be exported: {error}") from error
         weights |= {f"{PEFT_PREFIX}{path}.{key}": value for key, value in held.items()}

@@ -160,9 +160,8 @@ def merge_gap(
         batches: as in `calibrate`. Where a batch has `labels`, one for each prediction, the metric of each form is
             reported: mean negative log-likelihood and accuracy (of the next token, for a causal language model), the
             mean squared error of a regression, or the mean binary cross-entropy where several labels can hold. A class
-            of -100, or of pixels the one that the model's config leaves out of the loss, is not scored, and its example
-            counts as a prediction all the same. With merges, a causal language model without labels is scored on its
-            inputs, and its perplexity is given.
+            of -100 is not scored, and its example counts as a prediction all the same. With merges, a causal language
+            model without labels is scored on its inputs, and its perplexity is given.
         merges: whether to measure what rounding the merged weights loses. That is always so where `quantizations` are
             given, and of methods other than AuroRA, which have nothing else to measure.
         quantizations: to merge into, one or several of "nf4", "fp4" and "int8", as bitsandbytes has them; as there, the

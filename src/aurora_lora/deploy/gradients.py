@@ -20,8 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ..temporary_attributes import called_as, temporary_attributes
 from ..tuner import aurora_layers
 from ..tuner.adapters import plain_path
-from ..tuner.conv import project_patches
-from ..tuner.linear import has_linear_shape, linear_shape
+from ..tuner.linear import has_linear_shape
 from ..tuner.peft_names import AuxiliaryTrainingWrapper, BaseTunerLayer
 from .inputs import evaluated, output_embeddings, plain_model, trained_state
 
@@ -33,73 +32,25 @@ changes nothing.
 """
 
 
-class Weight:
-    """The weight (d_out, d_in) of a linear layer, and how it meets the layer's input and output."""
-
-    groups = 1
-
-    def __init__(self, layer: Any) -> None:
-        self.layer = layer
-        self.d_out, self.d_in = linear_shape(layer)
-
-    def project(self, x: Tensor, matrix: Tensor) -> Tensor:
-        """`matrix` (k, d_in) times each vector of the input x: (groups, n, k)."""
-        return (x.reshape(-1, self.d_in) @ matrix.T).unsqueeze(0)
-
-    def outputs(self, y: Tensor) -> Tensor:
-        """The output, or its gradient, vector by vector: (groups, n, d_out / groups)."""
-        return y.reshape(1, -1, self.d_out)
-
-    def gather(self, x: Tensor, s: Tensor) -> Tensor:
-        """sum x s^T, (d_in, k), over the vectors of the input x and s (groups, n, k)."""
-        return x.reshape(-1, self.d_in).T @ s[0]
-
-
-class _ConvolutionWeight(Weight):
-    """The vectors are the patches of each group."""
-
-    def __init__(self, layer: Any) -> None:
-        self.layer, self.groups = layer, layer.groups
-        self.d_out, self.d_in = len(layer.weight), layer.weight[0].numel()
-
-    def project(self, x: Tensor, matrix: Tensor) -> Tensor:
-        return project_patches(self.layer, x, matrix).transpose(0, 1).flatten(1, 2)
-
-    def outputs(self, y: Tensor) -> Tensor:
-        if y.dim() == len(self.layer.kernel_size) + 1:
-            y = y.unsqueeze(0)
-        by_group = y.reshape(len(y), self.groups, self.d_out // self.groups, -1)  # (.., positions)
-        return by_group.permute(1, 0, 3, 2).flatten(1, 2)
-
-    def gather(self, x: Tensor, s: Tensor) -> Tensor:
-        with torch.enable_grad():  # the gradient of `project`, which is linear in the matrix
-            matrix = x.new_zeros(s.shape[-1], self.d_in).requires_grad_()
-            (found,) = torch.autograd.grad(self.project(x, matrix), matrix, s)
-        return found.T
-
-
-def weight_of(module: nn.Module) -> Weight | None:
-    """The weight of a linear layer, quantised or not, a Conv1D of Transformers or a convolution; None of another
-    module, and where the weight is computed from others, as by weight normalisation: an adapter there cannot be
-    merged."""
+def is_weight(module: nn.Module) -> bool:
+    """Whether it is a linear layer, quantised or not, or a Conv1D of Transformers. Not where the weight is computed
+    from others, as by weight normalisation: an adapter there cannot be merged."""
     own = (*module._parameters, *module._buffers)
     if isinstance(getattr(module, "weight", None), Tensor) and "weight" not in own:
-        return None
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return _ConvolutionWeight(module)
+        return False
     alone = isinstance(module, nn.Linear) or not any(True for _ in module.children())
-    return Weight(module) if alone and has_linear_shape(module) else None
+    return alone and has_linear_shape(module)
 
 
-def frozen_weights(model: Any) -> dict[str, Weight]:
-    """The weights that an adapter could be put beside, by the path that their layer has in the plain model.
+def frozen_linears(model: Any) -> dict[str, nn.Module]:
+    """The linear layers that an adapter could be put beside, by their path in the plain model.
 
     A module at several paths is there once, by the first. Left out are the adapters' own, those that are trained whole
     (`modules_to_save`), and the output layer of a language model.
     """
     inner: Any = plain_model(model)
     output = output_embeddings(inner)
-    found: dict[str, Weight] = {}
+    found: dict[str, nn.Module] = {}
     seen: set[nn.Module] = set()
 
     def walk(module: nn.Module, path: str) -> None:
@@ -110,14 +61,14 @@ def frozen_weights(model: Any) -> dict[str, Weight]:
             return
         if isinstance(module, BaseTunerLayer):
             walk(module.get_base_layer(), path)
-        elif (weight := weight_of(module)) is not None:
-            found[path] = weight
+        elif is_weight(module):
+            found[path] = module
         else:
             for name, child in module.named_children():
                 walk(child, f"{path}.{name}" if path else name)
 
     walk(inner, "")
-    return {plain_path(inner, path): weight for path, weight in found.items()}
+    return {plain_path(inner, path): layer for path, layer in found.items()}
 
 
 # -------------------------------------------------------------------- on its way past

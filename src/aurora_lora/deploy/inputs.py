@@ -222,7 +222,10 @@ def as_batches(
             raise TypeError(f"{name} goes with a datasets.Dataset and its tokenizer: these are batches already.")
     if not isinstance(batches, Iterable) or isinstance(batches, (Mapping, Tensor, str)):
         raise TypeError(f"batches must be an iterable of batches, not one {type(batches).__name__}.")
-    return batches if examples is None else _First(batches, examples)
+    if examples is None:
+        return batches
+    first = _First(batches, examples)
+    return iter(first) if isinstance(batches, Iterator) else first
 
 
 class _First:
@@ -263,8 +266,6 @@ class Passes:
 
     def hold(self) -> None:
         """Before the first of several passes: an iterator, which can be read only once, becomes a list."""
-        if isinstance(self.batches, _First) and isinstance(self.batches.batches, Iterator):
-            self.batches = list(self.batches)
         if isinstance(self.batches, Iterator):
             self.batches = list(self.batches)
 

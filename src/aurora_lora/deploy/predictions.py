@@ -98,7 +98,8 @@ def compare(
             logits = _predictions(output)
             if reference is None:
                 kind, keep = _kind(runner.model, output, logits), _positions(runner, logits)
-                labels = None if _is_matched(output) else _labels(runner.model, batch, logits)
+                given = batch.get("labels") if hasattr(batch, "keys") else None
+                labels = given.to(logits.device) if isinstance(given, Tensor) else None
                 if labels is None and perplexity and causal:
                     labels = next_tokens(batch, logits.device)
             rows = logits[keep] if keep is not None else logits.reshape(-1, logits.shape[-1])
@@ -190,15 +191,15 @@ def _positions(runner: Runner, logits: Tensor) -> Tensor | None:
 
 
 def _scored(logits: Tensor, labels: Tensor, kind: PredictionKind, causal: bool) -> tuple[Tensor, Tensor] | None:
-    """The predictions that have a label, and the labels; None where a model hears a text, or labels have another
-    resolution. Of a causal language model, position t predicts the label at t + 1."""
-    if labels.dim() == logits.dim() - 1 >= 2:  # of tokens, or of pixels, whose one logit is no value
-        fits = labels.shape == logits.shape[:-1] and (labels.dim() == 2 or logits.shape[-1] > 1)
+    """The predictions that have a label, and the labels; None where there is not one for each prediction, as where a
+    model hears a text. Of a causal language model, position t predicts the label at t + 1."""
+    of_tokens = labels.dim() == 2 and logits.dim() == 3
+    if of_tokens:
+        fits = labels.shape == logits.shape[:-1]
     else:
         fits = labels.shape == logits.shape or (logits.dim() <= 2 and labels.shape[:1] == logits.shape[:1])
     if not fits:
         return None
-    of_tokens = labels.dim() == 2 and logits.dim() == 3
     if of_tokens and causal:
         labels, logits = labels[:, 1:], logits[:, :-1]
     if not of_tokens and kind != "labels":
@@ -219,20 +220,12 @@ def predicts_next_token(model: nn.Module) -> bool:
 
 def _kind(model: nn.Module, output: Any, predictions: Tensor) -> PredictionKind:
     """Whether the predictions are the logits of classes, of labels of which several can hold, or other values."""
-    if _is_matched(output):
-        return "classes"
     problem = getattr(getattr(plain_model(model), "config", None), "problem_type", None)
-    has_logits = any(tensor_of(output, name) is not None for name in ("logits", "end_logits"))
-    if not has_logits or problem == "regression":
+    if tensor_of(output, "logits") is None or problem == "regression" or predictions.dim() > 3:
         return "values"
     if problem == "multi_label_classification":
         return "labels"
     return "classes" if predictions.shape[-1] > 1 else "values"
-
-
-def _is_matched(output: Any) -> bool:
-    """Whether the predictions are which text of the batch belongs to which image, one pair or many."""
-    return tensor_of(output, "logits") is None and tensor_of(output, "logits_per_image") is not None
 
 
 def tensor_of(output: Any, name: str) -> Tensor | None:
@@ -242,34 +235,19 @@ def tensor_of(output: Any, name: str) -> Tensor | None:
 
 
 def _predictions(output: Any) -> Tensor:
-    """What a model predicts: its `logits`, its `logits_per_image` (CLIP: which text of the batch), its `sample`
-    (diffusers), its `sentence_embedding` or `scores` (sentence-transformers), its last hidden states, or the output
-    itself.
-
-    The classes of each position or pixel are the last axis; of a question's answer, where it begins and where it ends.
-    """
-    starts, ends = tensor_of(output, "start_logits"), tensor_of(output, "end_logits")
-    if starts is not None and ends is not None:
-        return torch.stack([starts, ends], 1)
-    for name in ("logits", "logits_per_image", "sample", "sentence_embedding", "scores", "last_hidden_state"):
-        value = tensor_of(output, name)
-        if value is not None:  # logits of an image are (batch, classes, height, width)
-            return value.movedim(1, -1) if name == "logits" and value.dim() == 4 else value
-    value = output[0] if isinstance(output, (tuple, list)) else output
-    if not isinstance(value, Tensor):
-        raise TypeError(f"merge_gap finds no predictions in a {type(output).__name__}.")
-    return value
-
-
-def _labels(model: nn.Module, batch: Any, predictions: Tensor) -> Tensor | None:
-    """The labels of a batch, where the predictions are; `IGNORED` for pixels that the model's own loss leaves out."""
-    labels = batch.get("labels") if hasattr(batch, "keys") else None
-    if not isinstance(labels, Tensor):
-        return None
-    labels = labels.to(predictions.device)
-    left_out = getattr(getattr(plain_model(model), "config", None), "semantic_loss_ignore_index", None)
-    pixels = predictions.dim() == 4 and not labels.is_floating_point()  # a classifier's config has such a field, too
-    return labels.long().masked_fill(labels == left_out, IGNORED) if pixels and left_out is not None else labels
+    """What a model predicts: its `logits`, its `sample` (diffusers), its `sentence_embedding` or `scores`
+    (sentence-transformers), its last hidden states; or else the first of its tensors that is more than a loss."""
+    if isinstance(output, Tensor):
+        return output
+    for name in ("logits", "sample", "sentence_embedding", "scores", "last_hidden_state"):
+        if (value := tensor_of(output, name)) is not None:
+            return value
+    for value in (
+        output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
+    ):
+        if isinstance(value, Tensor) and value.dim() > 1:
+            return value
+    raise TypeError(f"merge_gap finds no predictions in a {type(output).__name__}.")
 
 
 def next_tokens(batch: Any, device: torch.device) -> Tensor | None:

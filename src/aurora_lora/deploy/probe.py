@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..errors import CalibrationError, CheckpointError, counted
-from ..files import new_file
+from ..errors import CalibrationError, counted
 from ..forms import DYNAMIC
 from ..tuner import active_layers
 from ..tuner.adapters import check_not_merged, plain_path
+from ..tuner.linear import linear_shape
 from ..tuner.targets import ALL_LINEAR, named
 from ..values import short
 from .calibrate import ROUNDING, float64_device, several_processes, sum_over_processes
-from .gradients import LOSS_SCALES, See, Weight, activation_gradients, frozen_weights, watched_gradients
+from .gradients import LOSS_SCALES, See, activation_gradients, frozen_linears, watched_gradients
 from .inputs import Passes, Reading, Runner, gpus_of, no_batches, plain_model, watched_inputs
 from .predictions import next_tokens, predicts_next_token, tensor_of
 from .report import Report, first_table, shown
@@ -46,8 +42,7 @@ class LayerProbe:
     Args:
         layer: its path in the plain model.
         d_out: rows of its weight.
-        d_in: columns of its weight; of a convolution, the length of a patch.
-        conv_groups: of a convolution; 1 of a linear layer.
+        d_in: columns of its weight.
         singular_values: (k,), of G, largest first.
         directions: (k, d_in), the right singular vectors of G, one a row.
         deviations: (k,), the standard deviation of `z = v x` over the inputs x, for each direction v.
@@ -56,7 +51,6 @@ class LayerProbe:
     layer: str
     d_out: int
     d_in: int
-    conv_groups: int
     singular_values: Tensor = field(repr=False)
     directions: Tensor = field(repr=False)
     deviations: Tensor = field(repr=False)
@@ -79,7 +73,7 @@ class Probe(Report):
     """The paths of all modules of the model, by which names of some can be told from those of others."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON, without the directions: `save` keeps these, too."""
+        """Plain values, ready for JSON, without the directions."""
         found = super().to_dict()
         for layer in found["layers"]:
             del layer["directions"]
@@ -104,70 +98,6 @@ class Probe(Report):
         title = f"layers{{}}: singular values S of the gradient, mean over {self.batches:,} batches"
         headings = ["layer", "weight", "directions", "largest S", "of all S^2"]
         return (first_table(title, headings, rows, "layers with less", left_out or ""),)
-
-    def save(self, path: str | Path) -> None:
-        """Keep all of it in a file, such as `probe.safetensors`: a probe takes passes over the model.
-
-        Args:
-            path: of the file, whose folder is made if need be, and which is replaced.
-        """
-        tensors = {name: {layer.layer: getattr(layer, name) for layer in self.layers} for name in _OF_LAYER}
-        sizes = [[layer.layer, layer.d_out, layer.d_in, layer.conv_groups] for layer in self.layers]
-        write_probe(Path(path), tensors, {**{name: getattr(self, name) for name in _OF_PROBE}, "layers": sizes})
-
-    @classmethod
-    def load(cls, path: str | Path) -> Probe:
-        """What `save` has kept.
-
-        Raises:
-            CheckpointError: the file cannot be read, or is none of `save`.
-        """
-        tensors, facts = read_probe(Path(path))
-        if "layers" not in facts:
-            raise CheckpointError(f"{path} keeps what a run began with, not all directions that Probe.save keeps.")
-        layers = (
-            LayerProbe(name, *sizes, *(tensors[what][name] for what in _OF_LAYER)) for name, *sizes in facts["layers"]
-        )
-        found: dict[str, Any] = {
-            name: tuple(one) if isinstance(one := facts[name], list) else one for name in _OF_PROBE
-        }
-        return cls(tuple(layers), **found)
-
-
-_OF_LAYER = ("singular_values", "directions", "deviations")
-_OF_PROBE = ("without_gradient", "batches", "passes", "seconds", "modules")
-
-
-def write_probe(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
-    """Write a file, or leave it as it was.
-
-    Args:
-        path: of the file, whose folder is made if need be.
-        tensors: by what they are, and by layer.
-        facts: ready for JSON.
-    """
-    by_name = {f"{layer}/{what}": one.contiguous() for what, of in tensors.items() for layer, one in of.items()}
-    with new_file(path) as partial:
-        save_file(by_name, str(partial), metadata={"probe": json.dumps(facts, sort_keys=True)})
-
-
-def read_probe(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """What `write_probe` has written.
-
-    Raises:
-        CheckpointError: the file cannot be read, or is none of a probe.
-    """
-    try:
-        with safe_open(str(path), "pt") as file:
-            facts = json.loads((file.metadata() or {})["probe"])
-        by_name = load_file(str(path))
-    except (OSError, SafetensorError, KeyError) as error:
-        raise CheckpointError(f"{path} cannot be read as a probe: {error}.") from error
-    tensors: dict[str, dict[str, Tensor]] = {}
-    for name, value in by_name.items():
-        layer, _, what = name.rpartition("/")
-        tensors.setdefault(what, {})[layer] = value
-    return tensors, facts
 
 
 def check_probe(found: Any) -> None:
@@ -213,7 +143,7 @@ def probe(
 ) -> Probe:
     """Find the directions of each frozen weight's gradient along which a low-rank adapter would learn most at first.
 
-    For each linear layer, Conv1D and convolution: the leading singular values and right singular vectors of
+    For each linear layer and Conv1D: the leading singular values and right singular vectors of
     G = dL/dW0, the mean over the batches of the gradient of their loss, by a randomised range finder. `Y = G Omega`,
     with `rank` + 8 random columns, comes from one backward pass over the batches, and with an orthonormal basis Q of it
     `G^T Q` from a second one; a third, forward alone and over some of the batches, gives the deviation of z along each
@@ -232,8 +162,8 @@ def probe(
             labels: it needs a `loss`, or a causal language model, which is then probed by the loss of each next token.
         loss: `loss(model, batch)`, a scalar; `model(**batch).loss` if None.
         rank: directions to find in each layer, where it has as many.
-        target_modules: names or a regular expression of the layers, as in PEFT. None is every linear layer and
-            convolution but the output layer of a language model and what `modules_to_save` trains whole.
+        target_modules: names or a regular expression of the layers, as in PEFT. None is every linear layer but
+            the output layer of a language model and what `modules_to_save` trains whole.
         exclude_modules: layers to leave out, in the same way.
         power_iterations: further ones sharpen the directions where singular values lie close together, at two backward
             passes each.
@@ -265,9 +195,9 @@ def probe(
     for path, layer, name in active_layers(model):
         if layer.aurora_config[name].train_form == DYNAMIC:  # merged, the static one is what it is trained in
             check_not_merged(path, layer, "probe")
-    chosen = _chosen(frozen_weights(model), target_modules, exclude_modules)
+    chosen = _chosen(frozen_linears(model), target_modules, exclude_modules)
     with activation_gradients(model), Runner(model, "probe") as runner:
-        sketches = [Sketch(name, weight, rank, seed + i, runner) for i, (name, weight) in enumerate(chosen.items())]
+        sketches = [Sketch(name, layer, rank, seed + i, runner) for i, (name, layer) in enumerate(chosen.items())]
         for _ in range(power_iterations):
             n = _backward(runner, data, loss, seed, sketches, Sketch.sees_inputs)
             for one in sketches:
@@ -287,16 +217,16 @@ def probe(
 
 
 def _chosen(
-    weights: dict[str, Weight], targets: Sequence[str] | str | None, excluded: Sequence[str] | str | None
-) -> dict[str, Weight]:
+    layers: dict[str, nn.Module], targets: Sequence[str] | str | None, excluded: Sequence[str] | str | None
+) -> dict[str, nn.Module]:
     every = ".*" if targets is None or targets == ALL_LINEAR else targets
     names = every if isinstance(every, str) else list(every)
     excluded = excluded if excluded is None or isinstance(excluded, str) else list(excluded)
-    chosen = {path: weights[path] for path in named(weights, names, exclude_modules=excluded)}
+    chosen = {path: layers[path] for path in named(layers, names, exclude_modules=excluded)}
     if not chosen:
         raise ValueError(
             f"target_modules={targets!r} names no linear layer of the model, or all are excluded. Its linear layers "
-            f"are named {', '.join(sorted({path.rpartition('.')[2] for path in weights}))}."
+            f"are named {', '.join(sorted({path.rpartition('.')[2] for path in layers}))}."
         )
     return chosen
 
@@ -316,7 +246,7 @@ def _backward(
     """A pass with gradients over the batches, whose number it gives; the sums are over all of them, and processes."""
     for scale in LOSS_SCALES:
         count = torch.zeros((), dtype=torch.int64, device=runner.device)
-        with watched_gradients([(one.weight.layer, begin(one)) for one in sketches]) as backward:
+        with watched_gradients([(one.layer, begin(one)) for one in sketches]) as backward:
             for inputs in _inputs(runner, data, seed):
                 count += 1
                 value = loss(runner.model, inputs)
@@ -337,7 +267,7 @@ def _backward(
 @torch.no_grad()
 def _forward(runner: Runner, data: Passes, loss: Loss, seed: int, sketches: list[Sketch]) -> None:
     """A pass for the deviations."""
-    with watched_inputs([(one.weight.layer, one.sees_vectors()) for one in sketches]):
+    with watched_inputs([(one.layer, one.sees_vectors()) for one in sketches]):
         for inputs in _inputs(runner, data, seed):
             loss(runner.model, inputs)
             if not several_processes() and all(one.count >= ENOUGH for one in sketches):
@@ -348,11 +278,12 @@ def _forward(runner: Runner, data: Passes, loss: Loss, seed: int, sketches: list
 class Sketch:
     """The running sums of one layer. What is kept between passes is in main memory: Q, or what was found so far."""
 
-    def __init__(self, name: str, weight: Weight, rank: int, seed: int, runner: Runner) -> None:
-        self.name, self.weight, self.runner, self.seed = name, weight, runner, seed
-        least = min(weight.d_out, weight.d_in)
+    def __init__(self, name: str, layer: nn.Module, rank: int, seed: int, runner: Runner) -> None:
+        self.name, self.layer, self.runner, self.seed = name, layer, runner, seed
+        self.d_out, self.d_in = linear_shape(layer)
+        least = min(self.d_out, self.d_in)
         self.rank, self.columns = min(rank, least), min(rank + OVERSAMPLING, least)
-        held = next((p for p in (*weight.layer.parameters(), *weight.layer.buffers()) if not p.is_meta), None)
+        held = next((p for p in (*layer.parameters(), *layer.buffers()) if not p.is_meta), None)
         self.device = runner.device if held is None or hasattr(held, "device_mesh") else held.device
         self.dtype = torch.float64 if held is not None and held.dtype == torch.float64 else torch.float32
         self.rows: Any = None  # V^T, (columns, d_in), once it is found
@@ -364,28 +295,27 @@ class Sketch:
     def sees_inputs(self) -> See:
         """For the range: sums of g (x Omega)^T, with V in place of Omega where it is there."""
         draw = torch.Generator().manual_seed(self.seed)
-        omega = torch.randn(self.columns, self.weight.d_in, generator=draw, dtype=self.dtype, device="cpu")
-        rows, weight = (omega if self.rows is None else self.rows).to(self.device), self.weight
-        self.total = rows.new_zeros(weight.d_out, self.columns)
+        omega = torch.randn(self.columns, self.d_in, generator=draw, dtype=self.dtype, device="cpu")
+        rows = (omega if self.rows is None else self.rows).to(self.device)
+        self.total = rows.new_zeros(self.d_out, self.columns)
 
         def see(x: Tensor, g: Tensor) -> None:
-            seen = weight.project(x.to(self.device, self.dtype), rows)
-            by_group = weight.outputs(g).to(self.device, self.dtype).transpose(1, 2) @ seen
-            self.total += by_group.reshape(self.total.shape)
+            self.total += self._flat(g, self.d_out).T @ (self._flat(x, self.d_in) @ rows.T)
 
         return see
 
     def sees_both(self) -> See:
         """For the co-range: sums of x (g Q)^T."""
-        weight = self.weight
-        by_group = self.basis.to(self.device).view(weight.groups, -1, self.columns)
-        self.total = by_group.new_zeros(weight.d_in, self.columns)
+        basis = self.basis.to(self.device)
+        self.total = basis.new_zeros(self.d_in, self.columns)
 
         def see(x: Tensor, g: Tensor) -> None:
-            outputs = weight.outputs(g).to(self.device, self.dtype)
-            self.total += weight.gather(x.to(self.device, self.dtype), outputs @ by_group)
+            self.total += self._flat(x, self.d_in).T @ (self._flat(g, self.d_out) @ basis)
 
         return see
+
+    def _flat(self, values: Tensor, width: int) -> Tensor:
+        return values.reshape(-1, width).to(self.device, self.dtype)
 
     def end_of_range(self, batches: int) -> None:
         """Y -> Q."""
@@ -410,15 +340,14 @@ class Sketch:
 
     def sees_vectors(self) -> Callable[[Tensor], None]:
         """For the deviations: sums of 1, z and z^2 over the vectors that are no padding."""
-        rows, weight = self.rows[: self.rank].to(self.device), self.weight
+        rows = self.rows[: self.rank].to(self.device)
         self.total = torch.zeros(2, self.rank, dtype=torch.float64, device=float64_device(self.device))
         self.count = torch.zeros((), dtype=torch.int64, device=self.device)
 
         def add(x: Tensor) -> None:
-            if type(weight) is Weight:
-                x = self.runner.vectors(weight.layer, x)
+            x = self.runner.vectors(self.layer, x)
             with torch.autocast(rows.device.type, enabled=False):
-                z = weight.project(x.to(self.device, self.dtype), rows).flatten(0, 1).to(self.total)
+                z = (self._flat(x, self.d_in) @ rows.T).to(self.total)
             self.total += torch.stack((z.sum(0), z.square().sum(0)))
             self.count += len(z)
 
@@ -430,7 +359,5 @@ class Sketch:
         variance = square - mean.square()
         # the same z for all inputs, but for rounding, which is as large where the parts of z cancel out
         variance[variance <= ROUNDING**2 * square.max()] = 0
-        weight = self.weight
-        values, directions = self.singular_values.float(), self.rows[: self.rank].float()
-        deviations = variance.sqrt().float()
-        return LayerProbe(self.name, weight.d_out, weight.d_in, weight.groups, values, directions, deviations)
+        found = (self.singular_values, self.rows[: self.rank], variance.sqrt())
+        return LayerProbe(self.name, self.d_out, self.d_in, *(one.float() for one in found))

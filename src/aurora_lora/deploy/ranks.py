@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, TypeVar, overload
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, TypeVar
 
-import torch
 from peft import LoraConfig
-from torch import Tensor
 
 from ..tuner import AuroraConfig
 from ..tuner.config import scaling_divisor
 from ..tuner.peft_names import SEQ_CLS_HEAD_NAMES, get_pattern_key
 from ..tuner.targets import ALL_LINEAR, exactly, named, trained_whole
-from ..values import is_number, require, short
+from ..values import is_number, require
 from .probe import LayerProbe, Probe, check_probe
 
 HEADS = {"SEQ_CLS": SEQ_CLS_HEAD_NAMES, "TOKEN_CLS": SEQ_CLS_HEAD_NAMES, "QUESTION_ANS": ["qa_outputs"]}
@@ -25,45 +23,30 @@ _DECIDED = ("r", "alpha", "lora_alpha", "rank_pattern", "alpha_pattern")
 _CHOICE = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 """The fields of a configuration that say which layers there are."""
 
-Worth = Callable[[LayerProbe], Tensor]
-
-
-def squared_by_weight(layer: LayerProbe) -> Tensor:
-    """What a weight of each direction is worth, (k,): its singular value squared, by the weights that it takes."""
-    return layer.singular_values.double().square() / cost(layer)
-
 
 def cost(layer: LayerProbe) -> int:
     """Weights of A and B that one direction takes."""
     return layer.d_in + layer.d_out
 
 
-def share_out(layers: Iterable[LayerProbe], budget: int, worth: Worth = squared_by_weight) -> dict[str, int]:
-    """Give a budget of weights to the directions of all layers, in one list from the most worth to the least.
+def share_out(layers: Iterable[LayerProbe], budget: int) -> dict[str, int]:
+    """Give a budget of weights to the directions of all layers, in one list from the most worth to the least: by the
+    singular value squared, divided by the weights that the direction takes.
 
     Args:
         layers: of a probe.
         budget: weights of A and B, `r (d_in + d_out)` for a rank r. What sigma adds to AuroRA's is not counted: a few
             dozen a layer.
-        worth: of each direction of a layer; within one it must not rise.
 
     Returns:
         The ranks of the layers that have one, in the order of the model.
 
     Raises:
-        TypeError: `worth` gives something else.
-        ValueError: the budget is too small for any direction, or a worth is not finite.
+        ValueError: the budget is too small for any direction.
     """
     known = list(layers)
-    listed: list[tuple[float, int, int]] = []
-    for i, layer in enumerate(known):
-        k, given = len(layer.singular_values), worth(layer)
-        found = torch.as_tensor(given, dtype=torch.float64)
-        if found.shape != (k,):
-            raise TypeError(f"worth must return a number for each of {k} directions, and gave {short(given)}.")
-        if not found.isfinite().all():
-            raise ValueError(f"worth gives numbers that are not finite, of {layer.layer}.")
-        listed += [(-value, i, j) for j, value in enumerate(found.tolist())]
+    worth = [(layer.singular_values.double().square() / cost(layer)).tolist() for layer in known]
+    listed = [(-value, i, j) for i, values in enumerate(worth) for j, value in enumerate(values)]
     ranks, left = [0] * len(known), budget
     for value, i, j in sorted(listed):
         if value < 0 and j == ranks[i] and cost(known[i]) <= left:
@@ -121,40 +104,17 @@ def alpha_name(of_lora: bool) -> str:
     return "lora_alpha" if of_lora else "alpha"
 
 
-def fits(layer: LayerProbe, of_lora: bool) -> bool:
-    """Whether the directions are rows of A: LoRA's A of a grouped convolution is wider."""
-    return layer.conv_groups == 1 or not of_lora
-
-
-def offered(found: Probe, of_lora: bool) -> list[LayerProbe]:
-    """The layers whose directions are rows of an adapter's A."""
-    return [layer for layer in found.layers if fits(layer, of_lora)]
-
-
-C = TypeVar("C", bound=LoraConfig | AuroraConfig)
-
-
-@overload
-def ranked_config(
-    found: Probe, budget: int, *, scaling: float = ..., worth: Worth = ..., **fields: Any
-) -> AuroraConfig: ...
-
-
-@overload
-def ranked_config(
-    found: Probe, budget: int, config: type[C], *, scaling: float = ..., worth: Worth = ..., **fields: Any
-) -> C: ...
+C = TypeVar("C", LoraConfig, AuroraConfig)
 
 
 def ranked_config(
     found: Probe,
     budget: int,
-    config: type[Any] = AuroraConfig,
+    config: type[C] = AuroraConfig,  # type: ignore[assignment]
     *,
     scaling: float = 2.0,
-    worth: Worth = squared_by_weight,
     **fields: Any,
-) -> Any:
+) -> C:
     """An ordinary `AuroraConfig` or `LoraConfig` whose ranks are where the gradient says that they matter.
 
     What is trained whole gets nothing: `modules_to_save`, and the heads that PEFT adds to them by `task_type`.
@@ -164,7 +124,6 @@ def ranked_config(
         budget: weights; see `share_out`. LoRA of rank r on some layers takes r times the sum of their widths.
         config: `AuroraConfig` or PEFT's `LoraConfig`.
         scaling: of every layer: alpha / r, or alpha / sqrt(r) with `use_rslora`.
-        worth: what decides; see `share_out`.
         fields: further fields of the configuration. `target_modules`, `exclude_modules`, `layers_to_transform` and
             `layers_pattern` choose among the layers of the probe, as PEFT reads them.
 
@@ -172,7 +131,7 @@ def ranked_config(
         A `config` with `target_modules`, and `rank_pattern` and `alpha_pattern` by layer.
 
     Raises:
-        TypeError: `found` is no result of `probe`, or `worth` does not give what it should.
+        TypeError: `found` is no result of `probe`.
         ValueError: the budget is too small, no layer is left, or a field's value is not allowed.
     """
     check_probe(found)
@@ -188,7 +147,7 @@ def ranked_config(
     if choice.get("target_modules") == ALL_LINEAR:
         choice["target_modules"] = None  # PEFT takes no layers_to_transform with a text
     AuroraConfig(**choice, modules_to_save=fields.get("modules_to_save"))  # raises what is not allowed
-    layers = {layer.layer: layer for layer in offered(found, of_lora)}
+    layers = {layer.layer: layer for layer in found.layers}
     if choice.get("target_modules") is None:
         of_blocks = choice.get("layers_to_transform") is not None  # PEFT takes a whole path whatever these say
         choice["target_modules"] = {path.rpartition(".")[2] for path in layers if "." in path or not of_blocks}
@@ -199,6 +158,6 @@ def ranked_config(
             "None of the probed layers is left: see target_modules, exclude_modules, layers_to_transform. They are "
             f"named {', '.join(sorted({path.rpartition('.')[2] for path in layers}))}."
         )
-    ranks = share_out([layers[path] for path in left], budget, worth)
+    ranks = share_out([layers[path] for path in left], budget)
     rslora = bool(fields.get("use_rslora"))
     return config(**rank_fields(ranks, scaling, alpha_name(of_lora), found.modules, rslora=rslora), **fields)

@@ -31,7 +31,7 @@ class Tokenized:
 
     Raises:
         TypeError: no dataset, or a streamed one.
-        ValueError: the dataset has no such column; the tokenizer has no chat template or nothing to pad with.
+        ValueError: the dataset has no such column.
     """
 
     def __init__(
@@ -57,10 +57,6 @@ class Tokenized:
         if missing := [column for column in self.columns if column not in columns]:
             raise ValueError(f"The dataset has no column {missing[0]!r} (it has {', '.join(columns)}).")
         if getattr(tokenizer, "pad_token_id", 0) is None:
-            if tokenizer.eos_token_id is None:
-                raise ValueError(
-                    "The tokenizer has neither a padding token nor one for the end of a text: set its pad_token."
-                )
             tokenizer = copy.deepcopy(tokenizer)
             tokenizer.pad_token = tokenizer.eos_token  # padding is masked
         if examples is not None and examples < len(dataset):
@@ -90,15 +86,12 @@ class Tokenized:
             return self.tokenizer(*parts, **self._options)
         if all(isinstance(one, str) for part in parts for one in part):
             return self.tokenizer(["".join(row) for row in zip(*parts, strict=True)], **self._options)
-        if getattr(self.tokenizer, "chat_template", None) is None:
-            raise ValueError("The dataset has conversations, and the tokenizer has no chat template for them.")
-        chats = [without_none([message for part in row for message in part]) for row in zip(*parts, strict=True)]
-        given = [{name: rows[name][i] for name in OPTIONS if name in rows} for i in range(len(chats))]
-        more = [without_none(template_options(row)) for row in given]
-        if not any(more):  # all at once
-            return self.tokenizer.apply_chat_template(chats, return_dict=True, **self._options)
+        rows_of_options = ({name: rows[name][i] for name in OPTIONS if name in rows} for i in range(len(parts[0])))
         texts = [
-            self.tokenizer.apply_chat_template(chat, **{**one, "tokenize": False})
-            for chat, one in zip(chats, more, strict=True)
+            self.tokenizer.apply_chat_template(
+                without_none([message for part in row for message in part]),
+                **{**without_none(template_options(given)), "tokenize": False},
+            )
+            for row, given in zip(zip(*parts, strict=True), rows_of_options, strict=True)
         ]
         return self.tokenizer(texts, add_special_tokens=False, **self._options)

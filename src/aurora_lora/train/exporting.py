@@ -39,7 +39,6 @@ def export(
     form: str | None = None,
     dtype: str = "float32",
     overwrite: bool = False,
-    all_layers: bool = False,
 ) -> Exported:
     """Write a run's adapter as a plain LoRA, with a card that says what it came of; see `export_lora`.
 
@@ -49,7 +48,6 @@ def export(
         form: which form of it; the deployed one if None.
         dtype: "float32", "bfloat16" or "float16".
         overwrite: replace an earlier export there; anything else is never replaced.
-        all_layers: zeros for layers that are not adapted, for engines that need them all.
 
     Raises:
         UserError: no AuroRA run, an unknown dtype, or a folder that holds something else.
@@ -64,7 +62,7 @@ def export(
     check_export_folder(output, overwrite)
     model, processor = load_trained_model(run)
     config: Any = model.config
-    options: dict[str, Any] = {"dtype": dtype, "processor": processor, "all_layers": all_layers}
+    options: dict[str, Any] = {"dtype": dtype, "processor": processor}
     try:
         with new_folder(output) as partial:
             export_lora(model, partial, cast(FormName, form), base_name=hub_name(run.recipe.model), **options)

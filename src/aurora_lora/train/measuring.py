@@ -18,7 +18,7 @@ from ..data.own.source import open_given
 from ..deploy import MergeGap, merge_gap
 from ..deploy.formats import check_quantization
 from ..deploy.gap import rounds_by_inputs
-from ..deploy.gradients import frozen_weights
+from ..deploy.gradients import frozen_linears
 from ..deploy.hidden import hidden_values, sigma_along
 from ..deploy.texts import even_sample
 from ..errors import ArgumentError, UserError, check_count
@@ -29,6 +29,7 @@ from ..methods.start import ALIGNED, EVA, PATTERNS, ProbedMethod
 from ..methods.targets import blocks_and_kinds
 from ..tuner import AuroraLayer, check_calibrated
 from ..tuner.adapters import plain_layers
+from ..tuner.linear import linear_shape
 from ..values import check_finite
 from .data import cut_notes, in_batches
 from .finished_run import Scores, TrainedRun, as_run, mean_scores
@@ -331,19 +332,19 @@ def ranking(recipe: Recipe, budget: int | None = None) -> dict[str, Any]:
     resolved = start.resolved(asked).method
     usual = resolved.bind({}).options
     unusual = {name: value for name, value in resolved.options.items() if name not in usual or value != usual[name]}
-    weights = {path: weight for path, weight in frozen_weights(model).items() if path in start.spectra}
+    shapes = {path: linear_shape(one) for path, one in frozen_linears(model).items() if path in start.spectra}
     layers: list[dict[str, Any]] = [
         {
             "layer": path,
             "block": block,
             "kind": kind,
-            "d_out": weights[path].d_out,
-            "d_in": weights[path].d_in,
-            "direction": weights[path].d_in + weights[path].d_out,
+            "d_out": shapes[path][0],
+            "d_in": shapes[path][1],
+            "direction": sum(shapes[path]),
             "singular_values": start.spectra[path].tolist(),
             "rank": start.ranks.get(path, 0),
         }
-        for path, (block, kind) in blocks_and_kinds(weights).items()
+        for path, (block, kind) in blocks_and_kinds(shapes).items()
     ]
     every = sum(value**2 for one in layers for value in one["singular_values"])
     bought = sum(value**2 for one in layers for value in one["singular_values"][: one["rank"]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from peft import EvaConfig, LoraConfig, get_eva_state_dict
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..deploy.align import aligned_rows, layers_of_adapter, set_rows
 from ..deploy.inputs import IGNORED
-from ..deploy.probe import Loss, Probe, probe, read_probe, write_probe
-from ..deploy.ranks import alpha_name, offered, rank_fields, share_out
-from ..errors import AuroraError, CheckpointError, UserError, one_line
+from ..deploy.probe import Loss, Probe, probe
+from ..deploy.ranks import alpha_name, rank_fields, share_out
+from ..errors import AuroraError, UserError, one_line
+from ..files import new_file
 from ..methods.base import Method
 from ..methods.lora import LORA
 from ..methods.options import TARGETS
@@ -112,6 +116,28 @@ def start_for(recipe: Recipe, base: Any, data: Data, folder: Path, loss: Loss) -
     return start
 
 
+def write_probe(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
+    """Write what a run began with: tensors by what they are and by layer, and facts that are ready for JSON."""
+    by_name = {f"{layer}/{what}": one.contiguous() for what, of in tensors.items() for layer, one in of.items()}
+    with new_file(path) as partial:
+        save_file(by_name, str(partial), metadata={"probe": json.dumps(facts, sort_keys=True)})
+
+
+def read_probe(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """What `write_probe` has written; raises a UserError where that cannot be read."""
+    try:
+        with safe_open(str(path), "pt") as file:
+            facts = json.loads((file.metadata() or {})["probe"])
+        by_name = load_file(str(path))
+    except (OSError, SafetensorError, KeyError) as error:
+        raise UserError(f"{path} cannot be read as a probe: {error}. Remove it to probe again") from error
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for name, value in by_name.items():
+        layer, _, what = name.rpartition("/")
+        tensors.setdefault(what, {})[layer] = value
+    return tensors, facts
+
+
 def probe_for(recipe: Recipe, base: nn.Module, batches: list[dict[str, Tensor]], loss: Loss) -> Probe:
     """The probing pass of a recipe over these batches."""
     options = recipe.method.options
@@ -124,7 +150,7 @@ def probe_for(recipe: Recipe, base: nn.Module, batches: list[dict[str, Tensor]],
 
 def decided(method: Method, found: Probe, budget: int | None) -> Start:
     """The ranks that a budget buys by what was probed, and the rows of an aligned start, of the layers that get one."""
-    layers = offered(found, method.name == LORA.name)
+    layers = found.layers
     ranks = None if budget is None else share_out(layers, budget)
     rows = {}
     if method.options["start"] == ALIGNED:
@@ -191,10 +217,7 @@ def kept_start(folder: Path, made_of: Mapping[str, Any] | None = None) -> Start 
     path = folder / PROBE
     if not path.exists():
         return None
-    try:
-        tensors, facts = read_probe(path)
-    except CheckpointError as error:
-        raise UserError(f"{error} Remove it to probe again") from error
+    tensors, facts = read_probe(path)
     if made_of is not None and facts.get("made_of", made_of) != made_of and not is_begun(folder):
         return None
     rows, spectra, deviations = (tensors.get(what, {}) for what in ("start", "singular_values", "deviations"))
