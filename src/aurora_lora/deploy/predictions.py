@@ -98,8 +98,8 @@ def compare(
             logits = _predictions(output)
             if reference is None:
                 kind, keep = _kind(runner.model, output, logits), _positions(runner, logits)
-                given = batch.get("labels") if hasattr(batch, "keys") else None
-                labels = given.to(logits.device) if isinstance(given, Tensor) else None
+                given = tensor_of(batch, "labels")
+                labels = None if given is None else given.to(logits.device)
                 if labels is None and perplexity and causal:
                     labels = next_tokens(batch, logits.device)
             rows = logits[keep] if keep is not None else logits.reshape(-1, logits.shape[-1])
@@ -229,8 +229,8 @@ def _kind(model: nn.Module, output: Any, predictions: Tensor) -> PredictionKind:
 
 
 def tensor_of(output: Any, name: str) -> Tensor | None:
-    """The tensor of that name in an output, which may be a plain dict."""
-    value = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+    """The tensor of that name in an output or a batch, which may be a plain dict."""
+    value = output.get(name) if hasattr(output, "keys") else getattr(output, name, None)
     return value if isinstance(value, Tensor) else None
 
 
@@ -253,8 +253,7 @@ def _predictions(output: Any) -> Tensor:
 def next_tokens(batch: Any, device: torch.device) -> Tensor | None:
     """A causal language model's inputs as labels: (batch, tokens), `IGNORED` for padding, and for what comes right
     after it: where texts are padded on the left, their first tokens, which are predicted from nothing."""
-    ids = batch.get("input_ids") if hasattr(batch, "keys") else None
-    if not isinstance(ids, Tensor):
+    if (ids := tensor_of(batch, "input_ids")) is None:
         return None
     mask = batch.get("attention_mask")
     if mask is None:
