@@ -19,8 +19,6 @@ def lines(folder: Path, file: str) -> list[dict[str, Any]]:
         data=None,
         processor=None,
         folder=folder / "run",
-        form_name=None,
-        dtype=None,
         answers_to=lambda texts, batch_size: [{"text": text} for text in texts],
     )
     predict_file(predictor, str(folder / file), folder / "answers.jsonl")

@@ -274,7 +274,7 @@ def test_unfinished_and_damaged_runs(run: TrainedRun, tmp_path: Path) -> None:
     (run.folder / "result.json").write_text(json.dumps(earlier))
     with pytest.raises(UserError, match="cannot be loaded"):
         predict(run.folder, ["good"])
-    for text, why in ((json.dumps({**earlier, "metric": {}}), "is damaged"), ("{", "not a result of aurora train")):
+    for text, why in ((json.dumps({**earlier, "metric": {}}), "is damaged"), ("{", "result.json cannot be read")):
         (run.folder / "result.json").write_text(text)
         with pytest.raises(UserError, match=why):
             load_run(run.folder)

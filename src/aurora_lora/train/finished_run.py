@@ -137,11 +137,6 @@ def chance_of(result: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in _mean_level(result, "chance").items() if name in scored}
 
 
-def most_frequent_of(result: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics of always answering with the most frequent class, the mean over the test sets, if there are any."""
-    return _mean_level(result, "most_frequent")
-
-
 def _mean_level(result: Mapping[str, Any], of: str) -> dict[str, float]:
     levels = list(result["metric"].get(of, {}).values())
     return {name: sum(one[name] for one in levels) / len(levels) for name in levels[0]} if levels else {}
@@ -156,14 +151,10 @@ def task_chance(name: str) -> dict[str, float]:
 def read_result(folder: Path | str) -> Result | None:
     """The result of a finished run, or None; raises a UserError where the file is none that this version can read."""
     path = Path(folder) / RESULT
+    if not path.exists():
+        return None
     with files.reading(path):
-        try:
-            result = files.parse_json(path.read_text(encoding="utf-8"), finite=True)
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            raise UserError(f"{path} is not a result of aurora train") from error
-    return check_result(result, str(path))
+        return check_result(files.parse_json(path.read_text(encoding="utf-8"), finite=True), str(path))
 
 
 def check_result(value: Any, where: str) -> Result:
@@ -250,7 +241,7 @@ def chance_row(chance: Mapping[str, float], metrics: Iterable[Metric]) -> list[s
 
 def rows_without_model(result: Mapping[str, Any], metrics: Sequence[Metric]) -> list[list[str]]:
     """The rows of what takes no model in a table of these metrics: guessing, and always the most frequent class."""
-    chance, always = chance_of(result), most_frequent_of(result)
+    chance, always = chance_of(result), _mean_level(result, "most_frequent")
     rows = [chance_row(chance, metrics)] if chance else []
     return [*rows, *([_row("the most frequent class", always, metrics)] if always else [])]
 
@@ -358,15 +349,13 @@ class FinishedRun:
 
     def __str__(self) -> str:
         """The scores of every form, 80 characters wide."""
-        return as_text([self._table()])
+        title = f"{self.result['task']}, {self.result['model']}: {examples_scored(self.result)}"
+        table: Any = replace(run_table(self.result, self.reference), title=title)
+        return as_text([table])
 
     def _repr_html_(self) -> str:
         """The scores of every form, for a notebook."""
         return f"<pre>{html.escape(str(self))}</pre>"
-
-    def _table(self) -> Any:
-        title = f"{self.result['task']}, {self.result['model']}: {examples_scored(self.result)}"
-        return replace(run_table(self.result, self.reference), title=title)
 
     @property
     def forms(self) -> tuple[str, ...]:
@@ -491,18 +480,8 @@ def load_run(folder: Path | str) -> TrainedRun:
 
 
 def as_run(run: TrainedRun | Path | str) -> TrainedRun:
-    """A run, or the one in a folder.
-
-    Raises:
-        TypeError: it is neither a run nor a path.
-        UserError: the folder holds none.
-    """
-    if isinstance(run, TrainedRun):
-        return run
-    if isinstance(run, (str, Path)):
-        return load_run(run)
-    allowed = "a run, as `train` and `load_run` give it, or its folder"
-    raise TypeError(f"run={run!r:.80} is a {type(run).__name__}: it must be {allowed}")
+    """A run, or the one in a folder; the errors are those of `load_run`, or a TypeError where it is neither."""
+    return run if isinstance(run, TrainedRun) else load_run(run)
 
 
 PLACES = (
@@ -551,21 +530,10 @@ def read_finished(folder: Path | str) -> tuple[Path, Any, Result]:
 # ---------------------------------------------------------------- what a merged model says of its run
 
 
-def merge_note(folder: Path) -> dict[str, Any] | None:
-    """The note that `aurora merge` left in a folder, if it did."""
+def merge_note(folder: Path) -> dict[str, Any]:
+    """The note that `aurora merge` left in a folder; empty if it did not."""
     try:
         note = files.read_json(folder / MERGE_NOTE)
     except (OSError, ValueError):
-        return None
-    return note if isinstance(note, dict) and isinstance(note.get("files"), list) else None
-
-
-def noted(folder: Path) -> tuple[TrainedWith, dict[str, tuple[str, ...]]]:
-    """`trained_with` and `columns` of the run that was merged into a folder, as far as its note tells."""
-    note = merge_note(folder) or {}
-    try:
-        trained = TrainedWith(**note.get("trained_with", {}))
-    except TypeError:
-        trained = TrainedWith()
-    form = note.get("format")
-    return trained, {"format": (form,)} if isinstance(form, str) else {}
+        return {}
+    return note if isinstance(note, dict) and isinstance(note.get("files"), list) else {}

@@ -19,7 +19,7 @@ from ..errors import ArgumentError, UserError
 from ..files import expanded, write_json
 from ..methods.base import BY_INPUTS, NEAREST, PeftMethod, merge_and_unload
 from ..methods.targets import untie_adapted
-from .data import check_data, data_format
+from .data import check_data
 from .finished_run import MERGE_NOTE, TrainedRun, as_run, merge_note
 from .kinds import kind_of
 from .models import FLOAT32, Processor, check_dtype, make_model, quantized, round_weights, stored_quantization
@@ -119,7 +119,7 @@ def merge(
             "kind": run.task.kind,
             "trained_on": trained_on(run.recipe),
             "trained_with": asdict(run.trained_with),
-            "format": data_format(run.folder),
+            "columns": run.columns,
             "files": [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()],
         }
         write_json(folder / MERGE_NOTE, said)
@@ -174,7 +174,7 @@ def _merged_dequantized(run: TrainedRun, form: str) -> tuple[PreTrainedModel, Pr
 
 def _check_only_merge(folder: Path) -> None:
     """Raise a UserError if a merged model's folder, which is about to be replaced, holds more than the model."""
-    added = files.others(folder, {*(merge_note(folder) or {"files": ()})["files"], MERGE_NOTE})
+    added = files.others(folder, {*merge_note(folder).get("files", ()), MERGE_NOTE})
     if added:
         raise UserError(
             f"{folder} holds {added[0]}, which `aurora merge` did not write: move it away, or choose another folder"

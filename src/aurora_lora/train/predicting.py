@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from ..errors import ArgumentError, AuroraError, FormError, NotFiniteError, User
 from ..values import check_finite
 from . import BATCH_SIZE, writing
 from .data import in_batches
-from .finished_run import TrainedRun, as_run, merge_note, noted
+from .finished_run import TrainedRun, as_run, merge_note
 from .kind_facts import TrainedWith
 from .kinds import KINDS, Kind, kind_of, kind_of_model
 from .models import (
@@ -63,14 +62,11 @@ class Predictor:
     trained: TrainedWith = field(default_factory=TrainedWith, repr=False)
     form: Any = field(default=None, repr=False)
     """The context in which the model computes its form."""
-    form_name: str | None = None
-    """The name of the form that a run computes."""
-    dtype: str | None = None
-    """The dtype that it was asked to be loaded in."""
 
     def answers(self, texts: Sequence[str], *, batch_size: int = BATCH_SIZE) -> list[dict[str, Any]]:
         """What the model says about texts, or about images; see `predict`."""
-        _check_list(texts)
+        if isinstance(texts, str | bytes | Path):  # whose letters would be taken for texts
+            raise TypeError(f"texts={texts!r:.80} is a {type(texts).__name__}: it must be a list of texts")
         check_count("batch_size", batch_size)
         takes_images = self.kind.facts.inputs == "image"
         if len(pair := self.columns.get("text", ())) > 1 and self.kind.facts.problem_type is not None:
@@ -128,15 +124,7 @@ def predict(
         FormError: the run has no such form, or the folder is no run.
         TypeError: `run` is neither a run nor a path, or `texts` is no list of texts.
     """
-    _check_list(texts)
-    check_count("batch_size", batch_size)
     return load_predictor(run, form=form, dtype=dtype).answers(texts, batch_size=batch_size)
-
-
-def _check_list(texts: Any) -> None:
-    """Raise a TypeError for a single text, whose letters would be taken for texts."""
-    if isinstance(texts, str | bytes | Path):
-        raise TypeError(f"texts={texts!r:.80} is a {type(texts).__name__}: it must be a list, such as [{texts!r:.80}]")
 
 
 def _check_text(said: str, name: str) -> None:
@@ -167,7 +155,7 @@ def load_predictor(run: TrainedRun | Path | str, *, form: str | None = None, dty
 
 
 def _of_run(run: TrainedRun, form: str | None, dtype: str) -> Predictor:
-    folder, kind = run.folder, kind_of(run.task)
+    folder, kind, section = run.folder, kind_of(run.task), run.recipe.task
     if kind.facts.no_answer:
         raise UserError(f"the run in {folder} {kind.facts.no_answer}")
     form = form or run.deployed_form
@@ -182,9 +170,8 @@ def _of_run(run: TrainedRun, form: str | None, dtype: str) -> Predictor:
         kind.keep_exact(model)
     computes = run.recipe.method.using(model, form)
     computes.__enter__()  # for as long as it answers; refuses a calibration of other weights
-    section = run.recipe.task
     data = own_source(OWN[section.name], dict(section))[0] if section.name in OWN else None
-    return Predictor(folder, kind, model, processor, run.columns, data, run.trained_with, computes, form, dtype)
+    return Predictor(folder, kind, model, processor, run.columns, data, run.trained_with, computes)
 
 
 def _of_model(folder: Path, form: str | None, dtype: str | None) -> Predictor:
@@ -193,10 +180,10 @@ def _of_model(folder: Path, form: str | None, dtype: str | None) -> Predictor:
         raise FormError(f"form={form!r}: {folder} is not the folder of a run, and has no forms")
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} is neither the folder of a run ({RECIPE}) nor a model (config.json)")
+    note = merge_note(folder)
     try:
-        note = merge_note(folder)
         # of causal language models, the note alone can tell
-        kind = KINDS.get((note or {}).get("kind", "")) or kind_of_model(AutoConfig.from_pretrained(folder, **NO_CODE))
+        kind = KINDS.get(note.get("kind", "")) or kind_of_model(AutoConfig.from_pretrained(folder, **NO_CODE))
         if kind.facts.no_answer:
             raise UserError(f"the model in {folder} {kind.facts.no_answer}")
         given = {} if dtype is None else {"dtype": DTYPES[dtype]}
@@ -206,11 +193,12 @@ def _of_model(folder: Path, form: str | None, dtype: str | None) -> Predictor:
         _check_rounded(model, folder, dtype)
         processor = kind.processor(str(folder.resolve()))
         talks = writing.recorded_format(processor) or getattr(processor, "chat_template", None)
-        if note is None and kind is KINDS["multiple-choice"] and talks:
+        if not note and kind is KINDS["multiple-choice"] and talks:
             kind = KINDS["chat"]  # a model of someone else's
         fill_padding(model.config, processor)
-        trained, columns = noted(folder)
-        return Predictor(folder, kind, on_device(model), processor, columns, trained=trained, dtype=dtype)
+        trained = TrainedWith(**note.get("trained_with", {}))
+        columns = {name: tuple(some) for name, some in note.get("columns", {}).items()}
+        return Predictor(folder, kind, on_device(model), processor, columns, trained=trained)
     except AuroraError:
         raise
     except Exception as error:  # Transformers and tokenizers raise of every kind on damaged files
@@ -298,6 +286,10 @@ def predict_file(
     piece = open_given(file, own, split=split)["train"]
     rows, cut = as_files(piece.data), []
 
+    def free(name: str, row: Mapping[str, Any]) -> str:
+        names = (name, f"predicted_{name}", *(f"predicted_{name}_{at}" for at in range(2, len(row) + 2)))
+        return next(one for one in names if one not in row)
+
     def asked(number: int, row: Mapping[str, Any]) -> Any:
         try:
             return kind.asked(row, named, piece.folder)
@@ -319,19 +311,13 @@ def predict_file(
                 batch = [(place + 1, rows[place]) for place in places]
                 answers = predictor.answers_to([asked(*one) for one in batch], batch_size)
                 for (number, row), answer in zip(batch, answers, strict=True):
-                    said = {_column(name, row): value for name, value in answer.items() if name != "text"}
+                    said = {free(name, row): value for name, value in answer.items() if name != "text"}
                     shown = {name: _shown(value, rows.features[name], number) for name, value in row.items()}
                     line = files.finite_or_none({**shown, **said})
                     out.write(json.dumps(line, ensure_ascii=False, allow_nan=False, default=str) + "\n")
                     cut += [answer["cut_at"]] if "cut_at" in answer else []
                 step(places[-1] + 1, len(rows))
     return Written(piece.name, len(rows), len(cut), cut[0] if cut else None)
-
-
-def _column(name: str, there: Collection[str]) -> str:
-    """What a part of the answer is called beside the columns of its row."""
-    names = itertools.chain((name, f"predicted_{name}"), (f"predicted_{name}_{at}" for at in itertools.count(2)))
-    return next(free for free in names if free not in there)
 
 
 def _shown(value: Any, feature: Any, number: int) -> Any:
@@ -445,11 +431,8 @@ class _Show(TextStreamer):
 
     def __init__(self, tokenizer: Any, show: Callable[[str], None], ends: set[int]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.show, self.ends = show, ends
+        self.on_finalized_text, self.ends = lambda text, stream_end=False: show(text), ends  # type: ignore[method-assign]
 
     def put(self, value: Any) -> None:
         if self.next_tokens_are_prompt or int(value.reshape(-1)[-1]) not in self.ends:
             super().put(value)  # type: ignore[no-untyped-call]
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        self.show(text)

@@ -116,7 +116,7 @@ def train(recipe: Recipe | Path | str, output: Path | str, *, make_callbacks: Ma
 
 def trained_on(recipe: Recipe) -> list[str]:
     """The tasks that a model trained by a recipe has seen, those of its base model first."""
-    earlier = (merge_note(files.expanded(recipe.model)) or {}).get("trained_on", [])
+    earlier = merge_note(files.expanded(recipe.model)).get("trained_on", [])
     return list(dict.fromkeys([*earlier, recipe.task_title]))
 
 
