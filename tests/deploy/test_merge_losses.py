@@ -234,23 +234,6 @@ def test_a_quantised_base_is_measured_in_its_own_format(quantised, tmp_path):
     assert gap["bfloat16"].end_to_end.kl < gap["nf4 by inputs"].end_to_end.kl < gap["nf4 nearest"].end_to_end.kl
 
 
-def test_layers_in_several_formats_keep_each_its_own():
-    bnb = pytest.importorskip("bitsandbytes")
-    torch.manual_seed(0)
-    in_format = lambda kind: bnb.nn.Linear4bit(64, 64, bias=False, quant_type=kind, compute_dtype=torch.float32)  # noqa: E731
-    base = nn.Sequential(in_format("nf4"), nn.Tanh(), in_format("fp4"), nn.Linear(64, 3)).to("cpu")
-    model = get_peft_model(base, LoraConfig(target_modules=["0", "2", "3"], init_lora_weights=False)).eval()
-    inputs = [torch.randn(200, 64)]
-    gap = by_name(merge_gap(model, inputs))
-    assert list(gap) == ["bfloat16", "own formats nearest", "own formats by inputs"]
-    with pytest.warns(UserWarning, match="Merging into quantised weights"):
-        report = aurora_lora.merge_quantized(model, inputs)
-    for merge, field in (("own formats nearest", "nearest"), ("own formats by inputs", "by_inputs")):
-        lost = {layer.layer: layer.relative_error for layer in gap[merge].layers}
-        assert lost.pop("3") < 1e-6
-        assert lost == pytest.approx({layer.layer: getattr(layer, field) for layer in report.layers}, rel=1e-3)
-
-
 def test_aurora_on_conv1d(make_gpt2, batches, config):
     """Whose weight is held transposed, also a square one."""
     fields = {

@@ -35,10 +35,6 @@ from .formats import Format, format_for, format_of
 from .inputs import Passes, Runner, check_in_use, output_embeddings, plain_model
 from .predictions import EndToEndGap, Metric, Variants, compare
 
-OWN_FORMATS = "own formats"
-"""Stands for the format of each layer, where a base has several."""
-
-
 # -------------------------------------------------------------------- adapted layers
 
 
@@ -135,7 +131,7 @@ class AdaptedLayer:
         """Its own format if that is the one, or a new one for the merged weight; None where that is not quantised."""
         if self.stays:
             return None
-        is_own = self.format is not None and name in (self.format.name, OWN_FORMATS)
+        is_own = self.format is not None and name == self.format.name
         own: Format = self.format if is_own else format_for(name, exact)
         return own
 
@@ -419,6 +415,6 @@ def _merges(layers: Sequence[AdaptedLayer], quantizations: Sequence[str]) -> lis
         merges = [Merge(str(*own).removeprefix("torch.") if len(own) == 1 else "own dtypes")]
     if own != {torch.bfloat16} or formats:
         merges.append(Merge("bfloat16", torch.bfloat16))
-    for name in dict.fromkeys([*(formats if len(formats) < 2 else [OWN_FORMATS]), *quantizations]):
+    for name in dict.fromkeys([*formats, *quantizations]):
         merges += [Merge(f"{name} nearest", None, name), Merge(f"{name} by inputs", None, name, by_inputs=True)]
     return merges

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..forms import CALIBRATED
 from ..tuner.config import PAPER, PAPER_DYNAMIC, PAPER_STATIC, AuroraConfig
-from .options import Fields, Options, added_fields
+from .options import ModuleFields, Options, added_fields
 from .start import PROBED, ProbedMethod
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ AURORAS = tuple(
         name=name,
         description=description,
         config_class=AuroraConfig,
-        fields=Fields,  # AuroraConfig checks its own
+        fields=ModuleFields,  # AuroraConfig checks the others
         names=[*_OWN, *PROBED],
         recorded={**_OWN, **preset},
     )

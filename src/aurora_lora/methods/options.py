@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Annotated, Any
 
@@ -11,8 +12,8 @@ from pydantic_core import PydanticCustomError
 
 from ..errors import unknown
 from ..field_errors import allowed
-from ..tuner.config import MAX_RANK, MODULE_FIELDS, PATTERN_FIELDS, is_index, is_pattern
-from ..values import is_number, short
+from ..tuner.config import MAX_RANK
+from ..values import short
 
 Options = Mapping[str, Any]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -25,31 +26,17 @@ Dropout = Annotated[float, Field(ge=0, lt=1)]
 """A probability below 1."""
 
 
-def that(accepts: Callable[[Any], bool], words: str) -> AfterValidator:
-    """What goes with a type in `Annotated` to take what `accepts` accepts, `words` such as "a list of names"."""
-
-    def check(value: Any) -> Any:
-        if not accepts(value):
-            raise PydanticCustomError("option", "{words}", {"words": words})
-        return value
-
-    return AfterValidator(check)
+def _pattern(value: str) -> str:
+    try:
+        re.compile(value)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise PydanticCustomError("option", "a regular expression") from error
+    return value
 
 
-def _modules(name: str, *, may_be_empty: bool = True) -> AfterValidator:
-    """What goes with a field of PEFT that says which modules, layers or tokens, or is None."""
-    accepts, words = MODULE_FIELDS[name]
-    return that(
-        lambda value: value is None or (accepts(value) and (may_be_empty or is_index(value) or bool(value))),
-        f"{words}, or null",
-    )
-
-
-def _by_pattern(words: str, accepts: Callable[[Any], bool]) -> AfterValidator:
-    def is_allowed(value: Any) -> bool:
-        return isinstance(value, dict) and all(is_pattern(name) and accepts(one) for name, one in value.items())
-
-    return that(is_allowed, f"{words} by names of modules or regular expressions")
+Pattern = Annotated[str, AfterValidator(_pattern)]
+Modules = Annotated[list[str], Field(min_length=1)] | Pattern | None
+"""Names or a regular expression. An empty list adapts nothing, which is a mistake."""
 
 
 class Fields(BaseModel):
@@ -73,21 +60,22 @@ class Fields(BaseModel):
         try:
             cls.model_validate({name: value for name, value in options.items() if name in cls.model_fields})
         except ValidationError as error:
-            wrong = error.errors(include_url=False)[0]
-            if not wrong["loc"]:
-                raise ValueError(wrong["msg"]) from error
-            given = f"{wrong['loc'][0]}={short(wrong['input'])}"
-            raise ValueError(f"{given} is not allowed: it must be {allowed(wrong)}.") from error
+            first, *others = error.errors(include_url=False)
+            if not first["loc"]:
+                raise ValueError(first["msg"]) from error
+            name = str(first["loc"][0])
+            words = dict.fromkeys(allowed(one) for one in (first, *others) if one["loc"][:1] == (name,))
+            given = f"{name}={short(options[name])}"
+            raise ValueError(f"{given} is not allowed: it must be {' or '.join(words)}.") from error
 
 
 class Targets(Fields):
     """Which modules are adapted: PEFT's names and meanings. None leaves the choice to the model's architecture."""
 
-    # an empty list adapts nothing, which is a mistake
-    target_modules: Annotated[Any, _modules("target_modules", may_be_empty=False)] = None
-    exclude_modules: Annotated[Any, _modules("exclude_modules", may_be_empty=False)] = None
-    layers_to_transform: Annotated[Any, _modules("layers_to_transform", may_be_empty=False)] = None
-    layers_pattern: Annotated[Any, _modules("layers_pattern", may_be_empty=False)] = None
+    target_modules: Modules = None
+    exclude_modules: Modules = None
+    layers_to_transform: Natural | Annotated[list[Natural], Field(min_length=1)] | None = None
+    layers_pattern: Modules = None
 
     @model_validator(mode="after")
     def _layers_go_together(self) -> Targets:
@@ -112,13 +100,17 @@ class LoraBasics(Targets):
     lora_dropout: Dropout = 0.0
 
 
-class LoraFields(LoraBasics):
-    """With those that PEFT does not check."""
+class ModuleFields(Targets):
+    """What PEFT trains whole, and how modules differ."""
 
-    modules_to_save: Annotated[Any, _modules("modules_to_save")] = None
-    rank_pattern: Annotated[Any, _by_pattern("ranks", PATTERN_FIELDS["rank_pattern"][0])] = {}
-    alpha_pattern: Annotated[Any, _by_pattern("finite numbers", is_number)] = {}
-    trainable_token_indices: Annotated[Any, _modules("trainable_token_indices")] = None
+    modules_to_save: list[Pattern] | None = None
+    rank_pattern: dict[Pattern, Rank] = {}
+    alpha_pattern: dict[Pattern, Annotated[float, Field(allow_inf_nan=False)]] = {}
+    trainable_token_indices: list[Natural] | dict[str, list[Natural]] | None = None
+
+
+class LoraFields(LoraBasics, ModuleFields):
+    """With those that PEFT does not check."""
 
 
 class LowRank(Targets):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Literal
 
 from peft import FourierFTConfig, HiraConfig, PeanutConfig, VeraConfig
 from transformers.activations import ACT2FN
 
-from ..values import is_number
 from .base import BY_INPUTS, PeftMethod
-from .options import Count, Dropout, Natural, Positive, Rank, Targets, that
+from .options import Count, Dropout, Natural, Positive, Rank, Targets
 
 
 class FourierFTFields(Targets):
@@ -30,7 +29,7 @@ FOURIERFT = PeftMethod(
 
 class VeRAFields(Targets):
     r: Rank = 256
-    d_initial: Annotated[Any, that(lambda value: is_number(value) and value != 0, "a number other than 0")] = 0.1
+    d_initial: Positive = 0.1
     vera_dropout: Dropout = 0.0
     projection_prng_key: Natural = 0
 

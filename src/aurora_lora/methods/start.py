@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from ..values import is_int
 from .base import PeftMethod
-from .options import Count, Fields, Options, added_fields, that
+from .options import Count, Fields, Options, added_fields
 
 ALIGNED = "aligned"
 EVA = "eva"
@@ -19,9 +18,7 @@ PATTERNS = ("rank_pattern", "alpha_pattern")
 class Probed(Fields):
     """Weights to share out, how A starts, and training examples of the pass."""
 
-    budget: Annotated[
-        Any, that(lambda value: value is None or is_int(value, 1), "a whole number of at least 1, or null")
-    ] = None
+    budget: Count | None = None
     start: Literal["default", "aligned", "eva"] = "default"
     probe_examples: Count = 48
 

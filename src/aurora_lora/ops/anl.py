@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..values import one_of
-from .spline import basis_functions, check_grid
+from ..values import is_grid, is_int, one_of, require
+from .spline import bspline_basis
 
 LEAKY_RELU_SLOPE = 0.01
 
@@ -63,7 +63,12 @@ class ANL:
         one_of("fixed_activation", self.fixed_activation, (*ACTIVATIONS, None))
         one_of("spline", self.spline, (*SPLINES, None))
         one_of("skip", self.skip, (True, False))
-        check_grid(self.spline_grid_size, self.spline_order, self.spline_range, "spline_")
+        for name, least, most in (("spline_grid_size", 1, 1024), ("spline_order", 0, 16)):
+            require(
+                is_int(given := getattr(self, name), least, most), name, given, f"a whole number of {least} to {most}"
+            )
+        allowed = "two finite numbers (low, high) with low < high, whose grid float32 can tell apart"
+        require(is_grid(self.spline_range, self.spline_grid_size), "spline_range", self.spline_range, allowed)
         self.derive()
         if self.is_identity and not self.skip:
             raise ValueError(
@@ -128,7 +133,7 @@ def adaptive_nonlinear(z: Tensor, H: Tensor | None, spline_weight: Tensor | None
         if anl.spline is not None:
             assert spline_weight is not None
             W = spline_weight.to(dtype)
-            basis = basis_functions(x, anl.spline_grid_size, anl.spline_order, anl.spline_range)  # (..., r, K)
+            basis = bspline_basis(x, anl.spline_grid_size, anl.spline_order, anl.spline_range)  # (..., r, K)
             parts.append((basis * W).sum(-1) if anl.spline == "channelwise" else _times(basis.sum(-2), W))
         return sum(parts[1:], parts[0]).to(z.dtype)
 

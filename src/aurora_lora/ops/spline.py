@@ -17,30 +17,6 @@ import math
 import torch
 from torch import Tensor
 
-from ..values import is_grid, is_int, require
-
-MAX_GRID_SIZE, MAX_ORDER = 1024, 16
-
-
-def check_grid(grid_size: int, order: int, spline_range: tuple[float, float], prefix: str = "") -> None:
-    """Raise a ValueError for a grid of no B-splines.
-
-    Args:
-        grid_size: as in `bspline_basis`.
-        order: likewise.
-        spline_range: likewise.
-        prefix: of the names of the first two, in the error.
-    """
-    for name, given, least, most in (("grid_size", grid_size, 1, MAX_GRID_SIZE), ("order", order, 0, MAX_ORDER)):
-        require(is_int(given, least), f"{prefix}{name}", given, f"a whole number of at least {least}")
-        require(is_int(given, least, most), f"{prefix}{name}", given, f"a whole number of at most {most}")
-    require(
-        is_grid(spline_range, grid_size),
-        "spline_range",
-        spline_range,
-        "two finite numbers (low, high) with low < high, whose grid float32 can tell apart",
-    )
-
 
 def bspline_basis(
     z: Tensor, grid_size: int = 5, order: int = 3, spline_range: tuple[float, float] = (-1.0, 1.0)
@@ -55,16 +31,7 @@ def bspline_basis(
 
     Returns:
         (..., K) with K = grid_size + order.
-
-    Raises:
-        ValueError: a grid that is none.
     """
-    check_grid(grid_size, order, spline_range)
-    return basis_functions(z, grid_size, order, spline_range)
-
-
-def basis_functions(z: Tensor, grid_size: int, order: int, spline_range: tuple[float, float]) -> Tensor:
-    """B(z) of a grid that was checked; see `bspline_basis`."""
     lo, hi = spline_range
     # Made on the fly, in z's own precision: a stored grid would be rounded when a model is cast to bfloat16.
     index = torch.arange(grid_size + order, device=z.device, dtype=z.dtype)
@@ -79,11 +46,7 @@ def identity_weights(grid_size: int = 5, order: int = 3, spline_range: tuple[flo
     """The weights w (K,) with `sum_k w_k B_k(z) = z` on `spline_range`: the centres c_k of the basis functions.
 
     Splines of order 0 are constant on each interval: there the sum is the interval's middle.
-
-    Raises:
-        ValueError: a grid that is none.
     """
-    check_grid(grid_size, order, spline_range)
     lo, hi = spline_range
     return lo + (hi - lo) / grid_size * (torch.arange(grid_size + order) - (order - 1) / 2)
 

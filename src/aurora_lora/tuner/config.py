@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -35,70 +33,11 @@ MAX_RANK = 2**14
 """More is no low rank, and the r x r mixer of one layer alone has a gigabyte."""
 
 
-def is_pattern(value: Any) -> bool:
-    """Whether a value is a regular expression."""
-    if not isinstance(value, str):
-        return False
-    try:
-        re.compile(value)
-    except (re.error, OverflowError, RecursionError):
-        return False
-    return True
-
-
-def is_list_of(accepts: Callable[[Any], bool], value: Any) -> bool:
-    """Whether a value is a list, tuple, set or the like of what `accepts` accepts; an empty one is."""
-    if not isinstance(value, Sequence | Set) or isinstance(value, str | bytes | bytearray | memoryview):
-        return False
-    return all(map(accepts, value))
-
-
-def is_index(value: Any) -> bool:
-    """Whether a value is a whole number of at least 0."""
-    return is_int(value, 0)
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _are_tokens(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return all(_is_name(name) and not isinstance(ids, Mapping) and _are_tokens(ids) for name, ids in value.items())
-    return is_list_of(is_index, value) and bool(value)  # asked first, an array has no truth
-
-
 def _is_alpha(value: Any) -> bool:
     return is_number(value) and abs(value) <= MOST
 
 
-ALPHA = f"a finite number of at most {MOST:g}"
-
-_MODULES = (
-    lambda value: is_pattern(value) or is_list_of(_is_name, value),
-    "a list of names of modules, or a regular expression",
-)
-MODULE_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "target_modules": _MODULES,
-    "exclude_modules": _MODULES,
-    "layers_to_transform": (
-        lambda value: is_index(value) or is_list_of(is_index, value),
-        "a layer's number or a list of them",
-    ),
-    "layers_pattern": (
-        lambda value: is_pattern(value) or is_list_of(is_pattern, value),
-        "the name of the list of layers, or a list of such names",
-    ),
-    "modules_to_save": (lambda value: is_list_of(is_pattern, value), "a list of names of modules"),
-    "trainable_token_indices": (_are_tokens, "a list of numbers of tokens, or such lists by the embedding"),
-}
-"""PEFT's fields of modules, layers and tokens, where they are not None: what each may be, in code and in words."""
-
-PATTERN_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "rank_pattern": (lambda value: is_int(value, 1, MAX_RANK), f"a whole number of 1 to {MAX_RANK}"),
-    "alpha_pattern": (_is_alpha, ALPHA),
-}
-"""PEFT's dictionaries by names of modules or regular expressions: what each of their values may be."""
+RANK, ALPHA = f"a whole number of 1 to {MAX_RANK}", f"a finite number of at most {MOST:g}"
 
 
 def scaling_divisor(r: int, rslora: bool) -> float:
@@ -203,19 +142,14 @@ class AuroraConfig(PeftConfig):
         one_of("bias", self.bias, get_args(Bias))
         for name in ("use_rslora", "calibrated", "fan_in_fan_out", "inference_mode"):
             one_of(name, getattr(self, name), (True, False))
-        require(is_int(self.r, 1, MAX_RANK), "r", self.r, f"a whole number of 1 to {MAX_RANK}")
+        require(is_int(self.r, 1, MAX_RANK), "r", self.r, RANK)
         require(_is_alpha(self.alpha), "alpha", self.alpha, ALPHA)
         require(is_number(self.dropout) and 0 <= self.dropout < 1, "dropout", self.dropout, "a number in [0, 1)")
         _ = self.anl  # which checks the fields of sigma
-        for name, (accepts, allowed) in MODULE_FIELDS.items():
-            given = getattr(self, name)
-            require(given is None or accepts(given), name, given, f"{allowed}, or None")
-        for name, (accepts, allowed) in PATTERN_FIELDS.items():
-            given = getattr(self, name)
-            by_pattern = isinstance(given, Mapping) and all(map(is_pattern, given))
-            require(by_pattern, name, given, "a dictionary by names of modules or regular expressions")
-            for pattern, value in given.items():
-                require(accepts(value), f"{name}['{pattern}']", value, allowed)
+        for pattern, r in self.rank_pattern.items():
+            require(is_int(r, 1, MAX_RANK), f"rank_pattern['{pattern}']", r, RANK)
+        for pattern, alpha in self.alpha_pattern.items():
+            require(_is_alpha(alpha), f"alpha_pattern['{pattern}']", alpha, ALPHA)
         if self.target_parameters:
             raise ValueError(
                 "target_parameters is not supported: AuroRA adapts modules (target_modules). Use LoraConfig."
@@ -232,7 +166,7 @@ class AuroraConfig(PeftConfig):
         if self.init_weights is True:
             self.init_weights = "identity"
         for name in ("target_modules", "exclude_modules"):  # sets, as in PEFT
-            if is_list_of(_is_name, given := getattr(self, name)):
+            if isinstance(given := getattr(self, name), list | tuple):
                 setattr(self, name, set(given))
         self.r, self.rank_pattern = int(self.r), {name: int(r) for name, r in self.rank_pattern.items()}
         self.spline_range = (float(self.spline_range[0]), float(self.spline_range[1]))

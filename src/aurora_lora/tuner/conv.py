@@ -15,29 +15,6 @@ from .layer import AuroraLayer, of_base
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
 
-def project_patches(base: Any, x: Tensor, matrix: Tensor) -> Tensor:
-    """`matrix` (r, d_in) times each patch that a convolution sees: (N, groups, positions, r).
-
-    Args:
-        base: the convolution.
-        x: its input (N, C, *size) or (C, *size).
-        matrix: (r, d_in), with d_in = channels of a group * size of the kernel.
-    """
-    dimensions = len(base.kernel_size)
-    if x.dim() == dimensions + 1:
-        x = x.unsqueeze(0)
-    n, groups = len(x), base.groups
-    padding = base.padding
-    if base.padding_mode != "zeros":
-        x = functional.pad(x, base._reversed_padding_repeated_twice, mode=base.padding_mode)
-        padding = 0
-    x = x.reshape(n * groups, x.shape[1] // groups, *x.shape[2:])
-    kernel = matrix.view(len(matrix), -1, *base.kernel_size)
-    z = _CONVOLUTIONS[dimensions](x, kernel, stride=base.stride, padding=padding, dilation=base.dilation)
-    by_group: Tensor = z.flatten(2).unflatten(0, (n, groups))
-    return by_group.transpose(-1, -2)
-
-
 class _AuroraConv(AuroraLayer):
     """AuroRA on a convolution: at each output position, `h = W0 x + s B sigma(A x)` for the patch x (docs/method.md).
 
@@ -56,27 +33,24 @@ class _AuroraConv(AuroraLayer):
         return int(base.in_channels // base.groups * math.prod(base.kernel_size))
 
     def project(self, x: Tensor, matrix: Tensor) -> Tensor:
-        """x (N, C, *size) or (C, *size) -> (N, groups, positions, r)."""
-        return project_patches(self.get_base_layer(), x, matrix)
+        """x (N, C, *size) or (C, *size) -> (N, groups, *positions, r)."""
+        base: Any = self.get_base_layer()
+        x = x.unsqueeze(0) if x.dim() == self.dimensions + 1 else x
+        padding = base.padding
+        if base.padding_mode != "zeros":
+            x, padding = functional.pad(x, base._reversed_padding_repeated_twice, mode=base.padding_mode), 0
+        by_group = x.reshape(len(x) * base.groups, x.shape[1] // base.groups, *x.shape[2:])
+        kernel, convolve = self.as_weight(matrix), _CONVOLUTIONS[self.dimensions]
+        z: Tensor = convolve(by_group, kernel, stride=base.stride, padding=padding, dilation=base.dilation)
+        return z.unflatten(0, (len(x), base.groups)).movedim(2, -1)
 
     def lift(self, z: Tensor, B: Tensor, x: Tensor) -> Tensor:
-        """z (N, groups, positions, r) -> (N, d_out, *positions)."""
+        """z (N, groups, *positions, r) -> (N, d_out, *positions)."""
         base: Any = self.get_base_layer()
         by_group = B.view(base.groups, -1, B.shape[1])  # (groups, d_out / groups, r)
-        output = by_group @ z.transpose(-1, -2)  # (N, groups, d_out / groups, positions)
-        output = output.reshape(len(z), len(B), *self._positions(x))
+        output = by_group @ z.flatten(2, -2).transpose(-1, -2)  # (N, groups, d_out / groups, positions)
+        output = output.reshape(len(z), len(B), *z.shape[2:-1])
         return output.squeeze(0) if x.dim() == self.dimensions + 1 else output
-
-    def _positions(self, x: Tensor) -> list[int]:
-        """The size of the output, as the base layer computes it."""
-        base: Any = self.get_base_layer()
-        pads = base._reversed_padding_repeated_twice  # last dimension first, (before, after) of each
-        sizes = []
-        for i, size in enumerate(x.shape[-self.dimensions :]):
-            last = 2 * (self.dimensions - 1 - i)
-            reach = base.dilation[i] * (base.kernel_size[i] - 1) + 1
-            sizes.append((size + pads[last] + pads[last + 1] - reach) // base.stride[i] + 1)
-        return sizes
 
     def as_weight(self, matrix: Tensor) -> Tensor:
         """(d_out, channels of a group, *kernel)."""
