@@ -42,7 +42,7 @@ class _AuroraConv(AuroraLayer):
         by_group = x.reshape(len(x) * base.groups, x.shape[1] // base.groups, *x.shape[2:])
         kernel, convolve = self.as_weight(matrix), _CONVOLUTIONS[self.dimensions]
         z: Tensor = convolve(by_group, kernel, stride=base.stride, padding=padding, dilation=base.dilation)
-        return z.unflatten(0, (len(x), base.groups)).movedim(2, -1)
+        return z.view(len(x), base.groups, *z.shape[1:]).movedim(2, -1)
 
     def lift(self, z: Tensor, B: Tensor, x: Tensor) -> Tensor:
         """z (N, groups, *positions, r) -> (N, d_out, *positions)."""
