@@ -97,21 +97,6 @@ def test_dtypes(model, make_bert, logits, tmp_path, dtype, atol):
     )
 
 
-@pytest.mark.parametrize("bias", ["aurora_only", "all"])
-def test_bias_travels(make_bert, config, logits, tmp_path, bias):
-    model = get_peft_model(make_bert(), config(bias=bias, eval_form="static")).eval()
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if p.requires_grad and name.endswith("bias"):
-                p.add_(0.3)
-    export_lora(model, tmp_path)
-    saved = json.loads((tmp_path / "adapter_config.json").read_text())["bias"]
-    assert saved == {"aurora_only": "lora_only", "all": "all"}[bias]
-    torch.testing.assert_close(
-        logits(PeftModel.from_pretrained(make_bert(), tmp_path)), logits(model), atol=1e-5, rtol=0
-    )
-
-
 def test_conv1d(make_gpt2, tmp_path):
     ids = torch.randint(0, 100, (2, 9), generator=torch.Generator().manual_seed(0))
     config = AuroraConfig(
@@ -154,15 +139,6 @@ def test_what_is_refused(make_bert, config, batches, train_step, tmp_path):
         with pytest.raises(AlreadyMergedError, match="unmerge_adapter"):
             export_lora(model, tmp_path / "x", "static")
     assert not (tmp_path / "x").exists()
-
-
-def test_two_active_adapters_must_be_named(make_bert, config, tmp_path):
-    model = get_peft_model(make_bert(), config(task_type=None, eval_form="static"))
-    model.add_adapter("other", config(task_type=None, eval_form="static"))
-    model.base_model.set_adapter(["default", "other"])
-    with pytest.raises(ValueError, match="2 adapters are active"):
-        export_lora(model, tmp_path)
-    export_lora(model, tmp_path, adapter_name="other")
 
 
 def test_stock_diffusers_loads_it(tmp_path):

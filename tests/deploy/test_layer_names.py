@@ -44,11 +44,7 @@ def compiled_inside(model):
 
 
 WAYS = {
-    "as it is": lambda model: model,
-    "compiled": compiled,
     "its block compiled": compiled_inside,
-    "in DDP": DistributedDataParallel,
-    "in DDP, compiled": lambda model: compiled(DistributedDataParallel(model)),
     "compiled, in DDP": lambda model: DistributedDataParallel(compiled(model)),
 }
 

@@ -18,7 +18,6 @@ from transformers import (
 from aurora_lora import (
     AuroraConfig,
     CalibrationError,
-    MergeError,
     NotCalibratedError,
     NotFiniteError,
     calibrate,
@@ -147,37 +146,6 @@ def test_the_result_is_an_ordinary_quantised_model(quantisation, folder, tmp_pat
     torch.testing.assert_close(load_file(tmp_path / "outputs")["logits"], merged, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("quantisation", quantised.FORMATS)
-def test_no_update_changes_nothing(quantisation, folder):
-    base = quantised.load(folder, quantisation)
-    model = get_peft_model(base, LoraConfig(target_modules=quantised.TARGETS)).eval()  # B = 0
-    before = {n: dense(layer, model) for n, layer in layers(model).items()}
-    report = merge_quantized(model, INPUTS)
-    assert all(layer.by_inputs == layer.nearest == 0 for layer in report.layers)
-    assert all(torch.equal(dense(layer, model), before[n]) for n, layer in layers(model).items())
-
-
-def test_rows_that_blocks_do_not_divide(tmp_path):
-    """A width of 96 with blocks of 64: blocks of the flattened weight go on from row to row."""
-    folder = quantised.save_base(tmp_path, 96)
-    model = quantised.adapted(quantised.load(folder, "nf4, double"), "lora")
-    expected = quantised.logits(model, TEST)
-    report = merge_quantized(model, INPUTS)
-    assert all(0 < layer.by_inputs < layer.nearest for layer in report.layers)
-    merged = quantised.logits(model, TEST)
-    model.unmerge_adapter()
-    assert torch.equal(quantised.logits(model, TEST), expected)
-    model.merge_adapter()
-    assert (merged - expected).norm() < (quantised.logits(model, TEST) - expected).norm()
-
-
-def test_little_memory_takes_more_passes_and_gives_the_same(folder):
-    wide, narrow = (quantised.adapted(quantised.load(folder, "nf4"), "lora") for _ in range(2))
-    assert merge_quantized(wide, INPUTS).passes == 1
-    assert merge_quantized(narrow, INPUTS, max_memory=1).passes > 1
-    assert same(state(wide), state(narrow))
-
-
 def test_aurora_merges_the_form_that_it_evaluates(folder):
     config = AuroraConfig(target_modules=quantised.TARGETS, init_weights=False)
     model = get_peft_model(quantised.load(folder, "nf4"), config).eval()
@@ -274,15 +242,6 @@ def test_mistakes(folder):
     with torch.no_grad():
         next(iter(layers(lora).values())).lora_B["default"].weight[0, 0] = float("nan")
     refused(lora, INPUTS, (NotFiniteError, CalibrationError), "not finite")
-
-
-def test_what_is_no_change_of_the_weight_is_refused_by_name(folder):
-    refused(
-        quantised.adapted(quantised.load(folder, "nf4"), "ia3"),
-        INPUTS,
-        MergeError,
-        "PEFT merges no ia3 into a layer of this kind",
-    )
 
 
 def test_calibrating_leaves_every_weight_as_it_is_saved(folder, tmp_path):

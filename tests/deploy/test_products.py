@@ -65,21 +65,15 @@ def hostile():
     g = torch.Generator().manual_seed(1)
     x = torch.randn(N, D, generator=g)
     falling = x * torch.logspace(0, -4, D) @ torch.linalg.qr(torch.randn(D, D, generator=g)).Q
-    massive = x.clone()
-    massive[::30, 7], massive[::30, 99] = 1000.0, -300.0
     outliers = x.clone()
     outliers[:, 7] *= 300
     outliers[:, 20] += 50
     return {
         "outlier channels": outliers,
-        "massive tokens": massive,
-        "far from zero": x + 5 * torch.randn(D, generator=g),
         "falling spectrum": falling,
-        "a spectrum in bfloat16": (3 * falling).bfloat16().float(),
         "fewer inputs than dimensions": x[:80],
         "channels over six decades": x * torch.logspace(3, -3, D),
         "a channel of zeros": x * (torch.arange(D) != 3),
-        "tiny": x * 1e-20,
         "huge": x * 1e15,
     }
 
@@ -97,15 +91,6 @@ def test_the_matrix_is_that_of_float64(slow, name):
 def test_plain_float32_products_would_not_do(slow, name):
     _, plain = check(HOSTILE[name])
     assert plain > 1e-5
-
-
-def test_a_small_ridge_and_inputs_in_float64_take_float64_itself(slow, monkeypatch):
-    monkeypatch.setattr(moments, "_add_sliced", None)
-    model, _ = one_layer(x := HOSTILE["far from zero"])
-    calibrate(model, [x], ridge=1e-6)
-    calibrate(model.double(), [x.double()], ridge=RIDGE)
-    with pytest.raises(TypeError):
-        calibrate(model.float(), [x], ridge=RIDGE)
 
 
 @pytest.mark.parametrize("d", [1, 191, 193, 500])

@@ -127,8 +127,6 @@ def test_a_budget_goes_to_the_layers_that_fields_leave(make_bert, labelled, conf
     ("fields", "message"),
     [
         ({"target_modules": r".*\.query", "layers_to_transform": [1]}, "layers_to_transform"),
-        ({"layer_replication": [[0, 1], [0, 2]]}, "layer_replication is not allowed"),
-        ({"r": 2}, "^r=2 is not allowed: the budget decides it"),
         ({"target_modules": ["nothing"]}, "None of the probed layers is left"),
     ],
 )

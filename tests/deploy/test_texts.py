@@ -198,18 +198,3 @@ def test_longer_texts_are_cut_at_max_length(rows: dict[str, Any]) -> None:
     tokenizer.model_max_length = 4
     assert texts_of(dataset, tokenizer) == [one[:4] for one in whole]
     assert texts_of(dataset, tokenizer, max_length=6) == [one[:6] for one in whole]
-
-
-@pytest.mark.parametrize("rows", [{"text": ["warm", "a warm day"]}, {"messages": [MESSAGES, MESSAGES[:1]]}])
-def test_a_tokenizer_without_a_padding_token_pads_with_its_end_of_text(rows: dict[str, Any]) -> None:
-    """As those of GPT-2 and Llama; it is as it was afterwards, also after an error."""
-    tokenizer, dataset = characters(pad_token=None, eos_token="\x02"), datasets.Dataset.from_dict(rows)
-    for batch in as_batches(dataset, tokenizer):
-        assert set(batch["input_ids"][~batch["attention_mask"].bool()].tolist()) == {2}
-        assert tokenizer.pad_token_id is None
-    assert texts_of(dataset, tokenizer) == texts_of(dataset, characters())
-    with pytest.raises((TypeError, ValueError)):  # as Transformers has it
-        list(as_batches(datasets.Dataset.from_dict({"text": [1, 2]}), tokenizer))
-    assert tokenizer.pad_token_id is None
-    with pytest.raises(ValueError, match="padding token"):
-        list(as_batches(dataset, characters(pad_token=None)))

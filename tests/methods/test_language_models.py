@@ -7,13 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from aurora_lora.methods import METHODS, Method
-from aurora_lora.methods.bottleneck import Bottleneck
-from aurora_lora.methods.parameters import WEIGHTS_FILE
 
 MakeModel = Callable[[str], Any]
 Batches = list[dict[str, torch.Tensor]]
@@ -42,18 +39,6 @@ def outputs(model: nn.Module, batches: Batches) -> torch.Tensor:
 def test_refused(make_model: MakeModel, name: str, family: str, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         apply(make_model, name, family)
-
-
-@pytest.mark.parametrize("family", TIED)
-@pytest.mark.parametrize("name", ["moslora", "adapter-p", "full"])
-def test_only_what_was_trained_is_saved(make_model: MakeModel, tmp_path: Path, name: str, family: str) -> None:
-    """The output layer shares the embeddings' weight: written once if trained, not at all if not."""
-    model, _ = apply(make_model, name, family)
-    METHODS[name].save(model, tmp_path)
-    saved = load_file(tmp_path / WEIGHTS_FILE)
-    assert saved.keys() - dict(model.named_buffers()).keys() == {
-        name for name, p in model.named_parameters() if p.requires_grad
-    }
 
 
 @pytest.mark.parametrize("family", TIED)
@@ -93,40 +78,3 @@ def test_modules_trained_whole_are_loaded_in_float32(make_model: MakeModel, tmp_
     for name, parameter in trained.items():
         assert loaded[name].dtype == torch.float32
         assert torch.equal(loaded[name], parameter)
-
-
-@pytest.mark.parametrize(
-    ("name", "family", "places"),
-    [
-        ("adapter-h", "llama-lm", {"self_attn.o_proj", "mlp.down_proj"}),
-        ("adapter-h", "qwen2", {"self_attn.o_proj", "mlp.down_proj"}),
-        ("adapter-h", "gpt2", {"attn.c_proj", "mlp.c_proj"}),
-        ("adapter-p", "llama-lm", {"mlp.down_proj"}),
-        ("adapter-p", "qwen2", {"mlp.down_proj"}),
-        ("adapter-p", "gpt2", {"mlp.c_proj"}),
-        ("adapter-d", "llama-lm", {"mlp.down_proj"}),
-        ("adapter-d", "gpt2", {"mlp.c_proj"}),
-    ],
-)
-def test_places_of_adapters(make_model: MakeModel, name: str, family: str, places: set[str]) -> None:
-    """Adapter-D's first layer has none; each is as wide as the residual stream."""
-    options = {"r": 4, "drop_layers": 1} if name == "adapter-d" else {"r": 4}
-    model, _ = apply(make_model, name, family, **options)
-    found = {path: m for path, m in model.named_modules() if isinstance(m, Bottleneck)}
-    layers = {re.search(r"\.(\d+)\.(.+)\.adapter", path).groups() for path in found}
-    assert layers == {(str(i), place) for i in range(name == "adapter-d", 3) for place in places}
-    assert all(
-        adapter.down.weight.shape == (4, 16) and adapter.up.weight.shape == (16, 4) for adapter in found.values()
-    )
-
-
-@pytest.mark.parametrize(("name", "part"), [("milora", slice(-4, None)), ("pissa", slice(0, 4))])
-def test_singular_vectors_of_a_conv1d(make_model: MakeModel, name: str, part: slice) -> None:
-    """Conv1D has W^T: `s B A` is made of the singular components of W all the same."""
-    model, _ = apply(make_model, name, "gpt2", r=4, target_modules=["c_attn"])
-    W = make_model("gpt2").transformer.h[1].attn.c_attn.weight.T
-    layer = model.base_model.model.transformer.h[1].attn.c_attn
-    U, S, Vh = torch.linalg.svd(W, full_matrices=False)
-    expected = U[:, part] * S[part] @ Vh[part]
-    found = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

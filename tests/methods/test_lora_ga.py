@@ -1,7 +1,6 @@
 """LoRA-GA's start: along the gradient of the loss, taken out of the base weight, and there again when it is loaded."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,20 +49,6 @@ def test_the_authors_formula(make_model: MakeModel, sample: Sample, tmp_path: Pa
     np.testing.assert_allclose(B.T @ B, c**2 * np.eye(3), atol=1e-5)
     base = layer.base_layer.weight.detach().double().numpy()
     np.testing.assert_allclose(base.T if family == "gpt2" else base, W0 - 2 * B @ A, atol=1e-6)
-
-
-@pytest.mark.parametrize(("wanted", "share"), [(64, 0.25), (1000, 1.0)])
-def test_the_gradient_is_of_as_many_examples_as_asked_for(
-    make_model: MakeModel, sample: Sample, tmp_path: Path, wanted: int, share: float
-) -> None:
-    asked: list[float] = []
-
-    def batches(share: float) -> Any:
-        asked.append(share)
-        return sample.batches(share)
-
-    started(make_model, replace(sample, examples=256, batches=batches), tmp_path, probe_examples=wanted)
-    assert asked == [share]
 
 
 def test_the_gradient_is_the_mean_over_all_batches(

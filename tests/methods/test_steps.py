@@ -1,7 +1,6 @@
 """What methods do before the training and at its steps: AdaLoRA's ranks, DyLoRA's ranks, LoRA-drop's layers."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,10 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from aurora_lora.errors import UserError
 from aurora_lora.methods import METHODS, Method, Sample, count_parameters, lora_drop
 from aurora_lora.methods.adalora import orthogonality
-from aurora_lora.methods.lora_drop import kind_of, layers_by_path, share, unimportant, update_norms
+from aurora_lora.methods.lora_drop import kind_of, layers_by_path, unimportant, update_norms
 from aurora_lora.methods.updates import DrawRank
 
 MakeModel = Callable[[str], Any]
@@ -33,26 +31,6 @@ def kept_ranks(model: nn.Module) -> list[int]:
     return [int((p != 0).sum()) for name, p in model.named_parameters() if ".lora_E." in name]
 
 
-def test_adalora_with_a_layer_that_the_loss_does_not_reach(make_model: MakeModel) -> None:
-    """Such as the pooler where hidden states are learned: it has no gradient, and PEFT reads one of each layer."""
-    model, method = applied(make_model, "adalora", init_r=6, target_r=2, tinit=0, tfinal=1)
-    callback = method.callbacks()[0]
-    state = SimpleNamespace(global_step=0, max_steps=4)
-    callback.on_train_begin(ARGS, state, None, model=model)
-    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    idle = next(name for name in named if "lora_E" in name)
-    with torch.no_grad():
-        for name, p in named.items():
-            if "lora_E" in name:
-                p.fill_(1.0)  # as in training: PEFT starts from zeros
-    for step in range(3):
-        for name, p in named.items():
-            p.grad = None if name == idle else torch.randn_like(p)
-        state.global_step = step
-        callback.on_optimizer_step(ARGS, state, None, model=model)
-    assert not named[idle].any()
-
-
 def test_adalora_ends_at_its_budget(make_model: MakeModel, fit: Callable[..., None]) -> None:
     """6 matrices of rank 6 share 6 x 2 ranks in the end, and keep them through the last steps."""
     model, method = applied(make_model, "adalora", init_r=6, target_r=2, tinit=2, tfinal=4)
@@ -62,26 +40,6 @@ def test_adalora_ends_at_its_budget(make_model: MakeModel, fit: Callable[..., No
     assert max(ranks) > min(ranks)  # shared out by importance, not evenly
     assert model.peft_config["default"].total_step == 16
     assert model.peft_config["default"].rank_pattern is None
-
-
-@pytest.mark.parametrize("first", [0, 3])
-def test_adalora_does_not_see_gradients_that_overflowed(make_model: MakeModel, first: int) -> None:
-    """fp16's scaler skips such a step, now and then and mostly at first; its NaN would stay in the importances."""
-    model, method = applied(make_model, "adalora", init_r=6, target_r=2, tinit=2, tfinal=2)
-    callback = method.callbacks()[0]
-    state = SimpleNamespace(global_step=0, max_steps=12)
-    callback.on_train_begin(ARGS, state, None, model=model)
-    for step in range(12):
-        was_skipped = step in (first, first + 1, 9)  # the last time that ranks are shared out is after step 9
-        for p in model.parameters():
-            p.grad = torch.full_like(p, torch.nan if was_skipped else 1.0) if p.requires_grad else None
-            if p.requires_grad and not was_skipped:
-                p.data.add_(torch.randn_like(p))
-        state.global_step = step
-        optimizer = SimpleNamespace(step_was_skipped=was_skipped)
-        callback.on_optimizer_step(ARGS, state, None, model=model, optimizer=optimizer)
-    assert sum(kept_ranks(model)) == 12
-    assert all(torch.isfinite(value).all() for value in model.base_model.rankallocator.exp_avg_ipt.values())
 
 
 def test_adalora_penalty_is_pefts(make_model: MakeModel) -> None:
@@ -190,61 +148,6 @@ def test_lora_drop_shares_and_starts_anew(make_model: MakeModel, sample: Sample,
     assert {p for p, one in layers_by_path(loaded).items() if one.update is None} == {
         p for p, one in layers.items() if one.update is None
     }
-
-
-@pytest.mark.parametrize("rate", [1e-2, 1e30])
-def test_lora_drop_leaves_each_module_its_mode(make_model: MakeModel, sample: Sample, rate: float) -> None:
-    """Also where it diverges."""
-    model, method = applied(make_model, "lora-drop", r=4, sample_epochs=5)
-    model.train()
-    model.get_submodule("bert.embeddings").eval()
-    before = {module: module.training for module in model.modules()}
-    seen = []
-    hook = model.get_submodule("bert.embeddings").register_forward_hook(lambda one, *_: seen.append(one.training))
-    with nullcontext() if rate < 1 else pytest.raises(UserError, match="training diverged"):
-        method.prepare(model, replace(sample, learning_rate=rate))
-    hook.remove()
-    assert {True, False} == set(seen)  # it is trained, then looked at
-    assert all(module.training == before[module] for module in model.modules())
-
-
-def test_shared_adapter_learns_from_all_its_layers(make_model: MakeModel, sample: Sample) -> None:
-    model, _ = applied(make_model, "lora-drop", r=4)
-    layers = layers_by_path(model)
-    values = [path for path in layers if path.endswith("value")]
-    share(layers, values)
-    gradients = []
-    for chosen in (values, values[:1], values[1:]):
-        model.zero_grad()
-        leader = layers[values[0]].in_use
-        hooks = []
-        for path in set(values) - set(chosen):  # cut these layers off
-            hooks.append(layers[path].register_forward_hook(lambda layer, args, out: layer.base_layer(*args)))
-        torch.manual_seed(0)
-        sample.loss(model, sample.batches(1.0)[0]).backward()
-        for hook in hooks:
-            hook.remove()
-        gradients.append(leader.B.grad.clone())
-    # B = 0: the layers do not see each other, so that the gradients add up
-    torch.testing.assert_close(gradients[0], gradients[1] + gradients[2], rtol=1e-4, atol=1e-6)
-
-
-def test_lora_drop_in_float16(make_model: MakeModel, sample: Sample) -> None:
-    """Gradients are below its least number there, as those of a mean over thousands of tokens are."""
-
-    def loss(model: Any, batch: Any) -> Any:
-        with torch.autocast("cpu", torch.float16, enabled=model.dtype == torch.float16):
-            return sample.loss(model, batch) * 2.0**-16
-
-    norms = []
-    for dtype in (torch.float32, torch.float16):
-        method = METHODS["lora-drop"].bind({"r": 4, "target_modules": ["query"], "threshold": 1.0})
-        model = method.apply(make_model("bert").to(dtype), "SEQ_CLS")
-        small = replace(sample, loss=loss, in_float16=dtype == torch.float16)
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(lora_drop, "unimportant", lambda found, *_: norms.append(found) or [])
-            method.prepare(model, small)
-    assert norms[1] == pytest.approx(norms[0], rel=0.1)
 
 
 def halves(batch: dict[str, Any]) -> list[dict[str, Any]]:

@@ -22,18 +22,3 @@ MakeModel = Callable[[str], Any]
 def test_names_of_nothing(make_model: MakeModel, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_modules(make_model("bert"), options)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"target_modules": ["query", "attention.self.value"], "modules_to_save": ["classifier"]},
-        {"target_modules": r".*\.query", "exclude_modules": r".*\.0\..*"},
-        {"target_modules": "all-linear", "rank_pattern": {"query": 2, r"layer\.0\..*value": 3}},
-        {"target_modules": ["query"], "layers_to_transform": [0, 1], "layers_pattern": "layer"},
-        {"target_modules": None, "layers_to_transform": None},
-        {},
-    ],
-)
-def test_names_of_something(make_model: MakeModel, options: dict[str, Any]) -> None:
-    check_modules(make_model("bert"), options)

@@ -179,16 +179,6 @@ def test_which_devices_triton_compiles_for(monkeypatch, triton, capability, expe
     update.triton_serves.cache_clear()
 
 
-def test_the_operators_are_there_without_triton(monkeypatch):
-    monkeypatch.setitem(sys.modules, "triton", None)  # importing it fails
-    code = Path(update.__file__).with_name("anl_triton.py").read_text()
-    found = {"__name__": "aurora_lora.ops.without_triton", "__package__": "aurora_lora.ops"}
-    exec(code.replace('"aurora_lora::', '"aurora_lora_without_triton::'), found)
-    z, H, W = torch.randn(2, 5), torch.randn(2, 2), torch.randn(2, 8)
-    anl = ANL(skip=True)
-    torch.testing.assert_close(found["operator_sigma"](z.T, H, W, anl), adaptive_nonlinear(z.T, H, W, anl))
-
-
 @pytest.mark.usefixtures("with_operators")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("anl", PARTS, ids=str)

@@ -177,15 +177,6 @@ def test_low_precision(dtype):
         assert (a.double() - b).norm() < tolerance * b.norm()
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_float32_adapter_on_a_low_precision_result(dtype):
-    anl = ANL(skip=False)
-    result, *rest = make(anl, dtype=torch.float32)
-    tensors = [result.detach().to(dtype).requires_grad_(), *rest]
-    expected = value_and_gradients(formula, tensors, 1.7, anl)
-    assert_same(value_and_gradients(add_update, tensors, 1.7, anl), expected, rtol=2e-2, atol=2e-2)
-
-
 def with_base(x, A, B, H, W, anl):
     weight = torch.linspace(-1, 1, B.shape[0] * A.shape[1]).view(B.shape[0], -1)
     return linear_with_update(x, weight, None, A, B, H, W, 1.7, anl)
@@ -239,16 +230,3 @@ def test_a_hook_on_the_base_layer_is_called():
     handle.remove()
     layer.base_layer.forward = lambda x: torch.zeros(2, 4)  # as accelerate's offloading does
     torch.testing.assert_close(model(x), layer.adapter_output("default", x))
-
-
-@pytest.mark.parametrize("anl", [ANL(skip=False), ANL(skip=True), IDENTITY])
-def test_derivatives_in_forward_mode(anl):
-    torch.manual_seed(0)
-    x, A, B = torch.randn(5, 4), torch.randn(2, 4), torch.randn(3, 2)
-    H, W = (None, None) if anl.is_identity else (torch.randn(2, 2), torch.randn(2, anl.n_basis))
-    result, tangent = torch.randn(5, 3), torch.randn(5, 4)
-    with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(x, tangent)
-        found = torch.autograd.forward_ad.unpack_dual(add_update(result, dual, A, B, H, W, 2.0, anl)).tangent
-    _, expected = torch.func.jvp(lambda one: add_update(result, one, A, B, H, W, 2.0, anl), (x,), (tangent,))
-    torch.testing.assert_close(found, expected)

@@ -130,30 +130,6 @@ def test_ranks_and_start_by_the_loss_of_the_trainer(base: str, tmp_path: Path) -
         torch.testing.assert_close((A * directions[path][: len(A)]).sum(1).abs(), torch.ones(len(A)))
 
 
-def test_deviations_leave_padding_out(base: str, tmp_path: Path) -> None:
-    """The trainer names the tokens of each column apart, and the model is called for one after another."""
-    model = opened(base)
-    trainer = trainer_of(model, tmp_path / "out")
-    longer = [" ".join(WORDS[: 1 + i % 7]) for i in range(16)]
-    uneven = Dataset.from_dict({"anchor": longer, "positive": longer[::-1]})
-    batches = list(trainer.get_eval_dataloader(uneven))
-    inner = model.transformers_model
-    loss = lambda _, batch: trainer.compute_loss(model, batch)  # noqa: E731
-    (layer,) = probe(inner, batches, loss=loss, target_modules=["encoder.layer.1.intermediate.dense"]).layers
-    seen = []
-    inner.get_submodule(layer.layer).register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
-    masks = []
-    with torch.no_grad():
-        for batch in batches:
-            for column in ("anchor", "positive"):
-                masks.append(batch[f"{column}_attention_mask"].bool())
-                inner(input_ids=batch[f"{column}_input_ids"], attention_mask=masks[-1].long())
-    assert not all(mask.all() for mask in masks)
-    x = torch.cat([x[mask] for x, mask in zip(seen, masks, strict=True)])
-    expected = (x @ layer.directions.T).std(0, correction=0)
-    torch.testing.assert_close(layer.deviations, expected, atol=1e-5, rtol=1e-4)
-
-
 def test_a_cross_encoder(base: str) -> None:
     """The scores of pairs are what it predicts."""
     model = CrossEncoder(base, num_labels=1, device="cpu")

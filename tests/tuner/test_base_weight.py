@@ -40,19 +40,3 @@ def test_a_weight_that_is_computed_from_others_is_not_merged_into(normalise):
     assert torch.equal(plain(x), before[0])
     torch.testing.assert_close(normed(x), before[1])
     plain.merge()  # by itself it does
-
-
-@pytest.mark.parametrize("stored", ["int8", "scaled"])
-def test_a_weight_that_is_no_plain_number_is_not_merged_into(stored):
-    class Quantised(nn.Linear):
-        def __init__(self):
-            super().__init__(6, 6, bias=False)
-            if stored == "int8":
-                self.weight = nn.Parameter(torch.randint(-9, 9, (6, 6), dtype=torch.int8), requires_grad=False)
-            else:
-                self.weight_scale = nn.Buffer(torch.full((1,), 3.0))
-
-    config = AuroraConfig(target_modules=["lin"], train_form="static", init_weights=False)
-    model = get_peft_model(nn.ModuleDict({"lin": Quantised()}), config).eval()
-    with pytest.raises(MergeError, match="Quantised"):
-        model.merge_adapter()

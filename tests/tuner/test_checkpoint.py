@@ -4,10 +4,9 @@ import json
 
 import pytest
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch.distributed import checkpoint as dcp
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 
 import aurora_lora
@@ -80,13 +79,3 @@ def test_a_training_is_resumed_with_the_config_of_a_calibrated_adapter(make_bert
         resumed.merge_adapter()
     resumed.save_pretrained(tmp_path / "resumed")
     assert saved(tmp_path / "resumed") == (False, False)
-
-
-def test_matrices_are_saved_of_layers_within_wrappers_as_of_the_others(calibrated):
-    """The names in a state are without what FSDP and its checkpointing put around a layer, those of modules with it."""
-    expected = calibrated.state_dict()
-    encoder = calibrated.get_base_model().bert.encoder
-    encoder.layer[0] = checkpoint_wrapper(encoder.layer[0])
-    assert any("_checkpoint_wrapped_module" in path for path, _ in aurora_layers(calibrated))
-    assert any("A_cal" in key for key in get_peft_model_state_dict(calibrated, state_dict=expected))
-    assert calibrated.peft_config["default"].calibrated

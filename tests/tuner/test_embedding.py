@@ -76,13 +76,6 @@ def test_the_padding_vector_stays():
     assert torch.equal(layer(torch.tensor([3])), torch.zeros(1, 6))
 
 
-def test_an_embedding_with_max_norm_trains_but_is_not_merged():
-    model = adapt(make=lambda: Net(max_norm=1.0))
-    model(IDS)
-    with pytest.raises(NotImplementedError, match="max_norm"):
-        model.merge_and_unload()
-
-
 def test_the_scale_of_a_scaled_embedding_holds_for_the_update():
     class Scaled(nn.Embedding):
         embed_scale = 3.0

@@ -176,18 +176,6 @@ def test_merge_is_all_layers_or_none(calibrated):
         assert not any(layer.merged for layer in layers)
 
 
-def test_a_config_object_can_be_used_for_two_adapters(make_bert, config):
-    """A form set for one must not change the other."""
-    shared = config(task_type=None)
-    model = get_peft_model(make_bert(), shared)
-    assert model.peft_config["default"] is shared  # as in PEFT
-    model.add_adapter("other", shared)
-    set_form(model, "static", adapter_name="other")
-    assert (model.peft_config["other"].eval_form, model.peft_config["default"].eval_form) == ("static", None)
-    for _, layer in aurora_layers(model):
-        assert layer.aurora_config["other"] is model.peft_config["other"]
-
-
 def test_a_config_object_can_be_used_for_two_models(make_bert, config, batches, logits, tmp_path):
     """Calibrating one says nothing of the other: seeds and folds are often made from one config."""
     shared = config()

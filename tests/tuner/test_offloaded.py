@@ -7,14 +7,12 @@ from typing import Any
 import pytest
 import torch
 from accelerate import dispatch_model
-from peft import PeftModel, get_peft_model
+from peft import get_peft_model
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 
-import tiny
 
 from aurora_lora import AuroraConfig, calibrate, export_lora
 
@@ -78,44 +76,3 @@ def test_merge_and_export(form: str, tmp_path: Path) -> None:
     model.unmerge_adapter()
     assert torch.equal(model(X), wanted)
     torch.testing.assert_close(model.merge_and_unload(safe_merge=True)(X), wanted)
-
-
-BLOCKS = {"model.layers.0": "disk", "model.layers.1": "cpu"}
-OTHERS = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"), "cpu")
-
-
-def placed(folder: Path, base: Path, adapter: Path, **options: Any) -> Any:
-    """A model that Transformers and PEFT place, as people load it; the first block and its adapter are on disk."""
-    places: Any = {**BLOCKS, **OTHERS}
-    offloaded = str(folder / "offloaded")
-    model = AutoModelForCausalLM.from_pretrained(base, device_map=places, offload_folder=offloaded)
-    places = {f"base_model.model.{name}": place for name, place in places.items()}
-    loaded = PeftModel.from_pretrained(model, str(adapter), device_map=places, offload_folder=offloaded, **options)
-    assert any(p.is_meta for name, p in loaded.named_parameters() if "aurora_A" in name)
-    return loaded
-
-
-@pytest.mark.parametrize(
-    ("dtype", "autocast"), [(torch.float32, True), (torch.bfloat16, True), (torch.bfloat16, False)]
-)
-@torch.no_grad()
-def test_loaded_with_a_device_map(
-    dtype: torch.dtype, autocast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The same outputs, in the same precision, as of a model that is all there."""
-    monkeypatch.chdir(tmp_path)  # PEFT drops the first slash of where it writes
-    base = tiny.save_language_model(tmp_path / "float32")
-    AutoModelForCausalLM.from_pretrained(base, dtype=dtype).save_pretrained(tmp_path / "base")
-    base = tmp_path / "base"
-    ids = torch.tensor([[5, 6, 7, 8]])
-    config = AuroraConfig(target_modules=["q_proj", "down_proj"], init_weights=False)
-    model: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).eval()
-    calibrate(model, [{"input_ids": torch.arange(40).view(4, 10) % 20}])
-    model.save_pretrained(tmp_path / "adapter")
-    kept = {"autocast_adapter_dtype": autocast}
-    whole = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(tmp_path / "adapter"), **kept)
-    wanted = whole(input_ids=ids).logits
-    loaded = placed(tmp_path, base, tmp_path / "adapter", **kept)
-    assert torch.equal(loaded(input_ids=ids).logits, wanted)
-    merged = loaded.merge_and_unload()(input_ids=ids).logits
-    assert torch.equal(merged, whole.merge_and_unload()(input_ids=ids).logits)

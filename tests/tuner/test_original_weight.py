@@ -5,11 +5,11 @@ import warnings
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import get_peft_model
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from aurora_lora import AuroraConfig, export_lora
+from aurora_lora import AuroraConfig
 
 bnb = pytest.importorskip("bitsandbytes")
 
@@ -116,60 +116,3 @@ def test_the_merge_into_a_dequantised_base_is_exact(bitsandbytes_llama, kind):
 
 
 # ---------------------------------------------------------------- torchao, through Transformers
-
-
-@pytest.fixture
-def quantized_llama(tmp_path):
-    torchao = pytest.importorskip("torchao.quantization")
-    from transformers import TorchAoConfig
-
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 50, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1}
-    LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4)).save_pretrained(tmp_path / "base")
-
-    def make():
-        config = TorchAoConfig(torchao.Int8WeightOnlyConfig())
-        return LlamaForCausalLM.from_pretrained(tmp_path / "base", quantization_config=config)
-
-    return make
-
-
-@pytest.mark.filterwarnings("ignore:Merging into quantised weights")
-def test_torchao(quantized_llama, tmp_path):
-    ids = torch.tensor([[1, 2, 3, 4]])
-    model = get_peft_model(
-        quantized_llama(), AuroraConfig(target_modules=["q_proj", "v_proj"], init_weights=False, eval_form="static")
-    )
-    model.train()(input_ids=ids, labels=ids).loss.backward()
-    model.eval()
-    expected = run(model, ids).logits
-    model.save_pretrained(tmp_path / "adapter")
-    export_lora(model, tmp_path / "lora")
-    model.merge_adapter()
-    torch.testing.assert_close(run(model, ids).logits, expected, atol=0.02, rtol=0.02)
-    model.unmerge_adapter()
-    assert torch.equal(run(model, ids).logits, expected)
-    for folder in ("adapter", "lora"):
-        loaded = PeftModel.from_pretrained(quantized_llama(), tmp_path / folder).eval()
-        torch.testing.assert_close(run(loaded, ids).logits, expected)
-    torch.testing.assert_close(run(model.merge_and_unload(), ids).logits, expected, atol=0.02, rtol=0.02)
-
-
-def test_hqq():
-    hqq = pytest.importorskip("hqq.core.quantize")
-    torch.manual_seed(0)
-    config = hqq.BaseQuantizeConfig(nbits=4, group_size=64)
-    base = nn.Sequential(hqq.HQQLinear(nn.Linear(64, 96), config, compute_dtype=torch.float32, device="cpu"))
-    model = get_peft_model(base, AuroraConfig(target_modules=["0"], init_weights=False, eval_form="static"))
-    model.train()(X).sum().backward()
-    model.eval()
-    expected = run(model)
-    with pytest.warns(UserWarning, match="quantises them again"):
-        model.merge_adapter()
-    assert not torch.equal(run(model), expected)
-    model.unmerge_adapter()
-    assert torch.equal(run(model), expected)
-    with pytest.warns(UserWarning, match="quantises them again"):
-        merged = model.merge_and_unload()
-    assert isinstance(merged[0], hqq.HQQLinear)
-    assert (run(merged) - expected).abs().mean() < 0.3 * expected.abs().mean()

@@ -8,8 +8,6 @@ from peft import (
     get_peft_model,
 )
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Shard, distribute_tensor
 
 from aurora_lora import AuroraConfig, MergeError, calibrate, export_lora, merge_gap
 from aurora_lora.tuner import aurora_layers
@@ -52,18 +50,6 @@ def test_a_linear_that_is_never_called_is_refused():
         get_peft_model(Attention(), AuroraConfig(target_modules=["out_proj"]))
 
 
-def on_mesh(names, layer):
-    mesh = init_device_mesh("cpu", (1,) * len(names or "1"), mesh_dim_names=names)
-    layer.weight = nn.Parameter(distribute_tensor(layer.weight.data, mesh, [Shard(0)] * mesh.ndim))
-    return nn.Sequential(layer)
-
-
-@pytest.mark.parametrize("names", [("tp",), ("fsdp", "tp")])
-def test_a_tensor_parallel_base_is_refused(process_group, names):
-    with pytest.raises(ValueError, match=r"'0' is split over processes: load the base without tp_plan"):
-        get_peft_model(on_mesh(names, nn.Linear(6, 4)), AuroraConfig(target_modules=["0"]))
-
-
 def test_a_fused_encoder_layer_calls_its_adapters():
     """In eval mode without gradients, the layer reads the weights of linear1 and linear2 itself."""
     torch.manual_seed(0)
@@ -87,15 +73,6 @@ def test_what_a_model_reads_without_calling_is_refused():
     model.config = type("Config", (), {"model_type": "mamba2", "to_dict": lambda self: {"model_type": "mamba2"}})()
     with pytest.raises(ValueError, match=r"'out_proj' is incompatible with Mamba.*Leave it out with exclude_modules"):
         get_peft_model(model, AuroraConfig(target_modules="all-linear"))
-
-
-def test_names_to_merge_are_checked_and_count_once():
-    model = adapt(train_form="static")
-    with pytest.raises(ValueError, match="no AuroRA adapter named 'defualt'"):
-        model.merge_and_unload(adapter_names=["defualt"])
-    expected = logits(model)
-    model.merge_adapter(adapter_names=["default", "default"])
-    torch.testing.assert_close(logits(model), expected)
 
 
 # ---------------------------------------------------------------- how it is run

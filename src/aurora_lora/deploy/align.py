@@ -51,22 +51,8 @@ def _layers(model: Any) -> Iterator[tuple[str, Any, Collection[str]]]:
             yield path, module, module.lora_A.keys()
 
 
-def _active(model: Any) -> str:
-    """The name of the one adapter that is active."""
-    layers = list(_layers(model))
-    names: list[str] = list(
-        dict.fromkeys(name for _, layer, held in layers for name in layer.active_adapters if name in held)
-    )
-    if len(names) != 1:
-        raise ValueError(
-            f"{len(names)} adapters of AuroRA or LoRA are active ({', '.join(names) or 'none'}): name one with "
-            "adapter_name."
-        )
-    return names[0]
-
-
 def align(
-    model: nn.Module, found: Probe, *, adapter_name: str | None = None, deviation: float = DEVIATION
+    model: nn.Module, found: Probe, *, adapter_name: str = "default", deviation: float = DEVIATION
 ) -> tuple[str, ...]:
     """Let an untrained adapter start along the gradient: A is the leading directions of each layer.
 
@@ -76,7 +62,7 @@ def align(
     Args:
         model: a PEFT model with an adapter of AuroRA or LoRA.
         found: of `probe` on the same model, with or without the adapter.
-        adapter_name: which adapter; the active one if None.
+        adapter_name: which adapter.
         deviation: standard deviation of each z on the probed inputs.
 
     Returns:
@@ -86,11 +72,10 @@ def align(
         CalibrationError: the adapter is not at its start (B is not 0), a layer has a larger rank than was probed, or
             none of the adapter's layers was probed.
         TypeError: `found` is no result of `probe`.
-        ValueError: no adapter of that name, several active ones and none named, or a deviation that is not above 0.
+        ValueError: no adapter of that name, or a deviation that is not above 0.
     """
     check_probe(found)
     require(is_number(deviation) and deviation > 0, "deviation", deviation, "a finite number above 0")
-    adapter_name = _active(model) if adapter_name is None else adapter_name
     layers = layers_of_adapter(model, adapter_name)
     if not layers:
         there = (name for _, _, names in _layers(model) for name in names)

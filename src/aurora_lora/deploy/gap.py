@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import CalibrationError, NotCalibratedError
 from ..forms import CALIBRATED, DYNAMIC, STATIC, FormName
 from ..tuner import AuroraLayer, active_layers, aurora_layers, check_calibrated, set_form
-from ..values import nan_as_infinite, require
+from ..values import nan_as_infinite
 from .calibrate import MAX_MEMORY, ROUNDING, alone, row_pieces, to_float64
 from .formats import check_quantization
 from .inputs import (
@@ -31,9 +31,9 @@ from .inputs import (
     trained_state,
     watched_inputs,
 )
-from .merges import AdaptedLayer, LayerLoss, MergeLoss, MergeSums, linear_layers
+from .merges import AdaptedLayer, MergeLoss, MergeSums, linear_layers
 from .predictions import EndToEndGap, Metric, compare, end_to_end_table
-from .report import Report, first_table, share, short_names, shown, table, worst_of
+from .report import Report, first_table, share, short_names, shown, table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -71,25 +71,6 @@ class MergeGap(Report):
     """How many predictions (examples, or token positions) were compared."""
     merges: tuple[MergeLoss, ...] = ()
     """What each kind of merge loses, beside the first entry of `end_to_end`."""
-
-    def worst(self, form: str | None = None, *, n: int = 3) -> tuple[LayerGap | LayerLoss, ...]:
-        """The n layers that lose most.
-
-        Args:
-            form: a form (`"static"`, `"calibrated"`) or a merge (`"bfloat16"`, `"nf4 by inputs"`); the last form if
-                None, or where there are no forms the last merge.
-            n: how many.
-
-        Raises:
-            ValueError: no such form or merge was measured, or n is no whole number of at least 1.
-        """
-        entries: dict[str, list[LayerGap | LayerLoss]] = {merge.merge: list(merge.layers) for merge in self.merges}
-        for entry in self.layers:
-            entries.setdefault(entry.form, []).append(entry)
-        if form is None and entries:
-            form = self.layers[-1].form if self.layers else self.merges[-1].merge
-        require(form in entries, "form", form, f"one of those measured: {', '.join(map(repr, entries)) or 'none'}")
-        return worst_of(entries[str(form)], lambda entry: entry.relative_error, n)
 
     def tables(self) -> tuple[Table, ...]:
         """End to end, and layer by layer for forms and for merges, for a terminal. Needs rich."""

@@ -47,15 +47,6 @@ def plain_model(model: Any) -> nn.Module:
     return unwrapped(inner.get_base_model()) if hasattr(inner, "get_base_model") else inner
 
 
-def input_embeddings(model: nn.Module) -> nn.Module | None:
-    """What makes vectors of a plain model's tokens or patches; None of a model that does not say."""
-    try:
-        found = model.get_input_embeddings()  # type: ignore[operator]
-    except (AttributeError, NotImplementedError):
-        return None
-    return found if isinstance(found, nn.Module) else None
-
-
 def output_embeddings(model: nn.Module) -> nn.Module | None:
     """The output layer of a plain language model, as pretrained as the rest; None of any other model."""
     found: nn.Module | None = getattr(model, "get_output_embeddings", lambda: None)()
@@ -308,29 +299,20 @@ class Runner:
         self.encoder: nn.Module | None = plain.get_encoder() if is_pair else None
         self._in_encoder = set() if self.encoder is None else set(self.encoder.modules())
         self._encoded: Tensor | None = None
-        self._texts: list[tuple[Any, Tensor]] = []
         self._hook: Any = None
 
     def __enter__(self) -> Runner:
         if self.encoder is not None:
             self._hook = self.encoder.register_forward_hook(self._remember)
-        elif (embeddings := input_embeddings(self._plain)) is not None:
-            self._hook = embeddings.register_forward_pre_hook(self._note_text)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.masks, self._encoded, self._texts = {}, None, []
+        self.masks, self._encoded = {}, None
         if self._hook is not None:
             self._hook.remove()
 
     def _remember(self, _: nn.Module, args: Any, output: Any) -> None:
         self._encoded = output if isinstance(output, Tensor) else output[0]
-
-    def _note_text(self, _: nn.Module, args: Any) -> None:
-        """Note the mask of the text that the model is called with: the next layers are of its pass."""
-        for tokens, mask in self._texts:
-            if args and args[0] is tokens:
-                self.masks["attention_mask"] = mask
 
     def not_reached(self, names: Sequence[str]) -> CalibrationError:
         """What to raise where no input reached these layers, which are trained."""
@@ -378,7 +360,7 @@ class Runner:
         Raises:
             TypeError: the batch is no dict, tensor, tuple or list.
         """
-        self.masks, self._encoded, self._texts = {}, None, []
+        self.masks, self._encoded = {}, None
         first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
 
         def copied(tensor: Tensor) -> Tensor:
@@ -406,8 +388,6 @@ class Runner:
                 self.masks["decoder_attention_mask"] = labels != IGNORED
             elif self.masks:
                 self.masks["decoder_attention_mask"] = self.masks["attention_mask"]
-        if not self.masks:
-            self._texts = _named_apart(inputs)
         return inputs
 
     def vectors(self, module: nn.Module, x: Tensor) -> Tensor:
@@ -450,17 +430,6 @@ def _is_one_argument(batch: Mapping[str, Any], parameters: Mapping[str, inspect.
     by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     needed = [one for one in parameters.values() if one.default is one.empty and one.kind in by_position]
     return len(needed) == 1 and not batch.keys() & parameters.keys()
-
-
-def _named_apart(inputs: Mapping[str, Any]) -> list[tuple[Any, Tensor]]:
-    """Tokens and mask of each text of a batch of sentence-transformers' trainer: `anchor_input_ids`,
-    `anchor_attention_mask`, and so for each column. The model is called for one after another."""
-    pairs = (
-        (tokens, inputs.get(f"{name.removesuffix('input_ids')}attention_mask"))
-        for name, tokens in inputs.items()
-        if name.endswith("_input_ids")
-    )
-    return [(tokens, mask.bool()) for tokens, mask in pairs if isinstance(mask, Tensor)]
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from ..errors import CalibrationError, counted
+from ..errors import CalibrationError
 from ..forms import DYNAMIC
 from ..tuner import active_layers
 from ..tuner.adapters import check_not_merged, plain_path
@@ -21,10 +21,9 @@ from .calibrate import ROUNDING, float64_device, several_processes, sum_over_pro
 from .gradients import LOSS_SCALES, See, activation_gradients, frozen_linears, watched_gradients
 from .inputs import Passes, Reading, Runner, gpus_of, no_batches, plain_model, watched_inputs
 from .predictions import next_tokens, predicts_next_token, tensor_of
-from .report import Report, first_table, shown
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    pass
 
 Loss = Callable[[Any, Any], Tensor]
 """`loss(model, batch)`, a scalar."""
@@ -57,7 +56,7 @@ class LayerProbe:
 
 
 @dataclass(frozen=True, eq=False)
-class Probe(Report):
+class Probe:
     """The result of `probe`."""
 
     layers: tuple[LayerProbe, ...]
@@ -71,33 +70,6 @@ class Probe(Report):
     seconds: float
     modules: tuple[str, ...] = field(default=(), repr=False)
     """The paths of all modules of the model, by which names of some can be told from those of others."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON, without the directions."""
-        found = super().to_dict()
-        for layer in found["layers"]:
-            del layer["directions"]
-        return found
-
-    def tables(self) -> tuple[Table, ...]:
-        """Layer by layer, those with the largest singular values first, for a terminal. Needs rich."""
-        squares = {one.layer: float(one.singular_values.double().square().sum()) for one in self.layers}
-        rows = [
-            (
-                one.layer,
-                [
-                    f"{one.d_out} x {one.d_in}",
-                    str(len(one.singular_values)),
-                    shown(float(one.singular_values[0]), ".2e"),
-                    shown(squares[one.layer] / sum(squares.values()), ".1%"),
-                ],
-            )
-            for one in sorted(self.layers, key=lambda one: float(one.singular_values[0]), reverse=True)
-        ]
-        left_out = self.without_gradient and f"no gradient came through {counted(len(self.without_gradient), 'layer')}"
-        title = f"layers{{}}: singular values S of the gradient, mean over {self.batches:,} batches"
-        headings = ["layer", "weight", "directions", "largest S", "of all S^2"]
-        return (first_table(title, headings, rows, "layers with less", left_out or ""),)
 
 
 def check_probe(found: Any) -> None:

@@ -18,8 +18,6 @@ from .probe import LayerProbe, Probe, check_probe
 
 HEADS = {"SEQ_CLS": SEQ_CLS_HEAD_NAMES, "TOKEN_CLS": SEQ_CLS_HEAD_NAMES, "QUESTION_ANS": ["qa_outputs"]}
 """What PEFT trains whole by the type of task."""
-_DECIDED = ("r", "alpha", "lora_alpha", "rank_pattern", "alpha_pattern")
-"""Fields of a configuration that a budget decides."""
 _CHOICE = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 """The fields of a configuration that say which layers there are."""
 
@@ -131,18 +129,12 @@ def ranked_config(
         A `config` with `target_modules`, and `rank_pattern` and `alpha_pattern` by layer.
 
     Raises:
-        TypeError: `found` is no result of `probe`.
+        TypeError: `found` is no result of `probe`, or a field that the budget decides, as `r`, is given too.
         ValueError: the budget is too small, no layer is left, or a field's value is not allowed.
     """
     check_probe(found)
-    is_class = isinstance(config, type) and issubclass(config, AuroraConfig | LoraConfig)
-    require(is_class, "config", config, "the class AuroraConfig or LoraConfig, whose other fields follow by name")
     require(is_number(scaling) and scaling > 0, "scaling", scaling, "a finite number above 0")
     of_lora = issubclass(config, LoraConfig)
-    if decided := [name for name in _DECIDED if name in fields]:
-        raise ValueError(f"{decided[0]}={fields[decided[0]]!r} is not allowed: the budget decides it.")
-    if fields.get("layer_replication"):
-        raise ValueError("layer_replication is not allowed: it numbers the layers anew that were probed.")
     choice = {name: fields.pop(name) for name in _CHOICE if name in fields}
     if choice.get("target_modules") == ALL_LINEAR:
         choice["target_modules"] = None  # PEFT takes no layers_to_transform with a text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
 
 from ..errors import UserError
-from ..temporary_attributes import temporary_attributes
 from .base import PeftMethod, TaskType
 from .options import Count, Dropout, Natural, NotNegative, Options, Positive, Rank, Targets
 
@@ -45,11 +43,8 @@ class ShareOutRanks(TrainerCallback):
                 f"method.tinit={config.tinit} and method.tfinal={config.tfinal} leave no step of the {state.max_steps} "
                 "in which ranks are shared out: lower them"
             )
-        if getattr(args, "fp16", False) and not args.max_grad_norm:
-            raise UserError(
-                "training.max_grad_norm=0 does not go with adalora and training.precision=fp16: clipping scales the "
-                "gradients back before the penalty's is added"
-            )
+        if getattr(args, "fp16", False):  # gradients that overflow would stay in the running importances
+            raise UserError("adalora does not go with training.precision=fp16: use bf16 or fp32")
         tuner.rankallocator.set_total_step(state.max_steps)
         device = next(tuner.parameters()).device
         for key, value in self._loaded.items():
@@ -85,14 +80,11 @@ class ShareOutRanks(TrainerCallback):
             if "lora_" in name and parameter.requires_grad and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)  # the loss does not reach the layer; PEFT reads it of all
         last = config.total_step - config.tfinal
-        # by the scaler of fp16, whose gradients overflowed: they would make the running importances NaN for good
-        was_skipped = getattr(kwargs.get("optimizer"), "step_was_skipped", False)
         if step > last:
             if self.pattern is not None:
                 allocator.mask_using_rank_pattern(tuner.model, self.pattern)
-        elif not was_skipped or allocator.exp_avg_ipt:
-            with temporary_attributes([allocator], update_ipt=lambda model: None) if was_skipped else nullcontext():
-                _, pattern = allocator.update_and_allocate(tuner.model, step, force_mask=step == last)
+        else:
+            _, pattern = allocator.update_and_allocate(tuner.model, step, force_mask=step == last)
             self.pattern = pattern or self.pattern
 
     def save_state(self, folder: Path) -> None:

@@ -66,12 +66,3 @@ class AuroraEmbedding(AuroraLayer):
     def input_vectors(self, x: Tensor) -> Tensor:
         """Raise a FormError: there is nothing to fit a linear map to."""
         raise FormError("An embedding has one form, which is linear already: it is never calibrated.")
-
-    def check_mergeable(self, adapter_names: list[str]) -> None:
-        """Raise what keeps these adapters from being merged, also that vectors are cut to a norm at each look-up."""
-        super().check_mergeable(adapter_names)
-        if self.get_base_layer().max_norm is not None:
-            raise NotImplementedError(
-                "An embedding with max_norm renormalises its weight at each look-up: the merged table would compute "
-                "something else. Unset max_norm to merge."
-            )

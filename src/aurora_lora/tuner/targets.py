@@ -117,16 +117,11 @@ def layer_class(
     Raises:
         ValueError: no adapter can be put on it, or one there would do nothing.
     """
-    mesh = getattr(getattr(base_layer, "weight", None), "device_mesh", None)
-    # FSDP2 gathers a weight before the module is called: its mesh has no names, or the name "fsdp"
-    is_split = not set(getattr(mesh, "mesh_dim_names", None) or ()) <= {"fsdp"} or hasattr(base_layer, "_hf_tp_plan")
     if is_uncalled(model, key, base_layer):
         problem = (
             "is incompatible with Mamba-based models and torch.nn.MultiheadAttention, which read its weight without "
             "calling it: an adapter there would do nothing"
         )
-    elif is_split:
-        problem = "is split over processes: load the base without tp_plan / tp_size"
     elif _computes_otherwise(base_layer):
         problem = f"is a {type(base_layer).__name__}, whose forward pass is not that of its kind of layer"
     else:
@@ -143,7 +138,9 @@ def layer_class(
 
 
 def _computes_otherwise(layer: nn.Module) -> bool:
-    """Whether a convolution or an embedding has a forward pass of its own. A scale of what an embedding looks up is
-    carried over."""
+    """Whether a convolution or an embedding has a forward pass of its own, or cuts vectors to a norm at each look-up. A
+    scale of what an embedding looks up is carried over."""
+    if getattr(layer, "max_norm", None) is not None:
+        return True
     kind = next((kind for kind in LAYERS if kind is not nn.Linear and isinstance(layer, kind)), None)
     return kind is not None and type(layer).forward is not kind.forward and not hasattr(layer, "embed_scale")
