@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from aurora_lora._version import __version__
 from aurora_lora.forms import CALIBRATED, DYNAMIC, STATIC
-from aurora_lora.ops import ANL, adaptive_nonlinear, nonlinear_columns
+from aurora_lora.ops import ANL, adaptive_nonlinear
 from aurora_lora.ops.anl import ACTIVATIONS, SPLINES
 
 from .approximation import Adapter, best_linear, isotropic_inputs, linear_floor, mean_square, output_floor, update
@@ -159,7 +159,7 @@ def gains(seed: int) -> list[Record]:
 def _merges(adapter: Adapter, x: Tensor, held_out: Tensor, anl: ANL) -> dict[str, Tensor]:
     """The adapter merged: the paper's static form, and the calibrated one, with x for calibration inputs."""
     hidden = adaptive_nonlinear(x @ adapter.A.T, adapter.H, adapter.spline_weight, anl)
-    static = nonlinear_columns(adapter.A, adapter.H, adapter.spline_weight, anl)
+    static = adaptive_nonlinear(adapter.A.T, adapter.H, adapter.spline_weight, anl).T
     calibrated = best_linear(x, hidden)
     return {STATIC: held_out @ static.T @ adapter.B.T, CALIBRATED: held_out @ calibrated.T @ adapter.B.T}
 

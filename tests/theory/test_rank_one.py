@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aurora_lora.ops import nonlinear_columns
+from aurora_lora.ops import adaptive_nonlinear
 from theory.rank_one import (
     REACHES,
     check_cases,
@@ -61,6 +61,6 @@ def test_reach() -> None:
 @settings(max_examples=60, deadline=None)
 def test_one_sign_misses_a_column(name: str, a1: float, a2: float, h: float, b1: float, b2: float) -> None:
     A, H = torch.tensor([[a1, a2]], dtype=torch.float64), torch.tensor([[h]], dtype=torch.float64)
-    update = torch.tensor([[b1], [b2]], dtype=torch.float64) @ nonlinear_columns(A, H, None, REACHES[name])
+    update = torch.tensor([[b1], [b2]], dtype=torch.float64) @ adaptive_nonlinear(A.T, H, None, REACHES[name]).T
     target = torch.tensor([[1.0, -1.0], [1.0, -1.0]], dtype=torch.float64) / 2
     assert float((target - update).norm()) >= math.sqrt(0.5) - 1e-9

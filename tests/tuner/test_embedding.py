@@ -7,7 +7,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from aurora_lora import AuroraConfig, AuroraEmbedding, FormError, calibrate, export_lora, merge_gap, set_form
-from aurora_lora.ops import nonlinear_columns
+from aurora_lora.ops import adaptive_nonlinear
 
 IDS = torch.tensor([[0, 3, 3], [9, 1, 7]])
 
@@ -34,9 +34,9 @@ def test_each_id_adds_its_column_of_sigma_of_a():
     assert isinstance(layer, AuroraEmbedding)
     A, B = layer.aurora_A["default"].weight, layer.aurora_B["default"].weight
     assert A.shape == (3, 10)
-    sigma = nonlinear_columns(
-        A, layer.aurora_H["default"].weight, layer.aurora_spline_weight["default"].weight, AuroraConfig().anl
-    )
+    sigma = adaptive_nonlinear(
+        A.T, layer.aurora_H["default"].weight, layer.aurora_spline_weight["default"].weight, AuroraConfig().anl
+    ).T
     one_hot = nn.functional.one_hot(IDS, 10).float()
     torch.testing.assert_close(layer(IDS), layer.base_layer(IDS) + 2 * one_hot @ sigma.T @ B.T)
 

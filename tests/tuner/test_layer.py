@@ -16,7 +16,7 @@ from aurora_lora import (
     NotCalibratedError,
     set_form,
 )
-from aurora_lora.ops import adaptive_nonlinear, nonlinear_columns
+from aurora_lora.ops import adaptive_nonlinear
 from aurora_lora.ops.anl import ACTIVATIONS
 
 
@@ -42,9 +42,9 @@ X = torch.randn(5, 3, 12, generator=torch.Generator().manual_seed(2))
 def test_static_form_is_eq_9():
     model, layer = adapt(train_form="static")
     A, B = layer.aurora_A["default"].weight, layer.aurora_B["default"].weight
-    M = nonlinear_columns(
-        A, layer.aurora_H["default"].weight, layer.aurora_spline_weight["default"].weight, AuroraConfig().anl
-    )
+    M = adaptive_nonlinear(
+        A.T, layer.aurora_H["default"].weight, layer.aurora_spline_weight["default"].weight, AuroraConfig().anl
+    ).T
     expected = X @ (layer.base_layer.weight + 2 * B @ M).T + layer.base_layer.bias
     torch.testing.assert_close(model.train()(X), expected)
     torch.testing.assert_close(model.eval()(X), expected)
@@ -295,7 +295,9 @@ def test_the_scale_is_that_of_the_layers_own_rank_and_alpha(form, rslora, tmp_pa
             update = adaptive_nonlinear(inputs @ A.T, H, W, config.anl) @ B.T
         else:
             matrix = (
-                nonlinear_columns(A, H, W, config.anl) if form == "static" else layer.aurora_A_cal["default"].weight
+                adaptive_nonlinear(A.T, H, W, config.anl).T
+                if form == "static"
+                else layer.aurora_A_cal["default"].weight
             )
             update = inputs @ matrix.T @ B.T
             lora_A, lora_B = factors[name]

@@ -1,6 +1,6 @@
 """Pure tensor functions of the method: no parameters, no PEFT."""
 
-from .anl import ANL, IDENTITY, adaptive_nonlinear, nonlinear_columns
+from .anl import ANL, IDENTITY, adaptive_nonlinear
 from .spline import bspline_basis, identity_weights
 from .update import add_update, linear_with_update, sigma
 
@@ -12,6 +12,5 @@ __all__ = [
     "bspline_basis",
     "identity_weights",
     "linear_with_update",
-    "nonlinear_columns",
     "sigma",
 ]

@@ -83,15 +83,6 @@ class ANL:
         object.__setattr__(self, "n_basis", self.spline_grid_size + self.spline_order)
         object.__setattr__(self, "is_identity", self.fixed_activation is None and self.spline is None)
 
-    def check_weights(self, H: Tensor | None, spline_weight: Tensor | None) -> None:
-        """Raise a ValueError where sigma has a part whose weight is None."""
-        if self.fixed_activation is not None and H is None:
-            raise ValueError(f"H=None does not go with fixed_activation={self.fixed_activation!r}: it must be (r, r).")
-        if self.spline is not None and spline_weight is None:
-            raise ValueError(
-                f"spline_weight=None does not go with spline={self.spline!r}: it must be (r, {self.n_basis})."
-            )
-
     def weight_sizes(self, r: int) -> tuple[int, int]:
         """The numbers of entries of H and of W_s; 0 for a part that sigma lacks."""
         return r * r if self.fixed_activation else 0, r * self.n_basis if self.spline else 0
@@ -114,13 +105,9 @@ def adaptive_nonlinear(z: Tensor, H: Tensor | None, spline_weight: Tensor | None
     Returns:
         (..., r) in z's dtype. bfloat16 and float16 are computed in float32, also under autocast: r is tiny, and the
         spline of a rounded argument would be the larger error.
-
-    Raises:
-        ValueError: H or spline_weight is None where sigma needs it.
     """
     if anl.is_identity:
         return z
-    anl.check_weights(H, spline_weight)
     device = "cpu" if z.is_meta else z.device.type  # there is no autocast for meta tensors
     with torch.autocast(device, enabled=False):
         dtype = torch.promote_types(z.dtype, torch.float32)
@@ -147,15 +134,3 @@ def _times(x: Tensor, weight: Tensor) -> Tensor:
     if torch.compiler.is_compiling() and weight.shape[-1] <= 16:
         return (x.unsqueeze(-2) * weight).sum(-1)
     return x @ weight.T
-
-
-def nonlinear_columns(A: Tensor, H: Tensor | None, spline_weight: Tensor | None, anl: ANL) -> Tensor:
-    """sigma(A): the ANL applied to each column of A (Eqs. 3 and 9).
-
-    Args:
-        A: (r, d_in).
-
-    Returns:
-        (r, d_in).
-    """
-    return adaptive_nonlinear(A.T, H, spline_weight, anl).T

@@ -236,9 +236,6 @@ def add_update(
 
     Returns:
         (..., d_out) in the dtype of `result`.
-
-    Raises:
-        ValueError: H or spline_weight is None where sigma needs it.
     """
     chosen = choose(A.shape[0], anl, result, x, A, B, H, spline_weight)
     if not isinstance(chosen, ByHand):
@@ -275,8 +272,7 @@ def linear_with_update(
 ) -> Tensor | None:
     """`W0 x + bias + s B sigma(A x)`, (..., d_out), for a frozen base, all in one; None where that cannot be done.
 
-    `weight` (d_out, d_in) and `bias` (d_out,) are not trained; the other arguments, and what is raised, are those of
-    `add_update`.
+    `weight` (d_out, d_in) and `bias` (d_out,) are not trained; the other arguments are those of `add_update`.
     """
     chosen = choose(A.shape[0], anl, x, weight, bias, A, B, H, spline_weight)
     if not isinstance(chosen, ByHand) or A.dtype != B.dtype or not can_fuse(x, weight, bias, B):

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, MergeError, abridged
-from .adapters import aurora_layers, no_adapter, without_wrappers
+from .adapters import aurora_layers, without_wrappers
 from .calibration import MATRIX, fingerprint
 from .config import AuroraConfig
 from .layer import AuroraLayer, AuroraLinear
@@ -98,9 +98,6 @@ class AuroraModel(BaseTuner):
 
     def _check_before_merge(self, adapter_names: list[str] | None, safe_merge: bool) -> list[AuroraLayer]:
         """Raise what `merge` would raise in any layer, before the first layer is changed. Gives those to change."""
-        for name in adapter_names or ():
-            if name not in self.peft_config:
-                raise no_adapter(name, self.peft_config)
         layers = [(path, module) for path, module in self.model.named_modules() if isinstance(module, AuroraLayer)]
         return check_before_merge(self.model, layers, adapter_names, safe_merge)
 

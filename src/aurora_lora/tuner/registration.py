@@ -45,18 +45,6 @@ def add_string_member(enum_class: type[E], name: str) -> E:
 
 
 def register(config_cls: type, model_cls: type) -> None:
-    """Register the method with PEFT. Safe to call again.
-
-    Raises:
-        ImportError: another package has already registered a method of this name.
-    """
-    member = add_string_member(PeftType, METHOD.upper())
-    known = PEFT_TYPE_TO_CONFIG_MAPPING.get(member)
-    if known is config_cls:
-        return
-    if known is not None:
-        raise ImportError(
-            f"PEFT already has a method '{METHOD.upper()}', registered by {known.__module__}.{known.__qualname__}. "
-            "aurora_lora cannot be used beside it in one process: import only one of the two packages."
-        )
-    register_peft_method(name=METHOD, config_cls=config_cls, model_cls=model_cls, prefix=PREFIX)
+    """Register the method with PEFT. Safe to call again; raises where another package has registered this name."""
+    if PEFT_TYPE_TO_CONFIG_MAPPING.get(add_string_member(PeftType, METHOD.upper())) is not config_cls:
+        register_peft_method(name=METHOD, config_cls=config_cls, model_cls=model_cls, prefix=PREFIX)
