@@ -115,15 +115,13 @@ def _progress(title: str, runs: int) -> Iterator[_Bar]:
 
 def _print_runs(todo: Reproduction, gpu: str | None, as_json: bool) -> None:
     """`aurora reproduce --dry-run`."""
-    from aurora_lora.lab.experiments.dry_run import describe, plan_lines, plan_tables
+    from aurora_lora.lab.experiments.plan import describe, plan_tables
 
     rows = describe(todo, gpu)
     if as_json:
         print_json(rows)
         return
-    print_tables(plan_tables(todo.suite, rows))
-    for line in plan_lines(rows):
-        stdout().print(line)
+    print_tables(plan_tables(todo.suite.title, rows))
 
 
 def _compare_with_paper(todo: Reproduction, failed: list[dict[str, str]], as_json: bool) -> None:

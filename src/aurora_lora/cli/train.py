@@ -130,7 +130,7 @@ def _train_subject(plan: Any, output: Path) -> Any:
 def _show_plan(plan: RunRecipe, output: Path | None, gpu: str | None, as_json: bool) -> None:
     """`aurora train --dry-run`: what the run of a recipe will be."""
     quiet()
-    from aurora_lora.lab.experiments.dry_run import dry_run, run_lines, run_rows
+    from aurora_lora.lab.experiments.plan import dry_run, run_rows
 
     with stderr().status(f"loading the data of {plan.task_title}"):
         record = dry_run(
@@ -145,8 +145,6 @@ def _show_plan(plan: RunRecipe, output: Path | None, gpu: str | None, as_json: b
     for name, value in run_rows(record):
         table.add_row(name, value)
     stdout().print(table)
-    for line in run_lines(record):
-        stdout().print(line)
 
 
 def pretrain(
