@@ -56,7 +56,6 @@ BAD = [  # what sigma is made of is in tests/ops
     ({"bias": "lora_only"}, r"bias='lora_only' .*'aurora_only'"),
     ({"rank_pattern": {"query": 0}}, r"rank_pattern\['query'\]=0"),
     ({"train_form": "static", "eval_form": "calibrated"}, r"eval_form='calibrated' .*train_form='static'"),
-    ({"layers_pattern": "layer"}, r"layers_to_transform"),
     ({"layers_to_transform": [0], "target_modules": "query"}, r"layers_to_transform"),
 ]
 

@@ -14,7 +14,7 @@ from ..tuner import AuroraEmbedding, AuroraLayer
 from ..tuner.adapters import by_plain_path, no_adapter
 from ..values import is_number, require
 from .inputs import plain_model
-from .probe import LayerProbe, Probe, check_probe
+from .probe import LayerProbe, Probe
 
 DEVIATION = 0.5
 """Standard deviation that each z of an aligned start has on the probed inputs."""
@@ -71,10 +71,8 @@ def align(
     Raises:
         CalibrationError: the adapter is not at its start (B is not 0), a layer has a larger rank than was probed, or
             none of the adapter's layers was probed.
-        TypeError: `found` is no result of `probe`.
         ValueError: no adapter of that name, or a deviation that is not above 0.
     """
-    check_probe(found)
     require(is_number(deviation) and deviation > 0, "deviation", deviation, "a finite number above 0")
     layers = layers_of_adapter(model, adapter_name)
     if not layers:

@@ -174,36 +174,29 @@ def check_ridge(ridge: float) -> None:
 
 
 def _targets(model: nn.Module, adapter_name: str | None) -> list[Target]:
+    """The layers whose active adapters have a calibrated form: trained in the dynamic one, which is no other map."""
     active = active_adapters(model)
     names = active if adapter_name is None else [adapter_name]
     for name in names:
         if name not in active:
             raise ValueError(f"adapter_name={name!r} is not an active AuroRA adapter (active: {', '.join(active)}).")
     check_unmerged(model, "calibrate")
-    if targets := _calibrated_layers(model, names):
-        return targets
-    layers = [(layer, name) for _, layer in plain_layers(model) for name in names if name in layer.aurora_A]
-    if any(not layer.forms_coincide(name) for layer, name in layers):
-        why = "what was trained in the static form merges exactly"
-    else:
-        why = "plain LoRA (sigma is the identity) and embeddings merge exactly as they are"
-    raise FormError(f"Nothing of {', '.join(names)} can be calibrated: {why}.")
-
-
-def _calibrated_layers(model: nn.Module, names: Sequence[str]) -> list[Target]:
-    """The layers whose adapters of these names have a calibrated form: trained in the dynamic one, which is no other
-    map."""
-    targets = []
+    targets, differ = [], False
     for path, layer in plain_layers(model):
         held = [name for name in names if name in layer.aurora_A and not layer.forms_coincide(name)]
+        differ = differ or bool(held)
         adapters = tuple(name for name in held if layer.aurora_config[name].train_form == DYNAMIC)
         if adapters:
-
-            def is_idle(layer: AuroraLayer = layer, adapters: tuple[str, ...] = adapters) -> bool:
-                return all(layer.calibration[name].is_idle for name in adapters)
-
-            targets.append(Target(path, layer, adapters, is_idle))
+            targets.append(Target(path, layer, adapters, partial(_is_idle, layer, adapters)))
+    if not targets:
+        why = "plain LoRA (sigma is the identity) and embeddings merge exactly as they are"
+        why = "what was trained in the static form merges exactly" if differ else why
+        raise FormError(f"Nothing of {', '.join(names)} can be calibrated: {why}.")
     return targets
+
+
+def _is_idle(layer: AuroraLayer, adapters: Sequence[str]) -> bool:
+    return all(layer.calibration[name].is_idle for name in adapters)
 
 
 # -------------------------------------------------------------------- the sums
@@ -251,16 +244,8 @@ class Moments:
                 self.power[adapter] = self.total.new_zeros(())
 
     def mean(self) -> Tensor:
-        """E[x x^T] (d_in, d_in) in float32, on the device that the layer computes on; the sum is gone then.
-
-        Raises:
-            CalibrationError: inputs whose squares are finite in float64 alone.
-        """
+        """E[x x^T] (d_in, d_in) in float32, on the device that the layer computes on; the sum is gone then."""
         S, self.total = self.total.div_(self.vectors).float(), torch.empty(0)
-        if not S.diagonal().isfinite().all():
-            raise CalibrationError(
-                f"The inputs of {self.target.name} are too large, above 1e19: is the model or a batch broken?"
-            )
         device = computing_device(next(self.target.module.parameters()))
         return S if float64_device(device) == device else S.to(device)  # elsewhere they are where they belong
 

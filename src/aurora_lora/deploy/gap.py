@@ -162,12 +162,10 @@ def merge_gap(
         MergeError, NotFiniteError: an adapter of a layer that is not linear, one that is no change of the weight, or
             whose merged weight is not finite.
         UserError: an unknown quantisation, or bitsandbytes is missing.
-        TypeError: no predictions in what the model gives; a `metric` that gives no numbers; as `calibrate`.
+        TypeError: no predictions in what the model gives; as `calibrate`.
         ValueError: no active adapter that changes a weight, or `rounding_batches` where no merge rounds by inputs.
         FormError, NotCalibratedError, StaleCalibrationError: AuroRA has no forms to compare, or none to merge.
     """
-    if metric is not None and not callable(metric):
-        raise TypeError(f"metric={metric!r} is not allowed: it must be a function of (predictions, labels).")
     names, layers, rounds = _merges_to_measure(model, merges, quantizations)
     if not layers and not any(active_layers(model)):
         raise ValueError("The model has no active adapter that changes a weight: merge_gap has nothing to measure.")

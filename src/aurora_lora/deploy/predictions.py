@@ -165,9 +165,7 @@ class _Sums:
     def result(self, form: str) -> EndToEndGap:
         figures = {name: value / self.scored for name, value in self.figures.items()}
         if self.metric is not None and self.kept:
-            given: Any = self.metric(*(torch.cat(each) for each in zip(*self.kept, strict=True)))
-            if not isinstance(given, Mapping):
-                raise TypeError(f"metric must return numbers by their names, such as {{'f1': 0.9}}, and gave {given}.")
+            given = self.metric(*(torch.cat(each) for each in zip(*self.kept, strict=True)))
             figures = {str(name): float(value) for name, value in given.items()}
         elif self.perplexity and "nll" in figures:
             figures["perplexity"] = math.exp(min(figures["nll"], 700.0))  # where exp is still finite

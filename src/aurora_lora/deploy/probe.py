@@ -16,7 +16,7 @@ from ..tuner import active_layers
 from ..tuner.adapters import check_not_merged, plain_path
 from ..tuner.linear import linear_shape
 from ..tuner.targets import ALL_LINEAR, named
-from ..values import short
+from ..values import is_int, require
 from .calibrate import ROUNDING, float64_device, several_processes, sum_over_processes
 from .gradients import LOSS_SCALES, See, activation_gradients, frozen_linears, watched_gradients
 from .inputs import Passes, Reading, Runner, gpus_of, no_batches, plain_model, watched_inputs
@@ -70,12 +70,6 @@ class Probe:
     seconds: float
     modules: tuple[str, ...] = field(default=(), repr=False)
     """The paths of all modules of the model, by which names of some can be told from those of others."""
-
-
-def check_probe(found: Any) -> None:
-    """Raise a TypeError for what is no result of `probe`."""
-    if not isinstance(found, Probe):
-        raise TypeError(f"found must be a Probe, the result of aurora_lora.probe, not {type(found).__name__}.")
 
 
 # -------------------------------------------------------------------- the loss
@@ -151,18 +145,15 @@ def probe(
         CalibrationError: no batches, a model that gives no loss, a loss that depends on none of the layers, or a
             gradient that is not finite.
         AlreadyMergedError: an adapter is merged that was trained in the dynamic form.
-        TypeError: batches of no such kind; a `loss` that is no function, or a dataset without one; as `calibrate`.
+        TypeError: batches of no such kind; a dataset without a `loss`; as `calibrate`.
         ValueError: an argument that is not allowed, or `target_modules` that name no layer.
     """
-    for name, value, least in (("rank", rank, 1), ("power_iterations", power_iterations, 1), ("seed", seed, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name}={value!r} is not allowed: it must be a whole number of at least {least}.")
+    for name, value in (("rank", rank), ("power_iterations", power_iterations)):
+        require(is_int(value, 1), name, value, "a whole number of at least 1")
     start = time.perf_counter()
     data = Passes(batches, "probing" if progress else "", **reading)
     if loss is None:
         loss = _own_loss if reading.get("tokenizer") is None else _loss_of_texts
-    if not callable(loss):
-        raise TypeError(f"loss={short(loss)} is not allowed: it must be a function of (model, batch).")
     data.hold()
     for path, layer, name in active_layers(model):
         if layer.aurora_config[name].train_form == DYNAMIC:  # merged, the static one is what it is trained in
@@ -222,8 +213,6 @@ def _backward(
             for inputs in _inputs(runner, data, seed):
                 count += 1
                 value = loss(runner.model, inputs)
-                if not isinstance(value, Tensor) or value.numel() != 1:
-                    raise CalibrationError(f"loss must return a tensor with one element, and gave {short(value)}.")
                 if value.requires_grad:
                     backward(value * scale)
         sum_over_processes(count, *(one.total for one in sketches))

@@ -14,7 +14,7 @@ from ..tuner.config import scaling_divisor
 from ..tuner.peft_names import SEQ_CLS_HEAD_NAMES, get_pattern_key
 from ..tuner.targets import ALL_LINEAR, exactly, named, trained_whole
 from ..values import is_number, require
-from .probe import LayerProbe, Probe, check_probe
+from .probe import LayerProbe, Probe
 
 HEADS = {"SEQ_CLS": SEQ_CLS_HEAD_NAMES, "TOKEN_CLS": SEQ_CLS_HEAD_NAMES, "QUESTION_ANS": ["qa_outputs"]}
 """What PEFT trains whole by the type of task."""
@@ -129,10 +129,9 @@ def ranked_config(
         A `config` with `target_modules`, and `rank_pattern` and `alpha_pattern` by layer.
 
     Raises:
-        TypeError: `found` is no result of `probe`, or a field that the budget decides, as `r`, is given too.
+        TypeError: a field that the budget decides, as `r`, is given too.
         ValueError: the budget is too small, no layer is left, or a field's value is not allowed.
     """
-    check_probe(found)
     require(is_number(scaling) and scaling > 0, "scaling", scaling, "a finite number above 0")
     of_lora = issubclass(config, LoraConfig)
     choice = {name: fields.pop(name) for name in _CHOICE if name in fields}
