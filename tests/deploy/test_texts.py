@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import PreTrainedTokenizerFast
 
-from aurora_lora import AuroraConfig, calibrate, merge_gap, probe
+from aurora_lora import AuroraConfig, calibrate, probe
 from aurora_lora.deploy.inputs import as_batches
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -75,29 +75,6 @@ def test_as_many_examples_as_are_asked_for(bert):
         calibrate(bert, batches, batch_size=32)
     with pytest.raises(TypeError, match="a tensor of several examples"):
         calibrate(bert, [torch.tensor(3)])
-
-
-ON_TEXTS = {
-    "calibrate": calibrate,
-    "merge_gap": merge_gap,
-    "probe": lambda *given, **options: probe(*given, rank=2, **options),
-}
-
-
-@pytest.mark.parametrize("name", ON_TEXTS)
-def test_every_pass_takes_texts_and_shows_its_progress(make_gpt2, name, capsys):
-    texts = ["a film", "a good film", "no", "not a good one", "why"]
-    dataset = Dataset.from_dict({"said": texts})
-    fields = {"target_modules": ["c_attn"], "init_weights": False, "fan_in_fan_out": True, "task_type": "CAUSAL_LM"}
-    model = get_peft_model(make_gpt2(), AuroraConfig(**fields))
-    options = {"text_columns": "said", "batch_size": 2, "examples": 4, "progress": True}
-    found = ON_TEXTS[name](model, dataset, tokenizer=Words(), **options)
-    assert "pass 1" in capsys.readouterr().err
-    sizes = {"merge_gap": lambda: found.predictions, "calibrate": lambda: found.layers[0].vectors}
-    if name in sizes:
-        assert sizes[name]() == sum(map(len, texts[:4]))
-    else:
-        assert found.batches == 2
 
 
 def test_texts_are_probed_by_the_next_token(make_gpt2, make_bert):

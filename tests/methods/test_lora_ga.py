@@ -64,18 +64,6 @@ def test_the_gradient_is_the_mean_over_all_batches(
     assert not torch.allclose(last, whole, rtol=0.1, atol=1e-6)
 
 
-def test_the_base_is_left_as_it_was(make_model: MakeModel, sample: Sample, tmp_path: Path) -> None:
-    base = make_model("bert").train()
-    base.get_submodule(PATHS["bert"]).weight.requires_grad_(False)  # as someone may have frozen it
-    before = {name: (value.clone(), value.requires_grad) for name, value in base.named_parameters()}
-    METHODS["lora-ga"].bind(OPTIONS).looked(base, sample, tmp_path)
-    assert base.training
-    for name, value in base.named_parameters():
-        assert torch.equal(value, before[name][0])
-        assert value.requires_grad == before[name][1]
-        assert value.grad is None
-
-
 def test_a_start_that_is_there_is_not_looked_for(make_model: MakeModel, sample: Sample, tmp_path: Path) -> None:
     first = started(make_model, sample, tmp_path)
     assert (tmp_path / START_FILE).exists()

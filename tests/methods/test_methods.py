@@ -1,6 +1,5 @@
 """The registry of methods, and what each of them does to a model."""
 
-import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ from torch import nn
 
 from aurora_lora import AuroraConfig
 from aurora_lora.errors import CheckpointError, FormError
-from aurora_lora.methods import METHODS, get_method
+from aurora_lora.methods import METHODS
 from aurora_lora.methods.injection import adapted_modules
 from aurora_lora.methods.parameters import load_trained, save_trained
 
@@ -91,11 +90,6 @@ def test_targets(make_bert: MakeBert) -> None:
     assert "classifier" not in everything
 
 
-def test_unknown_method() -> None:
-    with pytest.raises(ValueError, match="did you mean 'linear-probe'"):
-        get_method("linear_probe")
-
-
 def test_trained_weights_that_do_not_fit(make_bert: MakeBert, tmp_path: Path) -> None:
     model = make_bert()
     for name, parameter in model.named_parameters():
@@ -105,12 +99,6 @@ def test_trained_weights_that_do_not_fit(make_bert: MakeBert, tmp_path: Path) ->
     model.requires_grad_(True)
     with pytest.raises(CheckpointError, match="does not fit the model"):
         load_trained(model, tmp_path)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_a_bound_method_goes_to_a_worker(name: str) -> None:
-    bound = METHODS[name].bind({"r": 3} if "r" in METHODS[name].bind({}).options else {})
-    assert pickle.loads(pickle.dumps(bound)) == bound
 
 
 def test_a_variant_that_peft_cannot_merge(make_model: Callable[[str], nn.Module]) -> None:

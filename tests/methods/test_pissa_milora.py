@@ -55,22 +55,6 @@ def test_decomposed_once_in_a_run(make_model: MakeModel, tmp_path: Path, decompo
 
 
 @pytest.mark.parametrize("name", ["milora", "pissa"])
-def test_loading_decomposes_nothing(make_model: MakeModel, tmp_path: Path, decomposed: list[int], name: str) -> None:
-    model, method = made(make_model, name)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.1)
-    method.save(model, tmp_path)
-    count = len(decomposed)
-    loaded = method.load(make_model("bert"), tmp_path)
-    assert len(decomposed) == count
-    assert same(model, loaded)
-    (tmp_path / START_FILE).unlink()  # an adapter of an earlier version
-    assert same(model, method.load(make_model("bert"), tmp_path))
-    assert len(decomposed) > count
-
-
-@pytest.mark.parametrize("name", ["milora", "pissa"])
 def test_the_start_in_a_base_of_bfloat16_is_exact(make_model: MakeModel, name: str) -> None:
     """A and B are not rounded to its precision, and what is left of the weight is rounded once."""
     path = "bert.encoder.layer.1.attention.self.query"

@@ -5,7 +5,7 @@ import torch
 from peft import get_peft_model
 from torch import nn
 
-from aurora_lora import AuroraConfig, calibrate, export_lora, merge_gap, set_form
+from aurora_lora import AuroraConfig, calibrate, export_lora, set_form
 
 X = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
 
@@ -28,17 +28,9 @@ def export(model, folder):
     export_lora(model, folder / "lora")
 
 
-def load(model, _):
-    other = make()
-    calibrate(other, [X])
-    model.load_state_dict(other.state_dict())
-
-
 ACTIONS = {
     "merge": merge,
-    "merge_gap": lambda model, _: merge_gap(model, [X]),
     "calibrate, merge, unmerge, export": export,
-    "load": load,
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,8 +10,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from ..errors import CalibrationError
-from ..tuner import AuroraEmbedding, AuroraLayer
-from ..tuner.adapters import by_plain_path, no_adapter
+from ..tuner import AuroraLayer
+from ..tuner.adapters import by_plain_path
 from ..values import is_number, require
 from .inputs import plain_model
 from .probe import LayerProbe, Probe
@@ -38,17 +38,12 @@ def aligned_rows(layer: LayerProbe, rank: int, deviation: float = DEVIATION) -> 
 
 def layers_of_adapter(model: Any, adapter_name: str) -> dict[str, Any]:
     """The linear layers and convolutions with this adapter, AuroRA's or LoRA's, by their path in the plain model."""
-    held = ((path, module) for path, module, names in _layers(model) if adapter_name in names)
-    return dict(by_plain_path(plain_model(model), held))
-
-
-def _layers(model: Any) -> Iterator[tuple[str, Any, Collection[str]]]:
-    """(path below all wrappers of the model, layer, names of its adapters)"""
-    for path, module in plain_model(model).named_modules():
-        if isinstance(module, AuroraLayer) and not isinstance(module, AuroraEmbedding):
-            yield path, module, module.aurora_A.keys()
-        elif isinstance(module, LoraLayer):
-            yield path, module, module.lora_A.keys()
+    plain, held = plain_model(model), []
+    for path, module in plain.named_modules():
+        if isinstance(module, LoraLayer) or (isinstance(module, AuroraLayer) and module.has_forms):
+            A: Any = module.lora_A if isinstance(module, LoraLayer) else module.aurora_A
+            held += [(path, module)] if adapter_name in A else []
+    return dict(by_plain_path(plain, held))
 
 
 def align(
@@ -71,19 +66,13 @@ def align(
     Raises:
         CalibrationError: the adapter is not at its start (B is not 0), a layer has a larger rank than was probed, or
             none of the adapter's layers was probed.
-        ValueError: no adapter of that name, or a deviation that is not above 0.
+        ValueError: a deviation that is not above 0.
     """
     require(is_number(deviation) and deviation > 0, "deviation", deviation, "a finite number above 0")
     layers = layers_of_adapter(model, adapter_name)
-    if not layers:
-        there = (name for _, _, names in _layers(model) for name in names)
-        raise no_adapter(adapter_name, there, "AuroRA or LoRA")
     known = {layer.layer: layer for layer in found.layers if layer.layer in layers}
     if not known:
-        raise CalibrationError(
-            f"None of the adapter's layers was probed: it has {next(iter(layers))}, and the probe "
-            f"{', '.join([layer.layer for layer in found.layers[:1]]) or 'nothing'}. Probe the same model."
-        )
+        raise CalibrationError(f"No layer with the adapter {adapter_name!r} was probed: probe the same model.")
     rows = {
         path: aligned_rows(layer, len(_factors(layers[path], adapter_name)[0]), deviation)
         for path, layer in known.items()

@@ -107,10 +107,10 @@ def active_adapters(model: nn.Module) -> list[str]:
     return list(active_configs(model))
 
 
-def no_adapter(name: str, there: Iterable[str], of: str = "AuroRA") -> ValueError:
-    """What to raise where a model has no adapter of that name, `of` a method, but those that are `there`."""
+def no_adapter(name: str, there: Iterable[str]) -> ValueError:
+    """What to raise where a model has no adapter of that name, but those that are `there`."""
     known = ", ".join(map(repr, dict.fromkeys(there))) or "none"
-    return ValueError(f"The model has no {of} adapter named {name!r} (there are: {known}).")
+    return ValueError(f"The model has no AuroRA adapter named {name!r} (there are: {known}).")
 
 
 def check_not_merged(path: str, layer: Any, action: str) -> None:
