@@ -37,6 +37,12 @@ def adapt(make, **fields):
     return get_peft_model(model, AuroraConfig(**fields), autocast_adapter_dtype=False).eval()
 
 
+def vectors_of(layer, x):
+    """All patches of the input, (n, d_in)."""
+    ((vectors, _),) = layer.input_pieces(x, 10**9)
+    return vectors
+
+
 def data(shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
@@ -47,7 +53,7 @@ def test_the_patches_are_what_the_base_layer_sees(case):
     model = adapt(make)
     layer, x = model.base_model.model[0], data(shape)
     base = layer.base_layer
-    patches = layer.input_vectors(x)
+    patches = vectors_of(layer, x)
     weight = base.weight.reshape(base.groups, base.out_channels // base.groups, -1)  # W0 as one matrix for each group
     n = 1 if x.dim() == layer.dimensions + 1 else len(x)
     by_group = patches.reshape(n, base.groups, -1, layer.d_in)
@@ -62,7 +68,7 @@ def test_the_patches_are_what_the_base_layer_sees(case):
 def test_patches_in_pieces_are_the_same_patches(case, rows):
     make, shape = CASES[case]
     layer, x = adapt(make).base_model.model[0], data(shape)
-    found, patches = list(layer.input_pieces(x, rows)), layer.input_vectors(x)
+    found, patches = list(layer.input_pieces(x, rows)), vectors_of(layer, x)
     pieces, groups = zip(*found, strict=True)
     assert torch.equal(torch.cat(pieces), patches)
     n, of = layer.get_base_layer().groups, torch.arange(len(patches))
@@ -80,7 +86,7 @@ def test_dynamic_form_is_eq_4_on_every_patch(case):
     layer, x = model.base_model.model[0], data(shape)
     base = layer.base_layer
     A, B = layer.aurora_A["default"].weight, layer.aurora_B["default"].weight
-    z = layer.sigma("default", layer.input_vectors(x) @ A.T)  # (n * groups * positions, r)
+    z = layer.sigma("default", vectors_of(layer, x) @ A.T)  # (n * groups * positions, r)
     n = 1 if x.dim() == layer.dimensions + 1 else len(x)
     z = z.reshape(n, base.groups, -1, 3)
     rows = B.reshape(base.groups, -1, 3)
@@ -108,7 +114,7 @@ def test_the_calibrated_matrix_is_the_least_squares_solution():
     inputs = [torch.randn(8, 4, 7, 5, generator=GENERATOR, dtype=torch.float64) for _ in range(3)]
     report = calibrate(model, inputs)
     layer = model.base_model.model[0]
-    patches = torch.cat([layer.input_vectors(x) for x in inputs])
+    patches = torch.cat([vectors_of(layer, x) for x in inputs])
     z = patches @ layer.aurora_A["default"].weight.T
     sigma = layer.sigma("default", z)
     linear = torch.linalg.lstsq(z, sigma).solution.T @ layer.aurora_A["default"].weight

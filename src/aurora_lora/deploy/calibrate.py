@@ -348,7 +348,7 @@ class _Products:
         if not shared:
             fits = self.product.shape == one.total.shape and self.product.device == one.total.device
             self.product = self.product.zero_() if fits else torch.zeros_like(one.total)
-        for vectors in self.runner.pieces(layer, x):
+        for vectors, _ in self.runner.pieces(layer, x):
             one.vectors += len(vectors)
             device = one.total.device
             sigmas = {

@@ -279,7 +279,7 @@ class _LayerSums:
 
     def see(self, x: Tensor) -> None:
         """Take in the input of the layer."""
-        for vectors, groups in self.runner.grouped_pieces(self.layer, x):
+        for vectors, groups in self.runner.pieces(self.layer, x):
             x = vectors.to(self.layer.aurora_A[self.name].weight.dtype)  # what the layer computes with
             sigma = to_float64(self.layer.sigma(self.name, self.layer.hidden_values(self.name, x)))  # (n, r)
             self.n += len(sigma)

@@ -39,7 +39,7 @@ def hidden_values(model: nn.Module, batches: Any) -> dict[tuple[str, str], Tenso
     with trained_state(model), Runner(model, "hidden_values") as runner:
 
         def keep(layer: AuroraLayer, name: str, pieces: list[Tensor], x: Tensor) -> None:
-            pieces.extend(layer.hidden_values(name, vectors).float().cpu() for vectors in runner.pieces(layer, x))
+            pieces.extend(layer.hidden_values(name, vectors).float().cpu() for vectors, _ in runner.pieces(layer, x))
 
         watched: list[tuple[AuroraLayer, Callable[[Tensor], None]]] = []
         for path, layer, name in active_layers(model):

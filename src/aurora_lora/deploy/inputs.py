@@ -391,34 +391,27 @@ class Runner:
         return inputs
 
     def vectors(self, module: nn.Module, x: Tensor) -> Tensor:
-        """(n, d_in): the vectors of the input x that the weight of `module` acts on, but for padding.
+        """(n, d_in): the vectors of the input x of a linear layer, but for padding."""
+        # the encoder's output itself, or it transposed
+        known = self._encoded
+        is_fed = known is not None and known.data_ptr() == x.data_ptr() and known.numel() == x.numel()
+        names = ["attention_mask", "decoder_attention_mask"]
+        for name in names if is_fed or module in self._in_encoder else reversed(names):
+            mask = self.masks.get(name)
+            if mask is None:
+                continue
+            mask = mask.to(x.device)  # a model over several devices
+            if x.shape[:-1] == mask.shape:
+                return x[mask]
+            if x.shape[:-1] == mask.T.shape:  # of a model that puts tokens first
+                return x.transpose(0, 1)[mask]
+            if x.dim() == 2 and len(x) == mask.numel():
+                return x[mask.flatten()]
+        return x.reshape(-1, x.shape[-1])
 
-        The patches of a convolution are all taken: a mask of token positions says nothing about them.
-        """
-        if not input_geometry(module):
-            # the encoder's output itself, or it transposed
-            known = self._encoded
-            is_fed = known is not None and known.data_ptr() == x.data_ptr() and known.numel() == x.numel()
-            names = ["attention_mask", "decoder_attention_mask"]
-            for name in names if is_fed or module in self._in_encoder else reversed(names):
-                mask = self.masks.get(name)
-                if mask is None:
-                    continue
-                mask = mask.to(x.device)  # a model over several devices
-                if x.shape[:-1] == mask.shape:
-                    return x[mask]
-                if x.shape[:-1] == mask.T.shape:  # of a model that puts tokens first
-                    return x.transpose(0, 1)[mask]
-                if x.dim() == 2 and len(x) == mask.numel():
-                    return x[mask.flatten()]
-        return module.input_vectors(x) if isinstance(module, AuroraLayer) else x.reshape(-1, x.shape[-1])
-
-    def pieces(self, module: Any, x: Tensor) -> Iterator[Tensor]:
-        """`vectors`, the patches of a convolution a few at a time."""
-        return (vectors for vectors, _ in self.grouped_pieces(module, x))
-
-    def grouped_pieces(self, module: Any, x: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """`pieces`, of a convolution with the group (n,) that each patch is of."""
+    def pieces(self, module: Any, x: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """`vectors`; of a convolution all patches, as a mask of token positions says nothing about them, a few at a
+        time, with the group (n,) that each is of."""
         if input_geometry(module):
             yield from module.input_pieces(x, rows_of_piece(module.d_in))
         else:

@@ -72,18 +72,21 @@ class _AuroraConv(AuroraLayer):
         B = lora_B.view(*lora_B.shape, *[1] * self.dimensions)
         return {"lora_A.weight": lora_A.view(len(lora_A), -1, *base.kernel_size), "lora_B.weight": B}
 
-    def input_vectors(self, x: Tensor) -> Tensor:
-        """The patches of each group, (N * groups * positions, d_in), padding included as the convolution sees it."""
-        return self._patches(x).reshape(-1, self.d_in)
-
     def input_pieces(self, x: Tensor, rows: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """`input_vectors` a few at a time, (n, d_in), with the group (n,) that each is of: `rows` of them, or those
-        along the last axes where these are more.
+        """The patches of each group a few at a time, (n, d_in), padding included as the convolution sees it, with the
+        group (n,) that each is of: `rows` of them, or those along the last axes where these are more.
 
         Laid out all at once, they are as many times the input as the kernel has places.
         """
         base: Any = self.get_base_layer()
-        patches = self._patches(x)
+        x = x.unsqueeze(0) if x.dim() == self.dimensions + 1 else x
+        mode = "constant" if base.padding_mode == "zeros" else base.padding_mode
+        x = functional.pad(x, base._reversed_padding_repeated_twice, mode=mode)
+        x = x.reshape(len(x) * base.groups, x.shape[1] // base.groups, *x.shape[2:])
+        for i in range(self.dimensions):  # each appends its window as a last dimension
+            reach = base.dilation[i] * (base.kernel_size[i] - 1) + 1
+            x = x.unfold(2 + i, reach, base.stride[i])[..., :: base.dilation[i]]
+        patches = x.movedim(1, 1 + self.dimensions)  # (N * groups, *positions, channels of a group, *kernel), a view
         groups = torch.arange(len(patches), device=x.device) % base.groups
         lines = max(1, rows // math.prod(patches.shape[2 : 1 + self.dimensions]))
         images = max(1, lines // patches.shape[1])
@@ -91,19 +94,6 @@ class _AuroraConv(AuroraLayer):
             for piece in some.split(lines, dim=1):
                 vectors = piece.reshape(-1, self.d_in)
                 yield vectors, of_some.repeat_interleave(len(vectors) // len(of_some))
-
-    def _patches(self, x: Tensor) -> Tensor:
-        """(N * groups, *positions, channels of a group, *kernel): a view of the padded input."""
-        base: Any = self.get_base_layer()
-        if x.dim() == self.dimensions + 1:
-            x = x.unsqueeze(0)
-        mode = "constant" if base.padding_mode == "zeros" else base.padding_mode
-        x = functional.pad(x, base._reversed_padding_repeated_twice, mode=mode)
-        x = x.reshape(len(x) * base.groups, x.shape[1] // base.groups, *x.shape[2:])
-        for i in range(self.dimensions):  # each appends its window as a last dimension
-            reach = base.dilation[i] * (base.kernel_size[i] - 1) + 1
-            x = x.unfold(2 + i, reach, base.stride[i])[..., :: base.dilation[i]]
-        return x.movedim(1, 1 + self.dimensions)
 
     @property
     def input_geometry(self) -> tuple[Any, ...]:

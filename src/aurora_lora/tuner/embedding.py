@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..errors import FormError
 from .layer import AuroraLayer, of_base
 
 
@@ -62,7 +61,3 @@ class AuroraEmbedding(AuroraLayer):
     def as_lora(self, lora_A: Tensor, lora_B: Tensor) -> dict[str, Tensor]:
         """LoRA keeps those of an embedding as bare parameters."""
         return {"lora_embedding_A": lora_A, "lora_embedding_B": lora_B}
-
-    def input_vectors(self, x: Tensor) -> Tensor:
-        """Raise a FormError: there is nothing to fit a linear map to."""
-        raise FormError("An embedding has one form, which is linear already: it is never calibrated.")

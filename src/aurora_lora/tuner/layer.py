@@ -334,13 +334,9 @@ class AuroraLayer(nn.Module, BaseTunerLayer):
         """Factors (r, d_in) and (d_out, r) under the names and in the shapes that PEFT's LoRA has for such a module."""
         return {"lora_A.weight": lora_A, "lora_B.weight": lora_B}
 
-    @abstractmethod
-    def input_vectors(self, x: Tensor) -> Tensor:
-        """(n, d_in): the vectors of the input x that the base weight acts on."""
-
     @property
     def input_geometry(self) -> tuple[Any, ...]:
-        """What decides, beside x, which vectors `input_vectors` gives; empty where each position is one."""
+        """What decides, beside x, which vectors the base weight acts on; empty where each position is one."""
         return ()
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -532,10 +528,6 @@ class AuroraLinear(AuroraLayer):
     def as_weight(self, matrix: Tensor) -> Tensor:
         """(d_out, d_in), or its transpose for Conv1D."""
         return matrix.T if self.fan_in_fan_out else matrix  # also while another base layer stands in
-
-    def input_vectors(self, x: Tensor) -> Tensor:
-        """x (..., d_in) -> (n, d_in)."""
-        return x.reshape(-1, x.shape[-1])
 
 
 def _is_hooked(module: nn.Module) -> bool:
