@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from aurora_lora import cli
-from aurora_lora.lab.experiments.plan import architecture, dry_run
+from aurora_lora.lab.experiments.dry_run import dry_run
+from aurora_lora.lab.experiments.plan import architecture
 from aurora_lora.train import card, load_recipe, load_run, recipe_files, train
 from aurora_lora.train.measuring import evaluate, ranking
 from aurora_lora.train.merging import merge

@@ -115,7 +115,7 @@ def _progress(title: str, runs: int) -> Iterator[_Bar]:
 
 def _print_runs(todo: Reproduction, gpu: str | None, as_json: bool) -> None:
     """`aurora reproduce --dry-run`."""
-    from aurora_lora.lab.experiments.plan import describe, plan_tables
+    from aurora_lora.lab.experiments.dry_run import describe, plan_tables
 
     rows = describe(todo, gpu)
     if as_json:

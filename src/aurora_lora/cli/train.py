@@ -130,7 +130,7 @@ def _train_subject(plan: Any, output: Path) -> Any:
 def _show_plan(plan: RunRecipe, output: Path | None, gpu: str | None, as_json: bool) -> None:
     """`aurora train --dry-run`: what the run of a recipe will be."""
     quiet()
-    from aurora_lora.lab.experiments.plan import dry_run, run_rows
+    from aurora_lora.lab.experiments.dry_run import dry_run, run_rows
 
     with stderr().status(f"loading the data of {plan.task_title}"):
         record = dry_run(

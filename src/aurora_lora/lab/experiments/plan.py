@@ -1,4 +1,4 @@
-"""`--dry-run`: parameters, steps, memory and hours of a run or of a suite, from the shapes of its model and its recipe.
+"""What a run will need: parameters, memory and hours, from the shapes of its model and its recipe.
 
 The parameters are exact: those of the model without its numbers, on PyTorch's meta device, with the method on it.
 Memory and time follow from widths and lengths by formulas, and are estimates: time is right within a factor of about 2.
@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
 from importlib.resources import files
-from pathlib import Path
-from statistics import fmean
+from itertools import dropwhile
 from typing import Any, NamedTuple
 
 import psutil
@@ -22,9 +21,9 @@ import transformers
 from torch import nn
 
 from ...data.loading import NO_CODE, cannot_load
-from ...data.models import MODELS, PretrainedHere, is_missing
+from ...data.models import MODELS, PretrainedHere
 from ...diffusion.recipe import SubjectRecipe
-from ...errors import ArgumentError, UserError, abridged, counted, unknown
+from ...errors import ArgumentError, UserError, counted, unknown
 from ...extras import extra
 from ...files import located
 from ...forms import CALIBRATED
@@ -32,17 +31,11 @@ from ...machine import usable_cores
 from ...methods import ParameterCounts, count_parameters, get_method
 from ...methods.base import apply_method
 from ...methods.start import ordinary
-from ...text_table import TextTable
-from ...train.data import notes
 from ...train.kind_facts import FACTS
-from ...train.kinds import kind_of
 from ...train.kinds.choices import BEAMS, LOGITS, NEW_TOKENS
 from ...train.models import PRECISIONS, check_attention, frozen_dtype, load_config, positions, quantization_of
-from ...train.publish import check_recipe
-from ...train.recipe import ModelSection, Recipe, RunRecipe, examples_of_a_step, steps_of_an_epoch
+from ...train.recipe import ModelSection, Recipe, RunRecipe, examples_of_a_step
 from ...train.recipe_files import parse
-from ...train.run import check_contamination, load_data
-from .reproduce import Reproduction
 
 _KNOWN = parse((files("aurora_lora.lab.experiments") / "tables" / "plan.yaml").read_text(encoding="utf-8"), "plan.yaml")
 CONFIGS, LENGTHS, GPUS = (_KNOWN[name] for name in ("configs", "lengths", "gpus"))
@@ -54,11 +47,6 @@ WHOLE_UPDATES = {"fourierft": 1, "hira": 1, "neat": 1, "sine-lora": 2, "loran": 
 """Matrices of a weight's size, in float32, that are kept of each layer by methods that compute the whole update."""
 TRAINED_LAYER_S, FORWARD_LAYER_S = 2e-3, 0.7e-3
 """Seconds that a layer takes at least on a GPU, trained and run."""
-ESTIMATES = "Memory and time are estimates from shapes"
-LESS = (
-    "Smaller training.batch_size with more gradient_accumulation_steps, training.gradient_checkpointing=true or "
-    "training.precision=bf16 need less."
-)
 
 
 class Machine(NamedTuple):
@@ -101,10 +89,10 @@ def architecture(name: str, revision: str | None = None) -> Any:
 
 
 class Sizes(NamedTuple):
-    """The examples of each split, the tokens of its texts on average and at most, where known, and the labels."""
+    """The examples of each split, the tokens of a text on average and at most, where known, and the labels."""
 
     examples: Mapping[str, int | None]
-    lengths: Mapping[str, Sequence[float]]
+    tokens: Sequence[float] | None
     labels: int
 
     @classmethod
@@ -115,20 +103,21 @@ class Sizes(NamedTuple):
         there = {"train": task.train_examples, **task.held_out}
         splits = ("train", "validation", *recipe.test_sets)
         examples = {name: wanted.get(name, section.test_size) or there.get(name) for name in splits}
-        lengths = dict.fromkeys(splits, LENGTHS[section.name]) if section.name in LENGTHS else {}
-        return cls(examples, lengths, task.num_labels)
+        return cls(examples, LENGTHS.get(section.name), task.num_labels)
 
 
 class Shapes(NamedTuple):
-    """A model without numbers: its parameters; the bytes that are there all the time, of the weights and of AdamW's
-    moments; the weights that an example is multiplied with; the bytes that calibrating the widest layer takes; and of
-    each layer the bytes that autograd keeps, a constant and for each token."""
+    """A model without numbers: its parameters; bytes that are there all the time, of weights and of AdamW's moments;
+    weights that an example is multiplied with; bytes of calibrating the widest layer; how many layers there are; and
+    bytes that autograd keeps of all of them, at least and for each token."""
 
     params: ParameterCounts
     held: float
     multiplied: int
     calibration: float
-    layers: tuple[tuple[float, float], ...]
+    layers: int
+    constant: float
+    slope: float
 
 
 def shapes(recipe: Recipe, labels: int) -> Shapes:
@@ -156,53 +145,43 @@ def _shapes(
             raise cannot_load("model", name, error) from error
         output = getattr(model.get_output_embeddings(), "weight", None)
         model = apply_method(method, model, FACTS[kind].task_type)
-    params, every = count_parameters(model), list(model.modules())
+    params, every = count_parameters(model), list[Any](model.modules())
     if (budget := fields.get("budget")) is not None:  # about what it comes to
         params = replace(params, adapter=budget, total=params.total - params.adapter + budget)
-    size = sum(one.nbytes for one in model.parameters())
     frozen = [one.weight for one in every if isinstance(one, nn.Linear) and not one.weight.requires_grad]
-    if quantization and (narrow := [one for one in frozen if one is not output]):  # the widest as it is computed with
-        size += sum(QUANTISED[quantization] * one.numel() - one.nbytes for one in narrow) + max(
-            x.nbytes for x in narrow
-        )
+    narrow = [one for one in frozen if quantization and one is not output]
+    size = sum(one.nbytes for one in model.parameters()) - sum(one.nbytes for one in narrow)
+    size += sum(QUANTISED[quantization or ""] * one.numel() for one in narrow)
     tables = {one.weight for one in every if isinstance(one, nn.Embedding)}
-    looked_up = sum(one.numel() for one in tables if one is not output)
-    layers: list[tuple[float, float]] = []
-    for block in max((list(one) for one in every if isinstance(one, nn.ModuleList)), key=len, default=[]):
-        is_reached = any(map(any, layers)) or any(one.requires_grad for one in block.parameters())
-        layers.append(_kept(block, config.get_text_config(), precision, method_name) if is_reached else (0.0, 0.0))
-    widest = max((one.base_layer.weight[0].numel() for one in every if hasattr(one, "base_layer")), default=0)
-    calibration = 24.0 * widest**2 if CALIBRATED in method.forms else 0.0  # the moment and twice its factor, in float64
-    held = size + 8.0 * (params.adapter + params.head)
-    return Shapes(params, held, params.total - looked_up, calibration, tuple(layers))
+    blocks = max((list(one) for one in every if isinstance(one, nn.ModuleList)), key=len, default=[])
+    reached = dropwhile(lambda block: not any(one.requires_grad for one in block.parameters()), blocks)
+    width, adapted = PRECISIONS[precision].itemsize, [one for one in every if hasattr(one, "base_layer")]
+    inside = {part for one in adapted for part in one.modules()}
+    slope, constant = sum(_kept(block, config.get_text_config(), width) for block in reached), 0.0
+    for one in (one for one in every if one in adapted or (isinstance(one, nn.Linear) and one not in inside)):
+        if any(x.requires_grad for x in (one.parameters() if one in adapted else [one.weight])):
+            weight = getattr(one, "base_layer", one).weight
+            of_trained = [part for part in one.modules() if isinstance(part, nn.Linear) and part.weight.requires_grad]
+            drops = one in adapted and any(isinstance(part, nn.Dropout) and part.p for part in one.modules())
+            slope += (width + 4 * drops) * max((part.in_features for part in of_trained), default=weight[0].numel())
+            slope += 2 * width * len(weight) * bool(len(getattr(one, "lora_magnitude_vector", ())))
+            constant += 4.0 * weight.numel() * WHOLE_UPDATES.get(method_name, 0)
+    widest = max((one.base_layer.weight[0].numel() for one in adapted), default=0)
+    calibration = 24.0 * widest**2 * (CALIBRATED in method.forms)  # the moment and twice its factor, in float64
+    held, multiplied = size + 8.0 * (params.adapter + params.head), sum(x.numel() for x in tables if x is not output)
+    return Shapes(params, held, params.total - multiplied, calibration, max(len(blocks), 1), constant, slope)
 
 
-def _kept(block: nn.Module, config: Any, precision: str, method: str) -> tuple[float, float]:
-    """What autograd keeps of a layer of width h with a feed-forward of width m: queries, keys, values and outputs of a
-    fused attention; the inputs of the norms in float32; m for the activation, 3 m where it is gated; the masks of
-    dropout; the input of each trained weight, shared in one module but in float32; whole updates of a method."""
-    width, h, every = PRECISIONS[precision].itemsize, config.hidden_size, list[Any](block.modules())
-    m, heads = getattr(config, "intermediate_size", 4 * h), getattr(config, "num_attention_heads", 1)
+def _kept(block: nn.Module, config: Any, width: int) -> float:
+    """Bytes that autograd keeps for each token of a layer of width h with a feed-forward of width m, but for the inputs
+    of trained weights: queries, keys, values and outputs of a fused attention; inputs of the norms, in float32; m for
+    the activation, 3 m where it is gated; masks of dropout."""
+    h, every = config.hidden_size, list[Any](block.modules())
+    m = getattr(config, "intermediate_size", 4 * h)
     is_gated = sum(isinstance(one, nn.Linear) and (one.in_features, one.out_features) == (h, m) for one in every) == 2
-    attention = 4 * heads * (getattr(config, "head_dim", None) or h // heads)
-    masks = 2 * h if getattr(config, "hidden_dropout_prob", 0) else 0
     norms = sum(4 * one.weight.numel() for one in every if type(one).__name__.endswith("Norm"))
-    slope, constant = norms + width * (attention + (3 * m if is_gated else m) + masks) + 4 * heads, 0.0
-    adapted, shared = {part for one in every if hasattr(one, "base_layer") for part in one.modules()}, set()
-    for parent, one in [(above, one) for above in every if above not in adapted for one in above.children()]:
-        trained = [part for part in one.modules() if isinstance(part, nn.Linear) and part.weight.requires_grad]
-        if not (any(weight.requires_grad for weight in one.parameters()) if one in adapted else one in trained):
-            continue
-        weight = getattr(one, "base_layer", one).weight
-        d_in = max((part.in_features for part in trained), default=weight[0].numel())
-        drops = one in adapted and any(isinstance(part, nn.Dropout) and part.p for part in one.modules())
-        if drops or width < 4 or (parent, d_in) not in shared:
-            slope += d_in * (width + 4 * drops)
-        shared.add((parent, d_in))
-        if one in adapted:
-            slope += 2 * len(weight) * width * bool(len(getattr(one, "lora_magnitude_vector", ())))
-            constant += 4.0 * weight.numel() * WHOLE_UPDATES.get(method, 0)
-    return constant, float(slope)
+    masks = 2 * h if getattr(config, "hidden_dropout_prob", 0) else 0
+    return float(norms + width * (4 * h + (3 * m if is_gated else m) + masks))
 
 
 def estimate(recipe: Recipe, sizes: Sizes, on: Machine) -> tuple[float, float | None]:
@@ -211,49 +190,43 @@ def estimate(recipe: Recipe, sizes: Sizes, on: Machine) -> tuple[float, float | 
     training, task, found = recipe.training, recipe.task, shapes(recipe, sizes.labels)
     whole = architecture(recipe.model, recipe.base.revision)
     config, width = whole.get_text_config(), PRECISIONS[training.precision].itemsize
-    limit = min(task.max_length or task.definition.max_length, positions(config) or 2**31)
-    most = (whole.image_size // whole.patch_size) ** 2 + 1 if hasattr(whole, "image_size") else limit
-    lengths = {name: [min(one, most) for one in sizes.lengths.get(name, (most, most))] for name in sizes.examples}
-    vocabulary, is_causal = getattr(config, "vocab_size", 0), task.kind.task_type == "CAUSAL_LM"
+    most = min(task.max_length or task.definition.max_length, positions(config) or 2**31)
+    if hasattr(whole, "image_size"):
+        most = (whole.image_size // whole.patch_size) ** 2 + 1
+    mean, longest = (min(one, most) for one in sizes.tokens or (most, most))
+    vocabulary = config.vocab_size if task.kind.task_type == "CAUSAL_LM" else 0
     inner = 3 * width * getattr(config, "intermediate_size", 4 * config.hidden_size)  # three tensors at work at a time
     batch = min(training.batch_size, sizes.examples["train"] or training.batch_size)
-    seen = batch * lengths["train"][1]
+    seen = batch * longest
     learned = seen if task.loss_on == "all" else min(seen, batch * (task.kind.learned_tokens or seen))
-    head = 12 * learned * vocabulary if is_causal else 0
-    layers = [constant + slope * seen for constant, slope in found.layers] or [0.0]
-    passing = max(sum(layers), inner * seen) + head
+    kept, head = found.constant + found.slope * seen, 12 * learned * vocabulary
+    passing = max(kept, inner * seen) + head
     if training.gradient_checkpointing:  # layers keep their inputs, and one of them all
-        passing = len(layers) * width * config.hidden_size * seen + max(head, 1.5 * max(layers))
+        passing = found.layers * width * config.hidden_size * seen + max(head, 1.5 * kept / found.layers)
     gradients = 4 * (found.params.adapter + found.params.head)
     before = gradients if training.gradient_accumulation_steps > 1 else 0
     step = max(gradients, before + passing + 8 * config.hidden_size * seen)
+    is_written = task.scorer == "generated"
     rows = min(training.eval_batch_size, max(n or training.eval_batch_size for n in sizes.examples.values()))
-    length = max(longest for _, longest in lengths.values())
-    scored = (
-        rows * (task.definition.classes or 5) * (task.kind.learned_tokens or 1)
-        if task.kind.has_choices
-        else rows * length
-    )
-    at_work = rows * length * (BEAMS if task.scorer == "generated" else 1)
-    evaluation = inner * at_work + 12 * min(LOGITS, scored * vocabulary) * is_causal
+    scored = (task.definition.classes or 5) * (task.kind.learned_tokens or 1) if task.kind.has_choices else longest
+    evaluation = inner * rows * longest * (BEAMS if is_written else 1) + 12 * min(LOGITS, rows * scored * vocabulary)
     memory = found.held + max(step, evaluation, found.calibration)
     if None in sizes.examples.values():
         return memory, None
 
-    def seconds(split: str, each: float, at_once: int, passes: float, layer: float) -> float:
+    def seconds(split: str, tokens: float, at_once: int, passes: float, layer: float) -> float:
         count = sizes.examples[split] or 0
-        launching = 0.0 if on.cores else len(found.layers) * layer * math.ceil(count / at_once)
-        work = 2 * passes * found.multiplied * each * count
-        return max(work / on.speed(training.precision), launching)
+        launching = 0.0 if on.cores else found.layers * layer * math.ceil(count / at_once)
+        return max(2 * passes * found.multiplied * tokens * count / on.speed(training.precision), launching)
 
     def scoring(split: str) -> float:
-        each = lengths[split][0] + task.kind.scored_tokens
-        each += BEAMS * (each + NEW_TOKENS) * (task.scorer == "generated" and split in recipe.test_sets)
-        return seconds(split, each, training.eval_batch_size, 1, FORWARD_LAYER_S)
+        written = BEAMS * (mean + NEW_TOKENS) if is_written and split in recipe.test_sets else 0
+        tokens = mean + task.kind.scored_tokens + written
+        return seconds(split, tokens, training.eval_batch_size, 1, FORWARD_LAYER_S)
 
     passes = 1 + (found.params.adapter > 0) * (1 + training.gradient_checkpointing)
     passes += found.params.adapter > found.params.total / 2
-    padded = math.sqrt(math.prod(lengths["train"]))  # of a batch: between the mean and the longest
+    padded = math.sqrt(mean * longest)  # of a batch: between the mean and the longest
     took = training.epochs * (seconds("train", padded, batch, passes, TRAINED_LAYER_S) + scoring("validation"))
     took += len(recipe.method.forms) * sum(map(scoring, {"validation", *recipe.test_sets}))
     return memory, (took + 10 + found.held / 0.5e9) / 3600
@@ -284,10 +257,8 @@ def subject_needs(recipe: SubjectRecipe, on: Machine) -> tuple[ParameterCounts, 
     memory = weight * (params.total - params.adapter + AUTOENCODER) + passing + 16 * params.adapter
     looks = 1 + math.ceil(training.steps / recipe.validation.every) + forms
     scored = 0 if recipe.scores is None else len(recipe.scores.prompts) * recipe.scores.images_per_prompt
-    drawing = (2 if recipe.validation.guidance_scale > 1 else 1) * recipe.validation.inference_steps + 1
-    passes = (3 if training.gradient_checkpointing else 2) * examples_of_a_step(training) * training.steps
-    passes += recipe.validation.noise_samples * looks
-    passes += (len(recipe.validation_prompts) * looks + scored * forms) * drawing
+    passes = (2 + training.gradient_checkpointing) * examples_of_a_step(training) * training.steps
+    passes += 2 * (len(recipe.validation_prompts) * looks + scored * forms) * recipe.validation.inference_steps
     took = passes * 6.761e12 * size / on.speed(training.precision)
     return params, memory, (took + 10 + weight * params.total / 0.5e9) / 3600
 
@@ -311,107 +282,3 @@ def needs(recipe: RunRecipe, on: Machine, sizes: Sizes | None = None) -> dict[st
         "hours": None if hours is None else float(f"{hours:.3g}"),
         "machine": f"{on.memory_gb:.0f} GB of one {on.name}",
     }
-
-
-def dry_run(
-    recipe: RunRecipe, gpu: str | None = None, output: Path | None = None, say: Callable[[Iterable[str]], Any] = list
-) -> dict[str, Any]:
-    """What a run will train, whether it fits a machine, and how long it takes. Data are loaded and checked as a
-    training does it; weights are not.
-
-    Args:
-        recipe: of the run.
-        gpu: see `machine`.
-        output: folder of the run, which is looked at alone.
-        say: takes the lines about the data that a training begins with.
-    """
-    record, sizes, steps = dict[str, Any](), None, None
-    if output is not None:
-        check_recipe(output, recipe)
-    if isinstance(recipe, Recipe):
-        check_contamination(recipe)
-        sizes = Sizes.known(recipe)
-        if is_missing(recipe.model):
-            say([f"{recipe.model} is pretrained first, and what makes its images is not there yet: no data are loaded"])
-        else:
-            data = load_data(recipe, kind_of(recipe.task.definition).processor(recipe.base))
-            record = data.record or {}
-            say(notes(record))
-            lengths = {name: (fmean(of), max(of)) for name, of in data.lengths.items() if of}
-            examples = {name: len(split) for name, split in data.splits.items()}
-            sizes = Sizes(examples, lengths, len(data.labels) or data.task.num_labels)
-        if (rows := sizes.examples["train"]) is not None:
-            epoch, of_a_step = steps_of_an_epoch(recipe.training, rows), min(examples_of_a_step(recipe.training), rows)
-            steps = {"all": epoch * recipe.training.epochs, "epoch": epoch, "examples": of_a_step}
-    elif isinstance(recipe, SubjectRecipe):
-        steps = {"all": recipe.training.steps, "examples": examples_of_a_step(recipe.training)}
-    mean, longest = sizes.lengths.get("train", (None, None)) if sizes else (None, None)
-    return {
-        "recipe": recipe.name,
-        "seed": recipe.seed,
-        "model": recipe.model,
-        "task": recipe.task_title,
-        "method": recipe.method.name,
-        **needs(recipe, machine(gpu), sizes),
-        "examples": record.get("examples") or (sizes.examples if sizes else {}),
-        "rows": record.get("packed"),
-        "texts": {"mean": mean, "longest": longest},
-        "steps": steps,
-    }
-
-
-def describe(todo: Reproduction, gpu: str | None = None) -> list[dict[str, Any]]:
-    """One row for each run of a suite: what it is, what it needs on a machine (that of the suite, or else this one, if
-    None), and whether it is done."""
-    on, rows = machine(gpu or todo.suite.gpu), []
-    known = {name: needs(job.recipe, on) for (name, seed), job in todo.jobs.items() if seed == todo.seeds[0]}
-    for (name, seed), job in todo.jobs.items():
-        about = {"model": job.recipe.model, "data": job.recipe.task.name, "method": job.recipe.method.name}
-        there = {"status": job.status(), "folder": str(job.folder)}
-        rows.append({"recipe": name, "seed": seed, **about, **known[name], **there})
-    return rows
-
-
-def plan_tables(title: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[TextTable]:
-    """A table for each model, one line for each recipe, and below it what all runs come to."""
-    left = [row for row in rows if row["status"] != "finished"]
-    took = f"about {_time(sum(row['hours'] or 0.0 for row in left))}, one after the other"
-    note = f"{counted(len(rows), 'run')}, {len(left)} of them to do: {took}. "
-    if too_large := list(dict.fromkeys(row["recipe"] for row in left if not row["fits"])):
-        note += f"{len(too_large)} of them do NOT fit in the {rows[0]['machine']}: {abridged(too_large, 3)}. {LESS} "
-    for model in (models := list(dict.fromkeys(row["model"] for row in rows))):
-        table = TextTable(f"{title}: {model}", ["recipe", "params", "memory", "time", "done"], align="lr")
-        for recipe in dict.fromkeys(row["recipe"] for row in rows if row["model"] == model):
-            first, *_ = runs = [row for row in rows if row["recipe"] == recipe]
-            memory = f"{first['memory_gb']:.1f} GB{'' if first['fits'] else '!'}"
-            done = f"{sum(row['status'] == 'finished' for row in runs)}/{len(runs)}"
-            params = f"{first['params']['adapter'] / 1e6:,.3f}M"
-            table.rows.append([recipe, params, memory, _time(first["hours"]), done])
-        table.note = f"{note}{ESTIMATES}. Params are trained; the head is not among them." * (model == models[-1])
-        yield table
-
-
-def run_rows(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What one run of `dry_run` trains, needs and takes: a name and a value for each row."""
-    params, texts, steps = run["params"], run["texts"], run["steps"]
-    yield "model", f"{run['model']}, {params['total']:,} parameters in all"
-    trained = f"{params['adapter']:,} trained ({100 * params['adapter'] / params['total']:.3g}%)"
-    yield "method", f"{run['method']}, {trained}, {params['head']:,} in the head"
-    sizes = ", ".join(f"{count:,} {name}" for name, count in run["examples"].items() if count is not None)
-    packed = f"; packed into {run['rows']:,} rows to train on" if run["rows"] else ""
-    yield "data", run["task"] + f": {sizes}{packed}" * bool(sizes)
-    if texts["mean"] is not None:
-        yield "tokens", f"{texts['longest']:,} in the longest text, {texts['mean']:,.0f} on average"
-    if steps is not None:
-        epochs = f", {steps['epoch']:,} an epoch" if "epoch" in steps else ""
-        yield "steps", f"{steps['all']:,} in all{epochs}, of {steps['examples']:,} examples each"
-    fits = "it fits" if run["fits"] else "it does NOT fit"
-    yield "memory", f"about {max(run['memory_gb'], 0.1):.1f} GB at the peak, of {run['machine']}: {fits}"
-    yield "time", "not known: the data were not loaded" if run["hours"] is None else f"about {_time(run['hours'])}"
-    yield "", f"{'' if run['fits'] else LESS + ' '}{ESTIMATES}. Nothing was trained."
-
-
-def _time(hours: float | None) -> str:
-    if hours is None:
-        return "?"
-    return f"{max(60 * hours, 1):.0f} min" if hours < 1 else f"{hours:,.1f} h"
