@@ -6,7 +6,7 @@
 
 `linear` is one linear layer, over a grid of tokens and widths, and compiled; `minilm-l6` and `smollm2-135m` are whole
 models, compiled with --compile; `scaling` is the cost against tokens, width, rank and layers, and larger models on
-paper. OUTPUT/WORKLOAD.json is written as it is finished, with its figures; what is there is not run again.
+paper. OUTPUT/WORKLOAD.json is written as it is finished; what is there is not run again.
 """
 
 import argparse
@@ -41,7 +41,7 @@ from aurora_lora.train.models import load_base_model, load_causal_model, load_to
 from aurora_lora.tuner import aurora_layers
 
 from . import counts, paper_costs
-from .speed_report import LAYER, tables, write_figures
+from .speed_report import LAYER, tables
 from .timing import Action, cpu_seconds, cuda_seconds, interleave, paired_difference, paired_ratio
 
 Batch = dict[str, Tensor]
@@ -552,7 +552,6 @@ def main() -> None:
             with on_device, inductor.patch({"cpp.enable_kernel_profile": True}):
                 write_json(path, run(workload, compiled, args))
         record = read_json(path)
-        write_figures(record, path.with_suffix(""))
         for table in tables(record):
             print(f"{table.title}\n\n{table.markdown()}\n")
 

@@ -68,7 +68,7 @@ def main() -> None:
     put("versions", {"versions": versions_table(read("versions.json"))})
     put("reliability", reliability_tables(read("reliability/fuzz.json")))
     put("conformance", conformance_tables(read("conformance.json")))
-    put("performance", parts(RESULTS / "bench", FIGURES))
+    put("performance", parts(RESULTS / "bench"))
     deploy()
     quantised()
     theory()

@@ -8,19 +8,10 @@ from typing import Any
 
 from aurora_lora.files import read_json
 from aurora_lora.text_table import TextTable
-from benchmarks.speed_report import Record, interval_text, on_paper, shown_case, tables, write_figures
+from benchmarks.speed_report import Record, interval_text, on_paper, shown_case, tables
 
-FIGURES = {
-    "linear": "Time of one layer by variant",
-    "linear-compiled": "Time of one layer by variant, compiled",
-    "minilm-l6": "Time of MiniLM-L6 by variant",
-    "smollm2-135m": "Time of SmolLM2-135M by variant",
-    "scaling": "Milliseconds against tokens, width, rank, layers and adapters",
-}
-GRID = "Training step over tokens and widths"
-SLOPES = (
-    "Slope: the exponent e of the best fit of milliseconds = c value^e; 1 where twice the value takes twice as long."
-)
+WORKLOADS = ("linear", "linear-compiled", "minilm-l6", "smollm2-135m", "scaling")
+MISSING = "Not measured yet: `make bench`, then `make docs`."
 DYNAMIC = "aurora-dynamic"
 CALLS = 34
 """The target of AuroRA's calls of a layer, forward and backward."""
@@ -28,43 +19,31 @@ STEPS = ("minilm-l6", "MiniLM-L6", 1.02), ("smollm2-135m", "SmolLM2-135M", 1.01)
 """Workload, name, and target of the ratio of AuroRA's training step to LoRA's."""
 
 
-def parts(results: Path, figures: Path) -> dict[str, str]:
+def parts(results: Path) -> dict[str, str]:
     """Markdown by the name of its place in the page; what is not measured yet says how to measure it.
 
     Args:
         results: where `make bench` has written.
-        figures: where the figures go, beside the page.
 
     Raises:
         UserError: a file there is of something else.
     """
-    found_in = {name: results / f"{name}.json" for name in FIGURES}
+    found_in = {name: results / f"{name}.json" for name in WORKLOADS}
     records: dict[str, Record] = {name: read_json(path) for name, path in found_in.items() if path.exists()}
-    found = {"bench-targets": targets(records).markdown(), "bench-paper": _missing("scaling")}
-    for name in FIGURES:
-        found[f"bench-{name}"] = _missing(name.removesuffix("-compiled"))
+    found = {"bench-targets": targets(records).markdown(), "bench-paper": MISSING}
+    for name in WORKLOADS:
+        found[f"bench-{name}"] = MISSING
     for name, known in records.items():
-        found[f"bench-{name}"] = _section(known, name, figures)
+        found[f"bench-{name}"] = _section(known)
         if name == "scaling":
             found["bench-paper"] = on_paper(known).markdown()
     return found
 
 
-def _missing(workload: str) -> str:
-    return "Not measured yet: `make bench`, then `make docs`."
-
-
-def _section(record: Record, name: str, figures: Path) -> str:
-    pictures = []
-    for path in write_figures(record, figures / f"bench-{name}"):
-        if path.suffix == ".svg":
-            title = GRID if path.stem.endswith("-grid") else FIGURES[name]
-            pictures.append(f"![{title}]({figures.name}/{path.name})")
-    if record["workload"] == "scaling":
-        pictures.append(SLOPES)
+def _section(record: Record) -> str:
     paper = on_paper(record).title if record["workload"] == "scaling" else None
     shown = [f"**{rows.title}**\n\n{rows.markdown()}" for rows in tables(record) if rows.title != paper]
-    return "\n\n".join([*pictures, *shown, environment(record)])
+    return "\n\n".join([*shown, environment(record)])
 
 
 def environment(record: Record) -> str:

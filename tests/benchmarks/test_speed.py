@@ -12,7 +12,7 @@ import torch
 
 from aurora_lora.ops import sigma, update
 from aurora_lora.ops.anl import ANL
-from benchmarks import paper_costs, speed
+from benchmarks import speed
 from benchmarks.counts import Calls, calls_of, peak_bytes, saved_bytes
 from benchmarks.speed import VARIANTS, Case, Inference, TrainingStep, build, linear_case
 from benchmarks.speed_report import tables
@@ -122,7 +122,7 @@ def test_what_inference_may_cost(layer: Case) -> None:
 
 
 @pytest.mark.slow
-def test_a_workload_gives_a_record_that_tables_and_figures_show(tmp_path: Path) -> None:
+def test_a_workload_gives_a_record_that_tables_show(tmp_path: Path) -> None:
     args = ["--quick", "--rounds", "2", "--threads", "1", "--output", str(tmp_path)]
     for workload, files in (("linear", 1), ("scaling", 1)):
         with patch.object(sys, "argv", ["speed", workload, *args]), patch.object(speed, "units", eager):
@@ -130,7 +130,6 @@ def test_a_workload_gives_a_record_that_tables_and_figures_show(tmp_path: Path) 
         record = json.loads((tmp_path / f"{workload}.json").read_text())
         shown = [table.markdown() for table in tables(record)]
         assert len(shown) > files
-        assert (tmp_path / f"{workload}.svg").exists()
     entries = {
         one["variant"]: one for one in json.loads((tmp_path / "linear.json").read_text())["cases"][0]["variants"]
     }
@@ -141,29 +140,3 @@ def test_a_workload_gives_a_record_that_tables_and_figures_show(tmp_path: Path) 
 
 def eager(workloads: list[str], compiled: bool) -> list[tuple[str, str, bool]]:
     return [(name, name, False) for name in workloads]
-
-
-def test_exponents_and_ratios_from_times_that_are_made_up() -> None:
-    assert speed.fit([1, 2, 4], [3, 12, 48])["exponent"] == pytest.approx(2)
-    assert speed.fit([1, 2, 3], [1.0, 0.0, 2.0]) is None
-    seconds = {("lora-r8", False): [2.0, 4.0], ("lora-r8", True): [1.0, 2.0], ("x", True): [3.0, 6.0]}
-    found = speed.ratios(("x", True), seconds, "lora-r8")
-    assert found["ratio"]["median"] == pytest.approx(3)
-    assert found["ratio_to_eager"]["median"] == pytest.approx(1.5)
-    assert "ratio_to_itself_eager" not in found
-
-
-def test_costs_on_paper() -> None:
-    found = {(one["model"]["name"], one["method"]): one for one in paper_costs.costs(14, 33)}
-    lora, ours = (found["LLaMA3-8B", name] for name in ("LoRA r=8", "AuroRA r=2"))
-    assert ours["parameters"] == 3_542_144
-    assert lora["calls"] == 14 * 5 * 32
-    assert ours["model"]["parameters"] == 8_030_261_248
-    assert ours["state_bytes"] == 4 * 4 * 3_542_144  # weights, gradients and the two moments, 4 bytes a number
-    # x in bfloat16, in 32 blocks: that of q, k and v, that of up, and that of down
-    assert lora["saved_bytes_1k_with_x"] - lora["saved_bytes_1k"] == 1000 * 32 * 2 * (4096 + 4096 + 14336)
-    # an entry of A or B takes part in three products of a step, one of the frozen base in two; no embedding, no norms
-    base = 8_030_261_248 - 128_256 * 4096 - 65 * 4096
-    assert lora["flops_of_base"] == pytest.approx(3 * lora["parameters"] / (2 * base))
-    # tanh twice, H, Horner's scheme, W_s, sum and place; tanh', H twice, both schemes, W_s and the slope, the rest
-    assert paper_costs.anl_flops(2) == 2 * ((2 + 4 + 48 + 16 + 2) + (2 * 3 + 8 + 2 * 48 + 32 + 3))

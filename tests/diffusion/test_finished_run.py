@@ -123,12 +123,6 @@ def test_the_images_of_a_run_are_not_replaced(runs: dict[str, Any]) -> None:
     assert (run.folder / "grid.png").read_bytes() == kept
 
 
-def test_other_commands_name_those_that_take_it(aurora: Train, runs: dict[str, Any]) -> None:
-    (answer,) = aurora({"args": ["gap", str(runs["aurora"])], "folder": str(runs["aurora"])})
-    assert answer["status"] == 2
-    assert "`aurora export` and `aurora generate` take it" in answer["stderr"]
-
-
 @pytest.mark.slow
 def test_other_methods(train: Train, aurora: Train, tmp_path: Path) -> None:
     """In half precision; with why there is no LoRA of diffusers, and the images of the run's end by `generate`."""

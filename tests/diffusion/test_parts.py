@@ -248,13 +248,6 @@ def test_images_of_a_data_set(images: Path, tmp_path: Path, monkeypatch: pytest.
 # ---------------------------------------------------------------- fidelity
 
 
-def test_a_missing_diffusers_is_said(model: Path, images: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "diffusers", None)
-    recipe = validate_as(SubjectRecipe, tiny.recipe(model, images), "tiny")
-    with pytest.raises(UserError, match=r"'diffusers' is missing: pip install 'aurora-lora\[diffusion\]'"):
-        load_diffusion(recipe, needed_prompts(recipe), torch.device("cpu"))
-
-
 def test_code_of_a_folders_own_never_runs(
     model: Path, images: Path, clip_folder: Path, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,18 +1,12 @@
 """Recipes of subject-driven generation: defaults, and mistakes in plain words."""
 
-import inspect
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aurora_lora import calibrate
-from aurora_lora.deploy.calibrate import LEAST_RIDGE_OF_SLICES
-from aurora_lora.diffusion.recipe import DiffusionCalibrationSection, SubjectRecipe
+from aurora_lora.diffusion.recipe import SubjectRecipe
 from aurora_lora.errors import UserError
-from aurora_lora.train.recipe import CalibrationSection, load_recipe, validate_as
-from aurora_lora.train.recipe_files import dump
-from aurora_lora.train.trainer import CalibrationCallback
+from aurora_lora.train.recipe import validate_as
 
 PLAIN: dict[str, Any] = {
     "name": "dog",
@@ -33,14 +27,6 @@ def test_defaults_are_those_of_the_paper() -> None:
     assert recipe.validation_prompts == ("A photo of a sks dog",)
     assert recipe.test_sets == ()
     assert validate_as(SubjectRecipe, recipe.resolved(), "x") == recipe
-
-
-def test_the_ridge_of_a_recipe_is_that_of_calibrate() -> None:
-    """From LEAST_RIDGE_OF_SLICES on, GPUs where float64 is slow need none of it."""
-    of_calls = [inspect.signature(call).parameters["ridge"].default for call in (calibrate, CalibrationCallback)]
-    of_recipes = [section().ridge for section in (CalibrationSection, DiffusionCalibrationSection)]
-    (ridge,) = {*of_calls, *of_recipes}
-    assert ridge >= LEAST_RIDGE_OF_SLICES
 
 
 def test_targets_are_filled_in_for_methods_that_have_them() -> None:
@@ -72,10 +58,3 @@ def test_mistakes(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError) as error:
         validate_as(SubjectRecipe, {**PLAIN, **changes}, "dog.yaml")
     assert f"dog.yaml: {words}" in str(error.value)
-
-
-def test_other_commands_say_that_it_is_not_for_them(tmp_path: Path) -> None:
-    path = tmp_path / "recipe.yaml"
-    path.write_text(dump(PLAIN))
-    with pytest.raises(UserError, match=r"task\.name: 'dreambooth' is only for"):
-        load_recipe(path)

@@ -128,10 +128,3 @@ def test_documents_every_public_name(site: Path) -> None:
     documented |= {f"aurora_lora.{name.rpartition('.')[2]}" for name in documented if ".deploy." in name}
     public = {f"aurora_lora.{name}" for name in aurora_lora.__all__ if not name.startswith("__")}
     assert not public - documented
-
-
-@pytest.mark.slow
-def test_documents_every_command(site: Path) -> None:
-    text = (site / "command-line.html").read_text()
-    for command in ("train", "merge", "sweep", "report", "list"):
-        assert f'id="aurora-{command}"' in text

@@ -97,22 +97,6 @@ def test_the_statistic_of_a_suite(tiny_suite: MakeSuite, tmp_path: Path, statist
     assert average["ours"] == pytest.approx((110 if statistic == "median" else 350 / 3) / 3)
 
 
-def test_both_ends_of_the_parameters_where_runs_differ(tiny_suite: MakeSuite, tmp_path: Path) -> None:
-    """LoRA-drop keeps other layers on other data and from other seeds."""
-    rows = [{"name": "LoRA", "recipe": "lora-{column}"}]
-    tiny_suite(groups=[{"name": "Tiny", "rows": rows}], average="Avg.")
-    todo = prepare("tiny", "packaged", tmp_path / "runs")
-    made = {
-        (recipe, seed): {
-            "metric": {"by_form": {"merged": {"accuracy": 0.5, "pearson": 0.25}}},
-            "params": {"adapter": 2000 + 10 * seed if recipe == "lora-sentiment" else 1500},
-        }
-        for recipe, seed in todo.jobs
-    }
-    compared = compare(todo.suite, todo.cells, todo.seeds, made)
-    assert [(one["params"], one["most_params"]) for one in compared] == [(2000, 2010), (1500, 1500), (1500, 2010)]
-
-
 def test_finished_runs_are_taken_as_they_are(todo: Reproduction, monkeypatch: pytest.MonkeyPatch) -> None:
     first = next(iter(todo.jobs.values()))
     assert first.status() == "to do"

@@ -53,17 +53,6 @@ def test_overrides_and_seeds(tiny_suite: MakeSuite, tmp_path: Path) -> None:
     assert all(job.recipe.training.epochs == 2 for job in todo.jobs.values())
 
 
-@pytest.mark.parametrize(
-    ("name", "scale", "only", "message"),
-    [("tinny", "packaged", [], "'tinny' is an unknown suite; did you mean 'tiny'?")],
-)
-def test_errors(tiny_suite: MakeSuite, name: str, scale: str, only: list[str], message: str, tmp_path: Path) -> None:
-    tiny_suite()
-    with pytest.raises(UserError) as error:
-        prepare(name, scale, tmp_path, only=only)
-    assert str(error.value) == message
-
-
 def test_score_of(tiny_suite: MakeSuite) -> None:
     suite = tiny_suite()
     static, calibrated = cells(suite, ["AuroRA"])[0], cells(suite, ["AuroRA, calibrated"])[0]

@@ -348,27 +348,6 @@ def test_of_finalists_the_named_metric_decides_and_less_may_be_better(
         assert sweep.chosen(setting) == ({"training.learning_rate": 2e-2}, 2e-2)
 
 
-def test_a_form_chooses_among_its_own_finalists_alone(write: Callable[..., Path], tmp_path: Path) -> None:
-    """The dynamic form's best rate over both seeds is the third on the tuned one, and a finalist of the merged form: a
-    method with one form has two values to choose from, and so has each form of a method with several."""
-    rates, scores = [1e-3, 3e-2, 1e-1], {1e-3: (0.7, 0.9), 3e-2: (0.8, 0.7), 1e-1: (0.9, 0.5)}
-
-    def by_seed(job: Job) -> Outcome:
-        outcome = fake_forms(job)
-        assert outcome.result is not None
-        score = scores[job.recipe.training.learning_rate][job.recipe.seed]
-        outcome.result["metric"].get("validation_by_form", {}).get("dynamic", {})["accuracy"] = score
-        return outcome
-
-    tuning = {"budget": 3, "space": {"training.learning_rate": rates}, "each_form": True, "finalists": 2}
-    sweep = Sweep(load_study(write(tuning=tuning)), tmp_path / "out", engine(by_seed))
-    sweep.tune()
-    sweep.run_seeds()
-    _, aurora = sweep.summary()["settings"]
-    assert aurora["chosen_by_form"]["dynamic"] == {"training.learning_rate": 3e-2}
-    assert sweep.job(sweep.study.settings[1], {"training.learning_rate": 1e-3}, 1).result() is not None  # it was run
-
-
 def test_of_equal_finalists_the_loss_decides(write: Callable[..., Path], tmp_path: Path) -> None:
     """Equal are means that the rounding of a sum alone tells apart, too."""
     scores = {1e-3: (0.51, 0.81), 3e-2: (0.50, 0.82)}

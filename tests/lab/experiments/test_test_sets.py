@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import tiny
-from rich.console import Console
 
 from aurora_lora.data import TASKS, SplitSizes
 from aurora_lora.errors import UserError
@@ -17,7 +16,6 @@ from aurora_lora.lab.experiments.reproduce import prepare
 from aurora_lora.lab.experiments.suite import Suite
 from aurora_lora.lab.report.paper import compare
 from aurora_lora.train import load_run, train
-from aurora_lora.train.finished_run import examples_scored, print_run
 from aurora_lora.train.measuring import evaluate
 from aurora_lora.train.recipe import Recipe, validate
 
@@ -58,21 +56,6 @@ def of(values: dict[str, Any]) -> Of:
         return validate({**values, "task": {**values["task"], "test_sets": list(sets)}}, "tiny")
 
     return made
-
-
-def test_a_single_set(of: Of, tmp_path: Path) -> None:
-    for was_there in (False, True):
-        finished = train(of("boolq"), tmp_path / "run")
-        assert finished.was_finished == was_there
-        metric = finished.result["metric"]
-        assert metric["by_test_set"] == {"boolq": metric["by_form"]}
-        assert examples_scored(finished.result) == "16 examples of boolq"
-        console = Console(width=80)
-        with console.capture() as printed:
-            print_run(console, finished)
-        assert "tiny-sets: 16 examples of boolq" in printed.get()
-    del metric["by_test_set"]  # as an earlier version wrote it
-    assert examples_scored(finished.result) == "16 examples of boolq"
 
 
 def test_further_sets_are_scored_without_training(of: Of, tmp_path: Path) -> None:

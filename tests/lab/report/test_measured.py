@@ -87,22 +87,6 @@ def test_sigma_has_a_panel_for_each_layer() -> None:
         sigma_figure(record(0, 2))
 
 
-def test_sigma_of_deep_models_many_channels_and_layers_of_one_name() -> None:
-    figure = sigma_figure(record(32, 8, "static"))
-    shown = [ax.get_title(loc="left") for ax in figure.axes if ax.get_title(loc="left").startswith("value")]
-    assert (len(shown), shown[0], shown[-1]) == (8, "value 0", "value 31")
-    assert figure.get_suptitle() == "sigma along channels 1 and 2 of 8, the others at 0; z of the columns of A"
-    kinds = ("attention.output.dense", "intermediate.dense", "output.dense")
-    names = [f"bert.layer.{n}.{kind}" for n in range(3) for kind in kinds if (n, kind) != (1, "intermediate.dense")]
-    figure = sigma_figure(record([*names, "bert.pooler.dense"], 2))
-    titles = {title: ax for ax in figure.axes if (title := ax.get_title(loc="left"))}
-    expected = [f"{name.removeprefix(f'bert.layer.{name[11]}.')} {name[11]}" for name in names]
-    assert [*titles] == [*expected, "bert.pooler.dense"]
-    figure.draw_without_rendering()
-    left = {title: round(ax.bbox.x0) for title, ax in titles.items()}
-    assert left["output.dense 1"] == left["output.dense 0"] != left["intermediate.dense 0"]
-
-
 # ---------------------------------------------------------------- the trajectory of the updates
 
 LAYERS = {"bert.q": (6, 5), "bert.v": (4, 5)}

@@ -2,14 +2,11 @@
 
 import json
 import re
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from aurora_lora.errors import UserError
 from aurora_lora.lab.report.page import figures_of, write_figures, write_page
-from aurora_lora.lab.report.runs import Section, load_sections
+from aurora_lora.lab.report.runs import load_sections
 from aurora_lora.lab.report.study import section_tables
 
 
@@ -72,11 +69,3 @@ def test_what_applies_is_written_and_why_the_rest_does_not(runs: Path, tmp_path:
     (why,) = (made for kind, made in figures_of(sections[0]) if kind.name == "gap")
     assert isinstance(why, UserError)
     assert re.search(r"gap\.json cannot be read", str(why))
-
-
-def test_each_section_has_a_folder(
-    results: list[dict[str, Any]], load: Callable[[list[dict[str, Any]]], Section], tmp_path: Path
-) -> None:
-    section = load(results)
-    written, _ = write_figures([replace(section, title="A b"), section], tmp_path / "f")
-    assert {path.parent.relative_to(tmp_path / "f").as_posix() for path in written} == {"a-b", "t-m"}

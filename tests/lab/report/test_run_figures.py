@@ -3,13 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-import pandas as pd
 import pytest
 
 from aurora_lora.errors import UserError
 from aurora_lora.forms import STATIC
 from aurora_lora.lab.report.figures import FORM_STYLES, GREY, about, colour, style
-from aurora_lora.lab.report.run_figures import curves_figure, rank_figure, rates_figure, score_figure
+from aurora_lora.lab.report.run_figures import curves_figure, rank_figure, score_figure
 from aurora_lora.lab.report.runs import Section
 from aurora_lora.lab.report.tables import half_interval
 from aurora_lora.methods import METHODS
@@ -117,91 +116,3 @@ def test_a_method_has_one_colour() -> None:
     assert colour("AuroRA paper r=2 (static)") == colour("aurora-paper", STATIC) == FORM_STYLES[STATIC]["color"]
     assert colour("ours") == GREY
     assert len({colour(name) for name in ("aurora", "lora", "dora", "moslora", "pissa", "bitfit", "vera", "full")}) == 8
-
-
-# ---------------------------------------------------------------- score against learning rate
-
-RATE, HEAD = "training.learning_rate", "training.head_learning_rate"
-Trials = list[tuple[dict[str, float], float | None]]
-
-
-def tried(**settings: Trials) -> tuple[dict[str, Any], pd.DataFrame]:
-    """A study.json and a table of settings; of a name such as `lora_r2` the line and the rank."""
-    summary, rows = [], []
-    for name, trials in settings.items():
-        line, _, rank = name.partition("_r")
-        shown = [{"values": values, "validation": score} for values, score in trials]
-        summary.append({"name": name, "chosen": trials[0][0], "trials": shown})
-        rows.append({"setting": name, "line": line, "rank": float(rank or "nan"), "method": "lora", "deployed": "m"})
-    return {"settings": summary}, pd.DataFrame(rows)
-
-
-def points(ax: Any) -> list[list[Any]]:
-    """Of the lines of a panel that have marks."""
-    return [
-        [tuple(point) for point in line.get_xydata().tolist()]
-        for line in ax.lines
-        if line.get_marker() in ("o", "s", "^") and line.get_linestyle() == "None" and line.get_markersize() < 9
-    ]
-
-
-def rings(ax: Any) -> list[list[float]]:
-    return [line.get_xydata().tolist()[0] for line in ax.lines if line.get_markersize() == 9]
-
-
-def crosses(ax: Any) -> list[float]:
-    return [x for line in ax.lines if line.get_marker() == "x" for x in line.get_xdata()]
-
-
-def test_a_panel_for_each_method_with_its_ranks() -> None:
-    summary, scores = tried(
-        lora_r2=[({RATE: 1e-2}, 0.8), ({RATE: 1e-3}, 0.7)],
-        lora_r8=[({RATE: 1e-3}, 0.9), ({RATE: 1e-2}, 0.75)],
-        bitfit=[({RATE: 1e-3}, 0.6), ({RATE: 1e-2}, 0.65)],
-        probe=[({RATE: 1e-3}, 0.6)],  # one rate: nothing to draw
-    )
-    figure = rates_figure(summary, scores, "accuracy")
-    lora, bitfit = figure.axes
-    assert [ax.get_title(loc="left") for ax in figure.axes] == ["lora", "bitfit"]
-    assert points(lora) == [
-        [pytest.approx((1e-3, 70)), pytest.approx((1e-2, 80))],
-        [pytest.approx((1e-3, 90)), pytest.approx((1e-2, 75))],
-    ]
-    assert rings(lora) == [pytest.approx([1e-2, 80]), pytest.approx([1e-3, 90])]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["r=2", "r=8"]
-    assert points(bitfit) == [[pytest.approx((1e-3, 60)), pytest.approx((1e-2, 65))]]
-    assert lora.get_ylim() == bitfit.get_ylim()
-    assert lora.get_xlim() == bitfit.get_xlim()
-    assert figure.get_supylabel() == "validation accuracy, %"
-
-
-def test_another_kind_of_rate_has_no_place_on_the_axis() -> None:
-    """It would stretch it far beyond the others', as a head's score does the other one."""
-    both = {"probe": [({HEAD: 1e-1}, 0.3), ({HEAD: 1.0}, 0.2)], "lora": [({RATE: 1e-3}, 0.7), ({RATE: 1e-2}, 0.6)]}
-    summary, scores = tried(**both)
-    (lora,) = rates_figure(summary, scores, "accuracy").axes
-    assert points(lora) == [[pytest.approx((1e-3, 70)), pytest.approx((1e-2, 60))]]
-    (probe,) = rates_figure(summary, scores[:1], "accuracy").axes  # alone it is what the study is of
-    assert points(probe) == [[pytest.approx((1e-1, 30)), pytest.approx((1.0, 20))]]
-
-
-def test_a_score_far_behind_or_none_is_a_cross_on_the_edge() -> None:
-    good: Trials = [({RATE: 1e-3}, 0.7), ({RATE: 1e-2}, 0.6)]
-    lora = rates_figure(*tried(lora=[*good, ({RATE: 3e-2}, -2.0), ({RATE: 1e-1}, None)], bitfit=good), "captured").axes[
-        0
-    ]
-    assert crosses(lora) == [3e-2, 1e-1]
-    assert points(lora) == [[pytest.approx((1e-3, 70)), pytest.approx((1e-2, 60))]]
-    assert lora.get_ylim()[0] > -100
-    worse: Trials = [({RATE: 1e-3}, 0.4), ({RATE: 1e-2}, 0.5), ({RATE: 1e-1}, 90.0)]
-    lora = rates_figure(*tried(lora=worse, bitfit=worse[:2]), "nll").axes[0]  # less is better
-    assert crosses(lora) == [1e-1]
-    assert lora.get_ylim()[1] < 2
-
-
-def test_of_two_tuned_fields_the_best_at_each_rate() -> None:
-    grid = [(1e-3, 0.1, 0.8), (1e-2, 0.1, 0.6), (1e-3, 0.2, 0.7), (1e-2, 0.2, 0.5)]
-    study = tried(lora=[({RATE: r, HEAD: h}, score) for r, h, score in grid])
-    for metric, low, high in (("accuracy", 80, 60), ("nll", 0.7, 0.5)):
-        (lora,) = rates_figure(*study, metric).axes
-        assert points(lora) == [[pytest.approx((1e-3, low)), pytest.approx((1e-2, high))]]

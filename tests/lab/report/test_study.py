@@ -12,7 +12,6 @@ from aurora_lora.lab.report.study import (
     answers,
     chosen_values,
     convergence_note,
-    every_answer,
     missing_note,
     note,
     split_note,
@@ -126,11 +125,6 @@ def test_a_verdict_is_about_the_whole_interval(low: float, high: float, margin: 
     assert between(low, high, margin=margin).verdict == verdict
 
 
-def test_of_a_loss_less_is_better() -> None:
-    assert between(0.01, 0.03, "nll").verdict == "worse"
-    assert between(-0.03, -0.01, "nll").verdict == "better"
-
-
 def test_the_margin_of_a_question(summary: dict[str, Any]) -> None:
     for one in summary["settings"]:
         for form in one["by_form"].values():
@@ -180,23 +174,6 @@ def test_scores_that_are_not_finite(summary: dict[str, Any]) -> None:
     assert "| Better |" not in page  # nothing to compare
     assert len(study_tables(summary)) == 2
     assert aurora["by_form"]["static"]["accuracy"]["scores"] == [None, 0.7, None]
-
-
-def test_questions_are_answered_by_the_likelihood_too(summary: dict[str, Any]) -> None:
-    for one, worse in zip(summary["settings"], ([0.5, 0.6, 0.5], [0.4, 0.45, 0.4]), strict=True):
-        for form in one["by_form"].values():
-            form["nll"] = {"scores": worse, "mean": 0.5, "std": 0.1}
-    (accuracy, _), (nll, by_nll) = every_answer(summary)
-    assert (accuracy, nll) == ("accuracy %", "neg. log-likelihood")
-    assert by_nll[0].difference == pytest.approx((-0.1 - 0.15 - 0.1) / 3)
-    assert (
-        "| question | first | second | neg. log-likelihood, difference | 95% interval | first vs second |"
-        in study_page(summary)
-    )
-    assert [table.title for table in study_tables(summary)][:2] == [
-        "accuracy %, first less second",
-        "neg. log-likelihood, first less second",
-    ]
 
 
 @pytest.mark.parametrize(

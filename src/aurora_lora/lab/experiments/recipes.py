@@ -88,8 +88,7 @@ def named(kind: RecipeKind) -> dict[str, Found]:
 def find(given: Path | str, kind: RecipeKind) -> Found:
     """What a user means by a name or a file.
 
-    As `file_named`, with the names of cells before a file that is called so. The words of a cell's name may come in any
-    order: `table1/lora-rte-base` is `table1/base-lora-rte`.
+    As `file_named`, with the names of cells before a file that is called so.
 
     Args:
         given: a name or a file's name; a `Path` is always a file.
@@ -106,19 +105,11 @@ def find(given: Path | str, kind: RecipeKind) -> Found:
     known = {**files, **named(kind)}
     if (found := known.get(name, file)) is not None:
         return found
-    for other, found in known.items():
-        if _words(other) == _words(name):
-            return found
     others: dict[str, Collection[str]] = {"suite": suites(), "study": named("study"), "recipe": named("recipe")}
     for (other, names), command in zip(others.items(), ("reproduce", "sweep", "train"), strict=True):
         if name in names:
             raise UserError(f"'{name}' is a {other}, not a {kind}: aurora {command} {name}")
     raise UserError(f"'{name}' is no file, and an {unknown(kind, known, name, f'`aurora list {_LISTS[kind]}`')}")
-
-
-def _words(name: str) -> tuple[str, list[str]]:
-    suite, _, words = name.rpartition("/")
-    return suite, sorted(words.split("-"))
 
 
 def load_any(given: Path | str, overrides: Sequence[str] = ()) -> RunRecipe:

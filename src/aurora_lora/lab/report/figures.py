@@ -127,12 +127,12 @@ def fitted(label: str, inches: float) -> str:
     return "\n".join(wrap(label, max(12, int(inches / (1.2 * LETTER)))))
 
 
-def legend(figure: Figure, ax: Axes, *, above: bool = False) -> None:
-    """One legend for all panels, below them or above."""
+def legend(figure: Figure, ax: Axes) -> None:
+    """One legend for all panels, below them."""
     handles, names = ax.get_legend_handles_labels()
     columns = legend_columns(names, figure.get_figwidth())
     look: dict[str, Any] = {"frameon": False, "fontsize": 8, "handlelength": 2.4, "columnspacing": 1.0}
-    figure.legend(handles, names, loc="outside upper right" if above else "outside lower left", ncols=columns, **look)
+    figure.legend(handles, names, loc="outside lower left", ncols=columns, **look)
 
 
 def draw_range(ax: Axes, x: Sequence[float], values: Sequence[Sequence[float]], **look: Any) -> None:

@@ -17,7 +17,7 @@ from ...files import read_json, reading, slug, write_json, write_text
 from ...text_table import TextTable
 from .figures import about, literal, save
 from .measured import GAP, SIGMA, gap_figure, sigma_figure, trajectories, trajectories_figure
-from .run_figures import curves_figure, rank_figure, rates_figure, score_figure
+from .run_figures import curves_figure, rank_figure, score_figure
 from .runs import Section
 from .study import convergence_note, section_tables
 from .tables import spread
@@ -52,13 +52,6 @@ class FigureKind:
     title: str
     note: str
     make: Callable[[Section], Iterable[Made]]
-
-
-def _rates(section: Section) -> list[Made]:
-    if section.study is None:
-        raise UserError("score against learning rate needs the study.json of aurora sweep, with what was tried")
-    chosen_by = section.study["study"]["tuning"].get("metric") or section.scores["selected_by"].iloc[0]
-    return [Made(rates_figure(section.study, section.scores, chosen_by))]
 
 
 def _trajectories(section: Section) -> list[Made]:
@@ -99,16 +92,6 @@ KINDS = (
         "Score against rank",
         f"Bars: 95% interval of the mean over the seeds. {BEST}",
         lambda section: [Made(rank_figure(section.scores, section.metric))],
-    ),
-    FigureKind(
-        "rates",
-        "Score against learning rate",
-        "Validation score of every run that a setting was tuned with, on one seed, a panel for each method; grey: the "
-        "other settings. Ring: the rate that was chosen; where the best few were run over all seeds, their mean "
-        "decides, which need not be the best on this one. Cross on the edge: a score beyond it, or a run that failed. "
-        "Where a second field was tuned, the best of the runs with this rate. What is tuned by the head's rate is left "
-        "out.",
-        _rates,
     ),
     FigureKind(
         "curves",

@@ -1,24 +1,21 @@
-"""Figures of a set of runs: scores (Figure 1), score against rank (Figure 5), learning curves, and score against
-learning rate."""
+"""Figures of a set of runs: scores (Figure 1), score against rank (Figure 5), and learning curves."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from textwrap import wrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ...data.metrics import Metric, metric_named
+from ...data.metrics import metric_named
 from ...errors import UserError
-from .figures import GREY, GRID, LETTER, WIDTH, fitted, legend, new_figure, panels, style
+from .figures import GRID, LETTER, WIDTH, fitted, legend, new_figure, panels, style
 from .runs import best, evaluations
 from .tables import count, half_interval, mean
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 MOST_CURVES = 7
@@ -183,117 +180,3 @@ def _bars(several: Sequence[Sequence[float]], scale: float) -> list[float] | Non
     """Half the intervals of some means; not a number, which is not drawn, of one seed."""
     halves = [scale * half_interval(values) for values in several]
     return None if all(map(math.isnan, halves)) else halves
-
-
-# ---------------------------------------------------------------- score against learning rate
-
-
-RATES = ("training.learning_rate", "training.head_learning_rate")
-"""The fields that are a learning rate; the first that any setting was tuned by is shown."""
-COLUMNS, PAGE, ROW = 3, 6.6, 1.25
-"""Panels beside each other, and inches."""
-MOST_NAMED = 5
-"""Rates that are named below a panel; of more, the powers of ten."""
-
-
-def rates_figure(summary: Mapping[str, Any], scores: pd.DataFrame, metric_name: str) -> Figure:
-    """The validation score of every trial against its learning rate, a panel for each method with its ranks; grey are
-    the others. A rank has the same marker and line in every panel. A ring marks the rate that was chosen. What is far
-    behind, or failed, lies on the edge as a cross. Settings that were tuned by another kind of rate are left out, as a
-    linear probe, and so are those that were tried with one; of the trials with one rate the best is shown.
-
-    Args:
-        summary: the study.json.
-        scores: see `measured`.
-        metric_name: of the validation scores.
-
-    Raises:
-        UserError: no setting was tried with two rates.
-    """
-    metric, tried = metric_named(metric_name), dict[str, pd.Series]()
-    settings = {one["name"]: one for one in summary["settings"] if one["name"] in set(scores["setting"])}
-    field = next((name for name in RATES if any(name in one["chosen"] for one in settings.values())), None)
-    for name, one in settings.items():
-        trials = [(trial["values"][field], trial["validation"]) for trial in one["trials"] if field in one["chosen"]]
-        of_rate = pd.DataFrame(trials, columns=["rate", "score"]).astype(float).groupby("rate")["score"]
-        if of_rate.ngroups > 1:
-            tried[name] = metric.scale * (of_rate.min() if metric.lower_is_better else of_rate.max())
-    if not tried:
-        raise UserError("score against learning rate needs a setting that was tried with two of them")
-    shown = scores[scores["setting"].isin(tried)].drop_duplicates("setting")
-    lines = [of for _, of in shown.groupby("line", sort=False)]
-    columns = min(COLUMNS, len(lines))
-    rows = -(-len(lines) // columns)
-    figure, axes = new_figure(columns, PAGE * max(columns, 2) / COLUMNS, 0.7 + ROW * rows, rows=rows)
-    worst, high = _limits([of.dropna() for of in tried.values()], metric)
-    ranks = sorted(shown["rank"].dropna().unique())
-    margin = 0.08 * (high - worst) or (-1e-3 if metric.lower_is_better else 1e-3)  # all the same
-    worst, high = worst - margin, high + margin
-    for ax, of in zip(axes, lines, strict=False):
-        for name in (name for name in tried if name not in set(of["setting"])):
-            ax.plot(tried[name].index, tried[name], color="#D9D9D9", linewidth=0.7, zorder=1)
-        for one in of.itertuples():
-            place = ranks.index(one.rank) if one.rank in ranks else len(ranks)
-            look = {**style(place, one.method, one.deployed), "zorder": 3}
-            _draw_trials(ax, tried[one.setting], settings[one.setting]["chosen"][field], metric, worst, look)
-        ax.set_xscale("log")
-        ax.set_ylim(*sorted((worst, high)))
-        ax.set_title("\n".join(wrap(of["line"].iloc[0], 30)), fontsize=7.5, loc="left")
-        ax.tick_params(labelsize=7)
-    if len(ranks) > 1:
-        for place, rank in enumerate(ranks):
-            axes[0].plot([], [], label=f"r={rank:g}", markersize=4.5, **{**style(place, ""), "color": GREY})
-        legend(figure, axes[0], above=True)
-    _share(axes, len(lines), columns, sorted({rate for of in tried.values() for rate in of.index}))
-    figure.supylabel(fitted(f"validation {metric.axis}", 0.4 + ROW * rows), fontsize=8.5)
-    figure.supxlabel("learning rate", fontsize=8.5)
-    return figure
-
-
-def _limits(tried: Sequence[pd.Series], metric: Metric) -> tuple[float, float]:
-    """Where the score's axis ends, at its bad end and its good one. A rate that is too high may score any number, and
-    would leave no room for the rest: what is much farther behind than the settings' best, and most scores, is beyond.
-    """
-    several = [[metric.sign * score for score in of] for of in tried if len(of)]
-    if not several:
-        raise UserError("score against learning rate needs a trial with a score")
-    every, tops = [score for of in several for score in of], [max(of) for of in several]
-    high = max(every)
-    behind = max(1.5 * (high - min(tops)), 2 * statistics.median(high - score for score in every))
-    return metric.sign * max(min(every), high - behind - 0.01 * abs(high)), metric.sign * high
-
-
-def _draw_trials(
-    ax: Axes, tried: pd.Series, chosen: float, metric: Metric, worst: float, look: Mapping[str, Any]
-) -> None:
-    """A setting's line, with a ring at the rate that was chosen; a cross on the edge is a trial beyond it, or one
-    without a score."""
-    inside = tried[metric.sign * tried >= metric.sign * worst]
-    line = {key: value for key, value in look.items() if key not in ("marker", "markerfacecolor")}
-    ax.plot(tried.index, tried, linewidth=1.3, **line)
-    on_top: dict[str, Any] = {"linestyle": "none", "clip_on": False}
-    if len(inside):  # a layout takes a line of no points for one at the corner of the figure
-        ax.plot(inside.index, inside, **{**look, **on_top, "linewidth": 1.3}, markersize=4.5)
-    if len(beyond := tried.index.difference(inside.index)):
-        ax.plot(beyond, [worst] * len(beyond), color=look["color"], marker="x", markersize=5, zorder=4, **on_top)
-    if chosen in inside:
-        ring = {"marker": "o", "markersize": 9, "markerfacecolor": "none", "color": look["color"]}
-        ax.plot([chosen], [inside[chosen]], zorder=4, **ring, **on_top)
-
-
-def _share(axes: Sequence[Axes], used: int, columns: int, rates: Sequence[float]) -> None:
-    """One pair of axes for all panels: numbers at the left and at the bottom of each column."""
-    ends = [ax.get_xlim() for ax in axes[:used]]
-    low, high = min(end[0] for end in ends), max(end[1] for end in ends)
-    for place, ax in enumerate(axes):
-        if place >= used:
-            ax.set_axis_off()
-            continue
-        if len(rates) <= MOST_NAMED:
-            ax.set_xticks(rates, [f"{rate:g}" for rate in rates])
-        ax.minorticks_off()
-        ax.set_xlim(low, high)
-        if place % columns:
-            ax.set_yticklabels([])
-        if place + columns < used:
-            ax.set_xticklabels([])
