@@ -22,6 +22,7 @@ from ..tuner.adapters import adapter_names, check_not_merged, no_adapter, plain_
 from ..tuner.calibration import MATRIX
 from ..tuner.peft_names import CONFIG_NAME, PEFT_PREFIX, SAFETENSORS_WEIGHTS_NAME
 from ..tuner.targets import exactly
+from ..values import check_finite
 from .inputs import plain_model, unwrapped
 
 PEFT, DIFFUSERS = FORMATS = ("peft", "diffusers")
@@ -88,7 +89,7 @@ def export_lora(
     factors = of_one_rank(lora_factors(model, form, adapter_name=name))
     weights = in_dtype(_state_dict(model, factors), dtype)
     others = _other_weights(model, name)
-    _check_finite(others)
+    check_finite(others.items(), "the adapter cannot be exported")
     path = Path(folder)
     settle(path)
     check_replaceable(path)
@@ -235,7 +236,7 @@ def in_dtype(weights: Mapping[str, Tensor], dtype: torch.dtype | str) -> dict[st
     kind = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if kind is None or kind not in DTYPES.values():
         raise ValueError(f"dtype={dtype!r} is not allowed: it must be one of {', '.join(DTYPES)}.")
-    _check_finite(weights)
+    check_finite(weights.items(), "the adapter cannot be exported")
     return {key: rounded(key, value, kind).contiguous().cpu() for key, value in weights.items()}
 
 
@@ -254,14 +255,6 @@ def rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
             "choose 'float32'."
         )
     return cast
-
-
-def _check_finite(weights: Mapping[str, Tensor]) -> None:
-    for key, value in weights.items():
-        if not value.isfinite().all():
-            raise NotFiniteError(
-                f"the adapter cannot be exported: {key} holds values that are not finite (NaN or infinity)"
-            )
 
 
 # -------------------------------------------------------------------- files

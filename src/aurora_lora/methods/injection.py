@@ -120,13 +120,15 @@ class Update(nn.Module):
         """s = alpha / r."""
         return self.alpha / self.r
 
-    @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """The update of the output, (..., d_out), for the input x (..., d_in)."""
+        factors = self.factors()
+        assert factors is not None  # or the method has a formula of its own
+        return linear(linear(self.dropout(x), factors[1]), factors[0])
 
     def factors(self) -> tuple[Tensor, Tensor] | None:
-        """dW as left (d_out, r) times right (r, d_in); None for an update that has no such factors."""
-        return None
+        """dW as left (d_out, r) times right (r, d_in), here s B and A; None for an update that has no such factors."""
+        return self.scaling * self.B, self.A
 
     def delta_weight(self) -> Tensor:
         """dW (d_out, d_in) with `forward(x) = dW x` in evaluation.
@@ -145,6 +147,9 @@ class WeightUpdate(Update):
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(self.dropout(x), self.delta_weight())
+
+    def factors(self) -> None:
+        return None
 
 
 def trained_dtype(weight: Tensor) -> torch.dtype:

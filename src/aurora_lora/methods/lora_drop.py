@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from ..errors import DIVERGED, UserError
 from ..temporary_attributes import kept
@@ -30,12 +29,6 @@ class LoRADropFields(LowRank):
 
 class LoRADrop(Update):
     """`dW = s B A`, in the layer itself or shared by the layers that were found unimportant."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.scaling * linear(linear(self.dropout(x), self.A), self.B)
-
-    def factors(self) -> tuple[Tensor, Tensor]:
-        return self.scaling * self.B, self.A
 
 
 LayerKind = tuple[str, int, int]

@@ -43,9 +43,6 @@ class MoSLoRA(Update):
         else:
             nn.init.kaiming_uniform_(self.mixer, a=math.sqrt(5))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.scaling * linear(linear(linear(self.dropout(x), self.A), self.mixer), self.B)
-
     def factors(self) -> tuple[Tensor, Tensor]:
         return self.scaling * self.B, self.mixer @ self.A
 
@@ -80,6 +77,9 @@ class LoDA(Update):
         z = leaky_relu(linear(z, self.M1), self.slope)
         z = leaky_relu(linear(z, self.M2), self.slope)
         return self.scaling * linear(z, self.B)
+
+    def factors(self) -> None:
+        return None
 
 
 LODA = UpdateMethod(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from types import TracebackType
 from typing import Any, TypeVar, get_args
 
 from peft import PeftMixedModel, PeftModel
@@ -184,8 +183,6 @@ class set_form:  # noqa: N801 - used as a function and as a context manager, lik
     def __enter__(self) -> set_form:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for config, eval_form in self._earlier:
             config.eval_form = eval_form
