@@ -17,13 +17,13 @@ from aurora_lora.lab.report.page import figures_of
 from aurora_lora.lab.report.runs import Section, load_results, load_sections
 from aurora_lora.lab.report.study import convergence_note
 from aurora_lora.train.recipe import load_recipe
-from make.calibration import calibration_curve, calibration_table, cost_table, forms_figure, forms_table
+from make.calibration import calibration_table, cost_table, forms_figure, forms_table
 from make.chat import chat_parts
 from make.conformance import conformance_tables
-from make.frozen_features import by_rank, counts, differences_table, headline, scores_table, skip_table
+from make.frozen_features import counts, differences_table, headline, scores_table, skip_table
 from make.method_options import aurora_fields, method_options
 from make.performance import parts
-from make.quantised_merges import cost_of_merges, merges_by_bits, merges_table, rounding_tables
+from make.quantised_merges import cost_of_merges, merges_table, rounding_tables
 from make.ranks import cost_of_probe, ranks_shown
 from make.ranks import scores_table as rank_scores_table
 from make.recipe_fields import recipe_fields
@@ -49,7 +49,7 @@ from make.worth import (
     main_answers,
     without_seed,
 )
-from theory.report import theory_figures, theory_tables
+from theory.report import theory_tables
 
 ROOT = Path(__file__).parent.parent
 DOCS, FIGURES, RESULTS = ROOT / "docs", ROOT / "docs" / "figures", ROOT / "results"
@@ -126,28 +126,21 @@ def deploy() -> None:
     put("deploy", {"forms": forms_table(results), "curve": calibration_table(curve)})
     put("deploy", {"cost": cost_table(read_all("calibration/cost-*.json"))})
     put("deploy", {"causal-lm": causal_lm_table(read_all("causal-lm/*.json"))})
-    trained = [run["dynamic"]["accuracy"] for run in curve["runs"]]
     save(about(forms_figure(results), of), FIGURES / "forms")
-    drawn = calibration_curve(curve["records"], {"accuracy": sum(trained) / len(trained)})
-    save(about(drawn, of), FIGURES / "calibration-inputs")
 
 
 def quantised() -> None:
     merges = read_all("quantized/*bit.json")
     put("quantised", {"merges": merges_table(merges), "rounding": rounding_tables(read("quantized/rounding.json"))})
     put("quantised", {"cost of merges": cost_of_merges(read("quantized/cost.json"))})
-    save(merges_by_bits(merges), FIGURES / "quantised-merges")
 
 
 def theory() -> None:
     record, runs = read("theory/theory.json"), read_runs("frozen-features")
     put("theory", {name: f"{rows.title}:\n\n{rows.markdown()}" for name, rows in theory_tables(record).items()})
-    for name, figure in theory_figures(record).items():
-        save(figure, FIGURES / name)
     texts = {"answer": headline, "scores": scores_table, "differences": differences_table}
     texts |= {"skip": skip_table, "verdicts": counts}
     put("theory", {f"frozen {name}": made(runs) for name, made in texts.items()})
-    save(by_rank(runs), FIGURES / "frozen-features")
 
 
 def ranks() -> None:

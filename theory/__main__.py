@@ -1,16 +1,15 @@
 """The paper's two propositions and its Appendix C, checked by computation; about a minute.
 
-python -m theory --output results/theory    # theory.json, and the figures
+python -m theory --output results/theory    # theory.json
 """
 
 import argparse
 from pathlib import Path
 
 from aurora_lora.files import write_json
-from aurora_lora.lab.report.figures import save
 
 from .checks import run
-from .report import theory_figures, theory_tables
+from .report import theory_tables
 
 parser = argparse.ArgumentParser(prog="python -m theory", description=__doc__)
 parser.add_argument("--output", type=Path, required=True)
@@ -19,7 +18,5 @@ args = parser.parse_args()
 record = run(args.seed)
 args.output.mkdir(parents=True, exist_ok=True)
 write_json(args.output / "theory.json", record)
-for name, figure in theory_figures(record).items():
-    save(figure, args.output / name)
 for table in theory_tables(record).values():
     print(f"{table.title}\n\n{table.markdown()}\n")

@@ -1,4 +1,4 @@
-"""All that `python -m theory` computes, as one record for its tables, its figures and theory.json."""
+"""All that `python -m theory` computes, as one record for its tables and theory.json."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from aurora_lora.ops.anl import ACTIVATIONS, SPLINES
 
 from .approximation import Adapter, best_linear, isotropic_inputs, linear_floor, mean_square, output_floor, update
 from .gradients import attacked_ratios, growth, random_ratios
-from .rank_one import check_cases, check_reach, circle
+from .rank_one import check_cases, check_reach
 from .search import fit, fit_best, fit_supremum
 
 Record = dict[str, Any]
@@ -36,7 +36,6 @@ SIGMAS = {
 """What is attacked in the check of Proposition 2.2."""
 STUDENTS = {"channelwise": AURORA, "summed": ANL(spline="summed", skip=False)}
 """What is fitted to the nonlinear targets."""
-GAINS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 ATTACK_STEPS, ATTACK_STARTS, DRAWS = 400, 16, 10_000
 REACH_SEEDS = 6
 LINEAR_SEEDS = (None, 0, 1)
@@ -61,10 +60,10 @@ def run(seed: int = 0) -> Record:
             "schema": 1,
             "versions": {"aurora-lora": __version__, "torch": torch.__version__},
             "seed": seed,
-            "appendix_c": {"cases": check_cases(4_000, seed), "reach": check_reach(REACH_SEEDS), "circle": circle()},
+            "appendix_c": {"cases": check_cases(4_000, seed), "reach": check_reach(REACH_SEEDS)},
             "gradients": gradients(seed),
             "linear": linear(seed),
-            "nonlinear": {"rank": RANK, "rows": nonlinear(seed), "gains": gains(seed)},
+            "nonlinear": {"rank": RANK, "rows": nonlinear(seed)},
         }
 
 
@@ -143,19 +142,6 @@ def nonlinear(seed: int) -> list[Record]:
     return rows
 
 
-def gains(seed: int) -> list[Record]:
-    """The teacher B tanh(tanh(gain A x)): the less linear it is, the more the best linear map leaves."""
-    x, held_out = _inputs(seed)
-    rows = []
-    for gain in GAINS:
-        f, g = _centred(gain_target(seed, gain), x, held_out)
-        whole = mean_square(g)
-        adapter, _ = fit_best(x, f, RANK, AURORA, SEEDS)
-        line = mean_square(g - held_out @ best_linear(held_out, g, RANK).T) / whole
-        rows.append({"gain": gain, "linear": line, DYNAMIC: mean_square(g - update(adapter, held_out, AURORA)) / whole})
-    return rows
-
-
 def _merges(adapter: Adapter, x: Tensor, held_out: Tensor, anl: ANL) -> dict[str, Tensor]:
     """The adapter merged: the paper's static form, and the calibrated one, with x for calibration inputs."""
     hidden = adaptive_nonlinear(x @ adapter.A.T, adapter.H, adapter.spline_weight, anl)
@@ -216,13 +202,6 @@ def nonlinear_targets(seed: int) -> dict[str, Target]:
 def teacher(A: Tensor, B: Tensor, H: Tensor, gain: float) -> Target:
     """B tanh(H tanh(gain A^T x)) for A, B (d, r): the fixed part of the ANL, linear for a small gain."""
     return lambda x: torch.tanh(torch.tanh(gain * x @ A) @ H.T) @ B.T
-
-
-def gain_target(seed: int, gain: float) -> Target:
-    """B tanh(tanh(gain A x)): the further from linear, the larger the gain."""
-    normal = _normal(seed)
-    A, B = (torch.linalg.qr(normal(SIZE, RANK))[0] for _ in range(2))
-    return teacher(A, B, torch.eye(RANK, dtype=torch.float64), gain)
 
 
 def _normal(seed: int) -> Callable[..., Tensor]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from aurora_lora.ops import ANL, adaptive_nonlinear
+from aurora_lora.ops import ANL
 
 from .search import fit_best
 
@@ -95,17 +95,6 @@ def check_reach(seeds: int) -> list[dict[str, Any]]:
         _, error = fit_best(identity, target.T, 1, anl, range(seeds))
         rows.append({"sigma": name, "distance": (2 * error) ** 0.5})  # a sum over two columns, not a mean
     return rows
-
-
-def circle() -> dict[str, list[list[float]]]:
-    """sigma(A) for A on the unit circle: the directions that each sigma gives to the rows of dW, (37, 2)."""
-    angle = torch.linspace(0, 2 * torch.pi, 37, dtype=torch.float64)
-    a = torch.stack([angle.cos(), angle.sin()], 1)
-    one = torch.ones(1, 1, dtype=torch.float64)
-    images = {"LoRA": a, "leaky_relu": functional.leaky_relu(a, 0.3)}
-    for name in ("tanh", "sigmoid", "relu"):
-        images[name] = adaptive_nonlinear(a.unsqueeze(-1), one, None, REACHES[name]).squeeze(-1)
-    return {name: [[round(entry, 4) for entry in point] for point in image.tolist()] for name, image in images.items()}
 
 
 def _largest(difference: Tensor, chosen: Tensor) -> float:

@@ -9,9 +9,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from aurora_lora.data.metrics import METRICS
-from aurora_lora.forms import CALIBRATED, DYNAMIC, FORMS, form_named
+from aurora_lora.forms import DYNAMIC, FORMS, form_named
 from aurora_lora.lab.report.figures import FORM_STYLES, draw_range, legend, new_figure
-from aurora_lora.lab.report.tables import finite, spread
+from aurora_lora.lab.report.tables import spread
 from aurora_lora.text_table import TextTable
 
 SHOWN = METRICS["accuracy"], METRICS["nll"]
@@ -93,31 +93,3 @@ def cost_table(costs: Sequence[Mapping[str, Any]]) -> str:
         model = f"{cost['model']}, {cost['layers']} layers"
         table.rows.append([model, f"{cost['examples']:,}", f"{cost['calibrate_s']:.1f}", share, memory])
     return table.markdown()
-
-
-def calibration_curve(records: Sequence[Mapping[str, Any]], trained: Mapping[str, float]) -> Figure:
-    """Accuracy and KL divergence from the trained form against the number of calibration inputs.
-
-    Args:
-        records: one for each calibration: `inputs`, `accuracy` and `kl`. Repeats are averaged, bars are
-            the range.
-        trained: the `accuracy` of the trained form.
-    """
-    figure, axes = new_figure(2, 7.2, 2.9)
-    for ax, (name, label, factor) in zip(
-        axes, (("accuracy", "test accuracy, %", 100.0), ("kl", "KL from the trained form, nats", 1.0)), strict=True
-    ):
-        groups: dict[int, list[float]] = {}
-        for record in records:
-            if finite([record[name]]):
-                groups.setdefault(record["inputs"], []).append(factor * record[name])
-        sizes = sorted(groups)
-        draw_range(ax, sizes, [groups[size] for size in sizes], label="calibrated", **FORM_STYLES[CALIBRATED])
-        ax.set_xscale("log", base=2)
-        ax.xaxis.set_major_formatter("{x:.0f}")
-        ax.set_xlabel("calibration inputs")
-        ax.set_ylabel(label)
-    axes[0].axhline(100 * trained["accuracy"], color="#000000", linewidth=0.8, label=FORMS[DYNAMIC].title)
-    axes[1].set_yscale("log")
-    legend(figure, axes[0])
-    return figure

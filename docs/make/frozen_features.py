@@ -1,16 +1,11 @@
-"""The tables and the figure of "Where the nonlinearity earns something": `benchmarks/frozen_features.py`."""
+"""The tables of "Where the nonlinearity earns something": `benchmarks/frozen_features.py`."""
 
 import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from aurora_lora.data.metrics import metric_named
-from aurora_lora.forms import DYNAMIC, STATIC
-from aurora_lora.lab.report.figures import GREY, colour, legend, new_figure
 from aurora_lora.lab.report.study import MARGIN, Answer
-from aurora_lora.lab.report.tables import half_interval
 from aurora_lora.text_table import TextTable
 
 Run = dict[str, Any]
@@ -25,13 +20,6 @@ METHODS = {
     "lora": "LoRA",
     **{method: f"AuroRA, {sigma}" for method, sigma in AURORA.items()},
     "mlp": "bottleneck, GELU",
-}
-LOOKS: dict[str, dict[str, Any]] = {
-    "lora": {"color": colour("lora"), "marker": "s", "linestyle": "--"},
-    "aurora-skip": {"color": colour("aurora"), "marker": "v", "linestyle": "-"},
-    "aurora": {"color": colour("aurora", DYNAMIC), "marker": "o", "linestyle": "-"},
-    "aurora-relu": {"color": colour("aurora", STATIC), "marker": "^", "linestyle": "-."},
-    "mlp": {"color": colour("adapter"), "marker": "D", "linestyle": ":"},
 }
 RIVALS = {"minus the head alone": HEAD, "minus LoRA": "lora", "minus the bottleneck": "mlp"}
 MERGED = "merged, minus the head alone"
@@ -184,32 +172,3 @@ def edges(runs: Sequence[Run]) -> str:
     if not at:
         return f"No chosen value of the {len(offered)} settings is at an edge of those that it was tried with."
     return f"At an edge of what they were tried with are {len(at)} of {len(offered)} settings: {', '.join(at)}."
-
-
-def by_rank(runs: Sequence[Run]) -> Figure:
-    """Every method minus the head alone, with the 95% interval of the paired seeds."""
-    found = by_setting(runs)
-    shown = subjects(runs)
-    columns = min(len(shown), 4)
-    rows = -(-len(shown) // columns)
-    figure, axes = new_figure(columns, 2.2 * columns + 0.4, 2.2 * rows + 0.6, rows)
-    for ax, (features, metric) in zip(axes, shown, strict=False):
-        ranks = ranks_of(found, features)
-        ax.axhspan(-MARGIN, MARGIN, color="#EEEEEE", zorder=0)
-        ax.axhline(0, color=GREY, linewidth=0.8)
-        for offset, (method, title) in zip((-0.16, -0.08, 0.0, 0.08, 0.16), METHODS.items(), strict=True):
-            head = found[features, HEAD, 0]
-            each = [[100 * value for value in paired(found[features, method, rank], head, metric)] for rank in ranks]
-            at = [place + offset for place in range(len(ranks))]
-            means = [statistics.mean(values) for values in each]
-            bars = list(map(half_interval, each))
-            ax.errorbar(at, means, bars, label=title, capsize=2, markersize=4, **LOOKS[method])
-        ax.set_xticks(range(len(ranks)), [f"r={rank}" for rank in ranks])
-        ax.set_title(f"{features}\n({metric})", fontsize=8, loc="left")
-        ax.tick_params(labelsize=8)
-    for ax in axes[len(shown) :]:
-        ax.set_visible(False)
-    for ax in axes[::columns]:
-        ax.set_ylabel("minus the head alone, points", fontsize=8)
-    legend(figure, axes[0])
-    return figure

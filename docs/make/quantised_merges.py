@@ -1,12 +1,9 @@
-"""The table, the figure and the costs of docs/quantised.md."""
+"""The tables and the costs of docs/quantised.md."""
 
 import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from matplotlib.figure import Figure
-
-from aurora_lora.lab.report.figures import GREY, GRID, colour, legend, new_figure
 from aurora_lora.text_table import TextTable
 
 Record = Mapping[str, Any]
@@ -49,29 +46,6 @@ def merges_table(records: list[Record]) -> str:
             ends = [f"{mean('perplexity'):.0f}", f"{100 * mean('accuracy'):.1f}"]
             table.rows.append([SHOWN[method], str(bits), str(len(rows)), title, kl, same, *ends])
     return table.markdown()
-
-
-def merges_by_bits(records: list[Record]) -> Figure:
-    """KL divergence of the merged model from the unmerged one, one point a seed."""
-    groups = by_adapter(records)
-    shown = {
-        "nearest": ("x", "nearest values"),
-        "by other texts": ("^", "rounded by other texts"),
-        "by inputs": ("o", "rounded by the inputs"),
-    }
-    figure, (ax,) = new_figure(1, 6.4, 1.0 + 0.36 * len(groups))
-    for merge, (marker, label) in shown.items():
-        for place, ((method, _), group) in enumerate(groups.items()):
-            values = [record[merge]["kl"] for record in group]
-            ax.plot(values, [place] * len(values), marker, color=colour(method), alpha=0.7)
-        ax.plot([], [], marker, color=GREY, label=label)
-    ax.set_xscale("log")
-    ax.set_yticks(range(len(groups)), [f"{SHOWN[method]}, {bits} bits" for method, bits in groups])
-    ax.set_ylim(len(groups) - 0.5, -0.5)
-    ax.set_xlabel("KL divergence from the unmerged adapter, nats a token", fontsize=9)
-    ax.grid(axis="x", **GRID)
-    legend(figure, ax)
-    return figure
 
 
 def rounding_tables(record: Record) -> str:
