@@ -91,8 +91,8 @@ BARS: tuple[dict[str, Any], ...] = (
 def sigma_figure(record: Mapping[str, Any]) -> Figure:
     """A panel for each adapted layer: sigma_i(z_i), the other channels at 0, before and after the training.
 
-    A column for each kind of module, along the depth of the model; of deep models, layers at even distances. Layers in
-    no list of blocks come last, side by side. The first two channels of the rank space are shown.
+    As many columns as there are kinds of modules, along the depth of the model; of deep models, blocks at even
+    distances. The first two channels of the rank space are shown.
 
     Args:
         record: of `aurora sigma`.
@@ -103,23 +103,23 @@ def sigma_figure(record: Mapping[str, Any]) -> Figure:
     layers = record["layers"]
     if not layers:
         raise UserError("the figure of sigma needs at least one layer")
-    grid = _panels_of(layers)
-    columns = max(map(len, grid))
-    width = max(1.7, 0.4 + 0.055 * max(len(title) for row in grid for title, _ in filter(None, row)))
-    figure, axes = new_figure(columns, max(WIDTH, width * columns), 1.2 + 1.1 * len(grid), rows=len(grid))
-    for number, row in enumerate(grid):
-        for column in range(columns):
-            ax, found = axes[number * columns + column], row[column] if column < len(row) else None
-            if found is None:
-                ax.set_axis_off()
-                continue
-            title, channels = found
-            _draw_sigma(ax, channels)
-            ax.set_title(title, fontsize=7.5, loc="left", pad=2)
-            if not any(column < len(later) and later[column] for later in grid[number + 1 :]):
-                ax.set_xlabel("z", fontsize=8.5)
-            if not any(row[:column]):
-                ax.set_ylabel("sigma(z)", fontsize=8.5)
+    places = blocks_and_kinds(layer["layer"] for layer in layers)
+    blocks = sorted({block for block, _ in places.values() if block is not None})
+    rows = {blocks[int(at)] for at in np.linspace(0, max(len(blocks) - 1, 0), min(MOST_ROWS, len(blocks))).round()}
+    of_layers = [(*places[layer["layer"]], layer["channels"]) for layer in layers]
+    shown = [(kind if at is None else f"{kind} {at}", own) for at, kind, own in of_layers if at is None or at in rows]
+    columns = len({kind for at, kind in places.values() if at is not None}) or math.ceil(math.sqrt(len(shown)))
+    width, lines = max(1.7, 0.4 + 0.055 * max(len(title) for title, _ in shown)), -(-len(shown) // columns)
+    figure, axes = new_figure(columns, max(WIDTH, width * columns), 1.2 + 1.1 * lines, rows=lines)
+    for number, (ax, (title, channels)) in enumerate(zip(axes, shown, strict=False)):
+        _draw_sigma(ax, channels)
+        ax.set_title(title, fontsize=7.5, loc="left", pad=2)
+        if number + columns >= len(shown):
+            ax.set_xlabel("z", fontsize=8.5)
+        if number % columns == 0:
+            ax.set_ylabel("sigma(z)", fontsize=8.5)
+    for ax in axes[len(shown) :]:
+        ax.set_axis_off()
     r = len(layers[0]["channels"])
     handles = [*_entries(min(r, MOST_CHANNELS))]
     figure.legend(handles=handles, frameon=False, fontsize=8, loc="outside lower left", ncols=2, handlelength=2.4)
@@ -128,28 +128,6 @@ def sigma_figure(record: Mapping[str, Any]) -> Figure:
     others = f"sigma along channels 1 and 2 of {r}, the others at 0"
     figure.suptitle(f"{along.get(r, others)}; z of {what}", fontsize=8)
     return figure
-
-
-_Panel = tuple[str, Sequence[Mapping[str, Any]]]
-"""Title and channels."""
-
-
-def _panels_of(layers: Sequence[Mapping[str, Any]]) -> list[list[_Panel | None]]:
-    """The rows of panels, with None where a block lacks a layer."""
-    channels = {layer["layer"]: layer["channels"] for layer in layers}
-    places = blocks_and_kinds(channels)
-    at = {place: channels[path] for path, place in places.items()}
-    numbers = sorted({block for block, _ in at if block is not None})
-    kinds = list(dict.fromkeys(kind for block, kind in at if block is not None))
-    places_shown = np.linspace(0, max(len(numbers) - 1, 0), min(MOST_ROWS, len(numbers))).round().astype(int)
-    shown = [numbers[place] for place in places_shown]
-    rows: list[list[_Panel | None]] = [
-        [(f"{kind} {block}", at[block, kind]) if (block, kind) in at else None for kind in kinds] for block in shown
-    ]
-    others = [(kind, found) for (block, kind), found in at.items() if block is None]
-    columns = len(kinds) or math.ceil(math.sqrt(len(others)))
-    rows += [[*others[start : start + columns]] for start in range(0, len(others), columns)]
-    return rows
 
 
 def _draw_sigma(ax: Axes, channels: Sequence[Mapping[str, Any]]) -> None:

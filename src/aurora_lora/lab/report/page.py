@@ -6,10 +6,9 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...errors import UserError, counted
 from ...extras import extra
@@ -27,8 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True)
-class Made:
+class Made(NamedTuple):
     """A figure: what it is of (a setting, or empty for all of a section), and what it was drawn from, where that is
     not in the results."""
 
@@ -37,16 +35,9 @@ class Made:
     record: Mapping[str, Any] | None = None
 
 
-@dataclass(frozen=True)
-class FigureKind:
-    """A kind of figure.
-
-    Args:
-        name: of its files.
-        title: above it.
-        note: below it.
-        make: gives the figures of a section; raises UserError where the runs lack what they need.
-    """
+class FigureKind(NamedTuple):
+    """A kind of figure: the name of its files, what is above and below it, and what gives the figures of a section, or
+    raises a UserError where the runs lack what they need."""
 
     name: str
     title: str
