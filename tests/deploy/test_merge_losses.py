@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader
 
 import aurora_lora
 from aurora_lora import CalibrationError, FormError, MergeError, NotCalibratedError, merge_gap
-from aurora_lora.deploy.merges import linear_layers
 from aurora_lora.errors import UserError
 from aurora_lora.tuner.peft_names import BaseTunerLayer
 
@@ -246,19 +245,3 @@ def test_aurora_on_conv1d(make_gpt2, batches, config):
     gap = merge_gap(model, batches, merges=True)
     assert by_name(gap)["float32"].end_to_end.kl < 1e-9
     assert all(loss.relative_error < 1e-4 for loss in by_name(gap)["float32"].layers)
-
-
-@pytest.mark.parametrize("methods", [("dora", "dora"), ("lora", "dora")])
-def test_several_adapters_are_merged_as_peft_does(make_bert, methods):
-    """DoRA's norms are those of the base weight, whatever was merged before."""
-    model = get_peft_model(make_bert(), METHODS[methods[0]]())
-    model.add_adapter("other", METHODS[methods[1]]())
-    model.base_model.set_adapter(["default", "other"])
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_magnitude" in name:
-                parameter.mul_(1.5)
-    found = {layer.path: layer.weights()[1] for layer in linear_layers(model)}
-    model.base_model.merge_adapter(adapter_names=["default", "other"])
-    for path, layer in layers(model).items():
-        torch.testing.assert_close(found[path], layer.get_base_layer().weight.data, atol=1e-5, rtol=1e-4)

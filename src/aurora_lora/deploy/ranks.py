@@ -97,11 +97,6 @@ def _pattern(layer: str, layers: Iterable[str]) -> str:
     return f"^{re.escape(layer)}" if more else layer
 
 
-def alpha_name(of_lora: bool) -> str:
-    """How a method's options call alpha."""
-    return "lora_alpha" if of_lora else "alpha"
-
-
 C = TypeVar("C", LoraConfig, AuroraConfig)
 
 
@@ -151,4 +146,6 @@ def ranked_config(
         )
     ranks = share_out([layers[path] for path in left], budget)
     rslora = bool(fields.get("use_rslora"))
-    return config(**rank_fields(ranks, scaling, alpha_name(of_lora), found.modules, rslora=rslora), **fields)
+    return config(
+        **rank_fields(ranks, scaling, "lora_alpha" if of_lora else "alpha", found.modules, rslora=rslora), **fields
+    )

@@ -7,11 +7,9 @@ import io
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
-
-from torch import Tensor
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ..files import NOT_FINITE, finite_or_none
 from ..values import is_int, nan_as_infinite, require
@@ -32,7 +30,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON: None stands for NaN and infinity, which JSON does not have."""
-        found: dict[str, Any] = finite_or_none(_plain(self))
+        found: dict[str, Any] = finite_or_none(asdict(cast("Any", self)))
         return found
 
     def tables(self) -> tuple[Table, ...]:
@@ -49,16 +47,6 @@ class Report:
     def _repr_html_(self) -> str:
         """What a notebook shows."""
         return f"<pre>{html.escape(str(self))}</pre>"
-
-
-def _plain(value: Any) -> Any:
-    if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value.tolist() if isinstance(value, Tensor) else value
 
 
 def worst_of(entries: Iterable[T], loss: Callable[[T], float], n: int) -> tuple[T, ...]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..deploy.align import aligned_rows, layers_of_adapter, set_rows
 from ..deploy.inputs import IGNORED
 from ..deploy.probe import Loss, Probe, probe
-from ..deploy.ranks import alpha_name, rank_fields, share_out
+from ..deploy.ranks import rank_fields, share_out
 from ..errors import AuroraError, UserError, one_line
 from ..files import new_file
 from ..methods.base import Method
@@ -63,7 +63,7 @@ class Start:
         """The recipe with the method's ordinary options, that stock PEFT understands."""
         options = ordinary(recipe.method.options)
         if self.ranks is not None:
-            alpha = alpha_name(recipe.method.name == LORA.name)
+            alpha = "lora_alpha" if recipe.method.name == LORA.name else "alpha"
             given = {name: value for name, value in options.items() if name not in TARGETS}
             rslora = bool(options.get("use_rslora"))
             scaling = options[alpha] / scaling_divisor(options["r"], rslora)
