@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from looking import WHOLE, contents, pixels
-from safetensors.torch import load_file
 
 from aurora_lora import files
 from aurora_lora.diffusion import pipeline as grid
@@ -155,32 +154,3 @@ def test_scorers_are_loaded_before_anything_is_trained(
     assert answer["stderr"].startswith("scores.dino: ")
     assert "pytorch_model.bin is a pickle" in answer["stderr"]
     assert not (tmp_path / "run" / "images").exists()
-
-
-def test_other_settings(train: Train, tiny: Any, tmp_path: Path) -> None:
-    """A model that predicts v, in bf16, with what else there is to choose."""
-    changes = {
-        "model": str(tiny.save_pipeline(tmp_path / "model", "v_prediction")),
-        "task": {"crop": "center", "flip": True},
-        "training": {
-            "steps": 2,
-            "precision": "bf16",
-            "scheduler": "cosine",
-            "warmup_steps": 1,
-            "gradient_checkpointing": False,
-            "max_grad_norm": 0,
-            "threads": 1,
-        },
-        "validation": {"prompts": [], "inference_steps": 1, "guidance_scale": 1.0},
-    }
-    (answer,) = train((tmp_path / "run", changes, {}))
-    assert answer["status"] == 0, answer["stderr"]
-    weights = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
-    trained = [
-        value
-        for name, value in weights.items()
-        if name.endswith(("aurora_A.weight", "aurora_B.weight", "aurora_H.weight"))
-    ]
-    assert len(trained) == 3 * 32
-    assert {str(value.dtype) for value in trained} == {"torch.float32"}
-    assert all(value.isfinite().all() for value in trained)

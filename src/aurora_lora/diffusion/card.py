@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import ModelCardData
@@ -18,65 +19,49 @@ DIFFUSERS = "https://github.com/huggingface/diffusers"
 
 def write_lora_card(folder: Path, recipe: SubjectRecipe, result: Result, form: str) -> None:
     """Write the card of the LoRA for diffusers."""
-    came = ""
+    about = f"A LoRA for [diffusers]({DIFFUSERS}); it needs no other package than PEFT beside it.\n"
     if isinstance(recipe.method, AuroraMethod):
-        came = f'\nIt was trained as AuroRA ("{PAPER}") and exported: it computes exactly {FORMS[form].description}.\n'
-    text = f"""
-A LoRA for [diffusers]({DIFFUSERS}); it needs no other package than PEFT beside it.
-{came}
-## Load it
-
-```python
-{_pipeline(recipe)}
-pipe.load_lora_weights(".")  # this folder
-image = pipe({recipe.task.fill(recipe.task.prompt)!r}).images[0]
-```
-"""
-    _write(folder, recipe, result, text, "diffusers")
+        about += (
+            f'\nIt was trained as AuroRA ("{PAPER}") and exported: it computes exactly {FORMS[form].description}.\n'
+        )
+    _write(
+        folder, recipe, result, "diffusers", about, [*_pipeline(recipe), 'pipe.load_lora_weights(".")  # this folder']
+    )
 
 
 def write_adapter_card(folder: Path, recipe: SubjectRecipe, result: Result) -> None:
     """Write the card of the adapter."""
     method = recipe.method
-    if method.peft_loads:
-        aurora = isinstance(method, AuroraMethod)
-        lead = "import aurora_lora  # pip install aurora-lora\n" if aurora else ""
-        text = f"""
-An adapter of the U-Net for [PEFT]({PEFT}), of the method {method.name}.
-
-## Load it
-
-```python
-{lead}from peft import PeftModel
-{_pipeline(recipe)}
-PeftModel.from_pretrained(pipe.unet, ".").eval()  # this folder; the layers of pipe.unet are replaced
-image = pipe({recipe.task.fill(recipe.task.prompt)!r}).images[0]
-```
-"""
-    else:
-        text = f"""
-What the method {method.name} has trained of the U-Net, for the command of `aurora-lora`:
-
-    pip install 'aurora-lora[diffusion]'
-    aurora generate RUN "{recipe.task.prompt}" --output OUT
-"""
-    _write(folder, recipe, result, text, "peft" if method.peft_loads else "aurora-lora")
+    if not method.peft_loads:
+        about = f"What the method {method.name} has trained of the U-Net, for the command of `aurora-lora`:\n\n"
+        about += (
+            f"    pip install 'aurora-lora[diffusion]'\n    aurora generate RUN \"{recipe.task.prompt}\" --output OUT\n"
+        )
+        _write(folder, recipe, result, "aurora-lora", about)
+        return
+    about = f"An adapter of the U-Net for [PEFT]({PEFT}), of the method {method.name}.\n"
+    lead = ["import aurora_lora  # pip install aurora-lora"] if isinstance(method, AuroraMethod) else []
+    load = 'PeftModel.from_pretrained(pipe.unet, ".").eval()  # this folder; the layers of pipe.unet are replaced'
+    _write(folder, recipe, result, "peft", about, [*lead, "from peft import PeftModel", *_pipeline(recipe), load])
 
 
-def _pipeline(recipe: SubjectRecipe) -> str:
+def _pipeline(recipe: SubjectRecipe) -> list[str]:
     """Python that loads the pipeline."""
-    imports, vae = "StableDiffusionXLPipeline", ""
+    names, vae, given = "StableDiffusionXLPipeline", [], ""
     if recipe.vae is not None:
-        imports = "AutoencoderKL, StableDiffusionXLPipeline"
-        vae = f"vae = AutoencoderKL.from_pretrained({recipe.vae!r})\n"
-    given = (", vae=vae" if vae else "") + (f", variant={recipe.variant!r}" if recipe.variant is not None else "")
-    return (
-        f"from diffusers import {imports}\n\n"
-        f"{vae}pipe = StableDiffusionXLPipeline.from_pretrained({recipe.model!r}{given})"
-    )
+        names, vae, given = (
+            f"AutoencoderKL, {names}",
+            [f"vae = AutoencoderKL.from_pretrained({recipe.vae!r})"],
+            ", vae=vae",
+        )
+    given += f", variant={recipe.variant!r}" if recipe.variant is not None else ""
+    load = f"pipe = StableDiffusionXLPipeline.from_pretrained({recipe.model!r}{given})"
+    return [f"from diffusers import {names}\n", *vae, load]
 
 
-def _write(folder: Path, recipe: SubjectRecipe, result: Result, text: str, library: str) -> None:
+def _write(
+    folder: Path, recipe: SubjectRecipe, result: Result, library: str, about: str, code: Sequence[str] = ()
+) -> None:
     prompt = recipe.task.fill(recipe.task.prompt)
     data = ModelCardData(
         base_model=recipe.model,
@@ -86,7 +71,10 @@ def _write(folder: Path, recipe: SubjectRecipe, result: Result, text: str, libra
         instance_prompt=prompt,
     )
     title, params = f"{recipe.name}: {recipe.method.name} on {recipe.model} for one subject", result["params"]
-    text += f"""
+    lines = "\n".join([*code, f"image = pipe({prompt!r}).images[0]"])
+    loading = f"\n## Load it\n\n```python\n{lines}\n```\n" if code else ""
+    text = f"""
+{about}{loading}
 `{recipe.task.identifier}` in a prompt names the subject.
 
 ## Scores

@@ -30,14 +30,6 @@ def script(tmp_path: Path, text: str) -> list[str]:
     return [sys.executable, str(tmp_path / "stand_in.py")]
 
 
-@pytest.mark.slow
-def test_a_run_in_a_process_of_its_own(jobs: list[Job]) -> None:
-    """It does not know the tiny tasks: its error comes back, by the command's own line."""
-    (outcome,) = make_runner(2)(jobs[:1])
-    assert "tiny-" in str(outcome.error)
-    assert str(outcome.error).startswith("exit code 2: ")
-
-
 def test_each_process_has_a_device_and_the_recipe_and_dies_alone(jobs: list[Job], tmp_path: Path) -> None:
     program = (
         "import os, signal, sys, time\n"

@@ -1,6 +1,5 @@
 """The paper's cells: the settings that the paper, and the quoted methods' own scripts and papers, have."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +7,9 @@ import pytest
 
 from aurora_lora.data.vision import VISION
 from aurora_lora.diffusion.recipe import SubjectRecipe
-from aurora_lora.lab.experiments.jobs import run_job
-from aurora_lora.lab.experiments.paper import SUITES
 from aurora_lora.lab.experiments.plan import shapes
 from aurora_lora.lab.experiments.recipes import load_any
 from aurora_lora.lab.experiments.reproduce import Reproduction, prepare
-from aurora_lora.lab.experiments.suite import Suite
-from aurora_lora.lab.report.paper import compare
 
 PRINTED = {"85.8M": 85.8e6, "303.3M": 303.3e6, "581K": 581e3, "1.57M": 1.57e6, "239K": 239e3, "480K": 480e3}
 PRINTED |= {"74K": 74e3, "197K": 197e3, "-": 0}
@@ -138,32 +133,3 @@ def test_figure_4(tmp_path: Path) -> None:
     assert methods["lora"]["init_lora_weights"] == "gaussian"
     assert {tuple(options["target_modules"]) for options in methods.values()} == {("to_q", "to_k", "to_v", "to_out.0")}
     assert recipe("figure4/smoke").task.images == "diffusers/dog-example"
-
-
-@pytest.mark.slow
-def test_a_suite_of_images_runs_and_compares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("diffusers", reason="diffusers is not installed")
-    sys.path.insert(0, str(Path(__file__).parents[2] / "diffusion"))
-    import tiny_pipeline as tiny
-
-    clip, dino = tiny.save_clip(tmp_path / "clip"), tiny.save_dino(tmp_path / "dino")
-    model, images = tiny.save_pipeline(tmp_path / "model"), tiny.save_images(tmp_path / "subject")
-    scores = {"prompts": ["a [V] dog"], "images_per_prompt": 1, "clip": str(clip), "dino": str(dino)}
-    looks = {"prompts": [], "inference_steps": 1}
-    values = tiny.recipe(model, images, training={"steps": 1}, validation=looks, scores=scores)
-    values.pop("name")
-    rows = [{"name": form, "recipe": "aurora", "form": form} for form in ("static", "calibrated")]
-    columns = [{"name": metric, "label": metric, "metric": metric} for metric in ("clip_i", "clip_t", "dino")]
-    suite = {"name": "tiny", "scale": "packaged", "title": "Tiny", "seeds": [0], "columns": columns}
-    suite |= {"groups": [{"name": "dog", "rows": rows}], "recipes": {"aurora": {"values": values, "words": ("Tiny.",)}}}
-    monkeypatch.setitem(SUITES, "tiny", {"packaged": Suite.model_validate(suite)})
-    todo = prepare("tiny", "packaged", tmp_path / "runs")
-    (job,) = todo.jobs.values()
-    outcome = run_job(job)
-    assert outcome.result is not None
-    assert [one["ours"] for one in compare(todo.suite, todo.cells, todo.seeds, todo.results())] == [
-        pytest.approx(100 * outcome.result["metric"]["by_form"][form][metric])
-        for form in ("static", "calibrated")
-        for metric in ("clip_i", "clip_t", "dino")
-    ]
-    assert job.status() == "finished"

@@ -329,25 +329,6 @@ def test_a_final_run_that_diverged_is_not_run_again(
             assert f"Finalists that were left out: LoRA r=2, lr 0.03 ({why})." in missing_note(answer)
 
 
-def test_of_finalists_the_named_metric_decides_and_less_may_be_better(
-    write: Callable[..., Path], tmp_path: Path
-) -> None:
-    def by_seed(job: Job) -> Outcome:  # nll: the rate itself, but on the second seed the lowest is far off
-        outcome = fake(job)
-        assert outcome.result is not None
-        if (job.recipe.training.learning_rate, job.recipe.seed) == (1e-3, 1):
-            outcome.result["epochs"][-1]["validation"]["nll"] = 0.9
-        return outcome
-
-    rates = [1e-3, 2e-2, 1e-1]
-    tuning = {"budget": 3, "space": {"training.learning_rate": rates}, "metric": "nll", "finalists": 2}
-    sweep = Sweep(load_study(write(tuning=tuning)), tmp_path / "out", engine(by_seed))
-    sweep.tune()
-    sweep.run_seeds()
-    for setting in sweep.study.settings:
-        assert sweep.chosen(setting) == ({"training.learning_rate": 2e-2}, 2e-2)
-
-
 def test_of_equal_finalists_the_loss_decides(write: Callable[..., Path], tmp_path: Path) -> None:
     """Equal are means that the rounding of a sum alone tells apart, too."""
     scores = {1e-3: (0.51, 0.81), 3e-2: (0.50, 0.82)}

@@ -13,8 +13,6 @@ from aurora_lora.lab.report.study import (
     chosen_values,
     convergence_note,
     missing_note,
-    note,
-    split_note,
     study_tables,
 )
 from aurora_lora.lab.report.tables import half_interval, interval, p_value
@@ -139,20 +137,6 @@ def test_the_margin_of_a_question(summary: dict[str, Any]) -> None:
         one["metric"] = "nll"
     assert [one.margin for one in answers(summary)] == [3.0, None]
     assert [one.margin for one in answers(summary, "accuracy")] == [1.0, 1.0]
-
-
-def test_scores_of_the_split_that_was_chosen_by_are_named_so(summary: dict[str, Any]) -> None:
-    """As GLUE's, whose test labels are not public."""
-    for split in (None, "test", "validation"):
-        for one in summary["settings"]:
-            one["split"] = split
-        told = "Scores are of the validation split, by which values and epochs were chosen, too: they are too high."
-        is_validation = split == "validation"
-        assert split_note(summary) == told * is_validation
-        assert ("not the sampling of the validation data" in note(summary)) == is_validation
-        *_, scores = study_tables(summary)
-        assert scores.title.endswith("; validation split") == is_validation
-        assert scores.note.startswith(told) == note(summary).endswith(told) == is_validation
 
 
 def test_the_page_and_the_tables(summary: dict[str, Any]) -> None:
