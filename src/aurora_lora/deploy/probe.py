@@ -16,7 +16,6 @@ from ..tuner import active_layers
 from ..tuner.adapters import check_not_merged, plain_path
 from ..tuner.linear import linear_shape
 from ..tuner.targets import ALL_LINEAR, named
-from ..values import is_int, require
 from .calibrate import ROUNDING, float64_device, several_processes, sum_over_processes
 from .gradients import LOSS_SCALES, See, activation_gradients, frozen_linears, watched_gradients
 from .inputs import Passes, Reading, Runner, gpus_of, no_batches, plain_model, watched_inputs
@@ -149,7 +148,8 @@ def probe(
         ValueError: an argument that is not allowed, or `target_modules` that name no layer.
     """
     for name, value in (("rank", rank), ("power_iterations", power_iterations)):
-        require(is_int(value, 1), name, value, "a whole number of at least 1")
+        if value < 1:
+            raise ValueError(f"{name}={value!r} is not allowed: it must be a whole number of at least 1.")
     start = time.perf_counter()
     data = Passes(batches, "probing" if progress else "", **reading)
     if loss is None:

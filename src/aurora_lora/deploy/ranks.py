@@ -128,7 +128,7 @@ def ranked_config(
         ValueError: the budget is too small, no layer is left, or a field's value is not allowed.
     """
     require(is_number(scaling) and scaling > 0, "scaling", scaling, "a finite number above 0")
-    of_lora = issubclass(config, LoraConfig)
+    alpha, rslora = "lora_alpha" if issubclass(config, LoraConfig) else "alpha", bool(fields.get("use_rslora"))
     choice = {name: fields.pop(name) for name in _CHOICE if name in fields}
     if choice.get("target_modules") == ALL_LINEAR:
         choice["target_modules"] = None  # PEFT takes no layers_to_transform with a text
@@ -145,7 +145,4 @@ def ranked_config(
             f"named {', '.join(sorted({path.rpartition('.')[2] for path in layers}))}."
         )
     ranks = share_out([layers[path] for path in left], budget)
-    rslora = bool(fields.get("use_rslora"))
-    return config(
-        **rank_fields(ranks, scaling, "lora_alpha" if of_lora else "alpha", found.modules, rslora=rslora), **fields
-    )
+    return config(**rank_fields(ranks, scaling, alpha, found.modules, rslora=rslora), **fields)
