@@ -1,4 +1,4 @@
-"""Merges into folders of compressed-tensors, which the library itself writes and reads."""
+"""Merges into folders of compressed-tensors, which the library itself writes and reads, and models quantised afresh."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig, LlamaConfig, LlamaForCausalLM
 
-from aurora_lora.deploy.compressed import CompressedFolder
-from aurora_lora.deploy.stored import merge_stored
+from aurora_lora.deploy.compressed import PRESETS, CompressedFolder
+from aurora_lora.deploy.stored import compress, merge_stored
+from aurora_lora.errors import ArgumentError, MergeError
 
 pytest.importorskip("compressed_tensors")
 WIDTH, INNER, WORDS = 256, 384, 48
@@ -107,3 +108,70 @@ def test_values_and_bytes_are_those_of_the_library(scheme: str, tmp_path: Path) 
     assert all(torch.equal(packed[name].float(), held.stored[name].float()) for name in scales)
     held.put(packed)  # zeros of 4-bit floats may have another sign
     torch.testing.assert_close(layer.weight.data, before)
+
+
+def unmerged(targets: list[str], moved: float, **config: Any) -> Any:
+    """A small Llama in float, of which no groups of 128 divide the width, with an adapter."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 192, "intermediate_size": INNER, "vocab_size": WORDS, "num_hidden_layers": 1, **config}
+    base = LlamaForCausalLM(LlamaConfig(num_attention_heads=4, num_key_value_heads=2, **sizes))
+    for parameter in base.parameters():
+        if parameter.dim() == 2:
+            parameter.data.normal_(0, 0.05)
+    model = get_peft_model(base, LoraConfig(r=4, target_modules=targets))
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data += torch.randn_like(parameter) * moved
+    return model.eval()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_model_in_float_is_quantised_as_it_is_loaded(name: str, tmp_path: Path) -> None:
+    model, data = unmerged(["q_proj", "v_proj", "lm_head"], 0.3), inputs()
+    with torch.no_grad():
+        expected = torch.log_softmax(model(**data[7]).logits.double(), -1)
+        head = model.lm_head.base_layer.weight + model.lm_head.get_delta_weight("default")
+    plain, report = compress(model, name, torch.bfloat16, data)
+    plain.save_pretrained(tmp_path)
+    with torch.no_grad():
+        found = torch.log_softmax(loaded(tmp_path)(**data[7]).logits.double(), -1)
+    kl = float((expected.exp() * (expected - found)).sum(-1).mean())
+    assert report is not None
+    ends = {end.form: end.kl or 0.0 for end in report.end_to_end}
+    assert ends["by inputs"] == pytest.approx(kl, rel=0.1, abs=2e-4)  # the head is rounded to bfloat16
+    assert ends["by inputs"] < 0.2 * ends["nearest"] < 0.1 * ends["without adapter"]
+    assert [layer.layer.rpartition(".")[2] for layer in report.layers] == ["q_proj", "v_proj"]
+    stored = load_file(tmp_path / "model.safetensors")
+    torch.testing.assert_close(stored["lm_head.weight"], head.detach().bfloat16())
+    floats = {key for key, value in stored.items() if key.endswith(".weight") and value.dtype == torch.bfloat16}
+    assert not any("proj" in key for key in floats)
+    described = json.loads((tmp_path / "config.json").read_text())
+    assert (described["dtype"], described["quantization_config"]["ignore"]) == ("bfloat16", ["lm_head"])
+    for block in ("self_attn", "mlp"):  # engines make one layer of some
+        wholes = {float(value) for key, value in stored.items() if block in key and key.endswith("global_scale")}
+        assert len(wholes) == (name == "nvfp4")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_an_idle_adapter_is_on_changes_nothing(tmp_path: Path) -> None:
+    """Layers with and without an adapter are quantised alike, whatever PEFT has wrapped."""
+    written = []
+    for i, targets in enumerate((["q_proj"], PROJECTIONS)):
+        plain, _ = compress(unmerged(targets, 0.0), "w4a16_asym", torch.float32, inputs())
+        plain.save_pretrained(tmp_path / str(i))
+        written.append(load_file(tmp_path / str(i) / "model.safetensors"))
+    assert written[0].keys() == written[1].keys()
+    assert all(torch.equal(value, written[1][key]) for key, value in written[0].items())
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "said"),
+    [
+        ("w4a16", {"intermediate_size": 120}, "down_proj are no whole groups of 32"),
+        ("w8a8", {"tie_word_embeddings": True}, "is tied"),
+    ],
+)
+def test_models_in_float_that_are_refused(name: str, config: dict[str, Any], said: str) -> None:
+    with pytest.raises((ArgumentError, MergeError), match=said):
+        compress(unmerged(["q_proj", "lm_head"], 0.3, **config), name, torch.float32, inputs())

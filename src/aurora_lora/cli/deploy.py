@@ -55,7 +55,10 @@ def merge(
     dtype: WrittenIn = "float32",
     overwrite: Overwrite = False,
     quantization: Annotated[
-        str | None, typer.Option("--quantization", help="nf4, fp4 or int8: merge into the base in this format.")
+        str | None,
+        typer.Option(
+            "--quantization", help="nf4, fp4 or int8, of a run; or w4a16, w8a8, fp8, nvfp4, mxfp4, ... of both."
+        ),
     ] = None,
     round_by_inputs: Annotated[
         bool,
@@ -63,7 +66,7 @@ def merge(
     ] = False,
     model: Annotated[
         str | None,
-        typer.Option("--model", metavar="BASE", help="For an adapter: a GGUF file, or a folder of compressed-tensors."),
+        typer.Option("--model", metavar="BASE", help="For an adapter: a GGUF file, or a quantised folder."),
     ] = None,
     data: TextFile = None,
     hf_model: LikeModel = None,
@@ -75,18 +78,20 @@ def merge(
     """Write a stand-alone model that loads with plain Transformers; of an adapter and BASE, a copy of BASE.
 
     OUT must be new or empty. What was added to a merged model is never removed: then another folder must do. A copy of
-    BASE is rounded by the texts of FILE, but for some that say what is lost.
+    BASE is rounded by the texts of FILE, but for some that say what is lost. An adapter on a base in float (BASE or
+    the one in its config) needs --quantization, and becomes a folder of compressed-tensors, for vLLM.
     """
     from aurora_lora.train.finished_run import load_run
     from aurora_lora.train.merging import merge as merge_run
 
     given = {"model": model, "data": data, "hf_model": hf_model, "column": column, "encoding": encoding}
     if _is_adapter(folder, **given, examples=examples):
-        if form or quantization or round_by_inputs or overwrite or dtype != "float32":
-            raise UserError("--form, --dtype, --quantization, --round-by-inputs and --overwrite go with a run")
-        if model is None:
+        if form or round_by_inputs or overwrite or dtype != "float32":
+            raise UserError("--form, --dtype, --round-by-inputs and --overwrite go with a run")
+        if model is None and quantization is None:
             raise UserError(f"{folder} is an adapter: --model BASE is the GGUF file or folder to merge it into")
-        _merge_adapter(folder, model, _texts(folder, data, column, encoding, examples), output, hf_model, as_json)
+        texts = _texts(folder, data, column, encoding, examples)
+        _merge_adapter(folder, model, texts, output, hf_model, quantization, as_json)
         return
     run = load_run(folder)
     quiet()
@@ -134,12 +139,14 @@ def _texts(folder: Path, data: Path | None, column: str | None, encoding: str | 
     return Texts(data, column or "text", encoding, examples)
 
 
-def _merge_adapter(adapter: Path, model: str, texts: Texts, output: Path, hf_model: str | None, as_json: bool) -> None:
+def _merge_adapter(
+    folder: Path, model: str | None, texts: Texts, output: Path, like: str | None, into: str | None, as_json: bool
+) -> None:
     """Merge into a copy of what is served, and say what that loses."""
-    from aurora_lora.train.adapters import merge_adapter
+    from aurora_lora.train.adapters import AdapterOfPeft, merge_adapter
 
     quiet()
-    report = merge_adapter(adapter, model, texts, output, like=hf_model, progress=not as_json)
+    report = merge_adapter(AdapterOfPeft.read(folder, model, like), texts, output, into, progress=not as_json)
     if as_json:
         print_json({"file": str(output), "model": model, "rounding": report.to_dict()})
         return

@@ -209,7 +209,7 @@ class Target:
     name: str
     """The layer's path in the plain model."""
     module: Any
-    """An AuroRA layer, or a layer of PEFT on a linear one."""
+    """An AuroRA layer, a layer of PEFT on a linear one, or a linear one."""
     adapters: tuple[str, ...] = ()
     is_idle: Callable[[], bool] = lambda: False
     """Whether its adapters add nothing to any input, so that none has to reach it."""
@@ -220,7 +220,7 @@ class Target:
         layer = self.module
         if hasattr(layer, "d_in"):
             return int(layer.d_in)
-        base = layer.get_base_layer()
+        base = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
         return int(base.in_features if hasattr(base, "in_features") else base.nx)
 
 

@@ -1,10 +1,11 @@
-"""Folders of compressed-tensors: models as llm-compressor writes them and vLLM serves them."""
+"""Folders of compressed-tensors: models as llm-compressor writes them and vLLM serves them, or quantised afresh."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,24 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..errors import MergeError, UserError, one_line
+from ..errors import ArgumentError, MergeError, UserError, one_line
 from ..extras import extra
 from ..files import new_folder
-from ..ops.rounding import Grid
+from ..ops.rounding import Grid, InputMoment, better_grid, round_to_moment
+from ..tuner.peft_names import AuxiliaryTrainingWrapper, BaseTunerLayer
 from .formats import Change, Format, StoredModel
+from .inputs import output_embeddings, plain_model
+from .merges import AdaptedLayer, layers_with_adapters
 
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """The values of a float of 4 bits, but for their signs."""
+PRESETS = {name: name.upper() for name in ("w4a16", "w4a16_asym", "w8a16", "w8a8")}
+PRESETS |= {"fp8": "FP8_DYNAMIC", "nvfp4": "NVFP4A16", "mxfp4": "MXFP4A16"}
+"""The formats that a model in float can be quantised to, and compressed-tensors' names for them."""
+GROUPS = (128, 64, 32)
+"""Sizes of groups of integers that engines know: the first is taken that divides the inputs of every layer."""
+SHRUNK = (0.95, 0.9, 0.85, 0.8)
+"""Scales are tried that leave out the largest weights of a block: those for this part of its range."""
 
 
 class CompressedFormat(Format):
@@ -49,8 +60,9 @@ class CompressedFormat(Format):
         self.levels = levels.to(layer.weight.device)
 
     def _opened(self, held: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The weight in float32, with its scales and zero points unpacked."""
-        scale = held["weight_scale"]
+        """The weight in float32, with its scales and zero points unpacked, if it is packed."""
+        if (scale := held.get("weight_scale")) is None:
+            return held
         exact = {**held, "weight_scale": scale.float() if scale.dtype in (torch.bfloat16, torch.float16) else scale}
         found: dict[str, Tensor] = self.compressor.decompress(exact, self.scheme)
         return found
@@ -201,3 +213,86 @@ class CompressedFolder(StoredModel):
                     metadata = reader.metadata()
                 tensors |= {name: changed[name].to(old.dtype) for name, old in tensors.items() if name in changed}
                 save_file(tensors, folder / file.name, metadata)
+
+
+# -------------------------------------------------------------------- models in float, quantised afresh
+
+
+class FreshFormat(CompressedFormat):
+    """A weight in float that is to be quantised, with scales for the merged one: in `dtype`, if the scheme has none of
+    its own, and with one for the whole tensor that fits `largest`, where it has such a scale."""
+
+    is_fresh = True
+
+    def __init__(self, layer: AdaptedLayer, scheme: Any, compressor: Any, dtype: Any, largest: Tensor | None) -> None:
+        from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
+
+        args, merged = scheme.weights, layer.weights()[1]
+        whole = None if largest is None else generate_gparam(-largest, largest).reshape(1)
+        held = {"weight": merged} | ({} if whole is None else {"weight_global_scale": whole})
+        blocks = merged.reshape(len(merged), -1, args.group_size or merged.shape[1])
+        scale, zero = calculate_qparams(blocks.amin(-1), blocks.amax(-1), args, global_scale=whole)
+        held["weight_scale"] = scale.to(dtype if args.scale_dtype is None else torch.float32)
+        if not args.symmetric:
+            held["weight_zero_point"] = zero.to(args.zp_dtype)
+        super().__init__(layer.base, compressor.compress(held, scheme), scheme, compressor)
+        del self.open["weight"]
+
+    def dense(self) -> Tensor:
+        return self.layer.weight.data.float()  # type: ignore[no-any-return]
+
+    def chosen(self, weight: Tensor, S: Tensor, inputs: InputMoment) -> tuple[Tensor, Grid]:
+        grid = self.grid()
+        for part in SHRUNK:
+            grid = better_grid(weight, grid, self.fitted(part * weight), S.diagonal())
+        return round_to_moment(weight, inputs, grid), grid
+
+    def held(self) -> dict[str, Tensor]:
+        return {"weight": self.layer.weight.data}
+
+
+def fresh_layers(model: nn.Module, name: str, dtype: torch.dtype) -> tuple[list[AdaptedLayer], Any]:
+    """All linear layers of a model in float, with the formats that they get, and the `QuantizationConfig`. The output
+    layer stays in float, and comes without a format if it is adapted; so does what is trained as a whole.
+
+    Raises:
+        ArgumentError: the inputs of a layer are no whole groups.
+        MergeError: an adapted layer is not linear, or is tied to the embeddings; see `layers_with_adapters`.
+    """
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.compressors.format import infer_module_format
+    from compressed_tensors.quantization import QuantizationConfig, preset_name_to_scheme
+
+    plain: Any = plain_model(model)
+    adapted, output = layers_with_adapters(model, f"a merge into {name}"), output_embeddings(plain)
+    for layer in adapted:
+        if not isinstance(layer.base, nn.Linear):
+            raise MergeError(f"{layer.path}: linear layers alone are merged, not {type(layer.base).__name__}")
+        if layer.base.weight is getattr(plain.get_input_embeddings(), "weight", None):
+            raise MergeError(f"{layer.path}: its weight is tied to the embeddings, which a merge would change, too")
+    layers = [layer for layer in adapted if layer.module is not output]
+    wrapped: Any = BaseTunerLayer, AuxiliaryTrainingWrapper
+    stay = {output, *(part for one in plain.modules() if isinstance(one, wrapped) for part in one.modules())}
+    for path, module in plain.named_modules():
+        if isinstance(module, nn.Linear) and module not in stay:
+            layers.append(AdaptedLayer(path, module, None))
+    scheme = preset_name_to_scheme(PRESETS[name], ["Linear"])
+    args: Any = scheme.weights
+    if args.group_size:
+        sizes = GROUPS if args.type == "int" else (args.group_size,)
+        fits = (size for size in sizes if not any(layer.base.in_features % size for layer in layers))
+        args = scheme.weights = args.model_copy(update={"group_size": next(fits, None)})
+        if args.group_size is None:
+            odd = next(layer.path for layer in layers if layer.base.in_features % sizes[-1])
+            raise ArgumentError(f"the inputs of {odd} are no whole groups of {sizes[-1]}: w8a8 and fp8 need none")
+    largest: dict[str, Tensor] = {}  # by module, whose layers engines join
+    for layer in layers if args.strategy == "tensor_group" else ():
+        block, own = layer.path.rpartition(".")[0], layer.weights()[1].abs().max()
+        largest[block] = torch.maximum(largest.get(block, own), own)
+    scheme.format = infer_module_format(nn.Linear, scheme)
+    common = scheme, BaseCompressor.get_value_from_registry(scheme.format.value), dtype
+    for i, layer in enumerate(layers):
+        layers[i] = replace(layer, format=FreshFormat(layer, *common, largest.get(layer.path.rpartition(".")[0])))
+    how: Any = {"format": scheme.format.value, "quantization_status": "compressed"}
+    config = QuantizationConfig(config_groups={"group_0": scheme}, **how)
+    return [*layers, *(layer for layer in adapted if layer.module is output)], config

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,6 +39,8 @@ class Format(ABC):
 
     name: Any
     """What the format is called in reports."""
+    is_fresh = False
+    """Whether the weight is still in float, and is quantised even where no adapter changes it."""
 
     @staticmethod
     def holds(layer: Any, backend: QuantizationBackend) -> bool:
@@ -293,12 +295,12 @@ BLOCK = 64
 """Consecutive entries with one scale, in 4 bits: what bitsandbytes takes by default."""
 
 
-def check_quantization(name: str) -> None:
-    """Raise a UserError for an unknown format, or where bitsandbytes is missing."""
-    if name not in QUANTIZATIONS:
-        raise UserError(f"quantization '{name}' is not one of {', '.join(QUANTIZATIONS)}")
+def check_quantization(name: str, allowed: Sequence[str] = QUANTIZATIONS) -> None:
+    """Raise a UserError for a format that is not allowed, or where its library is missing."""
+    if name not in allowed:
+        raise UserError(f"quantization '{name}' is not one of {', '.join(allowed)}")
     with extra("quantized"):
-        importlib.import_module("bitsandbytes")
+        importlib.import_module("bitsandbytes" if name in QUANTIZATIONS else "compressed_tensors")
 
 
 def format_for(name: str, weight: Tensor) -> Format:

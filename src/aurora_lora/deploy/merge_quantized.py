@@ -229,12 +229,14 @@ def round_layers(
             rounded |= {layer.path: round_layer(layer, S, inputs, vectors) for layer, vectors in together}
             del S, inputs  # before the next ones are collected
         for path, layer in layers.items():
-            if path not in rounded:  # no input reached it, and its adapters add nothing
+            if path not in rounded and layer.format.is_fresh:
+                rounded[path] = unseen_layer(layer)
+            elif path not in rounded:  # no input reached it, and its adapters add nothing
                 rounded[path] = RoundedLayer(None, None, None, LayerMerge(path, layer.format.name, 0.0, 0.0), 0)
         passes = data.passes
         ends, n = _end_to_end(runner, data, [(layer, rounded[path]) for path, layer in layers.items()], others)
     report = QuantizedMerge(
-        tuple(rounded[path].report for path in layers),
+        tuple(rounded[path].report for path, layer in layers.items() if layer.names),
         ends,
         n,
         data.held_out,
@@ -269,7 +271,7 @@ def round_layer(layer: AdaptedLayer, S: Tensor, inputs: InputMoment, vectors: in
     base, merged, bias = layer.weights()
     layer.check_change(merged - base, bias, S)
     bias = None if layer.bias_change(bias) is None else bias
-    if torch.equal(merged, base):
+    if torch.equal(merged, base) and not own.is_fresh:
         return RoundedLayer(None, None, bias, LayerMerge(layer.path, own.name, 0.0, 0.0), vectors)
     effect = output_error(merged - base, S)
     fitted = own.fitted(merged)
@@ -280,11 +282,17 @@ def round_layer(layer: AdaptedLayer, S: Tensor, inputs: InputMoment, vectors: in
     return RoundedLayer(own.pack(codes, grid), nearest, bias, report, vectors)
 
 
+def unseen_layer(layer: AdaptedLayer) -> RoundedLayer:
+    """What a layer is to hold whose inputs are not known: the nearest values."""
+    S = torch.eye(layer.base.in_features, device=layer.base.weight.device)
+    return round_layer(layer, S, input_moment(S), 0)
+
+
 def _merge(layer: AdaptedLayer, rounded: RoundedLayer) -> None:
     """Let the base layer hold the weight and the bias, and keep the originals for `unmerge`."""
     module, base = layer.module, layer.module.get_base_layer()
     original = OriginalWeight(base, layer.format.backend, shared=False), base.bias
-    _put(layer, rounded.weight, rounded.bias)
+    put(layer, rounded.weight, rounded.bias)
     if isinstance(module, AuroraLayer):
         module.original = original[0]
     else:
@@ -292,8 +300,8 @@ def _merge(layer: AdaptedLayer, rounded: RoundedLayer) -> None:
     module.merged_adapters.extend(layer.names)
 
 
-def _put(layer: AdaptedLayer, weight: Any, bias: Tensor | None) -> None:
-    base = layer.module.get_base_layer()
+def put(layer: AdaptedLayer, weight: Any, bias: Tensor | None) -> None:
+    base = layer.base
     if weight is not None:
         layer.format.put(weight)
     if bias is not None:
@@ -361,6 +369,7 @@ def _end_to_end(
 @contextmanager
 def _switched_off(layers: Sequence[AdaptedLayer]) -> Iterator[None]:
     """While the block runs, layers compute without their adapters, as those of PEFT do that are merged."""
+    layers = [layer for layer in layers if layer.names]
     try:
         for layer in layers:
             layer.module.merged_adapters.extend(layer.names)
@@ -373,12 +382,12 @@ def _switched_off(layers: Sequence[AdaptedLayer]) -> Iterator[None]:
 @contextmanager
 def _holding(held: Sequence[tuple[AdaptedLayer, Any, Tensor | None]]) -> Iterator[None]:
     """While the block runs, base layers hold these weights and biases, and compute without adapters."""
-    bases = [layer.module.get_base_layer() for layer, _, _ in held]
+    bases = [layer.base for layer, _, _ in held]
     earlier = [(layer.format.held(), base.bias) for (layer, _, _), base in zip(held, bases, strict=True)]
     with _switched_off([layer for layer, _, _ in held]):
         try:
             for one in held:
-                _put(*one)
+                put(*one)
             yield
         finally:
             for base, (layer, _, _), (weight, bias) in zip(bases, held, earlier, strict=True):

@@ -40,17 +40,17 @@ from .predictions import EndToEndGap, Metric, Variants, compare
 
 def adapters_of(layer: Any) -> list[str]:
     """The active adapters that this layer has, in the order in which they are merged."""
-    held = {name for part in layer.adapter_layer_names for name in getattr(layer, part, ())}
-    return [name for name in layer.active_adapters if name in held]
+    held = {name for part in getattr(layer, "adapter_layer_names", ()) for name in getattr(layer, part, ())}
+    return [name for name in getattr(layer, "active_adapters", ()) if name in held]
 
 
 @dataclass(frozen=True)
 class AdaptedLayer:
-    """A layer with active adapters of any method; what is merged into it is for linear ones.
+    """A layer with active adapters of any method, or a linear one with none; merges are for linear ones.
 
     Args:
         path: in the plain model.
-        module: PEFT's layer.
+        module: PEFT's layer, or a linear one.
         format: the `Format` of its weight if that is quantised, else None.
         stays: it is not quantised, and no merge quantises it.
     """
@@ -66,10 +66,15 @@ class AdaptedLayer:
         return adapters_of(self.module)
 
     @property
+    def base(self) -> Any:
+        """The layer below its adapters."""
+        return self.module.get_base_layer() if isinstance(self.module, BaseTunerLayer) else self.module
+
+    @property
     def dtype(self) -> torch.dtype:
         """What the layer computes in; float32 of a quantised one that does not say."""
         found: torch.dtype | None
-        found = self.module.get_base_layer().weight.dtype if self.format is None else self.format.dtype
+        found = self.base.weight.dtype if self.format is None else self.format.dtype
         return found or torch.float32
 
     def weights(self) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -79,7 +84,7 @@ class AdaptedLayer:
             MergeError, NotFiniteError: see `merge_gap`.
         """
         held = self._held().float()
-        merged, bias = self._merged(held)
+        merged, bias = self._merged(held) if self.names else (held, None)
         for what, value in (("weight", merged), ("bias", bias)):
             if value is not None and not bool(value.isfinite().all()):
                 raise NotFiniteError(f"{self.path}: the merged {what} is not finite; the adapter seems to be broken.")
@@ -101,7 +106,7 @@ class AdaptedLayer:
         """What a merge adds to the bias, (d_out,) in float32; None where it stays what it is."""
         if bias is None:
             return None
-        change = bias - self.module.get_base_layer().bias.float()
+        change = bias - self.base.bias.float()
         return change if change.any() else None
 
     def check_change(self, update: Tensor, bias: Tensor | None, S: Tensor) -> None:
@@ -112,7 +117,7 @@ class AdaptedLayer:
             bias: the merged one, b + db, (d_out,).
             S: E[x x^T], (d_in, d_in).
         """
-        base = self.module.get_base_layer()
+        base = self.base
         noise = torch.randn(8, len(S), generator=torch.Generator().manual_seed(0), device="cpu").to(S.device)
         dtype = base.weight.dtype
         x = (noise * S.diagonal().sqrt()).to(dtype if dtype.is_floating_point else torch.float32)
@@ -136,16 +141,16 @@ class AdaptedLayer:
         return own
 
     def _held(self) -> Tensor:
-        weight: Tensor = self.module.get_base_layer().weight.data if self.format is None else self.format.dense()
+        weight: Tensor = self.base.weight.data if self.format is None else self.format.dense()
         return weight
 
     def _upright(self, weight: Tensor) -> Tensor:
-        return (weight.T if isinstance(self.module.get_base_layer(), Conv1D) else weight).contiguous()
+        return (weight.T if isinstance(self.base, Conv1D) else weight).contiguous()
 
     def _merged(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         """The weight with its adapters merged, as the layer would do it, and the bias in float32; changes nothing."""
         layer, names = self.module, self.names
-        dense, method = _dense(layer.get_base_layer(), weight), type(layer).__module__.split(".")[-2]
+        dense, method = _dense(self.base, weight), type(layer).__module__.split(".")[-2]
         if type(layer).merge is BaseTunerLayer.merge:
             raise MergeError(f"{self.path}: PEFT merges no {method} into a layer of this kind.")
         # whether the layer's own merge is none into a weight, but dequantises and quantises by itself

@@ -16,11 +16,11 @@ from ..errors import ArgumentError, MergeError
 from ..files import read_json
 from ..tuner.peft_names import AuxiliaryTrainingWrapper
 from .calibrate import MAX_MEMORY
-from .compressed import CompressedFolder
+from .compressed import CompressedFolder, fresh_layers
 from .formats import Change, StoredModel
 from .gguf import FLOATS, GgufFile
 from .inputs import Reading
-from .merge_quantized import Parts, QuantizedMerge, round_layers
+from .merge_quantized import Parts, QuantizedMerge, put, round_layers, unseen_layer
 from .merges import layers_with_adapters
 
 
@@ -88,17 +88,57 @@ def merge_stored(
     return report
 
 
+def compress(
+    model: Any, quantization: str, dtype: Any, batches: Any = None, progress: bool = False, **reading: Unpack[Reading]
+) -> tuple[Any, QuantizedMerge | None]:
+    """Merge the active adapters into a base in float, and quantise all of its linear layers but the output layer.
+
+    Args:
+        model: a `PeftModel` in its mergeable form; its adapters are gone from it afterwards.
+        quantization: one of `compressed.PRESETS`.
+        dtype: of what stays in float, and of scales.
+        batches: see `merge_quantized`, as for `progress` and `reading`. None: each weight takes the nearest value.
+
+    Returns:
+        The plain model, whose `save_pretrained` writes a folder of compressed-tensors; and what is lost, beside the
+        unmerged adapter on the base in float, if there were batches.
+
+    Raises:
+        MergeError and others: see `merge_quantized` and `compressed.fresh_layers`.
+    """
+    layers, config = fresh_layers(model, quantization, dtype)
+    if batches is None:
+        rounded, report = {layer.path: unseen_layer(layer) for layer in layers if layer.format is not None}, None
+    else:
+        data = Parts(batches, "reading inputs" if progress else "", **reading)
+        rounded, report = round_layers(model, layers, data, "compress", 1e-3, MAX_MEMORY)
+    for layer in layers:
+        if layer.format is not None:
+            put(layer, None, rounded[layer.path].bias)
+        else:
+            layer.module.merge()
+    plain = model.unload().to(dtype)
+    for path, one in rounded.items():
+        module = plain.get_submodule(path)
+        del module.weight
+        for name, value in one.weight.items():
+            module.register_buffer(name, value)
+    config.ignore = [path for path, one in plain.named_modules() if isinstance(one, nn.Linear) and path not in rounded]
+    plain.config.quantization_config = config.to_dict()
+    return plain, report
+
+
 def check_linear_only(model: Any) -> None:
     """Raise a MergeError for an adapter that trains more than its own layers."""
     for path, module in model.named_modules():
         if isinstance(module, AuxiliaryTrainingWrapper):
             raise MergeError(
-                f"{path}: the adapter trains it as a whole (modules_to_save or new tokens), and merge_stored merges "
-                "changes of linear weights alone"
+                f"{path}: the adapter trains it as a whole (modules_to_save or new tokens), and changes of linear "
+                "weights alone are merged"
             )
     for config in model.peft_config.values():
         if getattr(config, "bias", "none") not in ("none", False):
-            raise MergeError(f"bias={config.bias!r}: the adapter trains biases, which merge_stored does not merge")
+            raise MergeError(f"bias={config.bias!r}: the adapter trains biases, which are not merged")
 
 
 def not_quantised(path: Path, base: Path | None = None) -> list[str]:

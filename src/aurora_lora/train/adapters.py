@@ -16,16 +16,17 @@ from torch import nn
 from ..data.loading import reason
 from ..data.own.source import OwnData, open_given
 from ..deploy import MergeGap, QuantizedMerge, merge_gap
+from ..deploy.compressed import PRESETS
 from ..deploy.formats import check_quantization
 from ..deploy.gap import rounds_by_inputs
 from ..deploy.inputs import Passes, Runner, evaluated
 from ..deploy.merge_quantized import UNMERGED, WITHOUT
 from ..deploy.merges import linear_layers
 from ..deploy.predictions import EndToEndGap, compare
-from ..deploy.stored import merge_stored, not_quantised
+from ..deploy.stored import check_linear_only, compress, merge_stored, not_quantised
 from ..deploy.texts import even_sample
 from ..errors import ArgumentError, UserError, abridged, check_count
-from ..files import expanded, read_json
+from ..files import expanded, new_folder, read_json
 from ..methods.singular import START_FILE
 from ..tuner.peft_names import CONFIG_NAME
 from ..values import check_finite
@@ -195,33 +196,45 @@ def adapter_gap(adapter: Path, texts: Texts, model: str | None = None, quantizat
 
 
 def merge_adapter(
-    adapter: Path, model: str, texts: Texts, output: Path, *, like: str | None = None, progress: bool = False
+    adapter: AdapterOfPeft, texts: Texts, output: Path, quantization: str | None = None, progress: bool = False
 ) -> QuantizedMerge:
     """Write a copy of a served base with an adapter merged, rounded by some texts; see `deploy.merge_stored`.
 
     Args:
-        adapter: its folder.
-        model: a GGUF file, or a folder of compressed-tensors.
+        adapter: on a GGUF file, or a folder of compressed-tensors; or with `quantization` on a base in float.
         texts: to round by, some of which are held out.
         output: a file or a folder that is not there yet.
-        like: see `AdapterOfPeft`.
+        quantization: one of `deploy.compressed.PRESETS`, that the base is put into; see `deploy.stored.compress`.
         progress: whether bars on stderr show how far it is.
 
     Raises:
         UserError: what is named cannot be loaded, does not fit or cannot be written.
         MergeError, CalibrationError, FormError, NotFiniteError: see `merge_stored`.
     """
-    found = AdapterOfPeft.read(adapter, model, like)
-    if found.quantization not in ("gguf", "compressed-tensors"):
-        raise ArgumentError(f"{model} is neither a GGUF file nor a folder of compressed-tensors: `model` names one")
+    if quantization is not None:
+        check_quantization(quantization, tuple(PRESETS))
+        if adapter.quantization is not None:
+            raise ArgumentError(f"{adapter.base} is stored quantised: `model` names one in float, for `quantization`")
+    elif adapter.quantization not in ("gguf", "compressed-tensors"):
+        what = "neither a GGUF file nor a folder of compressed-tensors"
+        raise ArgumentError(f"{adapter.base} is {what}: `model` names one, or `quantization` what it is to be")
     if output.exists():
         raise ArgumentError(f"{output} exists already: choose another name")
     rows, kept = texts.read()
-    adapted = found.load()
-    reading = found.reading(adapted, texts.column)
+    adapted, batches = adapter.load(), rows.select(kept)
+    reading = adapter.reading(adapted, texts.column)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the report says what is lost
-        return merge_stored(adapted, expanded(model), output, rows.select(kept), progress=progress, **reading)
+        if quantization is None:
+            return merge_stored(adapted, expanded(adapter.base), output, batches, progress=progress, **reading)
+        check_linear_only(adapted)
+        dtype = adapted.get_base_model().stored_dtype
+        plain, report = compress(adapted, quantization, dtype, batches, progress, **reading)
+    with new_folder(output) as folder:
+        plain.save_pretrained(folder)
+        reading["tokenizer"].save_pretrained(folder)
+    assert report is not None
+    return report
 
 
 # ---------------------------------------------------------------- a check of what was written

@@ -14,7 +14,9 @@ from .. import files
 from ..data.loading import reason
 from ..data.models import MODELS
 from ..deploy import QuantizedMerge, merge_quantized
-from ..deploy.formats import check_quantization
+from ..deploy.compressed import PRESETS
+from ..deploy.formats import QUANTIZATIONS, check_quantization
+from ..deploy.stored import compress
 from ..errors import ArgumentError, UserError
 from ..files import expanded, write_json
 from ..methods.base import BY_INPUTS, NEAREST, PeftMethod, merge_and_unload
@@ -59,8 +61,9 @@ def merge(
         form: which form of it; the deployed one if None.
         overwrite: replace another merged model there; anything else is never replaced, nor what was added to one.
         dtype: that the weights are written in, "float32", "bfloat16" or "float16": each is rounded once.
-        quantization: "nf4", "fp4" or "int8": the base is loaded in this format, and the adapter merged into it.
-        round_by_inputs: round by the run's calibration inputs (`merge_quantized`), not to the nearest quantised values.
+        quantization: "nf4", "fp4" or "int8": the base is loaded in this format, and the adapter merged into it. Or one
+            of `deploy.compressed.PRESETS`: the adapter is merged into the base in float, which is quantised then.
+        round_by_inputs: round by the run's calibration inputs, not to the nearest quantised values.
 
     Raises:
         FormError: the run has no such form, or it cannot be merged.
@@ -75,7 +78,7 @@ def merge(
     run.check_mergeable(form)
     check_dtype(dtype)
     if quantization is not None:
-        check_quantization(quantization)
+        check_quantization(quantization, (*QUANTIZATIONS, *PRESETS))
         if dtype != FLOAT32:
             raise ArgumentError(
                 f"`dtype` {dtype!r} does not go with `quantization`: what is not quantised stays in {FLOAT32}"
@@ -130,32 +133,40 @@ def merge(
 def _merged_into(
     run: TrainedRun, form: str, quantization: str, round_by_inputs: bool
 ) -> tuple[PreTrainedModel, Processor, QuantizedMerge | None]:
-    """The base of a run in a format, see `deploy.formats.QUANTIZATIONS`, with its adapter merged; its tokenizer or
+    """The base of a run in a format, as in `merge`, with its adapter merged; its tokenizer or
     image processor; and what rounding by the inputs has lost."""
     recipe = run.in_precision("fp32").recipe.unquantized
     method = recipe.method
-    if not isinstance(method, PeftMethod) or method.base_use == "start":
+    is_fresh = quantization in PRESETS
+    if not isinstance(method, PeftMethod) or (method.base_use == "start" and not is_fresh):
         raise ArgumentError(
             f"{run.folder} is a run of {method.name}, whose update is not one of a quantised base: merge it "
             "without `quantization`"
         )
-    if (BY_INPUTS if round_by_inputs else NEAREST) not in method.quantised_merges:
+    if not is_fresh and (BY_INPUTS if round_by_inputs else NEAREST) not in method.quantised_merges:
         other = "without" if round_by_inputs else "with"
         ways = f"merge it {other} `round_by_inputs`, or" if method.quantised_merges else "merge it"
         raise ArgumentError(
             f"{run.folder} is a run of {method.name}, which PEFT cannot merge so into a quantised base: {ways} without "
             "`quantization`"
         )
+    base: Any
     base, processor = base_of(run, recipe)
-    model = make_model(recipe, quantized(base, quantization), run.folder / ADAPTER)
+    model = make_model(recipe, base if is_fresh else quantized(base, quantization), run.folder / ADAPTER)
     untie_adapted(model)
     with method.using(model, form), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the report says what is lost
-        if not round_by_inputs:
+        batches = None
+        if round_by_inputs:
+            data = load_data(recipe.with_kept_template, processor)
+            check_data(run.folder, data)
+            batches = data.calibration_batches(recipe.calibration)
+        if is_fresh:
+            plain, lost = compress(model, quantization, base.stored_dtype, batches)
+            return plain, processor, lost
+        if batches is None:
             return method.merge(model, form), processor, None
-        data = load_data(recipe.with_kept_template, processor)
-        check_data(run.folder, data)
-        report = merge_quantized(model, data.calibration_batches(recipe.calibration))
+        report = merge_quantized(model, batches)
         return merge_and_unload(model), processor, report
 
 

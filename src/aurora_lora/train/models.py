@@ -175,7 +175,9 @@ def _pretrained(kind: Any, source: str, config: Any, **more: Any) -> PreTrainedM
     """The pretrained model; raises a ValueError where a weight of its body has another shape than its config says, or
     is missing. Poolers and classifiers that the checkpoint has no weights for count to the head."""
     loaded: PreTrainedModel
+    stored: Any = config.dtype or torch.float32
     loaded, info = from_safetensors(kind, source, config=config, **more)
+    loaded.stored_dtype = stored
     for key, *shapes in sorted(info["mismatched_keys"], key=str):
         if not is_head(loaded, key):
             stored, wanted = (tuple(shape) for shape in shapes)
