@@ -192,7 +192,7 @@ def evidence() -> None:
     without = without_seed(found, ("ranks-short", "ranks-converged"), 0)
     default = default_at_the_same_rank(found)
     put("evidence", {"default": default, "rates": beyond_the_best(found), "seed 0": without})
-    put("worth", {"fewer weights": fewer_weights(found)})
+    put("evidence", {"fewer weights": fewer_weights(found)})
     save(main_answers(found), FIGURES / "worth")
 
 

@@ -1,5 +1,7 @@
-"""The tables in docs/ are those that `make docs` writes from the committed results, word for word."""
+"""The tables in docs/ are those that `make docs` writes from the committed results, word for word; and how many words
+a person has written beside them."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,9 @@ from matplotlib import pyplot
 
 import fill
 
-FIGURES = Path(__file__).parents[2] / "docs" / "figures"
+ROOT = Path(__file__).parents[2]
+FIGURES = ROOT / "docs" / "figures"
+README_WORDS, WRITTEN_WORDS = 700, 38_400
 
 
 def test_the_pages_are_what_make_docs_writes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -32,3 +36,17 @@ def test_the_pages_are_what_make_docs_writes(monkeypatch: pytest.MonkeyPatch, tm
     fill.main()
     assert not changed, "make docs writes them"
     assert drawn == {path.stem for path in FIGURES.glob("*.svg")}
+
+
+def test_the_documents_are_short() -> None:
+    """The README as `wc -w` counts; of the others what is neither made by a program nor a row of a table."""
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= README_WORDS
+    pages = [ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    words: dict[str, int] = {}
+    for page in (page for page in pages if page.parent.name != "studies"):
+        written = re.sub(
+            r"<!-- (?!end )(.*?) -->\n.*?<!-- end \1 -->", "", page.read_text(encoding="utf-8"), flags=re.DOTALL
+        )
+        lines = (line for line in written.splitlines() if not line.lstrip().startswith("|"))
+        words[str(page.relative_to(ROOT))] = sum(len(line.split()) for line in lines)
+    assert sum(words.values()) <= WRITTEN_WORDS, words
