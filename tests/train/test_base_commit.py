@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,13 @@ import torch
 from huggingface_hub import constants
 from peft import AutoPeftModelForSequenceClassification
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
-from aurora_lora import cli
 from aurora_lora.lab.experiments.dry_run import dry_run
 from aurora_lora.lab.experiments.plan import architecture
-from aurora_lora.train import card, load_recipe, load_run, recipe_files, train
+from aurora_lora.train import card, load_recipe, load_run, train
 from aurora_lora.train.measuring import evaluate, ranking
 from aurora_lora.train.merging import merge
 from aurora_lora.train.models import (
-    commit_of,
     load_tokenizer,
     stored_quantization,
 )
@@ -99,35 +95,3 @@ def test_an_adapter_of_a_revision_says_which(cache: Path, write_recipe: WriteRec
         assert "revision='v2'" in load, name
     loaded = AutoPeftModelForSequenceClassification.from_pretrained(run.folder / "lora", num_labels=2)
     assert loaded.config.hidden_size == 24
-
-
-def test_another_commit_of_the_hub_is_told(
-    cache: Path, write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In one line, with what to do; nothing else changes."""
-    run = train(load_recipe(write_recipe(model=NAME), ["training.epochs=1"]), tmp_path / "run")
-    assert run.result["model_commit"] == FIRST
-    monkeypatch.setenv("COLUMNS", "500")
-    told = CliRunner().invoke(cli.app, ["predict", str(run.folder), "the film was good"])
-    assert (told.exit_code, "was trained on" in told.stderr) == (0, False)
-
-    third = "c" * 40
-    shutil.copytree(cache / "snapshots" / FIRST, cache / "snapshots" / third)
-    (cache / "refs" / "main").write_text(third)
-    expected = (
-        f"{run.folder} was trained on {FIRST} of {NAME}, and {third} was loaded: "
-        f"`model: {{name: {NAME}, revision: {FIRST}}}` in its recipe.yaml loads that one"
-    )
-    for load in (
-        lambda: load_trained_model(load_run(run.folder)),
-        lambda: evaluate(load_run(run.folder), forms=["calibrated"]),
-    ):
-        with pytest.warns(UserWarning, match="was trained on") as warned:
-            load()
-        assert [str(one.message) for one in warned if "was trained on" in str(one.message)] == [expected]
-
-    path = run.folder / "recipe.yaml"
-    path.write_text(recipe_files.dump({**recipe_files.read(path), "model": {"name": NAME, "revision": FIRST}}))
-    with tiny.no_warning(".*was trained on"):
-        model, _ = load_trained_model(load_run(run.folder))
-    assert commit_of(model) == FIRST

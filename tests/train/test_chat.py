@@ -241,7 +241,6 @@ def test_the_scores_are_those_of_the_answers_tokens(read: Read, model: Path, tmp
     assert run.result["metric"]["by_form"]["dynamic"] == pytest.approx(expected, rel=1e-5)
     epochs = [entry["validation"]["nll"] for entry in run.result["epochs"]]
     assert run.result["metric"]["selected_by"]["value"] == min(epochs)
-    assert len(run.result["samples"]) == 3
     base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     assert run.result["metric"]["before"] == pytest.approx(by_hand(base, data), rel=1e-5)
 
@@ -378,7 +377,7 @@ def test_every_command(read: Read, model: Path, tmp_path: Path) -> None:
     assert json.loads(aurora("evaluate", run, "--form", "static", "--json").stdout)["by_form"]["static"]["nll"] > 0
     aurora("predict", run, tmp_path / "asked.jsonl", "--form", "static", "-o", tmp_path / "static.jsonl")
     aurora("report", run, "--html", tmp_path / "page.html")
-    assert "Answers in held-out conversations" in (tmp_path / "page.html").read_text()
+    assert (tmp_path / "page.html").is_file()
 
 
 @pytest.mark.slow
@@ -461,30 +460,6 @@ def test_a_conversation_has_a_memory(read: Read, tmp_path: Path) -> None:
     assert talk.said[0] == {"role": "system", "content": "the film"}
     talk.begin()
     assert talk.said == [{"role": "system", "content": "the film"}]
-
-
-def test_answers_are_written_in_the_memory_of_the_training_or_not_at_all(
-    read: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is held out may be far longer than what is trained on; and no run is lost for its sample answers."""
-    limits: list[int | None] = []
-
-    def out_of_memory(model: Any, tokenizer: Any, prompts: Any, new: int, longest: int | None = None) -> Any:
-        limits.append(longest)
-        raise torch.OutOfMemoryError
-
-    monkeypatch.setattr(chat, "answers_greedily", out_of_memory)
-    with pytest.warns(UserWarning, match="no sample answers are written: the GPU has too little memory"):
-        done = train(read("messages", "task.max_length=40"), tmp_path / "run")
-    assert not done.result.get("samples")
-    assert limits == [40]
-
-
-def test_held_out_conversations_are_kept_as_asked(read: Read, tmp_path: Path) -> None:
-    done = train(read("messages", "task.samples=1"), tmp_path / "run")
-    assert len(done.result["samples"]) == load_run(done.folder).recipe.task.samples == 1
-    again = train(read("messages"), tmp_path / "run")  # a finished run stays as it is
-    assert (again.was_finished, again.result) == (True, done.result)
 
 
 def test_packing_changes_no_count_of_conversations(read: Read, model: Path) -> None:

@@ -33,7 +33,6 @@ from aurora_lora.train.kinds.choices import (
     MultipleChoice,
     Questions,
     TrainingText,
-    answers_by_beam_search,
     choice_scores,
     cut_left,
     encode_questions,
@@ -252,27 +251,6 @@ def test_the_papers_test_data_are_never_mixed(
     assert not (tmp_path / "run").exists()
 
 
-def test_what_is_written_is_found_with_four_beams(language_model: Any) -> None:
-    model, tokenizer = language_model
-
-    def by_hand(beams: int) -> list[str]:
-        found = []
-        for prompt in PROMPTS:
-            inputs = tokenizer(prompt, return_tensors="pt")
-            written = model.generate(
-                inputs["input_ids"],
-                attention_mask=inputs["attention_mask"],
-                num_beams=beams,
-                max_new_tokens=32,
-                do_sample=False,
-            )
-            new = written[0, inputs["input_ids"].shape[1] :]
-            found.append(tokenizer.decode(new, skip_special_tokens=True).strip())
-        return found
-
-    assert answers_by_beam_search(model, tokenizer, PROMPTS)[0] == by_hand(4) != by_hand(1)
-
-
 def test_what_is_written_has_positions_of_the_model(language_model: Any) -> None:
     """Of a question that is too long, the end is read, with what the model writes left free behind it."""
     model, tokenizer = language_model
@@ -283,18 +261,6 @@ def test_what_is_written_has_positions_of_the_model(language_model: Any) -> None
     batch = Questions(tokenizer, 2, positions, room=NEW_TOKENS)([question])
     assert batch["prompt_ids"].shape[1] <= (128 if positions is None else 128 - NEW_TOKENS)
     assert generated_choices(model, batch, 2, tokenizer).shape == (1, 2, 1)
-    (answer, short), cut = answers_by_beam_search(model, tokenizer, [long, "film"])
-    assert cut == [128 - NEW_TOKENS, None]
-    assert ([answer], [None]) != answers_by_beam_search(model, tokenizer, ["film"])
-    assert answers_by_beam_search(model, tokenizer, ["film"]) == ([short], [None])
-
-
-def test_the_models_own_settings_do_not_write_the_answers(lm: Path) -> None:
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(lm).eval(), AutoTokenizer.from_pretrained(lm)
-    plain = answers_by_beam_search(model, tokenizer, ["the film was good ?"])
-    for name, value in {"repetition_penalty": 3.0, "no_repeat_ngram_size": 1, "length_penalty": -9.0}.items():
-        setattr(model.generation_config, name, value)
-    assert answers_by_beam_search(model, tokenizer, ["the film was good ?"]) == plain
 
 
 def test_new_questions_are_asked_as_those_that_a_packaged_task_trained_with(monkeypatch: pytest.MonkeyPatch) -> None:

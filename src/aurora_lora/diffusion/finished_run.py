@@ -35,7 +35,7 @@ from ..train.finished_run import (
     read_finished,
     scores_of,
 )
-from ..train.models import cached_commit, check_dtype, warn_of_another_commit
+from ..train.models import check_dtype
 from ..train.publish import ADAPTER, LORA, RECIPE, RESULT
 from ..train.recipe import task_name, validate_as
 from ..tuner.adapters import plain_path
@@ -111,10 +111,9 @@ def export_subject(
         )
     except (OSError, ValueError) as error:
         raise cannot_load("model", run.recipe.model, error) from error
-    commit = cached_commit(run.recipe.model, file="model_index.json")
     try:
         with files.new_folder(output) as partial:
-            write_lora(_with_adapter(run, unet, commit), partial, method, form, dtype)
+            write_lora(_with_adapter(run, unet), partial, method, form, dtype)
             write_lora_card(partial, run.recipe, run.result, form)
     except FormError:
         raise
@@ -168,7 +167,7 @@ def generate(
     no_fp16 = device.type == "cpu" and recipe.training.precision == "fp16"
     filled = [recipe.task.fill(prompt) for prompt in prompts]
     diffusion = load_diffusion(recipe, filled, device, "fp32" if no_fp16 else None)
-    model = _with_adapter(run, diffusion.unet, diffusion.commit)
+    model = _with_adapter(run, diffusion.unet)
     made: dict[str, list[Path]] = {f"image {number + 1}": [] for number in range(images)}
     with recipe.method.using(model, form):
         for row, prompt in enumerate(filled):
@@ -181,9 +180,8 @@ def generate(
     return [output / GRID, *(path for row in zip(*made.values(), strict=True) for path in row)]
 
 
-def _with_adapter(run: SubjectRun, unet: Any, commit: str | None) -> nn.Module:
-    """The U-Net with the run's adapter; a warning where it is of another commit than the run was trained on."""
-    warn_of_another_commit(run.folder, run.result, commit)
+def _with_adapter(run: SubjectRun, unet: Any) -> nn.Module:
+    """The U-Net with the run's adapter."""
     return load_finite(run.recipe.method, unet, run.folder / ADAPTER).eval()
 
 

@@ -65,7 +65,6 @@ def build_result(
     chance: Levels | None = None,
     most_frequent: Levels | None = None,
     before: Mapping[str, float] | None = None,
-    samples: Sequence[Mapping[str, str]] = (),
 ) -> Result:
     """The contents of result.json, in which these stand by their names (docs/recipe.md): `test` has the metrics of each
     form on each test set, `split` says whether the scores are of these or of `validation`; `train_s` seconds of steps,
@@ -91,7 +90,6 @@ def build_result(
         },
         **({"labels": list(labels)} if labels else {}),
         **({"data": dict(data)} if data is not None else {}),
-        **({"samples": [dict(one) for one in samples]} if samples else {}),
         "params": asdict(params),
         "time": {"train_s": round(train_s, 3), "samples_per_s": round(trained_examples / max(train_s, 1e-9), 2)},
         "memory": {"peak_mb": round(peak_mb, 1)},
@@ -295,9 +293,6 @@ def print_run(console: Console, run: FinishedRun) -> None:
             table.rows.append([name, f"{result['metric']['examples'][name]:,}", *cells])
         console.print(table)
     lines = [parameters(result)]
-    for number, one in enumerate(result.get("samples", ()), start=1):
-        lines.append(f"held-out conversation {number}: {_short(one['prompt'])}")
-        lines += [f"  {name:<8}  {_short(one[name])}" for name in ("expected", "before", "after")]
     chosen, took = result["metric"]["selected_by"], result["time"]
     lines.append(
         f"best epoch {chosen['epoch']:g} of {result['recipe']['training']['epochs']}, by validation {chosen['name']}; "
@@ -319,11 +314,6 @@ def parameters(result: Result) -> str:
 def rate(value: float) -> str:
     """A number a second, for people: of a large model on a CPU it is below 1."""
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= 160 else line[:159] + "…"
 
 
 # ---------------------------------------------------------------- the run

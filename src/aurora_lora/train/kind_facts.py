@@ -141,7 +141,7 @@ CHAT = Facts(
     "chat",
     metrics=("nll", "perplexity", "token_accuracy"),
     scores_batches=False,
-    fields=("max_length", "loss_on", "chat_template", "packing", "samples"),
+    fields=("max_length", "loss_on", "chat_template", "packing"),
     **_LANGUAGE_MODEL,
 )
 DISTILLATION = Facts(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import tempfile
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -335,17 +334,6 @@ def cached_commit(source: str, revision: str | None = None, file: str = "config.
     found = try_to_load_from_cache(source, file, revision=revision)
     commit = re.search(r"[/\\]snapshots[/\\]([0-9a-f]{40})[/\\]", found) if isinstance(found, str) else None
     return commit[1] if commit else None
-
-
-def warn_of_another_commit(folder: Path, result: Mapping[str, Any], here: str | None) -> None:
-    """Warn where a finished run was trained on another commit of its base model than was loaded now."""
-    there, name = result.get("model_commit"), result["model"]
-    if there is None or here is None or there == here:
-        return
-    hint = f"`model: {{name: {name}, revision: {there}}}` in its recipe.yaml loads that one"
-    if there.startswith("sha256:"):  # see `digest_of`
-        hint = "copy that model's folder from the cache of the machine that trained the run"
-    warnings.warn(f"{folder} was trained on {there} of {name}, and {here} was loaded: {hint}", stacklevel=2)
 
 
 # ---------------------------------------------------------------- padding and positions

@@ -57,7 +57,6 @@ Precision = Literal["fp32", "bf16", "fp16"]
 Logger = Literal["tensorboard", "wandb", "trackio"]
 CHANGE_NOTHING = (
     "task.test_sets",
-    "task.samples",
     "training.report_to",
     "training.eval_batch_size",
     "training.checkpoint_every",
@@ -84,7 +83,7 @@ class ModelSection(Section):
     """A packaged model, a hub id or a local folder."""
     revision: Annotated[str, Field(min_length=1)] | None = None
     """Of a model of the hub: a branch, a tag or a commit; `null`: the default branch. The commit that was loaded is
-    `model_commit` of `result.json`, and a finished run warns where it is loaded with another."""
+    `model_commit` of `result.json`."""
     quantization: Quantization | None = None
     """Train an adapter on a base whose linear layers are in 4 or 8 bits (bitsandbytes), as QLoRA does."""
     attention: Literal["eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3"] | None = None
@@ -342,9 +341,6 @@ class TaskSection(OwnFields, Section):
     """Conversations: a file (Jinja), or `chatml`; `null`: the tokenizer's own."""
     packing: bool | None = None
     """Conversations: several in a row of `max_length` tokens, each by itself."""
-    samples: Annotated[int, Field(ge=0, le=100)] | None = None
-    """Conversations: of so many held-out ones `result.json` keeps what is asked and answered, before the training and
-    after; 0: of none. `null`: 3."""
     augment: Augment | None = None
     """Images: what is done to those that are trained on. `null`: the task's own, of your own images
     `crop-flip`; `none`: nothing."""

@@ -237,8 +237,6 @@ def make_trainer(
         if settings.patience is not None:
             every.append(EarlyStoppingCallback(settings.patience))
     else:
-        if (finished := read_result(adapter.parent)) is not None:
-            models.warn_of_another_commit(adapter.parent, finished, models.commit_of(base))
         model = models.make_model(recipe, base, adapter)
     kind.keep_exact(model)
     if settings.gradient_checkpointing:
@@ -338,9 +336,7 @@ def load_trained_model(run: TrainedRun, *, rounded: bool = False) -> tuple[nn.Mo
 def base_of(run: TrainedRun, recipe: Recipe) -> tuple[PreTrainedModel, Processor]:
     """The pretrained model of a finished run as this recipe keeps it, and the run's tokenizer or image processor."""
     processor = kind_of(run.task).processor(str(run.folder / publish.ADAPTER))
-    base = models.base_for(recipe, processor, run.labels)
-    models.warn_of_another_commit(run.folder, run.result, models.commit_of(base))
-    return base, processor
+    return models.base_for(recipe, processor, run.labels), processor
 
 
 # ---------------------------------------------------------------- scores
@@ -388,7 +384,6 @@ def _scored(recipe: Recipe, trainer: Trainer, data: Data, whole: WholeCheckpoint
         labels=() if task.labels else data.labels,
         data=data.record,
         before=kind.before(recipe, trainer, data),
-        samples=kind.samples(recipe, trainer, data),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -40,28 +40,6 @@ def padded(rows: Sequence[Sequence[int]], value: int | None, *, left: bool = Fal
     ids = torch.tensor([[*f, *r] if left else [*r, *f] for r, f in zip(rows, fill, strict=True)])
     places, lengths = torch.arange(longest), torch.tensor([[len(row)] for row in rows])
     return ids, ((places >= longest - lengths) if left else (places < lengths)).long()
-
-
-def answers_after(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[list[int]],
-    most: int,
-    settings: GenerationConfig,
-    shortened: Callable[[list[int], int], list[int]] = lambda ids, most: ids[-most:],
-    *,
-    as_it_begins: bool = False,
-) -> tuple[list[str], list[int | None]]:
-    """What a model in eval mode writes after each prompt of token ids, of which it reads at most so many: its end,
-    unless something else is given as `shortened`. Blanks before an answer stay with `as_it_begins`.
-
-    Returns:
-        The answers, and the number of tokens that each prompt was cut to, if it was.
-    """
-    ids, mask = padded([shortened(prompt, most) for prompt in prompts], tokenizer.pad_token_id, left=True)
-    texts = written_after(model, tokenizer, ids, mask, settings)
-    cut = [most if len(prompt) > most else None for prompt in prompts]
-    return [text.rstrip() if as_it_begins else text.strip() for text in texts], cut
 
 
 def written_after(
@@ -107,7 +85,6 @@ def answers_greedily(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     max_new_tokens: int = NEW_TOKENS,
-    longest: int | None = None,
 ) -> tuple[list[str], list[int | None]]:
     """The most likely next token each time, until the turn ends; the prompts are padded left.
 
@@ -116,7 +93,6 @@ def answers_greedily(
         tokenizer: with its chat template, where prompts are messages.
         prompts: a batch; of one that is too long for the model, its end is read.
         max_new_tokens: of each answer.
-        longest: tokens of a prompt that are read at most, where that is fewer.
 
     Returns:
         The answers, and the number of tokens that each prompt was cut to, if it was.
@@ -125,11 +101,12 @@ def answers_greedily(
         UserError: the chat template refuses a conversation.
     """
     most, max_new_tokens = room(model, max_new_tokens)
-    most = most if longest is None else min(most, longest)
     rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
-    settings = generation(model, tokenizer, max_new_tokens)
-    texts_alone = all(isinstance(prompt, str) for prompt in prompts)  # an answer goes on where the prompt ends
-    return answers_after(model, tokenizer, rows, most, settings, as_it_begins=texts_alone)
+    ids, mask = padded([row[-most:] for row in rows], tokenizer.pad_token_id, left=True)
+    texts = written_after(model, tokenizer, ids, mask, generation(model, tokenizer, max_new_tokens))
+    goes_on = all(isinstance(prompt, str) for prompt in prompts)  # where the prompt ends
+    cut = [most if len(row) > most else None for row in rows]
+    return [text.rstrip() if goes_on else text.strip() for text in texts], cut
 
 
 def generation(

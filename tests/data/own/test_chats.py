@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 from own_rows import load
 
-from aurora_lora.data.own.chat import Question, answer_of, format_of, opening, question_of
+from aurora_lora.data.own.chat import Question, format_of, question_of
 from aurora_lora.data.own.source import Piece
 from aurora_lora.errors import UserError
 
@@ -95,13 +95,4 @@ def _words(question: Question | str) -> str:
 def test_of_several_turns_the_last_answer_is_asked_for() -> None:
     turns = [{"role": role, "content": f"{role} {n}"} for n in (1, 2) for role in ("user", "assistant")]
     for row in ({"messages": turns}, {"messages": [*turns, {"role": "user", "content": "thanks"}]}):
-        assert opening(row) == Question(turns[:3])
         assert question_of(row) == Question(row["messages"][:3] if len(row["messages"]) == 4 else row["messages"])
-        assert answer_of(row) == "assistant 2"
-
-
-def test_an_answer_that_only_calls_a_tool() -> None:
-    asked, calls = {"role": "user", "content": "a"}, [{"type": "function", "function": {"name": "find"}}]
-    call = {"role": "assistant", "content": None, "tool_calls": calls}
-    for row in ({"messages": [asked, call]}, {"prompt": [asked], "completion": [call]}):
-        assert json.loads(answer_of(row)) == calls

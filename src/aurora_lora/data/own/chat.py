@@ -167,32 +167,6 @@ def question_of(row: Row, trained: str | None = None) -> Question | str:
     return Question(said[:-1] if is_answered else said, options)
 
 
-def opening(row: Row) -> Question | str | None:
-    """What comes before the last answer of a row in TRL's format, to be answered anew; None for a plain text."""
-    if "prompt" in row:
-        prompt: list[dict[str, Any]] | str = row["prompt"]
-        return prompt if isinstance(prompt, str) else Question(prompt, template_options(row))
-    if "messages" not in row:
-        return None
-    said: Sequence[Any] = row["messages"]
-    last = max(number for number, one in enumerate(said) if one["role"] == "assistant")
-    return Question(list(said[:last]), template_options(row)) if last else None
-
-
-def answer_of(row: Row) -> str:
-    """The last answer of a row in TRL's format."""
-    if isinstance(said := row.get("completion"), str):
-        return said
-    return text_of([one for one in said or row["messages"] if one["role"] == "assistant"][-1])
-
-
-def text_of(message: Mapping[str, Any]) -> str:
-    """What a message says, for people; of one that only calls tools, the calls."""
-    if (content := message.get("content")) or not message.get("tool_calls"):
-        return str(content or "")
-    return json.dumps(without_none(message.get("tool_calls")), ensure_ascii=False)
-
-
 # ---------------------------------------------------------------- splits
 
 

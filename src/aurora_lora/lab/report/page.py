@@ -182,18 +182,12 @@ def write_page(sections: Sequence[Section], path: Path, title: str) -> None:
 def _section(section: Section) -> dict[str, Any]:
     """What the template shows of one task and model, or of one study."""
     *answers, scores = section_tables(section, full=True)
-    samples: dict[tuple[str, str, str], list[tuple[str, str]]] = {}
-    for run in section.scores.drop_duplicates("setting").itertuples():
-        for one in run.result.get("samples", ()):
-            told = one["prompt"], one["expected"], one["before"]
-            samples.setdefault(told, []).append((run.setting, one["after"]))
     return {
         "id": section.slug,
         "title": section.title if section.study is None else f"{section.title}, {section.model}",
         "about": "" if section.study is None else f"{_tuning(section.study)} {convergence_note(section.scores)}",
         "answers": answers,
         "scores": scores,
-        "samples": samples,
         "time": _times(section),
         "figures": [
             (f"{kind.title}: {one.of}" if one.of else kind.title, _svg(one.figure), kind.note)

@@ -143,10 +143,6 @@ class Kind:
         """The metrics of the base model on the first test set, for the result, where it can do the task untrained."""
         return {}
 
-    def samples(self, recipe: Recipe, trainer: Any, data: Data) -> list[dict[str, str]]:
-        """A few answers before and after the training, for the result: `prompt`, `expected`, `before`, `after`."""
-        return []
-
     # ---------------------------------------------------------------- prediction
 
     def answers(

@@ -3,12 +3,9 @@ answers."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,16 +18,15 @@ from ...chat_template import without_none
 from ...data.loading import reason
 from ...data.metrics import chat_metrics
 from ...data.own import columns as cells
-from ...data.own.chat import answer_of, opening, question_of, template_options, text_of
+from ...data.own.chat import question_of, template_options
 from ...deploy.inputs import evaluated, plain_model
 from ...errors import ArgumentError, UserError, one_line
 from ...extras import extra
 from ...files import expanded, file_digest, read_json, write_json
 from ..data import Data
 from ..kind_facts import CHAT, TrainedWith
-from ..models import Processor, base_for
+from ..models import Processor
 from ..recipe import Recipe
-from ..trainer import is_main, on_main, state
 from ..writing import CONVERSATION, KEY, PROMPT, TEXT, answers_greedily, ends, is_plain
 from .base import Kind, as_answers
 
@@ -46,15 +42,6 @@ CHATML = """{%- for message in messages -%}
 {%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}
 """
 """ChatML; END is `<|im_end|>`, or the end of a text where the tokenizer has no such token."""
-SAMPLE_TOKENS, SAMPLES = 64, 3
-"""The most tokens of an answer that is written for the result; and how many are, where `task.samples` does not say."""
-
-
-@dataclass(frozen=True)
-class ChatData(Data):
-    """`Data`, and the held-out conversations that answers are written for: `prompt`, what is asked, and `expected`."""
-
-    asked: Sequence[Mapping[str, Any]] = field(default=())
 
 
 class Chat(Kind):
@@ -110,10 +97,7 @@ class Chat(Kind):
         if unpacked is not None:
             made |= prepared(tokenizer, {"train": unpacked}, packing=True, max_length=max_length)
             record["packed"] = len(made["train"])
-        held_out = splits[[name for name in splits if name != "train"][-1]]
-        samples = min(len(held_out), SAMPLES if section.samples is None else section.samples)
-        rows = [(opening(row), answer_of(row)) for row in map(_plain, held_out.select(range(samples))) if form != TEXT]
-        return ChatData(
+        return Data(
             section.definition,
             tokenizer,
             made,
@@ -121,7 +105,6 @@ class Chat(Kind):
             unchanged=unpacked,
             record=record,
             lengths={name: _lengths(split).tolist() for name, split in made.items()},
-            asked=[{"prompt": asked, "expected": answer} for asked, answer in rows if asked is not None],
         )
 
     def trainer(
@@ -147,33 +130,16 @@ class Chat(Kind):
         for parameter, dtype, before in kept:  # TRL rounds adapters on a quantised base to bfloat16
             if parameter.dtype != dtype:
                 parameter.data = before.to(parameter.device)
-        if recipe.task.packing and not _is_shared_out(trainer):
+        if recipe.task.packing and not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
             with trainer.accelerator.autocast():
                 check_packing(model)
         return cast(Trainer, trainer)
 
     def before(self, recipe: Recipe, trainer: Any, data: Data) -> dict[str, float]:
-        if not _has_base(recipe, trainer.model):
+        if recipe.method.base_use != "frozen" or not hasattr(trainer.model, "disable_adapter"):
             return {}
         with trainer.model.disable_adapter():
             return self.evaluate(trainer, data, (recipe.test_sets or ("test",))[0])
-
-    def samples(self, recipe: Recipe, trainer: Any, data: Data) -> list[dict[str, str]]:
-        """Answers in held-out conversations, before the training and after, in the form that is deployed.
-
-        Of several processes, the main one writes them while the others wait; none where each has a part of the model.
-        """
-        asked = cast(ChatData, data).asked
-        is_shared_out = state().num_processes > 1 and _is_shared_out(trainer)
-        if is_shared_out and asked and is_main():
-            warnings.warn("no sample answers are written: the processes share out the model", stacklevel=2)
-        if is_shared_out or not asked:
-            return []
-        try:
-            return on_main(lambda: _samples(recipe, trainer, data, asked))
-        except torch.OutOfMemoryError:  # as for a base that is loaded beside the model: no run is lost for that
-            warnings.warn("no sample answers are written: the GPU has too little memory for them", stacklevel=2)
-            return []
 
     def finish_merged(self, folder: Path, model: Any, processor: Processor) -> None:
         """An answer ends where a turn does, which the base's own generation config need not say."""
@@ -281,39 +247,3 @@ def check_packing(model: nn.Module) -> None:
         raise UserError(
             f"task.packing: true is not allowed: conversations in a row would see each other in a {kind}: leave it out"
         )
-
-
-def _is_shared_out(trainer: Any) -> bool:
-    return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
-
-
-def _has_base(recipe: Recipe, model: Any) -> bool:
-    """Whether the base model is there, below its adapter."""
-    return recipe.method.base_use == "frozen" and hasattr(model, "disable_adapter")
-
-
-def _samples(recipe: Recipe, trainer: Any, data: Data, asked: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    tokenizer: Any = data.processor
-    prompts, longest = [one["prompt"] for one in asked], recipe.task.max_length  # what is held out may be longer
-    trainer.model.eval()
-    autocast = trainer.accelerator.autocast  # `generate` does not go through the `forward` that has it
-    with autocast(), recipe.method.using(trainer.model, recipe.method.deployed_form):
-        after, _ = answers_greedily(trainer.model, tokenizer, prompts, SAMPLE_TOKENS, longest)
-    with autocast(), _untrained(recipe, trainer, data) as model:
-        before, _ = answers_greedily(model, tokenizer, prompts, SAMPLE_TOKENS, longest)
-    said = [prompt if isinstance(prompt, str) else text_of(prompt.messages[-1]) for prompt in prompts]
-    return [
-        {"prompt": prompt, "expected": str(one["expected"]), "before": old, "after": new}
-        for prompt, one, old, new in zip(said, asked, before, after, strict=True)
-    ]
-
-
-@contextlib.contextmanager
-def _untrained(recipe: Recipe, trainer: Any, data: Data) -> Iterator[Any]:
-    """The base model: below its adapter, or loaded anew where its own weights were trained."""
-    model: Any = trainer.model
-    if _has_base(recipe, model):
-        with model.disable_adapter():
-            yield model
-    else:
-        yield base_for(recipe, data.processor, data.labels).to(next(model.parameters()).device).eval()

@@ -3,7 +3,6 @@ likely."""
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,10 +27,10 @@ from ...temporary_attributes import temporary_attributes
 from ...values import check_finite
 from ..data import Data, Example
 from ..kind_facts import MULTIPLE_CHOICE, TrainedWith
-from ..models import Processor, cached_width, most_tokens, room
+from ..models import Processor, cached_width, most_tokens
 from ..recipe import Recipe, TaskSection
 from ..trainer import RecipeTrainer
-from ..writing import PLAIN, answers_after, open_ended, padded, written_after
+from ..writing import PLAIN, answers_greedily, open_ended, padded, written_after
 from .base import Kind, as_answers
 
 BEAMS, NEW_TOKENS = 4, 32
@@ -256,19 +255,10 @@ def generated_choices(
     return chosen
 
 
-def answers_by_beam_search(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]
-) -> tuple[list[str], list[int | None]]:
-    """What a causal language model writes after each prompt, as in `generated_choices`; see `answers_after`."""
-    most, new = room(model, NEW_TOKENS)
-    shortened = functools.partial(cut_left, bos=tokenizer.bos_token_id, limit="the model's length")
-    return answers_after(model, tokenizer, open_ended(tokenizer, prompts), most, _generation(tokenizer, new), shortened)
-
-
-def _generation(tokenizer: PreTrainedTokenizerBase, most: int = NEW_TOKENS) -> GenerationConfig:
-    """LLM-Adapters': 4 beams, at most 32 new tokens, or `most` where a model has positions for fewer."""
+def _generation(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """LLM-Adapters': 4 beams, at most 32 new tokens."""
     ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-    beams: dict[str, Any] = {"num_beams": BEAMS, "max_new_tokens": most, "do_sample": False}
+    beams: dict[str, Any] = {"num_beams": BEAMS, "max_new_tokens": NEW_TOKENS, "do_sample": False}
     return GenerationConfig(**beams, **ids, **PLAIN)  # type: ignore[no-untyped-call]
 
 
@@ -360,7 +350,7 @@ class MultipleChoice(Kind):
         tokenizer = cast(PreTrainedTokenizerBase, processor)
         if isinstance(texts[0], ChoiceQuestion):
             return self._chosen(model, tokenizer, texts, source, trained)
-        written, cut = answers_by_beam_search(model, tokenizer, [alpaca(text) for text in texts])
+        written, cut = answers_greedily(model, tokenizer, [alpaca(text) for text in texts])
         return as_answers(texts, ({"answer": answer} for answer in written), cut)
 
     def _chosen(

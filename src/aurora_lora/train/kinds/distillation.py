@@ -22,7 +22,7 @@ from ...files import expanded
 from ..data import Collate, Data, Example, in_batches, without_targets
 from ..finished_run import load_run
 from ..kind_facts import DISTILLATION
-from ..models import commit_of, load_base_model, make_model, on_device, warn_of_another_commit
+from ..models import load_base_model, make_model, on_device
 from ..publish import ADAPTER, adapter_digests
 from ..recipe import Recipe
 from ..trainer import RecipeTrainer
@@ -65,7 +65,6 @@ class Distillation(TextKind):
         if run.recipe.model != recipe.model:
             raise UserError(f"task.teacher: {run.folder} is a run of {run.recipe.model}, not of {recipe.model}")
         base = load_base_model(recipe.base, data.task, data.processor)
-        warn_of_another_commit(run.folder, run.result, commit_of(base))
         with_head = load_base_model(recipe.base, run.task, data.processor, run.labels)
         teacher = make_model(run.recipe, with_head, run.folder / ADAPTER)
         splits = lessons(data, on_device(base), on_device(teacher), recipe.training.eval_batch_size)
