@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 from aurora_lora import cli
 from aurora_lora.files import parse_json
 from aurora_lora.train import recipe_files
+from aurora_lora.train.deploying import merge
 from aurora_lora.train.finished_run import load_run
-from aurora_lora.train.merging import merge
 from aurora_lora.train.recipe import load_recipe
 from aurora_lora.train.run import train
 from aurora_lora.train.trainer import quiet_libraries

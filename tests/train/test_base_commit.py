@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from aurora_lora.lab.experiments.dry_run import dry_run
 from aurora_lora.lab.experiments.plan import architecture
 from aurora_lora.train import card, load_recipe, load_run, train
+from aurora_lora.train.deploying import merge
 from aurora_lora.train.measuring import evaluate, ranking
-from aurora_lora.train.merging import merge
 from aurora_lora.train.models import (
     load_tokenizer,
     stored_quantization,

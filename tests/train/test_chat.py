@@ -30,7 +30,7 @@ from aurora_lora.data import SplitSizes
 from aurora_lora.errors import UserError
 from aurora_lora.train import load_run
 from aurora_lora.train.data import notes
-from aurora_lora.train.exporting import _stage
+from aurora_lora.train.deploying import _stage
 from aurora_lora.train.kinds import chat
 from aurora_lora.train.kinds.chat import check_packing
 from aurora_lora.train.measuring import evaluate

@@ -26,6 +26,7 @@ import tiny
 from aurora_lora.data.prompts import target
 from aurora_lora.errors import UserError
 from aurora_lora.train import load_recipe, load_run, train
+from aurora_lora.train.deploying import merge
 from aurora_lora.train.kind_facts import TrainedWith
 from aurora_lora.train.kinds.choices import (
     NEW_TOKENS,
@@ -39,7 +40,6 @@ from aurora_lora.train.kinds.choices import (
     generated_choices,
 )
 from aurora_lora.train.measuring import evaluate, gap
-from aurora_lora.train.merging import merge
 from aurora_lora.train.models import most_tokens
 from aurora_lora.train.predicting import predict
 from aurora_lora.train.run import make_trainer

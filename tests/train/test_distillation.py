@@ -13,10 +13,10 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 from aurora_lora.data import get_task
 from aurora_lora.errors import UserError
 from aurora_lora.train import TrainedRun, load_recipe, load_run, recipe_files, train
+from aurora_lora.train.deploying import merge
 from aurora_lora.train.kinds import distillation
 from aurora_lora.train.kinds.distillation import states_loss
 from aurora_lora.train.measuring import evaluate, gap
-from aurora_lora.train.merging import merge
 from aurora_lora.train.predicting import predict
 
 WriteRecipe = Callable[..., Path]

@@ -24,9 +24,9 @@ from aurora_lora.data import get_task
 from aurora_lora.data.vision import read_image
 from aurora_lora.errors import UserError
 from aurora_lora.train import load_run, train
+from aurora_lora.train.deploying import merge
 from aurora_lora.train.kinds.images import Images, load_image_processor, plain_transform, training_transform
 from aurora_lora.train.measuring import evaluate
-from aurora_lora.train.merging import merge
 from aurora_lora.train.predicting import predict
 from aurora_lora.train.publish import SPLITS
 from aurora_lora.train.recipe import Recipe, validate

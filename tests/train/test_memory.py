@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from aurora_lora.methods import METHODS
 from aurora_lora.train import load_recipe, load_run, train
+from aurora_lora.train.deploying import merge
 from aurora_lora.train.kinds import kind_of
 from aurora_lora.train.measuring import evaluate
-from aurora_lora.train.merging import merge
 from aurora_lora.train.predicting import predict
 from aurora_lora.train.run import make_trainer
 

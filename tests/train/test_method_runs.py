@@ -11,10 +11,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from aurora_lora.errors import FormError
-from aurora_lora.train import load_recipe, load_run, merging, recipe_files, train
-from aurora_lora.train.exporting import export
+from aurora_lora.train import deploying, load_recipe, load_run, recipe_files, train
+from aurora_lora.train.deploying import export, merge
 from aurora_lora.train.measuring import evaluate, gap
-from aurora_lora.train.merging import merge
 from aurora_lora.train.predicting import predict
 
 Aurora = Callable[..., list[dict[str, Any]]]
@@ -70,7 +69,7 @@ def test_run(
     assert (run.result["params"]["adapter"] > 0) == (method["name"] != "linear-probe")
     assert evaluate(again, forms=["merged"]) == run.result["metric"]["by_form"]
     if method["name"] in ("loda", "adapter-h"):
-        monkeypatch.setattr(merging, "load_trained_model", None)  # the base model is not loaded for it
+        monkeypatch.setattr(deploying, "load_trained_model", None)  # the base model is not loaded for it
         with pytest.raises(FormError, match=f"{method['name']} cannot be merged: "):
             merge(again, tmp_path / "merged")
         assert not (tmp_path / "merged").exists()

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from aurora_lora import cli
 from aurora_lora.errors import ArgumentError, NotFiniteError
 from aurora_lora.methods.parameters import is_head
-from aurora_lora.train import TrainedRun, load_recipe, load_run, merging, predicting, train
-from aurora_lora.train.merging import merge
+from aurora_lora.train import TrainedRun, deploying, load_recipe, load_run, predicting, train
+from aurora_lora.train.deploying import merge
 from aurora_lora.train.predicting import load_predictor, predict
 
 WriteRecipe = Callable[..., Path]
@@ -110,7 +110,7 @@ def test_a_merge_is_rounded_once(write_recipe: WriteRecipe, tmp_path: Path, meth
 
 
 def test_dtypes_are_checked_before_anything_is_loaded(run: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (merging, predicting):
+    for module in (deploying, predicting):
         monkeypatch.setattr(module, "load_trained_model", lambda *_, **__: pytest.fail("it is loaded"))
     for command in (
         ("merge", run.folder, "-o", run.folder / "merged"),

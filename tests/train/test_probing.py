@@ -18,8 +18,8 @@ from transformers import AutoModelForSequenceClassification
 from aurora_lora.deploy.align import DEVIATION
 from aurora_lora.errors import UserError
 from aurora_lora.train import load_run, probing, recipe_files, train, trainer
+from aurora_lora.train.deploying import merge
 from aurora_lora.train.measuring import evaluate
-from aurora_lora.train.merging import merge
 from aurora_lora.train.probing import PROBE, kept_start, read_probe
 from aurora_lora.train.recipe import validate
 from aurora_lora.train.run import make_trainer

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from aurora_lora import cli
 from aurora_lora.train import load_run
-from aurora_lora.train.exporting import _stage
+from aurora_lora.train.deploying import _stage
 from aurora_lora.train.recipe import load_recipe
 from aurora_lora.train.run import train
 
@@ -125,7 +125,7 @@ def test_what_cannot_be_pushed(run: Path, tmp_path: Path, push: Push, monkeypatc
         odd = push(hub.url, "a/b/c")
         form = push(hub.url, "someone/reviews", "--form", "merged")
         with monkeypatch.context() as patch:
-            patch.setattr("aurora_lora.train.exporting.get_token", lambda: None)
+            patch.setattr("aurora_lora.train.deploying.get_token", lambda: None)
             nobody = push(hub.url, "someone/reviews")
         url = hub.url
     closed = push("http://127.0.0.1:9", "someone/reviews")

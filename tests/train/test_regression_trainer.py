@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from aurora_lora.train import TrainedRun, load_run, train
+from aurora_lora.train.deploying import merge
 from aurora_lora.train.measuring import evaluate
-from aurora_lora.train.merging import merge
 from aurora_lora.train.predicting import predict
 from aurora_lora.train.recipe import validate
 from aurora_lora.train.run import make_trainer

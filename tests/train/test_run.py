@@ -25,9 +25,9 @@ from aurora_lora.train import (
     recipe_files,
     train,
 )
+from aurora_lora.train.deploying import merge
 from aurora_lora.train.finished_run import chance_of, epochs_from_log
 from aurora_lora.train.measuring import evaluate
-from aurora_lora.train.merging import merge
 from aurora_lora.train.predicting import predict
 from aurora_lora.train.run import make_trainer
 

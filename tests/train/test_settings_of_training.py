@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from aurora_lora.train import TrainedRun, load_recipe, load_run, train
+from aurora_lora.train.deploying import merge
 from aurora_lora.train.kinds import KINDS
 from aurora_lora.train.measuring import evaluate
-from aurora_lora.train.merging import merge
 from aurora_lora.train.predicting import predict
 
 WriteRecipe = Callable[..., Path]

@@ -22,7 +22,7 @@ import torch
 
 import forks
 from aurora_lora import cli
-from aurora_lora.train import measuring, merging, predicting, run, trainer  # noqa: F401 (what the commands import)
+from aurora_lora.train import deploying, measuring, predicting, run, trainer  # noqa: F401 (what the commands import)
 from aurora_lora.train.trainer import quiet_libraries
 
 WRITING = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")

@@ -81,8 +81,8 @@ def merge(
     BASE is rounded by the texts of FILE, but for some that say what is lost. An adapter on a base in float (BASE or
     the one in its config) needs --quantization, and becomes a folder of compressed-tensors, for vLLM.
     """
+    from aurora_lora.train.deploying import merge as merge_run
     from aurora_lora.train.finished_run import load_run
-    from aurora_lora.train.merging import merge as merge_run
 
     given = {"model": model, "data": data, "hf_model": hf_model, "column": column, "encoding": encoding}
     if _is_adapter(folder, **given, examples=examples):
@@ -300,7 +300,7 @@ def export(
     such as a classifier, which PEFT loads and vLLM does not: a line says so.
     """
     from aurora_lora.deploy.export import beyond_lora
-    from aurora_lora.train.exporting import export as export_run
+    from aurora_lora.train.deploying import export as export_run
     from aurora_lora.train.finished_run import is_subject_run, load_run
 
     quiet()
@@ -340,7 +340,7 @@ def push(
 
     `hf auth login`, or HF_TOKEN, says who pushes.
     """
-    from aurora_lora.train.exporting import push as upload
+    from aurora_lora.train.deploying import push as upload
     from aurora_lora.train.finished_run import load_run
 
     run = load_run(folder)

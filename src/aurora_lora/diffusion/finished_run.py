@@ -25,7 +25,7 @@ from ..forms import FormName, form_named
 from ..methods import Method
 from ..methods.aurora import AuroraMethod
 from ..methods.base import load_finite
-from ..train.exporting import Exported, check_export_folder
+from ..train.deploying import Exported, check_export_folder
 from ..train.finished_run import (
     FinishedRun,
     check_own_recipe,

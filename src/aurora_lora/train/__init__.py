@@ -16,10 +16,9 @@ BATCH_SIZE = 16
 """Texts, or rows of a file, of one forward pass, unless another number is asked for."""
 
 if TYPE_CHECKING:
-    from .exporting import Exported, Pushed, export, push
+    from .deploying import Exported, Merged, Pushed, export, merge, push
     from .finished_run import TrainedRun, load_run, read_result
     from .measuring import FileScores, evaluate, evaluate_file, gap, learned_activation
-    from .merging import Merged, merge
     from .predicting import Predictor, load_predictor, predict
     from .pretraining import pretrain
     from .recipe import Recipe, load_recipe
@@ -53,8 +52,7 @@ __all__ = [
 
 _NAMES_OF = {
     "trainer": "CalibrationCallback",
-    "exporting": "Exported export Pushed push",
-    "merging": "Merged merge",
+    "deploying": "Exported Merged Pushed export merge push",
     "predicting": "Predictor load_predictor predict",
     "recipe": "Recipe load_recipe",
     "finished_run": "TrainedRun load_run read_result",
