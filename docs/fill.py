@@ -23,7 +23,7 @@ from make.conformance import conformance_tables
 from make.frozen_features import counts, differences_table, headline, scores_table, skip_table
 from make.method_options import aurora_fields, method_options
 from make.performance import parts
-from make.quantised_merges import cost_of_merges, merges_table, rounding_tables
+from make.quantised_merges import cost_of_merges, merges_by_format, merges_table, rounding_tables, stored_table
 from make.ranks import cost_of_probe, ranks_shown
 from make.ranks import scores_table as rank_scores_table
 from make.recipe_fields import recipe_fields
@@ -130,9 +130,10 @@ def deploy() -> None:
 
 
 def quantised() -> None:
-    merges = read_all("quantized/*bit.json")
+    merges, stored = read_all("quantized/*bit.json"), read_all("gguf/*.json")
     put("quantised", {"merges": merges_table(merges), "rounding": rounding_tables(read("quantized/rounding.json"))})
-    put("quantised", {"cost of merges": cost_of_merges(read("quantized/cost.json"))})
+    put("quantised", {"cost of merges": cost_of_merges(read("quantized/cost.json")), "stored": stored_table(stored)})
+    save(merges_by_format(merges, stored), FIGURES / "merges-by-format")
 
 
 def theory() -> None:
