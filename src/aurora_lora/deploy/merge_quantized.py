@@ -101,6 +101,9 @@ class QuantizedMerge(Report):
             lost, beside = share(worst.by_inputs), share(worst.nearest)
             return f"up to {lost} (the nearest values: {beside}) of what the adapter adds to the output of a layer"
         which = "held-out predictions" if self.held_out else "predictions on the inputs that it was rounded by"
+        if math.isinf(ours):  # the adapter changes nothing, and the base is rounded
+            kl = {end.form: end.kl for end in self.end_to_end}
+            return f"a KL divergence of {kl[BY_INPUTS]:.2g} (the nearest values: {kl[NEAREST]:.2g}) over {which}"
         return (
             f"{ours:.2%} of the adapter's effect on what the model predicts (the nearest values: {nearest:.2%}), by "
             f"the KL divergence of {self.predictions:,} {which}"
