@@ -23,7 +23,13 @@ from make.conformance import conformance_tables
 from make.frozen_features import counts, differences_table, headline, scores_table, skip_table
 from make.method_options import aurora_fields, method_options
 from make.performance import parts
-from make.quantised_merges import cost_of_merges, merges_by_format, merges_table, rounding_tables, stored_table
+from make.quantised_merges import (
+    cost_of_merges,
+    merges_by_format,
+    merges_table,
+    rounding_tables,
+    stored_table,
+)
 from make.ranks import cost_of_probe, ranks_shown
 from make.ranks import scores_table as rank_scores_table
 from make.recipe_fields import recipe_fields

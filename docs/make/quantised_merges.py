@@ -112,6 +112,17 @@ def merges_by_format(merges: list[Record], stored: list[Record]) -> Figure:
     return figure
 
 
+def compact_table(record: Record) -> str:
+    """What a merge loses by statistics that were kept: `benchmarks/input_statistics.py`."""
+    headers = ["eigenvectors kept", "MB a layer of LLaMA3-8B", *(f"KL, {kind}" for kind in record["kl"])]
+    table = TextTable("", headers, align="lrrr")
+    titles = {"no adapter": "no adapter", "nearest": "nearest values"} | {k: k for k in record["megabytes"]}
+    for way, title in (titles | {"full": "all inputs"}).items():
+        size = f"{record['megabytes'][way]:.2f}" if way in record["megabytes"] else ""
+        table.rows.append([title, size, *(f"{found[way]:.3f}" for found in record["kl"].values())])
+    return table.markdown()
+
+
 def rounding_tables(record: Record) -> str:
     """Ways of rounding, the order of the blocks, and llmcompressor's GPTQ."""
     ways = TextTable("", ["way of rounding", "its texts %", "other texts %", "seconds"], align="lrrr")

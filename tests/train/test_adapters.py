@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
+from datasets import load_dataset
+from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from aurora_lora import input_statistics
 from aurora_lora.cli import app
 from aurora_lora.deploy.stored import not_quantised
 from aurora_lora.files import file_digest
@@ -221,3 +223,21 @@ def test_quantising_is_refused_in_one_line(
     result = CliRunner().invoke(app, ["merge", "adapter", *(part for pair in given.items() for part in pair)])
     assert (result.exit_code, said in result.stderr.replace("\n", " ")) == (2, True), result.output
     assert files(bases) == there
+
+
+def test_kept_statistics_stand_in_for_texts(served: Path, tmp_path: Path) -> None:
+    shutil.copytree(served / "adapter", tmp_path / "adapter")
+    given = [str(tmp_path / "adapter"), "--model", str(served / "base.gguf"), "--output", str(tmp_path / "out.gguf")]
+    refused = CliRunner().invoke(app, ["merge", *given])
+    assert (refused.exit_code, "--data FILE" in refused.output) == (2, True)
+    model = PeftModel.from_pretrained(load_causal_model(str(served / "base.gguf")), str(tmp_path / "adapter"))
+    tokenizer, texts = (
+        load_tokenizer(str(served / "base.gguf")),
+        load_dataset("json", data_files=str(served / "texts.jsonl")),
+    )
+    input_statistics(model, texts["train"], tokenizer=tokenizer, text_columns="text").save(tmp_path / "adapter")
+    result = CliRunner().invoke(app, ["merge", *given])
+    assert result.exit_code == 0, result.output
+    checked = aurora(served, "gap", "--merged", str(tmp_path / "out.gguf"), "--json")
+    found = json.loads(checked.stdout)
+    assert 0 < found["merged"]["kl"] < 0.1 * found["without"]["kl"]

@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification
 sys.path.insert(0, str(Path(__file__).parent))
 
 
-from aurora_lora import calibrate
+from aurora_lora import InputStatistics, calibrate
 from aurora_lora.errors import FormError, UserError
 from aurora_lora.train import (
     TrainedRun,
@@ -81,8 +81,9 @@ def test_calibrated_once_for_each_evaluation(
 
     counted("trainer")
     counted("run")
-    recipe = load_recipe(write_recipe(), ["calibration.ridge=0.01"])
+    recipe = load_recipe(write_recipe(), ["calibration.ridge=0.01", "calibration.statistics=4"])
     run = train(recipe, tmp_path / "run")
+    assert {each.leading.shape for each in InputStatistics.load(run.folder / "adapter").kept} == {(16, 4)}
     assert done == [("trainer", 0.01)] * 3  # the best checkpoint has its matrices
     trainer, data = make_trainer(recipe, tmp_path / "nothing", (), run.folder / "adapter")
     stored = {name: value.clone() for name, value in trainer.model.named_buffers() if "aurora_A_cal." in name}

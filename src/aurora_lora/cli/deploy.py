@@ -78,7 +78,8 @@ def merge(
     """Write a stand-alone model that loads with plain Transformers; of an adapter and BASE, a copy of BASE.
 
     OUT must be new or empty. What was added to a merged model is never removed: then another folder must do. A copy of
-    BASE is rounded by the texts of FILE, but for some that say what is lost. An adapter on a base in float (BASE or
+    BASE is rounded by the texts of FILE, but for some that say what is lost; without FILE by the input statistics that
+    were kept beside the adapter. An adapter on a base in float (BASE or
     the one in its config) needs --quantization, and becomes a folder of compressed-tensors, for vLLM.
     """
     from aurora_lora.train.deploying import merge as merge_run
@@ -90,7 +91,8 @@ def merge(
             raise UserError("--form, --dtype, --round-by-inputs and --overwrite go with a run")
         if model is None and quantization is None:
             raise UserError(f"{folder} is an adapter: --model BASE is the GGUF file or folder to merge it into")
-        texts = _texts(folder, data, column, encoding, examples)
+        kept = data is None and quantization is None and (folder / "input_statistics.safetensors").is_file()
+        texts = None if kept else _texts(folder, data, column, encoding, examples)
         _merge_adapter(folder, model, texts, output, hf_model, quantization, as_json)
         return
     run = load_run(folder)
@@ -140,7 +142,13 @@ def _texts(folder: Path, data: Path | None, column: str | None, encoding: str | 
 
 
 def _merge_adapter(
-    folder: Path, model: str | None, texts: Texts, output: Path, like: str | None, into: str | None, as_json: bool
+    folder: Path,
+    model: str | None,
+    texts: Texts | None,
+    output: Path,
+    like: str | None,
+    into: str | None,
+    as_json: bool,
 ) -> None:
     """Merge into a copy of what is served, and say what that loses."""
     from aurora_lora.train.adapters import AdapterOfPeft, merge_adapter

@@ -9,11 +9,13 @@ from .merges import LayerLoss, MergeLoss
 from .predictions import EndToEndGap
 from .probe import LayerProbe, Probe, probe
 from .ranks import ranked_config
+from .statistics import InputStatistics, input_statistics
 from .stored import merge_stored
 
 __all__ = [
     "CalibrationReport",
     "EndToEndGap",
+    "InputStatistics",
     "LayerCalibration",
     "LayerGap",
     "LayerLoss",
@@ -26,6 +28,7 @@ __all__ = [
     "align",
     "calibrate",
     "export_lora",
+    "input_statistics",
     "lora_factors",
     "merge_gap",
     "merge_quantized",

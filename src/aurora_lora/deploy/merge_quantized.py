@@ -24,6 +24,7 @@ from .inputs import Batch, Passes, Reading, Runner, evaluated
 from .merges import AdaptedLayer, input_moments, layers_with_adapters
 from .predictions import EndToEndGap, compare, end_to_end_table
 from .report import Report, first_table, share, worst_of
+from .statistics import InputStatistics
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -146,7 +147,8 @@ def merge_quantized(
             has quantised; not merged.
         batches: as in `calibrate`: a few hundred inputs like those that the model will see, without labels. The
             eighth batch and the 24th are held out: what the merge loses end to end is measured on them. Of fewer than
-            eight, all are rounded by, and it is measured on the first.
+            eight, all are rounded by, and it is measured on the first. Or `InputStatistics` that were kept earlier:
+            nothing is measured end to end then.
         damping: relative to the mean of E[x^2]; see `ops.rounding.input_moment`.
         max_memory: as in `calibrate`.
         reading: as in `calibrate`: `tokenizer`, `text_columns`, `batch_size`, `examples`, `max_length`.
@@ -172,7 +174,7 @@ def merge_quantized(
             "No layer with an active adapter is quantised, so nothing needs merge_quantized: use merge_adapter() or "
             "merge_and_unload()."
         )
-    data = Parts(batches, "reading inputs" if progress else "", **reading)
+    data = parts(batches, progress, **reading)
     rounded, report = round_layers(model, every, data, "merge_quantized", damping, max_memory)
     merged: list[Any] = []
     try:
@@ -199,7 +201,7 @@ def merge_quantized(
 def round_layers(
     model: nn.Module,
     every: Sequence[AdaptedLayer],
-    data: Parts,
+    data: Parts | InputStatistics,
     action: str,
     damping: float,
     max_memory: float,
@@ -224,10 +226,12 @@ def round_layers(
     others = [layer for layer in every if layer.format is None]
     if aurora := [(layer.path, layer.module) for layer in every if isinstance(layer.module, AuroraLayer)]:
         check_before_merge(model, aurora)
-    data.hold()
+    if isinstance(data, Parts):
+        data.hold()
     with evaluated(model), Runner(model, action) as runner:
         rounded: dict[str, RoundedLayer] = {}
-        for S, together in input_moments(layers, runner, data, max_memory):
+        moments = input_moments(layers, runner, data, max_memory) if isinstance(data, Parts) else data.moments(layers)
+        for S, together in moments:
             inputs = input_moment(S, damping)  # layers that share an input share its factors
             rounded |= {layer.path: round_layer(layer, S, inputs, vectors) for layer, vectors in together}
             del S, inputs  # before the next ones are collected
@@ -236,13 +240,16 @@ def round_layers(
                 rounded[path] = unseen_layer(layer)
             elif path not in rounded:  # no input reached it, and its adapters add nothing
                 rounded[path] = RoundedLayer(None, None, None, LayerMerge(path, layer.format.name, 0.0, 0.0), 0)
-        passes = data.passes
-        ends, n = _end_to_end(runner, data, [(layer, rounded[path]) for path, layer in layers.items()], others)
+        passes, n = 0, 0
+        ends: tuple[EndToEndGap, ...] = ()
+        if isinstance(data, Parts):
+            passes = data.passes
+            ends, n = _end_to_end(runner, data, [(layer, rounded[path]) for path, layer in layers.items()], others)
     report = QuantizedMerge(
         tuple(rounded[path].report for path, layer in layers.items() if layer.names),
         ends,
         n,
-        data.held_out,
+        isinstance(data, Parts) and data.held_out,
         max((each.vectors for each in rounded.values()), default=0),
         passes,
         time.perf_counter() - start,
@@ -345,6 +352,13 @@ class Parts(Passes):
                 yield batch
             if not self.held_out or i == HELD_OUT[-1]:
                 return
+
+
+def parts(batches: Any, progress: bool, **reading: Unpack[Reading]) -> Parts | InputStatistics:
+    """What to round by: batches, or what was kept of them."""
+    if isinstance(batches, InputStatistics):
+        return batches
+    return Parts(batches, "reading inputs" if progress else "", **reading)
 
 
 def _end_to_end(

@@ -20,7 +20,7 @@ from .compressed import CompressedFolder, fresh_layers
 from .formats import Change, StoredModel
 from .gguf import FLOATS, GgufFile
 from .inputs import Reading
-from .merge_quantized import Parts, QuantizedMerge, put, round_layers, unseen_layer
+from .merge_quantized import Parts, QuantizedMerge, parts, put, round_layers, unseen_layer
 from .merges import layers_with_adapters
 
 
@@ -66,7 +66,7 @@ def merge_stored(
     stored, output = Path(stored), Path(output)
     if output.exists():
         raise ArgumentError(f"{output} exists already: choose another name")
-    data = Parts(batches, "reading inputs" if progress else "", **reading)
+    data = parts(batches, progress, **reading)
     base: StoredModel = CompressedFolder(stored) if stored.is_dir() else GgufFile(stored)
     check_linear_only(model)
     layers = [

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..data.loading import reason
 from ..data.own.source import OwnData, open_given
-from ..deploy import MergeGap, QuantizedMerge, merge_gap
+from ..deploy import InputStatistics, MergeGap, QuantizedMerge, merge_gap
 from ..deploy.compressed import PRESETS
 from ..deploy.formats import check_quantization
 from ..deploy.gap import rounds_by_inputs
@@ -196,13 +196,13 @@ def adapter_gap(adapter: Path, texts: Texts, model: str | None = None, quantizat
 
 
 def merge_adapter(
-    adapter: AdapterOfPeft, texts: Texts, output: Path, quantization: str | None = None, progress: bool = False
+    adapter: AdapterOfPeft, texts: Texts | None, output: Path, quantization: str | None = None, progress: bool = False
 ) -> QuantizedMerge:
     """Write a copy of a served base with an adapter merged, rounded by some texts; see `deploy.merge_stored`.
 
     Args:
         adapter: on a GGUF file, or a folder of compressed-tensors; or with `quantization` on a base in float.
-        texts: to round by, some of which are held out.
+        texts: to round by, some of which are held out; None: by the input statistics in the folder of the adapter.
         output: a file or a folder that is not there yet.
         quantization: one of `deploy.compressed.PRESETS`, that the base is put into; see `deploy.stored.compress`.
         progress: whether bars on stderr show how far it is.
@@ -220,9 +220,15 @@ def merge_adapter(
         raise ArgumentError(f"{adapter.base} is {what}: `model` names one, or `quantization` what it is to be")
     if output.exists():
         raise ArgumentError(f"{output} exists already: choose another name")
-    rows, kept = texts.read()
-    adapted, batches = adapter.load(), rows.select(kept)
-    reading = adapter.reading(adapted, texts.column)
+    reading: dict[str, Any] = {}
+    batches: Any
+    if texts is None:
+        batches = InputStatistics.load(adapter.folder)
+        adapted = adapter.load()
+    else:
+        rows, kept = texts.read()
+        adapted, batches = adapter.load(), rows.select(kept)
+        reading = adapter.reading(adapted, texts.column)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the report says what is lost
         if quantization is None:

@@ -197,6 +197,13 @@ class CalibrationSection(Section):
     """The least strength of the ridge of `calibrate`: each layer chooses its own from there up."""
 
 
+class KeptCalibrationSection(CalibrationSection):
+    __doc__ = CalibrationSection.__doc__
+    statistics: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Eigenvectors to keep of the inputs of each layer, beside the adapter, for a merge into a quantised model without
+    data; 32 do, see `input_statistics`. 0: none."""
+
+
 # ---------------------------------------------------------------- the steps of a training
 
 
@@ -465,7 +472,7 @@ class Recipe(RunRecipe):
     task: TaskSection
     method: BoundMethod
     training: TrainingSection = TrainingSection()
-    calibration: CalibrationSection = CalibrationSection()
+    calibration: KeptCalibrationSection = KeptCalibrationSection()
     reference: ReferenceSection | None = None
     seed: Seed = 0
 

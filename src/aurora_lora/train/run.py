@@ -25,7 +25,7 @@ from transformers import (
 from .. import files, termination
 from ..data import TASKS, SplitSizes
 from ..data.own.split import Splits
-from ..deploy import calibrate, export_lora
+from ..deploy import InputStatistics, calibrate, export_lora, input_statistics
 from ..errors import DIVERGED, NotFiniteInputsError, UserError, one_line
 from ..forms import CALIBRATED, FORMS
 from ..methods import Sample, count_parameters
@@ -174,9 +174,12 @@ def _train(recipe: Recipe, folder: Path, make_callbacks: MakeCallbacks) -> tuple
         if CALIBRATED in recipe.method.forms and not is_calibrated(model):  # where it is deployed, the best one is
             with trainer.accelerator.autocast():  # the model has it of its own only where something was trained
                 calibrate(model, own_share(data, recipe), ridge=recipe.calibration.ridge)
+        kept = None
+        if rank := recipe.calibration.statistics:
+            kept = input_statistics(model, own_share(data, recipe), rank=rank)
         result = _scored(recipe, trainer, data, whole)
         kind_of(data.task).finish(model, data)
-        on_main(lambda: _write(recipe, folder, model, data, result))
+        on_main(lambda: _write(recipe, folder, model, data, result, kept))
     return result, False
 
 
@@ -411,7 +414,7 @@ def _score_more(
 # ---------------------------------------------------------------- what is written
 
 
-def _write(recipe: Recipe, folder: Path, model: Any, data: Data, result: Result) -> None:
+def _write(recipe: Recipe, folder: Path, model: Any, data: Data, result: Result, kept: InputStatistics | None) -> None:
     """The plain LoRA, the adapter and the result."""
     facts = card.Facts(recipe, data.task, result, models.padding_of(model.config), models.exact_modules(model.config))
     form, no_lora = recipe.method.deployed_form, None
@@ -423,6 +426,8 @@ def _write(recipe: Recipe, folder: Path, model: Any, data: Data, result: Result)
 
     def save(adapter: Path) -> None:
         recipe.method.save(model, adapter)
+        if kept is not None:
+            kept.save(adapter)
         data.processor.save_pretrained(str(adapter))
         edit_config(adapter, tidy)
         name_revision(adapter, recipe)
