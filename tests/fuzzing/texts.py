@@ -32,11 +32,8 @@ CONFIG: dict[str, list[Any]] = (
     | {"fixed_activation": ["tanh", "relu", "sigmoid", "leaky_relu", None], "bias": ["none", "all", "aurora_only"]}
     | {"spline": ["channelwise", "summed", None], "spline_grid_size": [1, 5, 64], "spline_order": [0, 1, 3, 5]}
     | {"spline_range": [(-1, 1), [-2.0, 3.5], (0, 1e-3)], "task_type": ["SEQ_CLS", None]}
-    | {"target_modules": [["q"], ["q", "v"], "layers.*", "all-linear", ["embed"]]}
-    | {"exclude_modules": [["v"], ".*1.*", None], "modules_to_save": [["head"], None]}
-    | {"layers_to_transform": [0, [0, 1], [], None], "layers_pattern": ["layers", ["layers"], None]}
     | {"rank_pattern": [{"q": 3}, {r"layers\.0.*": 1}, {}], "alpha_pattern": [{"q": 3.5}, {}]}
-    | {"trainable_token_indices": [[0, 1], {"embed": [2]}, None], "target_parameters": [None, [], ["q.weight"]]}
+    | {"target_parameters": [None, [], ["q.weight"]]}
     | {name: [True, False] for name in SWITCHES}
 )
 
@@ -290,7 +287,7 @@ def layers(world: World) -> dict[str, Layer]:
     """The layers of this file."""
     return {
         "configurations": Layer(
-            "fields of `AuroraConfig`, of every type and size",
+            "fields of `AuroraConfig` but for modules and tokens, which PEFT reads itself, of every type and size",
             "keeps what was given, also through a file; the adapted model's output is finite",
             hostile.fields(CONFIG),
             check_config,

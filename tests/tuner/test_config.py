@@ -55,6 +55,8 @@ BAD = [  # what sigma is made of is in tests/ops
     ({"init_weights": "gaussian"}, r"init_weights='gaussian' .*'identity', 'paper'"),
     ({"bias": "lora_only"}, r"bias='lora_only' .*'aurora_only'"),
     ({"rank_pattern": {"query": 0}}, r"rank_pattern\['query'\]=0"),
+    ({"rank_pattern": ["query"]}, "rank_pattern="),
+    ({"alpha_pattern": {"(": 1}}, "alpha_pattern="),
     ({"train_form": "static", "eval_form": "calibrated"}, r"eval_form='calibrated' .*train_form='static'"),
     ({"layers_to_transform": [0], "target_modules": "query"}, r"layers_to_transform"),
 ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -31,6 +33,14 @@ PAPER_STATIC = {**PAPER, "train_form": STATIC}
 
 MAX_RANK = 2**14
 """More is no low rank, and the r x r mixer of one layer alone has a gigabyte."""
+
+
+def _is_pattern(value: Any) -> bool:
+    try:
+        re.compile(value)
+    except (TypeError, re.error, OverflowError, RecursionError):
+        return False
+    return isinstance(value, str)
 
 
 def _is_alpha(value: Any) -> bool:
@@ -146,10 +156,15 @@ class AuroraConfig(PeftConfig):
         require(_is_alpha(self.alpha), "alpha", self.alpha, ALPHA)
         require(is_number(self.dropout) and 0 <= self.dropout < 1, "dropout", self.dropout, "a number in [0, 1)")
         _ = self.anl  # which checks the fields of sigma
-        for pattern, r in self.rank_pattern.items():
-            require(is_int(r, 1, MAX_RANK), f"rank_pattern['{pattern}']", r, RANK)
-        for pattern, alpha in self.alpha_pattern.items():
-            require(_is_alpha(alpha), f"alpha_pattern['{pattern}']", alpha, ALPHA)
+        for name, accepts, allowed in (
+            ("rank_pattern", lambda r: is_int(r, 1, MAX_RANK), RANK),
+            ("alpha_pattern", _is_alpha, ALPHA),
+        ):
+            given = getattr(self, name)
+            is_mapping = isinstance(given, Mapping) and all(map(_is_pattern, given))
+            require(is_mapping, name, given, "a dictionary by names of modules or regular expressions")
+            for pattern, value in given.items():
+                require(accepts(value), f"{name}['{pattern}']", value, allowed)
         if self.target_parameters:
             raise ValueError(
                 "target_parameters is not supported: AuroRA adapts modules (target_modules). Use LoraConfig."
