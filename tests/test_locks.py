@@ -16,7 +16,7 @@ from aurora_lora.files import held
 from aurora_lora.lab.experiments.jobs import in_turn
 from aurora_lora.lab.experiments.study import load_study
 from aurora_lora.lab.experiments.sweep import Sweep
-from aurora_lora.train import pretraining
+from aurora_lora.train import run
 
 HOLD = """
 import pathlib, sys
@@ -29,7 +29,7 @@ ARCHIVE = Archive("a==1", "wheel", "0" * 64, {"a": "a"}, "a model", 1.0, "MIT")
 USERS: dict[str, Callable[[Path], Any]] = {
     "fetch": lambda folder: fetch(ARCHIVE),
     "gguf": lambda folder: gguf.converted(folder, "a.gguf"),
-    "pretrain": lambda folder: pretraining.pretrain("vit-fashion-mnist"),
+    "pretrain": lambda folder: run.pretrain("vit-fashion-mnist"),
     "sweep": lambda folder: Sweep(load_study("layers"), folder, in_turn),
 }
 """Who takes locks, each without the work that it does under them."""
@@ -68,7 +68,7 @@ def test_without_locks_on_a_file_system_that_has_none(
 ) -> None:
     """A file in place of the lock, which filelock warns of, would be there after a kill, and waited for."""
     monkeypatch.setenv("AURORA_LORA_CACHE", str(tmp_path / "cache"))
-    for name in ("data.fetch._fetch", "data.models._convert", "train.pretraining._make"):
+    for name in ("data.fetch._fetch", "data.models._convert", "train.run._make"):
         monkeypatch.setattr(f"aurora_lora.{name}", lambda *_: None)
     with warnings.catch_warnings(action="error"):
         USERS[user](tmp_path)

@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 from aurora_lora import cli
 from aurora_lora.errors import ArgumentError
 from aurora_lora.train import predicting
+from aurora_lora.train.kinds.chat import KEY, answers_greedily
 from aurora_lora.train.predicting import Predictor, Talk, load_predictor
 from aurora_lora.train.run import train
-from aurora_lora.train.writing import KEY, answers_greedily
 
 pytest.importorskip("trl")
 SHORT, LONG = "film ?", "film : " * 20 + "good ?"

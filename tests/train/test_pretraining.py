@@ -21,8 +21,8 @@ from aurora_lora.errors import UserError
 from aurora_lora.files import file_digest
 from aurora_lora.train import recipe_files
 from aurora_lora.train.models import RESULT_OF_PRETRAINING
-from aurora_lora.train.pretraining import ensure, pretrain
 from aurora_lora.train.recipe import validate
+from aurora_lora.train.run import ensure, pretrain
 
 VIT: Any = MODELS["vit-fashion-mnist"]
 

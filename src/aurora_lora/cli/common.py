@@ -279,7 +279,7 @@ def make_models(names: Sequence[str]) -> None:
     missing = list(filter(is_missing, names))
     if not missing or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return  # under `accelerate launch`, the error of the model that is not there names the command
-    from aurora_lora.train.pretraining import ensure
+    from aurora_lora.train.run import ensure
 
     quiet()
     with progress_bars() as bar:

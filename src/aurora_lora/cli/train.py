@@ -157,7 +157,7 @@ def pretrain(
     checkpoint.
     """
     from aurora_lora.train.models import RESULT_OF_PRETRAINING
-    from aurora_lora.train.pretraining import pretrain as make
+    from aurora_lora.train.run import pretrain as make
 
     quiet()
     with progress_bars() as bar:

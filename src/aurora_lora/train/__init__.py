@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from .finished_run import TrainedRun, load_run, read_result
     from .measuring import FileScores, evaluate, evaluate_file, gap, learned_activation
     from .predicting import Predictor, load_predictor, predict
-    from .pretraining import pretrain
     from .recipe import Recipe, load_recipe
-    from .run import train
+    from .run import pretrain, train
     from .trainer import CalibrationCallback
 
 __all__ = [
@@ -57,8 +56,7 @@ _NAMES_OF = {
     "recipe": "Recipe load_recipe",
     "finished_run": "TrainedRun load_run read_result",
     "measuring": "FileScores evaluate evaluate_file gap learned_activation",
-    "pretraining": "pretrain",
-    "run": "train",
+    "run": "pretrain train",
 }
 """The names of each module."""
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -39,6 +40,22 @@ def in_batches(rows: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 def without_targets(batch: Mapping[str, T]) -> dict[str, T]:
     """The model's inputs in an example or a batch."""
     return {name: value for name, value in batch.items() if name not in TARGETS}
+
+
+def padded(rows: Sequence[Sequence[int]], value: int | None, *, left: bool = False) -> tuple[Tensor, Tensor]:
+    """Rows of ids as one tensor (rows, longest), filled with a value at the right or the left; and the mask of the same
+    shape: 1 for an id, 0 for what was filled in."""
+    longest = max(map(len, rows))
+    fill = [[value] * (longest - len(row)) for row in rows]
+    ids = torch.tensor([[*f, *r] if left else [*r, *f] for r, f in zip(rows, fill, strict=True)])
+    places, lengths = torch.arange(longest), torch.tensor([[len(row)] for row in rows])
+    return ids, ((places >= longest - lengths) if left else (places < lengths)).long()
+
+
+def open_ended(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """The token ids of texts that are to be gone on with: some tokenizers end each text."""
+    end = tokenizer.eos_token_id
+    return [ids[:-1] if ids and ids[-1] == end else ids for ids in tokenizer(list(texts))["input_ids"]]
 
 
 class Examples(Protocol):

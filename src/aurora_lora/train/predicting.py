@@ -23,11 +23,11 @@ from ..data.vision import as_files
 from ..deploy.export import DTYPES
 from ..errors import ArgumentError, AuroraError, FormError, NotFiniteError, UserError, check_count
 from ..values import check_finite
-from . import BATCH_SIZE, writing
+from . import BATCH_SIZE
 from .data import in_batches
 from .finished_run import TrainedRun, as_run, merge_note
 from .kind_facts import TrainedWith
-from .kinds import KINDS, Kind, kind_of, kind_of_model
+from .kinds import KINDS, Kind, chat, kind_of, kind_of_model
 from .models import (
     FLOAT32,
     Processor,
@@ -192,7 +192,7 @@ def _of_model(folder: Path, form: str | None, dtype: str | None) -> Predictor:
             raise UserError(f"{folder} cannot be used: its files lack {', '.join(missing[:3])}, which would be random")
         _check_rounded(model, folder, dtype)
         processor = kind.processor(str(folder.resolve()))
-        talks = writing.recorded_format(processor) or getattr(processor, "chat_template", None)
+        talks = chat.recorded_format(processor) or getattr(processor, "chat_template", None)
         if not note and kind is KINDS["multiple-choice"] and talks:
             kind = KINDS["chat"]  # a model of someone else's
         fill_padding(model.config, processor)
@@ -359,7 +359,7 @@ class Talk:
     def __init__(
         self,
         predictor: Predictor,
-        max_new_tokens: int = writing.NEW_TOKENS,
+        max_new_tokens: int = chat.NEW_TOKENS,
         *,
         system: str | None = None,
         temperature: float = 0.0,
@@ -368,9 +368,9 @@ class Talk:
         tokenizer: Any = predictor.processor
         if predictor.kind.facts.task_type != "CAUSAL_LM":
             raise UserError(f"{predictor.folder} is a model of {predictor.kind.facts.name}: it has no conversations")
-        if writing.recorded_format(tokenizer) is None and getattr(tokenizer, "chat_template", None) is None:
+        if chat.recorded_format(tokenizer) is None and getattr(tokenizer, "chat_template", None) is None:
             raise UserError(f"the tokenizer in {predictor.folder} has no chat template")
-        self.is_plain = writing.is_plain(tokenizer)
+        self.is_plain = chat.is_plain(tokenizer)
         if self.is_plain and system is not None:
             raise ArgumentError(
                 f"`system` goes with conversations: the model in {predictor.folder} was trained on plain text"
@@ -382,7 +382,7 @@ class Talk:
         self.model: Any = predictor.model
         self.tokenizer, self.system = tokenizer, system
         self.most, max_new_tokens = room(self.model, max_new_tokens)
-        self.settings = writing.generation(self.model, tokenizer, max_new_tokens, temperature)
+        self.settings = chat.generation(self.model, tokenizer, max_new_tokens, temperature)
         torch.manual_seed(seed)
         self.begin()
 
@@ -404,7 +404,7 @@ class Talk:
         """
         _check_text(text, "message")
         said, first = [*self.said, {"role": "user", "content": text}], 0 if self.system is None else 1
-        while len(ids := writing.prompt_ids(self.tokenizer, text if self.is_plain else said)) > self.most:
+        while len(ids := chat.prompt_ids(self.tokenizer, text if self.is_plain else said)) > self.most:
             if len(said) < first + 3:
                 raise UserError(
                     f"the message is too long: {len(ids):,} tokens, where the model takes {self.most:,} and "
@@ -417,9 +417,9 @@ class Talk:
                 input_ids=inputs,
                 attention_mask=torch.ones_like(inputs),
                 generation_config=self.settings,
-                streamer=_Show(self.tokenizer, show, writing.ends_of(self.settings)),
+                streamer=_Show(self.tokenizer, show, chat.ends_of(self.settings)),
             )
-        found = writing.until_end(written[0, len(ids) :].tolist(), self.settings)
+        found = chat.until_end(written[0, len(ids) :].tolist(), self.settings)
         answer = str(self.tokenizer.decode(found, skip_special_tokens=True)).strip()
         if not self.is_plain:  # a text is no turn of a conversation
             self.said = [*said, {"role": "assistant", "content": answer}]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -24,9 +25,11 @@ from transformers import (
 
 from .. import files, termination
 from ..data import TASKS, SplitSizes
+from ..data.models import MODELS, PretrainedHere, is_missing
 from ..data.own.split import Splits
 from ..deploy import InputStatistics, calibrate, export_lora, input_statistics
-from ..errors import DIVERGED, NotFiniteInputsError, UserError, one_line
+from ..errors import DIVERGED, NotFiniteInputsError, UserError, one_line, unknown
+from ..extras import extra
 from ..forms import CALIBRATED, FORMS
 from ..methods import Sample, count_parameters
 from ..methods.aurora import AuroraMethod
@@ -43,6 +46,7 @@ from .finished_run import (
     TrainedRun,
     build_result,
     epochs_from_log,
+    load_run,
     mean_scores,
     merge_note,
     read_result,
@@ -51,7 +55,7 @@ from .finished_run import (
 from .kinds import kind_of
 from .models import Processor
 from .probing import start_for
-from .recipe import Recipe, divide, load_recipe
+from .recipe import Recipe, divide, load_recipe, validate
 from .recipe_files import dump
 from .trainer import (
     CalibrationCallback,
@@ -251,7 +255,7 @@ def make_trainer(
     options["ddp_find_unused_parameters"] = is_partly_used or base.config.get_text_config() is not base.config
     of_method = list(recipe.method.callbacks())
     every = [WholeCheckpoints(checkpoints, of_method, settings.checkpoint_every), *every, *of_method, *callbacks]
-    trainer = kind.trainer(recipe, model, data, options, every)
+    trainer = kind.trainer(recipe, data, options, model=model, callbacks=every)
     trainer.remove_callback(PrinterCallback)  # which prints what is logged, on standard output
     return trainer, data
 
@@ -449,3 +453,71 @@ def name_revision(adapter: Path, recipe: Recipe) -> None:
     """Name the revision of the base model, where a recipe has one, in an adapter's settings: for `AutoPeftModel`."""
     if (revision := recipe.base.revision) is not None:
         edit_config(adapter, lambda settings: settings.update(revision=revision))
+
+
+# ---------------------------------------------------------------- small models that no package has
+
+
+def pretrain(name: str, *, make_callbacks: MakeCallbacks = tuple) -> Path:
+    """Train a model of `MODELS` that is pretrained here, or go on with it; one that is there is left as it is.
+
+    Several processes may ask at once: one trains, the others wait.
+
+    Args:
+        name: of the model.
+        make_callbacks: makes further Trainer callbacks, such as a progress bar.
+
+    Returns:
+        Its folder, which plain Transformers can load. It holds the recipe and the result of the training as well.
+
+    Raises:
+        UserError: there is no such model, or its data cannot be had.
+    """
+    made = MODELS.get(name)
+    if not isinstance(made, PretrainedHere):
+        here = [other.name for other in MODELS.values() if isinstance(other, PretrainedHere)]
+        raise UserError(f"'{name}' is an {unknown('model to pretrain', here, name)}")
+    if made.is_there:
+        return made.folder
+    work = made.folder.with_name(f"{made.folder.name}.work")
+    files.check_writable(work)
+    with files.held(work / ".pretrain.lock"):
+        if not made.is_there:  # another process may have trained it while this one waited
+            _make(made, work, make_callbacks)
+    shutil.rmtree(work, ignore_errors=True)
+    return made.folder
+
+
+def ensure(names: Sequence[str], callbacks_for: Callable[[str], MakeCallbacks] = lambda name: tuple) -> None:
+    """`pretrain` those of the models that are pretrained here and have not been yet."""
+    for name in dict.fromkeys(names):
+        if is_missing(name):
+            pretrain(name, make_callbacks=callbacks_for(name))
+
+
+def _make(made: PretrainedHere, work: Path, make_callbacks: MakeCallbacks) -> None:
+    start, run = work / "start", work / "run"
+    if not (start / "config.json").is_file():
+        _write_start(made, start)
+    values: dict[str, Any] = {"name": made.name, "model": str(start), "method": "full"}
+    values |= {"task": dict(made.task), "training": dict(made.training)}
+    train(validate(values, f"the pretraining of {made.name}"), run, make_callbacks=make_callbacks)
+    model, processor = load_trained_model(load_run(run))
+    body: Any = model.base_model  # without its head: the classes of Fashion-MNIST are nobody's start
+    with files.new_folder(made.folder) as partial:
+        body.save_pretrained(partial)
+        processor.save_pretrained(str(partial))
+        shutil.copy(run / publish.RECIPE, partial / f"pretraining-{publish.RECIPE}")
+        shutil.copy(run / publish.RESULT, partial / models.RESULT_OF_PRETRAINING)
+
+
+def _write_start(made: PretrainedHere, folder: Path) -> None:
+    """The model with random weights, always the same ones, and its image processor."""
+    with extra("vision"):
+        from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+    size = {"height": made.vit["image_size"], "width": made.vit["image_size"]}
+    processor = ViTImageProcessor(size=size, image_mean=list(made.mean), image_std=list(made.std))
+    with torch.random.fork_rng(devices=[]), files.new_folder(folder) as partial:
+        torch.default_generator.manual_seed(0)
+        ViTForImageClassification(ViTConfig(**made.vit)).save_pretrained(partial)
+        processor.save_pretrained(partial)

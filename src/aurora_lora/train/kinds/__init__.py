@@ -6,12 +6,11 @@ A new kind is a row in `kind_facts.FACTS`, a file here and a word in `KINDS`.
 from typing import Any
 
 from ...data import Task
-from .base import Kind
 from .chat import Chat
 from .choices import MultipleChoice
 from .distillation import Distillation
 from .images import ImageClassification
-from .text import Classification, MultiLabel, Regression
+from .text import Classification, Kind, MultiLabel, Regression
 
 __all__ = ["KINDS", "Kind", "kind_of", "kind_of_model"]
 

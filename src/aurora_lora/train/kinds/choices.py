@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
-from transformers import GenerationConfig, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import GenerationConfig, PreTrainedTokenizerBase, Trainer
 
 from ...data.metrics import choice_metrics
 from ...data.own import columns as cells
@@ -25,13 +25,13 @@ from ...deploy.inputs import IGNORED, plain_model
 from ...errors import UserError
 from ...temporary_attributes import temporary_attributes
 from ...values import check_finite
-from ..data import Data, Example
+from ..data import Data, Example, open_ended, padded
 from ..kind_facts import MULTIPLE_CHOICE, TrainedWith
 from ..models import Processor, cached_width, most_tokens
 from ..recipe import Recipe, TaskSection
-from ..trainer import RecipeTrainer
-from ..writing import PLAIN, answers_greedily, open_ended, padded, written_after
-from .base import Kind, as_answers
+from ..trainer import Arguments, RecipeTrainer
+from .chat import PLAIN, answers_greedily, written_after
+from .text import Kind, as_answers
 
 BEAMS, NEW_TOKENS = 4, 32
 """LLM-Adapters' generation."""
@@ -318,16 +318,9 @@ class MultipleChoice(Kind):
         record = {"cut": {"max_length": max_length, "texts": cut}}
         return Data(task, tokenizer, encoded, collate, questions, task.labels, record=record, lengths=tokens)
 
-    def trainer(
-        self,
-        recipe: Recipe,
-        model: nn.Module,
-        data: Data,
-        arguments: dict[str, Any],
-        callbacks: Sequence[TrainerCallback],
-    ) -> Trainer:
-        questions = cast(Questions, data.scored)
-        return ChoiceTrainer(recipe, questions, **self.trainer_options(model, data, arguments, callbacks))
+    def trainer(self, recipe: Recipe, data: Data, arguments: dict[str, Any], **given: Any) -> Trainer:
+        given |= {"args": Arguments(**arguments), **self.of_data(data)}
+        return ChoiceTrainer(recipe, cast(Questions, data.scored), **given)
 
     def evaluate(self, trainer: Trainer, data: Data, split: str) -> dict[str, float]:
         choices, section = cast(ChoiceTrainer, trainer), cast(ChoiceTrainer, trainer).recipe.task

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 
 from ...data.metrics import captured_metrics
 from ...deploy.inputs import IGNORED
@@ -25,8 +25,8 @@ from ..kind_facts import DISTILLATION
 from ..models import load_base_model, make_model, on_device
 from ..publish import ADAPTER, adapter_digests
 from ..recipe import Recipe
-from ..trainer import RecipeTrainer
-from .text import TextKind
+from ..trainer import Arguments, RecipeTrainer
+from .text import Kind
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class PadStates:
         return {**batch, "labels": labels, "base_distance": torch.tensor([one["base_distance"] for one in examples])}
 
 
-class Distillation(TextKind):
+class Distillation(Kind):
     """The model's body alone; squared error of its last hidden states."""
 
     facts = DISTILLATION
@@ -83,15 +83,8 @@ class Distillation(TextKind):
     def own_loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         return states_loss(model, batch)
 
-    def trainer(
-        self,
-        recipe: Recipe,
-        model: nn.Module,
-        data: Data,
-        arguments: dict[str, Any],
-        callbacks: Sequence[TrainerCallback],
-    ) -> Trainer:
-        return DistillationTrainer(recipe, **self.trainer_options(model, data, arguments, callbacks))
+    def trainer(self, recipe: Recipe, data: Data, arguments: dict[str, Any], **given: Any) -> Trainer:
+        return DistillationTrainer(recipe, args=Arguments(**arguments), **self.of_data(data), **given)
 
 
 def lessons(data: Data, base: nn.Module, teacher: nn.Module, batch_size: int) -> dict[str, list[Example]]:

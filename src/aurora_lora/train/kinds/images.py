@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import AutoImageProcessor, BaseImageProcessor, CLIPImageProcessor, Trainer, TrainerCallback
 
@@ -50,17 +50,10 @@ class ImageClassification(Classification):
         rows = {name: {"of": str(split.split), "rows": list(split["row"])} for name, split in splits.items()}
         return Data(task, processor, images, stack, labels=labels, unchanged=unchanged, rows=rows)
 
-    def trainer(
-        self,
-        recipe: Recipe,
-        model: nn.Module,
-        data: Data,
-        arguments: dict[str, Any],
-        callbacks: Sequence[TrainerCallback],
-    ) -> Trainer:
-        train = data.splits.get("train")
-        more = [EpochOfImages(train)] if isinstance(train, Images) else []
-        return super().trainer(recipe, model, data, arguments, [*callbacks, *more])
+    def trainer(self, recipe: Recipe, data: Data, arguments: dict[str, Any], **given: Any) -> Trainer:
+        if isinstance(train := data.splits.get("train"), Images):
+            given["callbacks"] = [*given["callbacks"], EpochOfImages(train)]
+        return super().trainer(recipe, data, arguments, **given)
 
     def batch(
         self, processor: Any, texts: Sequence[Any], trained: TrainedWith
