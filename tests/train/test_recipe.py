@@ -1,5 +1,6 @@
 """Recipes: defaults, overrides, and one clear line for each mistake."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from aurora_lora.errors import UserError
 from aurora_lora.train import Recipe, load_recipe, recipe_files
-from aurora_lora.train.recipe_files import recipes_folder
+from aurora_lora.train.recipe_files import parse, recipes_folder
 
 WriteRecipe = Callable[..., Path]
 Refused = Callable[..., None]
@@ -175,3 +176,9 @@ def test_flash_attention_goes_with_16_bits(write_recipe: WriteRecipe) -> None:
         UserError, match=r"model\.attention: 'flash_attention_2' computes in 16 bits alone: set training"
     ):
         load_recipe(write_recipe(), wanted[:1])
+
+
+def test_characters_as_json_escapes_them() -> None:
+    assert parse(json.dumps({"a": "\U0001f600"}), "s") == {"a": "\U0001f600"}
+    with pytest.raises(UserError, match="surrogates"):
+        parse('"\\ud83d"', "s")

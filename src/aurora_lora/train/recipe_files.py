@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -21,10 +23,17 @@ ENDINGS = (".yaml", ".yml")
 """How a name ends that can only be a file's."""
 
 
+_PAIR = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}")
+"""How JSON escapes a character beyond 16 bits, which YAML reads as two."""
+
+
 def parse(text: str, source: str) -> Any:
     """The value of a YAML text; raises a UserError with `source` and the line where it is not valid."""
+    text = _PAIR.sub(lambda pair: str(json.loads(f'"{pair[0]}"')), text)
     try:
-        return YAML(typ="safe", pure=True).load(text)
+        value = YAML(typ="safe", pure=True).load(text)
+        json.dumps(value, default=str, skipkeys=True, ensure_ascii=False).encode()  # no half of a pair
+        return value
     except MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{source}{line}: {one_line(error.problem or error.context)}") from error
