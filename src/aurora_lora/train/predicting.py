@@ -296,7 +296,7 @@ def predict_file(
         except KeyError as error:
             there = ", ".join(map(repr, rows.column_names))
             raise ArgumentError(f"{piece.name} has no column {error} (it has {there}): `columns` names it") from None
-        except BadRow as error:
+        except ValueError as error:
             raise bad_row(piece, number, error) from error
 
     try:

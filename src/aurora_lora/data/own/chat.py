@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ... import chat_template
-from ...chat_template import without_none
+from ...chat_template import template_options, without_none
 from ...errors import UserError
 from ...extras import extra
 from ..vision import with_rows
@@ -47,41 +46,23 @@ class Question:
 
 
 def conversation(row: Row, form: str) -> dict[str, Any]:
-    """A row in TRL's format.
-
-    Args:
-        row: of the user's data.
-        form: one of `FORMATS`.
-
-    Returns:
-        `messages`, of `role` and `content`; `prompt` and `completion`, both texts or both lists of messages; or `text`.
-
-    Raises:
-        BadRow: it is no conversation, or has no answer.
-    """
+    """A row of the user's data, in one of `FORMATS`, in TRL's format: `messages`, of `role` and `content`; `prompt` and
+    `completion`, both texts or both lists of messages; or `text`. A BadRow where it is none, or has no answer."""
     if form == "text":
         return {"text": text(row["text"], "text")}
     if form in ("messages", "conversations"):
         return {"messages": _with_answer(_messages(row, form))}
     if form == "instruction":
-        asked = "\n\n".join(part for part in (text(row["instruction"], "instruction"), _said(row, "input")) if part)
+        asked = "\n\n".join(filter(None, (text(row["instruction"], "instruction"), _said(row, "input"))))
         answer = {"role": "assistant", "content": text(row["output"], "output")}
         return {"prompt": [*_system(row), {"role": "user", "content": asked}], "completion": [answer]}
-    if isinstance(row["prompt"], str) and isinstance(row["completion"], str):
+    plain = [isinstance(row[name], str) for name in ("prompt", "completion")]
+    if all(plain):
         return {"prompt": _plain_prompt(row), "completion": text(row["completion"], "completion")}
-    if isinstance(row["prompt"], str) or isinstance(row["completion"], str):
+    if any(plain):
         raise BadRow("'prompt' and 'completion' must both be texts, or both lists of messages")
     answered = _messages({"completion": row["completion"]}, "completion")
     return {"prompt": _messages(row, "prompt"), "completion": _with_answer(answered)}
-
-
-def template_options(row: Row) -> dict[str, Any]:
-    """What the chat template gets beside the messages: `tools`, a list or its JSON, and `chat_template_kwargs`; a
-    BadRow where they are not that."""
-    try:
-        return chat_template.template_options(row)
-    except ValueError as error:
-        raise BadRow(str(error)) from error
 
 
 def _said(row: Row, column: str) -> str:
@@ -92,8 +73,7 @@ def _said(row: Row, column: str) -> str:
 
 
 def _system(row: Row) -> list[dict[str, Any]]:
-    said = _said(row, "system")
-    return [{"role": "system", "content": said}] if said else []
+    return [{"role": "system", "content": said}] if (said := _said(row, "system")) else []
 
 
 def _plain_prompt(row: Row) -> str:
@@ -130,9 +110,9 @@ def _message(given: Any, where: str) -> dict[str, Any]:
 
 
 def _with_answer(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    if not any(one["role"] == "assistant" for one in messages):
-        roles = ", ".join(dict.fromkeys(str(one["role"]) for one in messages))
-        raise BadRow(f"there is no answer: none of its messages is the assistant's (roles: {roles})")
+    roles = dict.fromkeys(str(one["role"]) for one in messages)
+    if "assistant" not in roles:
+        raise BadRow(f"there is no answer: none of its messages is the assistant's (roles: {', '.join(roles)})")
     return messages
 
 
@@ -172,16 +152,8 @@ def question_of(row: Row, trained: str | None = None) -> Question | str:
 
 def prepare_chats(pieces: Pieces, columns: Mapping[str, Sequence[str]], labels: Any = None) -> Prepared:
     """Conversations that become TRL's columns `messages`, `prompt` and `completion`, or `text`, with `tools` and
-    `chat_template_kwargs` where there are any, and `row`, the number in the source.
-
-    Args:
-        pieces: the data.
-        columns: empty, or the `format` of those that a finished run has learned.
-        labels: none has any.
-
-    Raises:
-        UserError: the data have no conversations, or of another format.
-    """
+    `chat_template_kwargs` where there are any, and `row`, the number in the source. `columns` is empty, or has the
+    `format` of those that a finished run has learned. A UserError where a piece has none, or of another format."""
     with extra("train"):
         from datasets import Features, Json, List, Value
     trained = next(iter(columns.get("format", ())), None)
@@ -218,11 +190,8 @@ def prepare_chats(pieces: Pieces, columns: Mapping[str, Sequence[str]], labels: 
             more = {"tools": without_none(options.pop("tools", None)), "chat_template_kwargs": without_none(options)}
             return {**conversation(row, form), **{name: more[name] or None for name in more if name in there}}
 
-        first, types = made(split[0]), {"tools": List(Json()), "chat_template_kwargs": Json()}
-        of = {
-            name: types.get(name, List(Json()) if isinstance(one, list) else Value("string"))
-            for name, one in first.items()
-        }
+        of = {name: List(Json()) if isinstance(one, list) else Value("string") for name, one in made(split[0]).items()}
+        of |= {name: kind for name, kind in (("tools", List(Json())), ("chat_template_kwargs", Json())) if name in of}
         features = Features({**of, "row": split.features["row"]})
         # a cache knows a function by its name, and would give what an earlier version has made
         gone = [name for name in there if name not in of]
@@ -241,11 +210,8 @@ def _on_one_line(value: Any) -> Any:
 
 
 def format_of(piece: Piece, trained: str | None = None) -> str:
-    """The format that a piece's columns are of; the one that a run was `trained` on, where they have it.
-
-    Raises:
-        UserError: none.
-    """
+    """The format that a piece's columns are of; the one that a run was `trained` on, where they have it; or a
+    UserError."""
     there = piece.data.column_names
     found = [name for name, columns in FORMATS.items() if set(columns) <= set(there)]
     if not found:

@@ -31,14 +31,11 @@ class Options:
 
 
 def options_of(value: Any, columns: Sequence[str] = ()) -> Options:
-    """What there is to choose from.
+    """What there is to choose from; a BadRow where there are fewer than two, one is no text, or two are the same.
 
     Args:
         value: a list of texts, also as JSON in a text, or `{"text": [...], "label": [...]}`, as on the hub.
         columns: that the options come from, blank ones too, where each has its own.
-
-    Raises:
-        BadRow: fewer than two, one that is no text, or two that are the same.
     """
     labels: list[str] = []
     if isinstance(value, dict) and isinstance(value.get("text"), list):

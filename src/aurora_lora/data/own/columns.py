@@ -25,11 +25,7 @@ _MOST = 3.4e38
 
 
 def text(value: Any, column: str) -> str:
-    """A text that is not blank.
-
-    Raises:
-        BadRow: it is none.
-    """
+    """A text that is not blank, or a BadRow."""
     if value is None or not str(value).strip():
         raise BadRow(f"'{column}' is empty")
     if not isinstance(value, str):
@@ -85,11 +81,7 @@ def _named(value: Any, names: Sequence[str] | None) -> Any:
 
 
 def read(pieces: Pieces, columns: Sequence[str], convert: Callable[[Any], Any]) -> Values:
-    """The values of all pieces, converted.
-
-    Raises:
-        UserError: one that cannot be; names its row.
-    """
+    """The values of all pieces, converted; a UserError names the row of one that cannot be."""
     found: Values = {name: [] for name in pieces}
     for name, piece in pieces.items():
         for number, value in enumerate(values(piece, columns), start=1):
@@ -111,11 +103,7 @@ def json_list(value: str) -> list[Any] | None:
 
 
 def class_name(value: Any) -> str:
-    """The name of a class that a column has as a text, a whole number or a switch.
-
-    Raises:
-        BadRow: it is none of these.
-    """
+    """The name of a class that a column has as a text, a whole number or a switch, or a BadRow."""
     if isinstance(value, float | Decimal) and math.isfinite(value) and value == int(value):
         value = int(value)  # a column of whole numbers in which one is missing, or one of decimals without places
     if value is None or not str(value).strip():
@@ -127,11 +115,7 @@ def class_name(value: Any) -> str:
 
 
 def number(value: Any) -> float:
-    """A number to be learned: finite, in float32 too, and no boolean, which Python takes for 1 or 0.
-
-    Raises:
-        BadRow: it is none.
-    """
+    """A number to be learned: finite, in float32 too, and no boolean, which Python takes for 1 or 0; or a BadRow."""
     if value in (None, ""):
         raise NoLabel("it has no label")
     if isinstance(value, bool):
@@ -147,11 +131,7 @@ def number(value: Any) -> float:
 
 def label_set(value: Any) -> tuple[str, ...]:
     """The labels of one example, each once: of a list, also one written as JSON or Python shows it, or of a text with
-    commas, semicolons or bars between them.
-
-    Raises:
-        BadRow: one that is none, or what looks like a list and is none.
-    """
+    commas, semicolons or bars between them; a BadRow where one is none, or what looks like a list is none."""
     if isinstance(value, str):
         listed = json_list(value)
         if listed is None and re.match(r"\s*(\[|\{.*\}\s*$|\(.*,.*\)\s*$|set\(\))", value, re.DOTALL):
@@ -165,16 +145,12 @@ def label_set(value: Any) -> tuple[str, ...]:
 
 
 def switches(value: Any, names: Sequence[str]) -> tuple[str, ...]:
-    """The names of those of several columns that are on.
-
-    Raises:
-        BadRow: one that is neither on (1, true, yes) nor off (0, false, no).
-    """
-    words = [str(one).strip().casefold().removesuffix(".0") for one in value]
-    for name, word in zip(names, words, strict=True):
+    """The names of those of several columns that are on; a BadRow where one is neither that (1, true, yes) nor off."""
+    words = {name: str(one).strip().casefold().removesuffix(".0") for name, one in zip(names, value, strict=True)}
+    for name, word in words.items():
         if word not in ("0", "1", "true", "false", "yes", "no"):
             raise BadRow(f"'{name}' is {word!r:.40}, which is neither 0 nor 1")
-    return tuple(name for name, word in zip(names, words, strict=True) if word in ("1", "true", "yes"))
+    return tuple(name for name, word in words.items() if word in ("1", "true", "yes"))
 
 
 def _in_order(names: Collection[str]) -> list[str]:
@@ -187,12 +163,8 @@ def classes_of(
     pieces: Pieces, labels: dict[str, list[tuple[str, ...]]], learned: Sequence[str] | None, known: list[str] | None
 ) -> dict[str, int]:
     """The classes, in label order, each with the number of rows of all pieces that have it: those that a finished run
-    has `learned`, that the data declares (`known`), or that the training rows have.
-
-    Raises:
-        UserError: a class that training has not seen, one class alone, or one with a single example where train and
-            test come from the same rows.
-    """
+    has `learned`, that the data declares (`known`), or that the training rows have. A UserError is raised for a class
+    that training has not seen, one class alone, or one with a single example where train and test are the same rows."""
     counts = Counter(one for some in labels.get("train", ()) for one in some)
     names = list(learned) if learned is not None else known or _in_order(counts)
     allowed = set(counts if learned is None else learned)

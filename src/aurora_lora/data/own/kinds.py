@@ -42,11 +42,7 @@ class OwnKind:
     several: Mapping[str, int] = field(default_factory=dict)
 
     def load(self, data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: int, **form: str) -> Splits:
-        """The splits.
-
-        Raises:
-            UserError: the data cannot be read, or a row cannot be used.
-        """
+        """The splits; a UserError where the data cannot be read, or a row cannot be used."""
         return self.prepare(open_data(data), columns, None, **form).split(sizes, split_seed)
 
     def task(self, data: OwnData, columns: Columns) -> Task:
@@ -171,11 +167,8 @@ def path_found(path: Any, folder: Path | None) -> Any:
 
 
 def image_file(value: Any, column: str) -> bytes:
-    """The bytes of an image, of which `value` has the `bytes` or the `path`, or is one of them.
-
-    Raises:
-        BadRow: there is none, or it is no image, is cut off or too large, or has other numbers than pixels have.
-    """
+    """The bytes of an image, of which `value` has the `bytes` or the `path`, or is one of them; a BadRow where there is
+    none, or it is no image, is cut off or too large, or has other numbers than pixels have."""
     with extra("vision"):
         from PIL import Image, UnidentifiedImageError
     if isinstance(value, str | bytes):

@@ -22,13 +22,8 @@ from ..vision import IMAGE_FILES, UNREAD, as_files
 if TYPE_CHECKING:
     import datasets
 
-FORMATS = {
-    **dict.fromkeys((".csv", ".tsv", ".tab"), "csv"),
-    **dict.fromkeys((".json", ".jsonl", ".ndjson"), "json"),
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".txt": "text",
-}
+FORMATS = dict.fromkeys((".csv", ".tsv", ".tab"), "csv") | dict.fromkeys((".json", ".jsonl", ".ndjson"), "json")
+FORMATS |= {".parquet": "parquet", ".arrow": "arrow", ".txt": "text"}
 """The formats of files, by their suffix; before one of `PACKED`, too."""
 PACKED = (".gz", ".bz2", ".xz", ".zip")
 SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
@@ -76,11 +71,7 @@ class Piece:
     split_field: str | None = None
 
     def rows(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Columns of each row, a batch at a time; an image as its file: `bytes` or `path`.
-
-        Raises:
-            UserError: what should be text is none.
-        """
+        """Columns of each row, a batch at a time; an image as its file: `bytes` or `path`."""
         chosen = self.data.select_columns(list(columns))
         data = as_files(chosen)
         with one_line(self.name):
@@ -89,10 +80,7 @@ class Piece:
 
 
 class Pieces(dict[str, Piece]):
-    """The splits that there are, `train` first, or `test` alone.
-
-    `files` has the sha256 of each file or folder, or the commit.
-    """
+    """The splits that there are, `train` first, or `test` alone; `files` has the sha256 of each file, or the commit."""
 
     def __init__(self, pieces: Mapping[str, Piece], files: Mapping[str, str]) -> None:
         super().__init__(pieces)
@@ -116,41 +104,36 @@ class Pieces(dict[str, Piece]):
 
 
 def open_data(own: OwnData) -> Pieces:
-    """Open the data.
-
-    Raises:
-        UserError: it cannot be found, read or understood; or a split that is asked for is not there.
-    """
+    """Open the data; a UserError where it cannot be found, read or understood, or has not a split that is asked for."""
     files: dict[str, str] = {}
     main = _open(own, own.data, "data", files)
-    found = {"train": _split_of(main, own.data, "train", own.train_split)}
-    by_name = []
+    found, by_name = {"train": _split_of(main, own.data, "train", own.train_split)}, set()
     for name, source in (("validation", own.validation_data), ("test", own.test_data)):
         wanted = getattr(own, f"{name}_split")
         if source is not None:
             found[name] = _split_of(_open(own, source, f"{name}_data", files), source, name, wanted)
-        elif wanted is not None or (len(main) > 1 and any(each in main for each in SPLITS[name])):
+        elif wanted is not None:
             found[name] = _split_of(main, own.data, name, wanted)
-            by_name += [name] if wanted is None else []
-    for name in (*by_name, *found):
-        if name in found and any(found[name].data is other.data for key, other in found.items() if key != name):
+        elif len(main) > 1 and any(each in main for each in SPLITS[name]):
+            found[name] = _split_of(main, own.data, name, None)
+            by_name.add(name)
+    for name, piece in sorted(found.items(), key=lambda one: one[0] not in by_name):
+        if any(piece.data is other.data for key, other in found.items() if key != name):
             if name not in by_name:
-                raise UserError(f"task.{name}_split: {found[name].name} is another split already")
+                raise UserError(f"task.{name}_split: {piece.name} is another split already")
             del found[name]  # one that is found by its name gives way to the split that is asked for
     return Pieces(found, files)
 
 
 def open_given(given: str, own: OwnData | None = None, name: str = "train", split: str | None = None) -> Pieces:
-    """A file, a folder or a data set of the hub that a command is given, as the one piece of a name.
+    """A file, a folder or a data set of the hub that a command is given, as the one piece of a name; an ArgumentError
+    where it cannot be found, read or understood, or has no such split.
 
     Args:
         given: which.
         own: of a recipe: its encoding is taken, and what else it says of data where it names the same.
         name: `train` or `test`.
         split: of several splits, which; None is the recipe's, the one of the piece's name, or the only one.
-
-    Raises:
-        ArgumentError: it cannot be found, read or understood, or has no such split.
     """
     own = own or OwnData(given)
     named = filter(None, (own.data, own.validation_data, own.test_data))
@@ -310,22 +293,16 @@ def _read_folder(path: Path, own: OwnData) -> Any:
 
 
 def _images_by_class(folder: Path, images: Sequence[Path]) -> Mapping[str, datasets.Dataset]:
-    """Paths in a folder of images, of which their own folder is the class; in those of splits, where there are any.
-
-    Raises:
-        UserError: an image is not in the folder of a class as the others are.
-    """
+    """Paths in a folder of images, of which their own folder is the class; in those of splits, where there are any."""
     from datasets import Dataset
 
-    depths = {file: len(file.relative_to(folder).parts) for file in images}
-    depth, _ = Counter(depths.values()).most_common(1)[0]
-    if other := next((file for file, its in depths.items() if its != depth), None):
+    depth, _ = Counter(len(file.parts) for file in images).most_common(1)[0]
+    if other := next((file for file in images if len(file.parts) != depth), None):
         raise UserError(f"{other} is not in the folder of a class, as the others are: move it into one, or away")
-    by_split = _by_split(images, folder, of=lambda file: Path(file.parts[-3])) if depth > 2 else {"train": images}
+    has_splits = depth > len(folder.parts) + 2
+    by_split = _by_split(images, folder, of=lambda file: Path(file.parts[-3])) if has_splits else {"train": images}
     return {
-        name: Dataset.from_dict(
-            {"image": [str(file.relative_to(folder)) for file in some], "label": [file.parent.name for file in some]}
-        )
+        name: Dataset.from_list([{"image": str(one.relative_to(folder)), "label": one.parent.name} for one in some])
         for name, some in by_split.items()
     }
 
@@ -334,21 +311,15 @@ def _by_split(
     files: Sequence[Path], folder: Path, of: Callable[[Path], Path] = lambda file: file
 ) -> dict[str, Sequence[Path]]:
     """Files of a folder by the split that a word in their names, or else of a folder that they are in, stands for: all
-    for training where none does.
-
-    Raises:
-        UserError: some tell a split, and others do not.
-    """
+    for training where none does; a UserError where only some tell one."""
     told: dict[Path, str | None] = {}
     for file in files:
         words = [set(re.split(r"[\W_\d]+", part.casefold())) for part in reversed(of(file.relative_to(folder)).parts)]
         told[file] = next((name for some in words for name, known in SPLITS.items() if some & set(known)), None)
     left = [file for file in files if told[file] is None]
-    if len(left) == len(files):
-        return {"train": left}
-    if left:
+    if left and len(left) < len(files):
         raise UserError(f"{folder}: the name of {left[0].relative_to(folder)} tells no split, as those of others do")
-    return {name: [file for file in files if told[file] == name] for name in SPLITS if name in told.values()}
+    return {name: some for name in SPLITS if (some := [file for file in files if (told[file] or "train") == name])}
 
 
 # ---------------------------------------------------------------- what it was

@@ -18,7 +18,7 @@ _ROWS = "rows that there are"
 HELD_OUT = ("test", "validation")
 
 
-class BadRow(Exception):  # noqa: N818
+class BadRow(ValueError):  # noqa: N818
     """What is wrong with a row: becomes a UserError with its number."""
 
 
@@ -26,7 +26,7 @@ class NoLabel(BadRow):
     """A row has no label, as all of a test split whose labels are not public."""
 
 
-def bad_row(piece: Piece, number: int, error: BadRow) -> UserError:
+def bad_row(piece: Piece, number: int, error: ValueError) -> UserError:
     """The error of a row, which names it."""
     hint = f"; {piece.split_field} takes another split" if piece.split_field and isinstance(error, NoLabel) else ""
     return UserError(f"{piece.name}, row {number}: {error}{hint}")
@@ -73,7 +73,8 @@ class Prepared:
     record: Mapping[str, Any] = field(default_factory=dict)
 
     def split(self, sizes: SplitSizes, split_seed: int) -> Splits:
-        """Train, validation and test from the pieces that the data comes in.
+        """Train, validation and test from the pieces that the data comes in; a UserError for a row that cannot be used,
+        or where more rows are asked for than there are.
 
         The seed alone fixes one order of the examples of `train`, by a hash of their keys: the test split, where there
         is none, is its head, validation follows, and training examples are taken from its tail, so that a smaller size
@@ -83,9 +84,6 @@ class Prepared:
         Args:
             sizes: None is all of a given split; of one that is held out, a tenth, but no more than 2,000 rows.
             split_seed: of all three.
-
-        Raises:
-            UserError: a row that cannot be used, or more rows asked for than there are.
         """
         return self._finished(self._chosen(sizes, split_seed))
 
@@ -97,16 +95,12 @@ class Prepared:
         )
 
     def keys(self, piece: Piece) -> list[bytes]:
-        """A digest of the example in each row of a piece.
-
-        Raises:
-            UserError: a row that cannot be used; names the first of them.
-        """
+        """A digest of the example in each row of a piece; a UserError names the first row that cannot be used."""
         found = []
         for number, row in enumerate(piece.rows(self.columns), start=1):
             try:
                 key = self.key(row).encode("utf-8", "surrogatepass")
-            except BadRow as error:
+            except ValueError as error:
                 raise bad_row(piece, number, error) from error
             found.append(hashlib.blake2b(key, digest_size=16).digest())
         return found

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase, Trainer
 
-from ...chat_template import without_none
+from ...chat_template import template_options, without_none
 from ...data.loading import reason
 from ...data.metrics import chat_metrics
 from ...data.own import columns as cells
-from ...data.own.chat import Question, question_of, template_options
+from ...data.own.chat import Question, question_of
 from ...deploy.inputs import evaluated, plain_model
 from ...errors import ArgumentError, UserError, one_line
 from ...extras import extra
