@@ -41,7 +41,7 @@ def data(folder: Path, base: Path, rows: list[Any]) -> Any:
 
 
 def test_columns_that_one_file_alone_has(tmp_path: Path) -> None:
-    """Rows without them are trained, or asked, as rows whose columns say nothing."""
+    """Rows without them are trained as rows whose columns say nothing."""
     base = chats.save_model(tmp_path / "base", chats.WITH_TOOLS + chats.GENERATION)
     turns = chats.conversations(40)
     further = {"system": "the scene", "tools": TOOLS, "chat_template_kwargs": ASIDE}
@@ -57,8 +57,6 @@ def test_columns_that_one_file_alone_has(tmp_path: Path) -> None:
         assert said
         assert all(("the scene" in one) == (name == "test") for one in said)
         assert all(("actor" in one.split()[:2]) == (name == "test") for one in said)
-    asked = found.asked[0]["prompt"]
-    assert ("tools" in asked.options) == (asked.messages[0]["role"] == "system")
 
 
 @pytest.mark.parametrize("form", ["messages", "prompt"])
@@ -138,7 +136,9 @@ def test_tools_in_training_and_in_answers(tmp_path: Path, monkeypatch: pytest.Mo
     found = data(tmp_path, base, rows)
     for one in found.splits["train"]:
         assert tokenizer.decode(one["input_ids"]).split()[:2] == ["actor", "scene"]
-    options = found.asked[0]["prompt"].options
+    asked = question_of(rows[0])
+    assert isinstance(asked, Question)
+    options = asked.options
     assert (options["tools"][0]["name"], options["aside"]) == ("actor", "scene")
 
     predictor, seen = load_predictor(base), []
