@@ -70,7 +70,7 @@ class Predictor:
         check_count("batch_size", batch_size)
         takes_images = self.kind.facts.inputs == "image"
         if len(pair := self.columns.get("text", ())) > 1 and self.kind.facts.problem_type is not None:
-            raise UserError(f"the model takes pairs of texts ({', '.join(pair)}), from the rows of a file")
+            raise UserError(f"the model takes pairs of texts ({', '.join(map(str, pair))}), from the rows of a file")
         for number, text in enumerate(texts, start=1):
             if not isinstance(text, str | Path if takes_images else str):
                 raise TypeError(f"text {number} must be a str, and is a {type(text).__name__}: {text!r:.80}")

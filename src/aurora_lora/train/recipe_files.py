@@ -27,6 +27,9 @@ _PAIR = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 """How JSON escapes a character beyond 16 bits, which YAML reads as two."""
 
 
+LONGEST = 10_000_000
+
+
 def parse(text: str, source: str) -> Any:
     """The value of a YAML text; raises a UserError with `source` and the line where it is not valid."""
     text = _PAIR.sub(lambda pair: str(json.loads(f'"{pair[0]}"')), text)
@@ -48,8 +51,11 @@ def read(path: Path) -> Any:
 
 def read_text(path: Path) -> str:
     """The text of a YAML file; raises a UserError where it cannot be read."""
-    with reading(path):
-        return path.read_text(encoding="utf-8-sig")
+    with reading(path), path.open(encoding="utf-8-sig") as file:
+        text = file.read(LONGEST + 1)
+    if len(text) > LONGEST:
+        raise UserError(f"{path} has more than {LONGEST:,} characters: it is no recipe")
+    return text
 
 
 def dump(value: Any) -> str:
