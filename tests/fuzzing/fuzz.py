@@ -21,6 +21,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
+
 from aurora_lora.files import write_json
 from aurora_lora.train.finished_run import versions
 from forks import forked
@@ -98,7 +100,11 @@ def kill_runs(world: World, kills: int, seed: int) -> dict[str, int]:
 
     def trained(folder: Path) -> Any:
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        weights = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.safetensors"))}
+        weights = {
+            (str(path.relative_to(folder)), name): tensor.numpy().tobytes()  # the order in a file is by chance
+            for path in folder.rglob("*.safetensors")
+            for name, tensor in load_file(path).items()
+        }
         return weights, result["metric"], result["epochs"]
 
     with forked(Path(__file__).parents[1] / "train" / "zygote.py") as aurora:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from aurora_lora.errors import UserError, counted
+from aurora_lora.errors import AuroraError, UserError, counted, one_line
 from aurora_lora.files import check_writable, write_json, write_text
 
 from .common import (
@@ -232,12 +232,22 @@ def report(
 
     Of a study, the chosen runs are shown.
     """
+    if title is not None and html is None:
+        raise UserError("--title goes with --html FILE.html")
+    try:
+        _report(runs, html, title, figures)
+    except AuroraError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        what = f"{type(error).__name__}: {one_line(error)}"
+        raise UserError(f"a result among {', '.join(map(str, runs))} is not as runs write it ({what})") from error
+
+
+def _report(runs: list[Path], html: Path | None, title: str | None, figures: Path | None) -> None:
     from aurora_lora.lab.report.page import write_figures, write_page
     from aurora_lora.lab.report.runs import load_sections
     from aurora_lora.lab.report.study import convergence_note, section_tables
 
-    if title is not None and html is None:
-        raise UserError("--title goes with --html FILE.html")
     sections = load_sections(runs)
     if html is not None:
         write_page(sections, html, title or "Fine-tuning runs")

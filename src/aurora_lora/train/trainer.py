@@ -280,12 +280,12 @@ class WholeCheckpoints(TrainerCallback):
         """
         manifest = manifest_of(checkpoint)
         assert manifest is not None
-        if (before := manifest["processes"]) != (now := state().num_processes):
+        if (before := manifest.get("processes")) != (now := state().num_processes):
             raise UserError(
                 f"{self.folder.parent} was started with {before} process(es), this is {now}: go on with as many, or "
                 "choose another output folder"
             )
-        self.seconds, self.peak_mb = manifest["train_s"], manifest["peak_mb"]
+        self.seconds, self.peak_mb = manifest.get("train_s", 0.0), manifest.get("peak_mb", 0.0)
         for callback in self.stateful:
             callback.load_state(checkpoint)
 
