@@ -24,6 +24,7 @@ from make.frozen_features import counts, differences_table, headline, scores_tab
 from make.method_options import aurora_fields, method_options
 from make.performance import parts
 from make.quantised_merges import (
+    compact_table,
     cost_of_merges,
     merges_by_format,
     merges_table,
@@ -139,6 +140,7 @@ def quantised() -> None:
     merges, stored = read_all("quantized/*bit.json"), read_all("gguf/*.json")
     put("quantised", {"merges": merges_table(merges), "rounding": rounding_tables(read("quantized/rounding.json"))})
     put("quantised", {"cost of merges": cost_of_merges(read("quantized/cost.json")), "stored": stored_table(stored)})
+    put("quantised", {"compact": compact_table(read("quantized/input_statistics.json"))})
     save(merges_by_format(merges, stored), FIGURES / "merges-by-format")
 
 
