@@ -138,7 +138,7 @@ def classification_metrics(logits: ArrayLike, labels: ArrayLike, also: Collectio
         from scipy.special import log_softmax
         from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-    scores, targets = np.asarray(logits, dtype=np.float64), np.asarray(labels).astype(np.int64)
+    scores, targets = np.asarray(logits, dtype=np.float64), np.asarray(labels, dtype=np.int64)
     if not set(targets.tolist()) <= set(range(scores.shape[-1])):
         raise ValueError(f"labels must lie in 0..{scores.shape[-1] - 1}, got {targets.min()}..{targets.max()}")
     _warn_if_not_finite(scores, "logits")

@@ -211,7 +211,7 @@ def _fashion() -> dict[str, datasets.Dataset]:
     pieces = {}
     for split, prefix in (("train", "train"), ("test", "t10k")):
         labels = content[f"{prefix}-labels-idx1-ubyte.gz"][8:]
-        images = content[f"{prefix}-images-idx3-ubyte.gz"]
+        images: Any = content[f"{prefix}-images-idx3-ubyte.gz"]
         height, width = images[8:16].view(">u4")
         images = images[16:].reshape(-1, height, width)
         pieces[split] = _in_memory(images, labels.tolist(), "fashion-mnist", split)

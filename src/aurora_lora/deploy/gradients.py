@@ -109,7 +109,7 @@ def watched_gradients(layers: Sequence[tuple[nn.Module, See]]) -> Iterator[Calla
         x = args[0] if args else next(iter(kwargs.values()))
         if y._is_view() and (y.grad_fn is None or isinstance(y.grad_fn, BackwardCFunction)):
             y = y.clone()  # of bitsandbytes' int8: not to be changed in place
-        return _Seen.apply(y, x.detach(), tracked, see)  # type: ignore[no-untyped-call]
+        return _Seen.apply(y, x.detach(), tracked, see)  # type: ignore[no-untyped-call, unused-ignore]
 
     with ExitStack() as stack:
         for module, see in layers:

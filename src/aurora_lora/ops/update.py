@@ -208,7 +208,7 @@ def sigma(z: Tensor, H: Tensor | None, spline_weight: Tensor | None, anl: ANL) -
         return chosen.sigma(z, H, spline_weight, anl)
     with torch.autocast(z.device.type, enabled=False):
         rows = z.reshape(-1, z.shape[-1]).T  # (r, n)
-        u: Tensor = _Sigma.apply(rows, H, spline_weight, anl, chosen)  # type: ignore[no-untyped-call]
+        u: Tensor = _Sigma.apply(rows, H, spline_weight, anl, chosen)  # type: ignore[no-untyped-call, unused-ignore]
     return u.T.reshape(z.shape)
 
 
@@ -247,7 +247,7 @@ def add_update(
         x, A, B = x.to(dtype), A.to(dtype), B.to(dtype)
     with torch.autocast(device, enabled=False):
         rows = result.reshape(-1, result.shape[-1])
-        out: Tensor = _Update.apply(rows, x, A, B, H, spline_weight, scaling, anl, chosen)  # type: ignore[no-untyped-call]
+        out: Tensor = _Update.apply(rows, x, A, B, H, spline_weight, scaling, anl, chosen)  # type: ignore[no-untyped-call, unused-ignore]
     return out.view(result.shape)
 
 
@@ -277,7 +277,7 @@ def linear_with_update(
     chosen = choose(A.shape[0], anl, x, weight, bias, A, B, H, spline_weight)
     if not isinstance(chosen, ByHand) or A.dtype != B.dtype or not can_fuse(x, weight, bias, B):
         return None
-    out: Tensor = _Update.apply((weight, bias), x, A, B, H, spline_weight, scaling, anl, chosen)  # type: ignore[no-untyped-call]
+    out: Tensor = _Update.apply((weight, bias), x, A, B, H, spline_weight, scaling, anl, chosen)  # type: ignore[no-untyped-call, unused-ignore]
     return out.view(*x.shape[:-1], B.shape[0])
 
 
