@@ -104,7 +104,7 @@ class InputStatistics:
         return cls(tuple(kept))
 
     def moments(self, layers: Mapping[str, AdaptedLayer]) -> Iterator[tuple[Tensor, list[tuple[AdaptedLayer, int]]]]:
-        """As `merges.input_moments` gives them.
+        """E[x x^T] (d_in, d_in), with the layers that have these inputs, each with how many it saw.
 
         Raises:
             MergeError: a layer is missing, or has inputs of another width.
