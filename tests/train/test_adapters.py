@@ -238,6 +238,5 @@ def test_kept_statistics_stand_in_for_texts(served: Path, tmp_path: Path) -> Non
     input_statistics(model, texts["train"], tokenizer=tokenizer, text_columns="text").save(tmp_path / "adapter")
     result = CliRunner().invoke(app, ["merge", *given])
     assert result.exit_code == 0, result.output
-    checked = aurora(served, "gap", "--merged", str(tmp_path / "out.gguf"), "--json")
-    found = json.loads(checked.stdout)
+    found = json.loads(aurora(served, "gap", "--merged", str(tmp_path / "out.gguf"), "--json").stdout)
     assert 0 < found["merged"]["kl"] < 0.1 * found["without"]["kl"]

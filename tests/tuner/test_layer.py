@@ -289,6 +289,7 @@ def test_the_scale_is_that_of_the_layers_own_rank_and_alpha(form, rslora, tmp_pa
     factors = {} if form == "dynamic" else aurora_lora.lora_factors(model)
     for name, scale in scales.items():
         layer, inputs = model.base_model.model.get_submodule(name), torch.randn(7, 6)
+        layer.set_scale("default", 1.0)
         weights = [getattr(layer, f"aurora_{part}")["default"].weight for part in ("A", "B", "H", "spline_weight")]
         A, B, H, W = weights
         if form == "dynamic":

@@ -79,9 +79,9 @@ def merge(
 
     OUT must be new or empty. What was added to a merged model is never removed: then another folder must do. A copy of
     BASE is rounded by the texts of FILE, but for some that say what is lost; without FILE by the input statistics that
-    were kept beside the adapter. An adapter on a base in float (BASE or
-    the one in its config) needs --quantization, and becomes a folder of compressed-tensors, for vLLM.
+    were kept beside the adapter. On a base in float --quantization makes a folder of compressed-tensors, for vLLM.
     """
+    from aurora_lora.deploy.statistics import STATISTICS_FILE
     from aurora_lora.train.deploying import merge as merge_run
     from aurora_lora.train.finished_run import load_run
 
@@ -91,7 +91,7 @@ def merge(
             raise UserError("--form, --dtype, --round-by-inputs and --overwrite go with a run")
         if model is None and quantization is None:
             raise UserError(f"{folder} is an adapter: --model BASE is the GGUF file or folder to merge it into")
-        kept = data is None and quantization is None and (folder / "input_statistics.safetensors").is_file()
+        kept = data is None and quantization is None and (folder / STATISTICS_FILE).is_file()
         texts = None if kept else _texts(folder, data, column, encoding, examples)
         _merge_adapter(folder, model, texts, output, hf_model, quantization, as_json)
         return

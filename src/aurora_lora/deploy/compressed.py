@@ -242,7 +242,7 @@ class FreshFormat(CompressedFormat):
         return self.layer.weight.data.float()  # type: ignore[no-any-return]
 
     def chosen(self, weight: Tensor, S: Tensor, inputs: InputMoment) -> tuple[Tensor, Grid]:
-        grid = self.grid()
+        grid = self.fitted(weight)
         for part in SHRUNK:
             grid = better_grid(weight, grid, self.fitted(part * weight), S.diagonal())
         return round_to_moment(weight, inputs, grid), grid

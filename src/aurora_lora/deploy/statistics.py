@@ -114,12 +114,12 @@ class InputStatistics:
             if path not in known:
                 if not layer.is_idle():
                     raise MergeError(f"{path}: the input statistics have no such layer: they are another adapter's")
-            elif (width := layer.module.get_base_layer().in_features) != len(known[path].rest):
+            elif (width := layer.base.in_features) != len(known[path].rest):
                 raise MergeError(f"{path} has {width} inputs, and the input statistics {len(known[path].rest)}")
         for each in self.kept:
             together = [(layers[path], seen) for path, seen in each.layers.items() if path in layers]
             if together:
-                yield each.moment(together[0][0].module.get_base_layer().weight.device), together
+                yield each.moment(together[0][0].base.weight.device), together
 
 
 def input_statistics(

@@ -223,8 +223,7 @@ def merge_adapter(
     reading: dict[str, Any] = {}
     batches: Any
     if texts is None:
-        batches = InputStatistics.load(adapter.folder)
-        adapted = adapter.load()
+        batches, adapted = InputStatistics.load(adapter.folder), adapter.load()
     else:
         rows, kept = texts.read()
         adapted, batches = adapter.load(), rows.select(kept)

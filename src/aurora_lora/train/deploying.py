@@ -21,6 +21,7 @@ from ..deploy import QuantizedMerge, export_lora, merge_quantized
 from ..deploy.compressed import PRESETS
 from ..deploy.export import check_replaceable
 from ..deploy.formats import QUANTIZATIONS, check_quantization
+from ..deploy.statistics import STATISTICS_FILE
 from ..deploy.stored import compress
 from ..errors import ArgumentError, AuroraError, FormError, UserError
 from ..files import expanded, is_path
@@ -328,8 +329,8 @@ def push(run: TrainedRun | Path | str, repo: str, *, form: str | None = None, pr
 def _stage(run: TrainedRun, folder: Path, what: What) -> None:
     """Copy what is pushed, with a base model that others can find, or none, and without paths of this machine."""
     # the tokenizer goes with an export, too
-    ignored = shutil.ignore_patterns() if what == "adapter" else shutil.ignore_patterns("adapter*", f"{CARD}*")
-    shutil.copytree(run.folder / ADAPTER, folder, ignore=ignored, dirs_exist_ok=True)
+    left_out = () if what == "adapter" else ("adapter*", f"{CARD}*", STATISTICS_FILE)
+    shutil.copytree(run.folder / ADAPTER, folder, ignore=shutil.ignore_patterns(*left_out), dirs_exist_ok=True)
     if what == "export":
         shutil.copytree(run.folder / LORA, folder, dirs_exist_ok=True)
     section, model = run.recipe.task, run.recipe.model
