@@ -9,6 +9,32 @@ from collections.abc import Iterable, Sequence
 DIVERGED = "training diverged"
 """How the message of a `UserError` begins where a loss or the scores are no longer numbers."""
 
+_WORDS = {
+    "learning_rate": "lr",
+    "batch_size": "batch bs train_batch_size per_device_train_batch_size micro_batch_size",
+    "epochs": "num_epochs num_train_epochs n_epochs",
+    "max_length": "max_len max_seq_len max_seq_length cutoff_len sequence_len",
+    "r": "rank lora_r lora_rank",
+    "alpha": "lora_alpha",
+    "dropout": "lora_dropout",
+    "target_modules": "modules lora_target lora_target_modules",
+    "seed": "random_seed random_state",
+    "scheduler": "lr_scheduler lr_scheduler_type",
+    "gradient_accumulation_steps": "grad_accum accumulation gradient_accumulation",
+    "warmup_ratio": "warmup",
+    "weight_decay": "wd",
+    "max_grad_norm": "clip grad_clip",
+    "precision": "bf16 fp16 dtype",
+    "patience": "early_stopping early_stopping_patience",
+    "quantization": "load_in_4bit load_in_8bit",
+    "model": "base_model model_name model_name_or_path",
+    "data": "dataset train_data train_file data_path",
+    "text": "text_column",
+    "label": "labels target label_column",
+}
+SYNONYMS = {other: ours for ours, others in _WORDS.items() for other in others.split()}
+"""What other tools call our fields and options."""
+
 
 class AuroraError(Exception):
     """Base class of the errors below."""
@@ -101,8 +127,9 @@ def unknown(what: str, known: Iterable[str], given: str, see: str | None = None)
         given: the name that is none of them.
         see: what prints the names, where they are too many for a message.
     """
-    known = list(known)
-    near = difflib.get_close_matches(given, known, n=1)
+    known, meant = list(known), SYNONYMS.get(given, given)
+    same = [one for one in known if one.rpartition(".")[2] == meant]
+    near = same or difflib.get_close_matches(given, known, n=1)
     if near:
         return f"unknown {what}; did you mean '{near[0]}'?"
     if not known:

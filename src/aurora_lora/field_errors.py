@@ -17,7 +17,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from .errors import UserError, unknown
+from .errors import SYNONYMS, UserError, unknown
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -45,7 +45,7 @@ def lines(error: ValidationError, kind: type[BaseModel], data: Any) -> Iterator[
         # What is wrong within a value is the mistake, not that the whole value is of no other member of a union.
         if not any(len(other) > len(path) and other[: len(path)] == path for other in found):
             details = [one for one in details if one["type"] == "value_error"] or details
-            yield _line(".".join(map(str, path)), details, known)
+            yield _line(".".join(map(str, path)), details, [*_elsewhere(kind, path), *known])
 
 
 def _place(detail: ErrorDetails, kind: type[BaseModel], data: Any) -> tuple[tuple[str | int, ...], list[str]]:
@@ -69,6 +69,21 @@ def _sections(kind: Any) -> list[type[BaseModel]]:
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return [kind]
     return [section for inner in get_args(kind) for section in _sections(inner)]
+
+
+def _elsewhere(kind: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
+    """The dotted fields that have the last name of a path, or what it is a synonym of; first that of its section."""
+    *section, name = map(str, path or ("",))
+    found = [one for one in _dotted(kind) if one.rpartition(".")[2] == SYNONYMS.get(name, name)]
+    return sorted(found, key=lambda one: one.split(".")[:-1] != section)
+
+
+def _dotted(kind: type[BaseModel]) -> Iterator[str]:
+    """Every field with the sections that it is in; of what is no section, those that its annotation names beside it."""
+    for name, field in kind.model_fields.items():
+        yield (shown := field.alias or name)
+        for section in (*_sections(field.annotation), *(one for each in field.metadata for one in _sections(each))):
+            yield from (f"{shown}.{inner}" for inner in _dotted(section))
 
 
 def allowed(detail: ErrorDetails) -> str:

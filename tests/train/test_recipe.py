@@ -1,6 +1,7 @@
 """Recipes: defaults, overrides, and one clear line for each mistake."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -111,6 +112,41 @@ def test_reference_has_its_own_learning_rate(write_recipe: WriteRecipe) -> None:
 )
 def test_mistakes(write_recipe: WriteRecipe, refused: Refused, override: str, message: str) -> None:
     refused(write_recipe(), message, override)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("training.lr=1", "training.learning_rate"),
+        ("learning_rate=1", "training.learning_rate"),
+        ("training.seed=1", "seed"),
+        ("lora_r=8", "method.r"),
+        ("batch=8", "training.batch_size"),
+        ("calibration.batch=8", "calibration.batch_size"),
+        ("method.rank=8", "r"),
+    ],
+)
+def test_a_field_by_the_name_or_the_place_that_it_has_elsewhere(given: str, meant: str) -> None:
+    with pytest.raises(UserError, match=f"unknown (field|option); did you mean '{re.escape(meant)}'\\?$"):
+        load_recipe("chat", ["task.data=chats.jsonl", given])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "options"),
+    [
+        (["method.name=lora", "method.r=8"], {"r": 8, "lora_alpha": 8}),
+        (["method.r=2", "method.name=lora"], {"r": 2, "lora_alpha": 8}),
+        (["method.name=aurora", "method.r=3"], {"r": 3, "alpha": 4}),
+    ],
+)
+def test_another_method_begins_with_its_own_defaults_on_the_same_layers(
+    overrides: list[str], options: dict[str, int]
+) -> None:
+    layers = load_recipe("chat", ["task.data=a.jsonl"]).method.options["target_modules"]
+    found = load_recipe("chat", ["task.data=a.jsonl", *overrides]).method
+    assert f"method.name={found.name}" in overrides
+    assert found.options.items() >= {**options, "target_modules": layers}.items()
+    assert load_recipe("chat", ["task.data=a.jsonl", "method.name=linear-probe"]).method.options == {}
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
 
@@ -42,6 +43,7 @@ from ..field_errors import validated
 from ..files import expanded
 from ..methods import Method, get_method
 from ..methods.base import PeftMethod
+from ..methods.options import TARGETS, LowRank
 from .kind_facts import FACTS, Facts, facts_of, taught
 from .recipe_files import find_recipe, parse
 
@@ -127,7 +129,10 @@ def _bound(given: Any) -> Method:
 
 
 BoundMethod = Annotated[
-    Method, PlainValidator(_bound), PlainSerializer(lambda method: {"name": method.name, **method.options})
+    Method,
+    PlainValidator(_bound),
+    PlainSerializer(lambda method: {"name": method.name, **method.options}),
+    type[LowRank],  # so that an error knows where `r` belongs
 ]
 """In a recipe and in results the name of a method and its options beside that; else the method bound to them."""
 
@@ -578,12 +583,27 @@ def override(data: Any, overrides: Sequence[str]) -> Any:
         UserError: an override is wrong.
     """
     overrides = [overrides] if isinstance(overrides, str) else overrides
+    typed = {one.partition("=")[0] for one in overrides}
     for one in overrides if isinstance(data, dict) else ():
         key, equals, text = one.partition("=")
         if not equals or not all(key.split(".")):
             raise UserError(f"'{one}' is not of the form key=value, such as training.epochs=1")
-        set_field(data, key, parse(text, f"'{one}'"))
+        value = parse(text, f"'{one}'")
+        if key == "method.name" and isinstance(before := data.get("method"), dict):
+            data["method"] = _options_of(value, before, [name for name in before if f"method.{name}" in typed])
+        set_field(data, key, value)
     return data
+
+
+def _options_of(name: Any, before: Mapping[str, Any], typed: Sequence[str]) -> dict[str, Any]:
+    """The options of a method that takes another's place: those that were typed, and of the others all, if it has them,
+    or else its own defaults, on the same layers if it has layers to choose."""
+    for kept in (before.keys() - {"name"}, TARGETS, ()):
+        with suppress(ValueError, TypeError):
+            options = {option: value for option, value in before.items() if option in kept}
+            get_method(name).bind(options)
+            return options | {option: before[option] for option in typed}
+    return dict(before)
 
 
 def is_result(value: Any) -> bool:
