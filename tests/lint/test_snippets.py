@@ -5,6 +5,7 @@ import importlib
 import inspect
 import re
 import shlex
+import subprocess
 from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -115,6 +116,16 @@ def test_python_compiles_and_calls_what_there_is(page: str) -> None:
             some_left_out = any(isinstance(word, ast.Starred) for word in call.args)
             signature = inspect.signature(called)
             (signature.bind_partial if some_left_out else signature.bind)(*call.args, **keywords)
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(143, True), (2, False), (0, False)])
+def test_a_job_whose_time_is_up_is_queued_again(code: int, requeued: bool) -> None:
+    (script,) = (block for block in _blocks("docs/reproduce.md", "bash") if "#SBATCH" in block)
+    assert {"--mem=", "--cpus-per-task=", "--time="} <= set(re.findall(r"--[a-z-]+=", script))
+    stand_ins = f"srun() {{ return {code}; }}\nscontrol() {{ echo $*; }}\n"
+    environment = {"SLURM_ARRAY_TASK_ID": "1", "SLURM_JOB_ID": "77"}
+    run = subprocess.run(["bash", "-c", stand_ins + script], env=environment, capture_output=True, text=True)
+    assert (run.stdout, run.stderr) == ("requeue 77\n" * requeued, "")
 
 
 def test_the_image_recipe_is_one(tmp_path: Path) -> None:
