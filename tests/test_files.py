@@ -4,6 +4,9 @@ import json
 import math
 import multiprocessing
 import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,19 @@ def test_a_linked_file_stays_linked(tmp_path: Path) -> None:
         assert link.is_symlink()
         assert real.read_text() == text
     assert [path.name for path in real.parent.iterdir()] == ["real"]
+
+
+def test_what_a_killed_process_left_of_a_file_goes(tmp_path: Path) -> None:
+    """Not what another one is still writing."""
+    writing = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    names = [f".a.json.{platform.node()}.{each.pid}{files.PARTIAL}" for each in (writing, ended)]
+    for name in names:
+        (tmp_path / name).touch()
+    files.write_json(tmp_path / "a.json", 1)
+    writing.communicate(b"\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([names[0], "a.json"])
 
 
 @pytest.mark.parametrize(

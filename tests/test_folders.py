@@ -154,3 +154,13 @@ def test_what_others_call_their_leftovers_stays(tmp_path: Path) -> None:
     files.remove(tmp_path / "real")
     files.clear_leftovers(tmp_path)
     assert names(tmp_path) == mine
+
+
+def test_a_folder_with_leftovers_alone_is_free(tmp_path: Path) -> None:
+    """A killed probe of whether it can be written is in nobody's way, and no file of the user's."""
+    (tmp_path / f".writable.x{files.PARTIAL}").touch()
+    assert not files.is_occupied(tmp_path)
+    assert files.others(tmp_path, ()) == []
+    (tmp_path / "mine").touch()
+    assert files.is_occupied(tmp_path)
+    assert files.others(tmp_path, ()) == ["mine"]

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import errno
 import fnmatch
+import glob
 import hashlib
 import json
 import math
 import os
+import platform
 import re
 import shutil
 import stat
@@ -20,6 +22,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from .errors import UserError
 
@@ -39,7 +43,12 @@ def new_file(path: Path) -> Iterator[Path]:
     with plain_write_errors(path):
         path = path.resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+        stem = f".{path.name}.{platform.node()}."
+        partial = path.with_name(f"{stem}{os.getpid()}{PARTIAL}")
+        for earlier in path.parent.glob(f"{glob.escape(stem)}*{PARTIAL}"):  # of a process that was killed
+            number = earlier.name.removeprefix(stem).removesuffix(PARTIAL)
+            if number.isdecimal() and not psutil.pid_exists(int(number)):
+                earlier.unlink(missing_ok=True)
         partial.touch()
         mode = partial.stat().st_mode
         partial.unlink()
@@ -163,6 +172,16 @@ def below(folder: Path, pattern: str) -> list[Path]:
     return [Path(at, name) for at, _, names in os.walk(folder) for name in fnmatch.filter(names, pattern)]
 
 
+def check_links(folder: Path) -> None:
+    """Raise a UserError if there is a link in a folder that leads nowhere, or out of the folder: but for the files of
+    the hub's cache, whose snapshots are links to its blobs."""
+    real = Path(os.path.realpath(folder))
+    inside = (real, *(above.parent / "blobs" for above in real.parents if above.name == "snapshots"))
+    for path in filter(Path.is_symlink, folder.rglob("*")):
+        if not path.exists() or not any(map(Path(os.path.realpath(path)).is_relative_to, inside)):
+            raise UserError(f"{path} is a link that leads out of {folder}, or nowhere: put the file itself there")
+
+
 def check_writable(folder: Path) -> None:
     """Make the folder if need be.
 
@@ -253,8 +272,8 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def is_occupied(path: Path) -> bool:
-    """Whether a folder that holds something, or what is no folder, is there."""
-    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+    """Whether a folder that holds something but leftovers, or what is no folder, is there."""
+    return path.exists() and (not path.is_dir() or not all(map(_is_leftover, path.iterdir())))
 
 
 def settle(folder: Path) -> None:
@@ -317,13 +336,18 @@ def clear_leftovers(folder: Path) -> None:
     if folder.is_dir():
         settle(folder)
         for path in folder.iterdir():
-            if path.name.startswith(".") and path.name.endswith((PARTIAL, TRASH)):
+            if _is_leftover(path):
                 _delete(path)
 
 
+def _is_leftover(path: Path) -> bool:
+    return path.name.startswith(".") and path.name.endswith((PARTIAL, TRASH))
+
+
 def others(folder: Path, ours: Collection[str]) -> list[str]:
-    """The files in a folder that are not ours, and empty folders, by their paths relative to it."""
-    every = [path for path in sorted(folder.rglob("*")) if not path.is_dir() or not any(path.iterdir())]
+    """The files in a folder that are neither ours nor leftovers, and empty folders, by their paths relative to it."""
+    there = (path for path in sorted(folder.rglob("*")) if not _is_leftover(path))
+    every = [path for path in there if not path.is_dir() or not any(path.iterdir())]
     names = [path.relative_to(folder).as_posix() for path in every]
     return [name for name in names if name not in ours]
 

@@ -147,18 +147,23 @@ def test_a_base_in_float_becomes_a_folder_that_is_served(bases: Path) -> None:
         ({"target_modules": ["lm_head", "q_proj"]}, "tied"),
         ({"target_modules": ["embed_tokens"]}, "linear layers"),
         ({"target_modules": ["q_proj"], "modules_to_save": ["norm"]}, "modules_to_save"),
-        ({"target_modules": ["q_proj"]}, "not finite"),
+        *(({"target_modules": ["q_proj"]}, said) for said in ("not finite", "I32", "pickles")),
     ],
-    ids=["tied output", "embedding", "whole module", "nan"],
+    ids=["tied output", "embedding", "whole module", "nan", "integers", "pickle"],
 )
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.filterwarnings("ignore")
 def test_adapters_that_are_not_merged(bases: Path, tmp_path: Path, kind: str, accident: Any, said: str) -> None:
     adapted(bases / "base.gguf", LoraConfig(r=2, **accident)).save_pretrained(adapter := tmp_path / "adapter")
+    weights = load_file(file := adapter / "adapter_model.safetensors")
     if said == "not finite":
-        weights = load_file(file := adapter / "adapter_model.safetensors")
         next(iter(weights.values()))[0, 0] = torch.nan
         save_file(weights, file, {"format": "pt"})
+    elif said == "I32":
+        save_file({name: weight.int() for name, weight in weights.items()}, file, {"format": "pt"})
+    elif said == "pickles":
+        torch.save(weights, adapter / "adapter_model.bin")
+        file.unlink()
     (out := tmp_path / "out").mkdir()
     assert said in refused(bases, adapter, kind, out / "merged")
 

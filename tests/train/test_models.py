@@ -30,6 +30,17 @@ def test_texts_are_cut_at_their_end_whatever_the_tokenizer_says(model: Path, tmp
     assert cut[:3] == whole[:3]
 
 
+def test_weights_that_are_stored_as_integers_are_refused(
+    write_recipe: Callable[..., Path], model: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(model, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith("query.weight"))
+    save_file({**weights, name: weights[name].int()}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=rf"{name} is stored as I32, which is no floating point"):
+        train(load_recipe(write_recipe(model=str(folder))), tmp_path / "run")
+
+
 def as_pickle(folder: Path) -> Path:
     """The folder, with its weights as older checkpoints have them."""
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")

@@ -139,3 +139,61 @@ def test_what_cannot_be_pushed(run: Path, tmp_path: Path, push: Push, monkeypatc
         assert done.exit_code == 2, done.output
         assert done.stderr.startswith(message), done.stderr
         assert done.stderr.count("\n") == 1, done.stderr
+
+
+def test_only_what_the_run_wrote_is_pushed(run: Path, tmp_path: Path) -> None:
+    """`--dry-run` lists it, and needs no hub."""
+    copy = shutil.copytree(run, tmp_path / "run")
+    for stray in ("adapter/.env", "lora/.env", "lora/notes.md", "lora/more/secret.json"):
+        (copy / stray).parent.mkdir(exist_ok=True)
+        (copy / stray).write_text("{}")
+    for form in ("export", "adapter"):
+        done = own_runs.aurora("push", copy, "someone/reviews", "--dry-run", "--form", form)
+        assert done.exit_code == 0, done.output
+        first, *names = done.stdout.splitlines()
+        assert first == f"would push the {form} of {copy} to someone/reviews:"
+        assert [name.strip() for name in names] == [
+            *("README.md", "adapter_config.json", "adapter_model.safetensors"),
+            *("tokenizer.json", "tokenizer_config.json"),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("lora/adapter_model.safetensors", b"cut", "{path} is damaged: it is not what the run wrote"),
+        ("lora/adapter_model.safetensors", None, "{path} cannot be read: No such file or directory"),
+        ("lora/README.md", b"---\n[\n---\n", "{path.parent} cannot be pushed: "),
+        ("lora/README.md", b"---\ntags: [1]\nlicense: {a: 2}\n---\n", "{path.parent} cannot be pushed: "),
+        ("lora/README.md", Path("../../secret.txt"), "{path} is a link that leads out of {run}, or nowhere: "),
+        ("adapter/more.json", Path("more.json"), "{path} is a link that leads out of {run}, or nowhere: "),
+        ("result.json", Path("result.json"), "{path} is a link that leads out of {run}, or nowhere: "),
+    ],
+)
+def test_a_run_that_is_not_as_it_was_written(
+    run: Path, tmp_path: Path, name: str, change: bytes | Path | None, message: str
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "secret.txt").write_text("secret")
+    path = copy / name
+    path.unlink(missing_ok=True)
+    if isinstance(change, Path):
+        path.symlink_to(change)
+    elif change is not None:
+        path.write_bytes(change)
+    done = own_runs.aurora("push", copy, "someone/reviews", "--dry-run")
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1), done.output
+    assert done.stderr.startswith(message.format(path=path, run=copy)), done.stderr
+
+
+def test_a_run_in_the_hubs_cache(run: Path, tmp_path: Path) -> None:
+    """The files of a snapshot are links to blobs beside it."""
+    snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "0", tmp_path / "models--a--b" / "blobs"
+    blobs.mkdir(parents=True)
+    for number, path in enumerate(sorted(path for path in run.rglob("*") if path.is_file())):
+        shutil.copy(path, blobs / str(number))
+        link = snapshot / path.relative_to(run)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(Path(os.path.relpath(blobs, link.parent), str(number)))
+    done = own_runs.aurora("push", snapshot, "someone/reviews", "--dry-run")
+    assert done.exit_code == 0, done.output

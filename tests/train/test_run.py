@@ -43,7 +43,7 @@ def test_result(run: TrainedRun) -> None:
     result = json.loads((run.folder / "result.json").read_text())
     assert result == run.result
     listed = "schema, recipe, method, model, task, seed, metric, params, time, memory, epochs, versions, git_commit"
-    more = ["model_commit", "device", "processes", "status", "adapter_sha256"]
+    more = ["model_commit", "device", "processes", "status", "adapter_sha256", "lora_sha256"]
     assert list(result) == [*listed.split(", "), *more]
     assert result["schema"] == 1
     assert result["method"] == "aurora"

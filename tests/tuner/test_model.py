@@ -123,6 +123,9 @@ def test_a_checkpoint_with_missing_or_unknown_keys_is_refused(calibrated, make_b
     save_file({**state, gone.replace("aurora_H", "aurora_Q"): state[gone].clone()}, path)
     with pytest.raises(CheckpointError, match=r"unknown .*aurora_Q"):
         PeftModel.from_pretrained(make_bert(), tmp_path)
+    save_file({**state, gone: state[gone].int()}, path)
+    with pytest.raises(CheckpointError, match=r"has integers for .*aurora_H"):
+        PeftModel.from_pretrained(make_bert(), tmp_path)
     other = get_peft_model(make_bert(), config(target_modules=["query"]))
     with pytest.raises(CheckpointError, match=r"unknown .*key.aurora_A.weight.* and "):
         set_peft_model_state_dict(other, state)

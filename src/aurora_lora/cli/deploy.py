@@ -342,6 +342,7 @@ def push(
         typer.Option("--form", metavar="FORM", help="export: the plain LoRA, by default; adapter: as trained."),
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="A new repository is seen by its owner alone.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would go, and upload nothing.")] = False,
     as_json: Json = False,
 ) -> None:
     """Upload a run's adapter, with its card and tokenizer, to the Hugging Face hub, or to HF_ENDPOINT.
@@ -354,9 +355,11 @@ def push(
     run = load_run(folder)
     quiet()
     with stderr().status(f"pushing to {repo}"):
-        address, what = upload(run, repo, form=form, private=private)
+        address, what, names = upload(run, repo, form=form, private=private, dry_run=dry_run)
     if as_json:
-        print_json({"repository": repo, "form": what, "url": address})
+        print_json({"repository": repo, "form": what, "url": address, "files": names})
+    elif dry_run:
+        print(f"would push the {what} of {folder} to {repo}:", *names, sep="\n  ")
     else:
         print(f"pushed the {what} of {folder}: {address}")
 

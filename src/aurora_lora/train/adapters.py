@@ -28,9 +28,17 @@ from ..deploy.texts import even_sample
 from ..errors import ArgumentError, UserError, abridged, check_count
 from ..files import expanded, new_folder, read_json
 from ..methods.singular import START_FILE
-from ..tuner.peft_names import CONFIG_NAME
+from ..tuner.peft_names import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from ..values import check_finite
-from .models import is_gguf, load_causal_model, load_tokenizer, most_tokens, on_device, stored_quantization
+from .models import (
+    check_floats,
+    is_gguf,
+    load_causal_model,
+    load_tokenizer,
+    most_tokens,
+    on_device,
+    stored_quantization,
+)
 
 LONGEST, BATCH = 512, 16
 """Tokens of a text, of which what is longer is cut; and texts of one forward pass."""
@@ -71,6 +79,8 @@ class AdapterOfPeft:
         if (kind := settings.get("task_type") or "CAUSAL_LM") != "CAUSAL_LM":
             python = "call aurora_lora.merge_gap(model, batches) or merge_stored in Python"
             raise UserError(f"{folder / CONFIG_NAME}: task_type '{kind}' is not CAUSAL_LM: {python}")
+        if not (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
+            raise UserError(f"{folder} has no {SAFETENSORS_WEIGHTS_NAME}, and no weights are read from pickles")
         base = str(model or settings.get("base_model_name_or_path") or "")
         if not base:
             raise ArgumentError(f"{folder / CONFIG_NAME} names no base model: `model` says which")
@@ -99,6 +109,7 @@ class AdapterOfPeft:
         except Exception as error:  # PEFT and safetensors raise of many kinds on what does not fit
             raise UserError(f"{self.folder} cannot be loaded on {self.base}: {reason(error)}") from error
         check_finite(model.state_dict().items(), f"{self.folder} cannot be used")
+        check_floats(self.folder)
         if not linear_layers(model):
             kind = self.settings.get("peft_type")
             raise UserError(f"{self.folder} is an adapter of {kind}, which changes no layer: no merge")

@@ -28,6 +28,7 @@ from ..files import expanded, is_path
 from ..forms import FormName
 from ..methods.base import BY_INPUTS, NEAREST, PeftMethod, edit_config, merge_and_unload
 from ..methods.targets import untie_adapted
+from ..tuner.peft_names import CONFIG_NAME
 from .card import CARD, Facts, replaceable_card, write_lora_card
 from .data import check_data
 from .finished_run import MERGE_NOTE, TrainedRun, as_run, merge_note
@@ -44,7 +45,7 @@ from .models import (
     round_weights,
     stored_quantization,
 )
-from .publish import ADAPTER, LORA
+from .publish import ADAPTER, LORA, RESULT, check_adapter
 from .run import base_of, load_data, load_trained_model, name_revision, trained_on
 
 
@@ -281,14 +282,24 @@ What = Literal["export", "adapter"]
 
 
 class Pushed(NamedTuple):
-    """An upload: the address of its commit, and what was uploaded."""
+    """An upload: the address of its commit, None where nothing was uploaded; what it is; and its files."""
 
-    url: str
+    url: str | None
     form: What
+    files: tuple[str, ...] = ()
 
 
-def push(run: TrainedRun | Path | str, repo: str, *, form: str | None = None, private: bool = False) -> Pushed:
+def push(
+    run: TrainedRun | Path | str,
+    repo: str,
+    *,
+    form: str | None = None,
+    private: bool = False,
+    dry_run: bool = False,
+) -> Pushed:
     """Upload a run's adapter with its card and its tokenizer or image processor; the repository is made if need be.
+
+    No other files go than those that the run wrote, which `result.json` lists with their sha256, and the card.
 
     Args:
         run: which, or its folder.
@@ -296,9 +307,11 @@ def push(run: TrainedRun | Path | str, repo: str, *, form: str | None = None, pr
         form: `"export"`, an AuroRA adapter as a plain LoRA, or `"adapter"`, as it was trained; the first if None, where
             the run has one.
         private: whether a new repository is seen by its owner alone; one that is there must be so.
+        dry_run: upload nothing, and say what would be.
 
     Raises:
-        UserError: the run has no such export, nobody is logged in, or the hub refuses or does not answer.
+        UserError: the run has no such export, a file is not what the run wrote, nobody is logged in, or the hub refuses
+            or does not answer.
         TypeError: `run` is neither a run nor a path.
     """
     run = as_run(run)
@@ -308,11 +321,13 @@ def push(run: TrainedRun | Path | str, repo: str, *, form: str | None = None, pr
         raise ArgumentError(f"`form` {form!r} is not one of {', '.join(get_args(What))}")
     if chosen == "export" and not has_export:
         raise ArgumentError(f"{run.folder} has no plain LoRA ({LORA}/): `form` adapter pushes its adapter as it is")
-    if get_token() is None:
+    if get_token() is None and not dry_run:
         raise UserError("nobody is logged in to the hub: `hf auth login`, or HF_TOKEN, says who pushes")
     api = HfApi(library_name="aurora-lora")
     with tempfile.TemporaryDirectory() as folder:
-        _stage(run, Path(folder), chosen)
+        staged = _stage(run, Path(folder), chosen)
+        if dry_run:
+            return Pushed(None, chosen, staged)
         try:
             name = api.create_repo(repo, private=private, exist_ok=True).repo_id
             if private and not api.repo_info(name).private:  # the hub does not make one private that is there
@@ -323,16 +338,38 @@ def push(run: TrainedRun | Path | str, repo: str, *, form: str | None = None, pr
             raise
         except Exception as error:  # of a large file the client says only that it failed, and its cause why
             raise UserError(f"{repo} at {api.endpoint}: {reason(error.__cause__ or error)}") from error
-    return Pushed(str(done.commit_url), chosen)
+    return Pushed(str(done.commit_url), chosen, staged)
 
 
-def _stage(run: TrainedRun, folder: Path, what: What) -> None:
-    """Copy what is pushed, with a base model that others can find, or none, and without paths of this machine."""
-    # the tokenizer goes with an export, too
-    left_out = () if what == "adapter" else ("adapter*", f"{CARD}*", STATISTICS_FILE)
-    shutil.copytree(run.folder / ADAPTER, folder, ignore=shutil.ignore_patterns(*left_out), dirs_exist_ok=True)
-    if what == "export":
-        shutil.copytree(run.folder / LORA, folder, dirs_exist_ok=True)
+def _stage(run: TrainedRun, folder: Path, what: What) -> tuple[str, ...]:
+    """Copy what is pushed, with a base model that others can find, or none, and without paths of this machine.
+
+    Returns:
+        The names of the files.
+    """
+    listed = {ADAPTER: run.result.get("adapter_sha256", {})}
+    if what == "export":  # the tokenizer goes with it, too
+        mine = {name: one for name, one in listed[ADAPTER].items() if not name.startswith(("adapter", STATISTICS_FILE))}
+        listed = {ADAPTER: mine, LORA: run.result.get("lora_sha256", {})}
+    *_, last = listed
+    if CONFIG_NAME not in listed[last]:
+        raise UserError(f"{run.folder / RESULT} does not list the files of {last}/, and what it lists alone is pushed")
+    for part, digests in listed.items():
+        check_adapter(run.folder / part, digests)
+        for path in (run.folder / part).rglob("*"):
+            name = path.relative_to(run.folder / part).as_posix()
+            if name in digests or (name == CARD and part == last):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, folder / name)
+    try:
+        _make_public(run, folder)
+    except Exception as error:  # of JSON, of YAML, and what the hub's client has against the values of a card
+        raise UserError(f"{run.folder / last} cannot be pushed: {reason(error)}") from error
+    return tuple(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()))
+
+
+def _make_public(run: TrainedRun, folder: Path) -> None:
+    """Leave no path of this machine in the config and the card in a folder."""
     section, model = run.recipe.task, run.recipe.model
     source, card = MODELS.get(model), ModelCard.load(folder / CARD)
     if source is not None or is_path(model):

@@ -507,13 +507,14 @@ def read_finished(folder: Path | str) -> tuple[Path, Any, Result]:
         hint = "; it holds an adapter: PEFT loads it, and `aurora_lora.merge_gap` measures its merge"
         is_adapter = (folder / CONFIG_NAME).is_file()
         raise UserError(f"{folder} is not the folder of a run: it has no {RECIPE}{hint if is_adapter else ''}")
+    files.check_links(folder)
     result = read_result(folder)
     if result is None or not (folder / ADAPTER).is_dir():
         raise UserError(
             f"the run in {folder} is not finished: the `aurora train` command that began it goes on with it"
         )
     if (digests := result.get("adapter_sha256")) is not None:
-        check_adapter(folder, digests)
+        check_adapter(folder / ADAPTER, digests)
     return folder, recipe_files.read(folder / RECIPE), result
 
 

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 import torch
 import transformers
 from huggingface_hub import try_to_load_from_cache
+from safetensors import safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -177,6 +178,8 @@ def _pretrained(kind: Any, source: str, config: Any, **more: Any) -> PreTrainedM
     stored: Any = config.dtype or torch.float32
     loaded, info = from_safetensors(kind, source, config=config, **more)
     loaded.stored_dtype = stored
+    if quantization_of(config) is None:
+        check_floats(expanded(source))
     for key, *shapes in sorted(info["mismatched_keys"], key=str):
         if not is_head(loaded, key):
             stored, wanted = (tuple(shape) for shape in shapes)
@@ -202,6 +205,17 @@ def _pretrained(kind: Any, source: str, config: Any, **more: Any) -> PreTrainedM
         raise ValueError(f"its files have no weights for {random[0]}, which cannot be trained quantised")
     mark_random(loaded, random)
     return loaded
+
+
+def check_floats(folder: Path) -> None:
+    """Raise a UserError where a weight of a model or an adapter in a folder is stored as integers, which loading takes
+    for the numbers that they are."""
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (it is no dict)
+                dtype = file.get_slice(name).get_dtype()
+                if name.endswith(("weight", "bias")) and not dtype.lstrip("B").startswith("F"):
+                    raise UserError(f"{path}: {name} is stored as {dtype}, which is no floating point")
 
 
 def check_attention(config: Any) -> None:

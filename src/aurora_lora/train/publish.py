@@ -109,6 +109,8 @@ def finish(folder: Path, result: dict[str, Any], save: Callable[[Path], None]) -
     with files.new_folder(folder / ADAPTER) as adapter:
         save(adapter)
     result["adapter_sha256"] = adapter_digests(folder)
+    if (folder / LORA).is_dir():
+        result["lora_sha256"] = adapter_digests(folder, LORA)
     files.write_json(folder / RESULT, result)
     remove_checkpoints(folder / CHECKPOINTS)
 
@@ -122,15 +124,15 @@ def remove_checkpoints(folder: Path) -> None:
         folder.rmdir()
 
 
-def adapter_digests(folder: Path) -> dict[str, str]:
-    """The sha256 of each file of a run's adapter but its card, by its path below the adapter, for `result.json`."""
-    return {name: digest for name, digest in _digests(folder / ADAPTER).items() if not name.endswith(".md")}
+def adapter_digests(folder: Path, what: str = ADAPTER) -> dict[str, str]:
+    """The sha256 of each file of a run's adapter, or its `lora`, but the card, by its path there, for `result.json`."""
+    return {name: digest for name, digest in _digests(folder / what).items() if not name.endswith(".md")}
 
 
 def check_adapter(folder: Path, digests: Mapping[str, str]) -> None:
-    """Raise a UserError if a file of a run's adapter is not what the run wrote."""
+    """Raise a UserError if a file of an adapter is not what the run wrote."""
     for name, digest in digests.items():
-        path = folder / ADAPTER / name
+        path = folder / name
         with files.reading(path):
             if file_digest(path) != digest:
                 raise UserError(f"{path} is damaged: it is not what the run wrote")

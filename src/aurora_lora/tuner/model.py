@@ -256,7 +256,12 @@ def fit_checkpoint(
     expected = {name for of_layer in weights.values() for name in of_layer}
     if is_calibrated:  # in all of them, or it is damaged
         expected |= {f"{path}.{MATRIX}.{name}" for path in calibrations for name in ("weight", "fingerprint")}
-    for problem, keys in (("lacks", expected - present.keys()), ("has unknown", present.keys() - expected)):
+    stored = {name: state_dict[present[name]] for name in expected & present.keys() if name.endswith("weight")}
+    for problem, keys in (
+        ("lacks", expected - present.keys()),
+        ("has unknown", present.keys() - expected),
+        ("has integers for", {name for name, tensor in stored.items() if not tensor.is_floating_point()}),
+    ):
         if keys:
             raise CheckpointError(
                 f"The checkpoint does not fit adapter {adapter_name!r}: it {problem} {abridged(sorted(keys), 3)}. "

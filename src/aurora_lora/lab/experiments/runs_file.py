@@ -22,7 +22,7 @@ from ...train.finished_run import Result, check_result
 
 RUNS_FILE, RUNS = "runs.jsonl", "runs"
 """The file, and the folder of the runs' folders beside it."""
-LEFT_OUT = ("adapter_sha256", "versions", "device")
+LEFT_OUT = ("adapter_sha256", "lora_sha256", "versions", "device")
 """Of a result: about files that are not there, and the machine."""
 
 
