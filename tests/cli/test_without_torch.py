@@ -34,7 +34,15 @@ def test_a_file_that_cannot_be_read_is_said_before_pytorch_is_loaded(
     assert message in done.stderr
 
 
-@pytest.mark.parametrize("args", [("init", "classification"), ("list", "studies"), ("list", "recipe", "demo")])
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("init", "classification"),
+        *(("list", what) for what in ("methods", "suites", "recipes", "studies")),
+        ("list", "recipe", "demo"),
+        ("list", "recipe", "table1/base-lora-rte"),
+    ],
+)
 def test_what_only_reads_files_needs_no_pytorch(args: tuple[str, ...]) -> None:
     done = without_torch(*args)
     assert (done.returncode, done.stderr) == (0, "")

@@ -9,12 +9,16 @@ from torch import nn
 
 from aurora_lora import AuroraConfig
 from aurora_lora.errors import CheckpointError, FormError
-from aurora_lora.methods import METHODS
+from aurora_lora.methods import DESCRIPTIONS, METHODS
 from aurora_lora.methods.injection import adapted_modules
 from aurora_lora.methods.parameters import load_trained, save_trained
 
 OPTIONS = {"aurora": {"target_modules": ["query"]}, "lora": {"target_modules": ["query"], "r": 2}}
 MakeBert = Callable[..., nn.Module]
+
+
+def test_every_method_is_listed() -> None:
+    assert list(DESCRIPTIONS) == list(METHODS)
 
 
 @pytest.mark.parametrize(

@@ -91,9 +91,9 @@ def _tasks() -> list[dict[str, Any]]:
 
 
 def _methods() -> list[dict[str, Any]]:
-    from aurora_lora.methods import METHODS
+    from aurora_lora.methods import DESCRIPTIONS
 
-    return [{"name": method.name, "description": method.description} for method in METHODS.values()]
+    return [{"name": name, "description": description} for name, description in DESCRIPTIONS.items()]
 
 
 def _models() -> list[dict[str, Any]]:

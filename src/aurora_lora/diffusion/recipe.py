@@ -20,6 +20,7 @@ from pydantic_core import PydanticCustomError
 
 from ..data.dreambooth import DREAMBOOTH, PLACEHOLDER
 from ..errors import UserError
+from ..field_errors import Section
 from ..methods import Method, get_method
 from ..methods.start import wants_probe
 from ..train.recipe import (
@@ -29,7 +30,6 @@ from ..train.recipe import (
     Precision,
     Rate,
     RunRecipe,
-    Section,
     Seed,
     Size,
     Steps,

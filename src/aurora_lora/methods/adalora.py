@@ -161,7 +161,6 @@ class AdaLoRAFields(Targets):
 
 ADALORA = AdaLoRAMethod(
     name="adalora",
-    description="LoRA, ranks shared out while training (PEFT)",
     config_class=AdaLoraConfig,
     fields=AdaLoRAFields,
     fixed={"total_step": UNKNOWN_STEPS},

@@ -45,36 +45,29 @@ class AuroraMethod(ProbedMethod):
         return context
 
 
-_ABLATIONS: dict[str, tuple[str, Options]] = {
-    "no-f": ("without the fixed part F", {"fixed_activation": None}),
-    "no-l": ("without the learnable part L", {"spline": None}),
-    "leaky-relu": ("with LeakyReLU for tanh", {"fixed_activation": "leaky_relu"}),
-    "sigmoid": ("with the sigmoid for tanh", {"fixed_activation": "sigmoid"}),
+_ABLATIONS: dict[str, Options] = {
+    "no-f": {"fixed_activation": None},
+    "no-l": {"spline": None},
+    "leaky-relu": {"fixed_activation": "leaky_relu"},
+    "sigmoid": {"fixed_activation": "sigmoid"},
 }
-_PRESETS: dict[str, tuple[str, Options]] = {
-    "aurora": ("W0 x + s B sigma(Ax), merged as calibrated (ours)", {}),
-    "aurora-paper": ("The paper's AuroRA: trained dynamic, merged static", PAPER),
-    "aurora-paper-d": (
-        "The paper's AuroRA-D: dynamic; cannot be merged",
-        PAPER_DYNAMIC,
-    ),
-    "aurora-paper-s": ("The paper's AuroRA-S: static throughout", PAPER_STATIC),
-    **{f"aurora-{end}": (f"AuroRA {words}", changes) for end, (words, changes) in _ABLATIONS.items()},
-    **{
-        f"aurora-paper-{end}": (f"The paper's AuroRA {words}", {**PAPER, **changes})
-        for end, (words, changes) in _ABLATIONS.items()
-    },
+_PRESETS: dict[str, Options] = {
+    "aurora": {},
+    "aurora-paper": PAPER,
+    "aurora-paper-d": PAPER_DYNAMIC,
+    "aurora-paper-s": PAPER_STATIC,
+    **{f"aurora-{end}": changes for end, changes in _ABLATIONS.items()},
+    **{f"aurora-paper-{end}": {**PAPER, **changes} for end, changes in _ABLATIONS.items()},
 }
 
 AURORAS = tuple(
     AuroraMethod(
         name=name,
-        description=description,
         config_class=AuroraConfig,
         fields=ModuleFields,  # AuroraConfig checks the others
         names=[*_OWN, *PROBED],
         recorded={**_OWN, **preset},
     )
-    for name, (description, preset) in _PRESETS.items()
+    for name, preset in _PRESETS.items()
 )
 """AuroRA, its settings in the paper, and the ablations of each (Tables 4 and 5): presets of the same options."""

@@ -64,13 +64,11 @@ class Method:
 
     Args:
         name: how recipes and results call it.
-        description: one line for `aurora list methods`.
         options: those that it is bound to, defaults filled in.
         fields: the options that there are, and what is checked of them.
     """
 
     name: str
-    description: str
     options: Options = field(default_factory=dict, kw_only=True)
     fields: type[Fields] = field(default=Fields, kw_only=True)
     looks: ClassVar[bool] = False

@@ -149,19 +149,16 @@ class BottleneckMethod(InjectionMethod):
 
 ADAPTER_H = BottleneckMethod(
     name="adapter-h",
-    description="Houlsby's adapters, two a layer; cannot be merged",
     places=HOULSBY_PLACES,
     fields=HoulsbyFields,
 )
 ADAPTER_P = BottleneckMethod(
     name="adapter-p",
-    description="Pfeiffer's adapters, one a layer; cannot be merged",
     places=PFEIFFER_PLACES,
     fields=BottleneckFields,
 )
 ADAPTER_D = BottleneckMethod(
     name="adapter-d",
-    description="Pfeiffer's, not in the first layers; not mergeable",
     places=PFEIFFER_PLACES,
     fields=AdapterDropFields,
 )

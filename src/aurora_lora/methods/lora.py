@@ -49,7 +49,6 @@ def lora_names(*fixed: str) -> list[str]:
 
 LORA = ProbedLoraMethod(
     name="lora",
-    description="W0 x + s B A x (PEFT)",
     config_class=LoraConfig,
     fields=LoraFields,
     names=[*lora_names(), *PROBED],
@@ -57,7 +56,6 @@ LORA = ProbedLoraMethod(
 )
 DORA = LoraMethod(
     name="dora",
-    description="The rows of W0 + s B A at trained lengths (PEFT)",
     config_class=LoraConfig,
     fields=LoraFields,
     names=lora_names("use_dora"),

@@ -144,7 +144,6 @@ class LoRADropMethod(UpdateMethod):
 
 LORA_DROP = LoRADropMethod(
     name="lora-drop",
-    description="LoRA, shared by the layers where it does little",
     update=LoRADrop,
     fields=LoRADropFields,
 )

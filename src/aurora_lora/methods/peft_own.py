@@ -19,7 +19,6 @@ class FourierFTFields(Targets):
 
 FOURIERFT = PeftMethod(
     name="fourierft",
-    description="dW from n trained Fourier coefficients (PEFT)",
     config_class=FourierFTConfig,
     fields=FourierFTFields,
     quantised_merges=(BY_INPUTS,),  # PEFT adds to the stored weight, codes or packed bytes
@@ -36,7 +35,6 @@ class VeRAFields(Targets):
 
 VERA = PeftMethod(
     name="vera",
-    description="Frozen random B and A, trained scales (PEFT)",
     config_class=VeraConfig,
     fields=VeRAFields,
 )
@@ -50,7 +48,6 @@ class HiRAFields(Targets):
 
 HIRA = PeftMethod(
     name="hira",
-    description="dW = W0 * (B A), entry by entry (PEFT)",
     config_class=HiraConfig,
     fields=HiRAFields,
 )
@@ -66,7 +63,6 @@ class NeatFields(Targets):
 
 NEAT = PeftMethod(
     name="neat",
-    description="dW = s B act(A W0), a network of W0 (PEFT's PEANuT)",
     config_class=PeanutConfig,
     fields=NeatFields,
     is_trained_quantised=False,  # PEFT takes the stored weight, codes or packed bytes, for W0

@@ -47,11 +47,10 @@ class PlainMethod(Method):
         return model  # type: ignore[return-value]
 
 
-BITFIT = PlainMethod(name="bitfit", description="The biases alone", trained=r"(.*\.)?bias")
+BITFIT = PlainMethod(name="bitfit", trained=r"(.*\.)?bias")
 LINEAR_PROBE = PlainMethod(
     name="linear-probe",
-    description="The head alone, on the frozen pretrained model",
     trained="",
     use="frozen",
 )
-FULL = PlainMethod(name="full", description="Every weight of the model", trained=".*")
+FULL = PlainMethod(name="full", trained=".*")

@@ -273,7 +273,6 @@ class GradientMethod(SingularMethod):
 
 PISSA = SingularMethod(
     name="pissa",
-    description="LoRA from the largest singular vectors of W0",
     config_class=LoraConfig,
     fields=LoraFields,
     names=lora_names("init_lora_weights", "use_dora"),
@@ -283,13 +282,11 @@ PISSA = SingularMethod(
 )
 MILORA = SingularMethod(
     name="milora",
-    description="LoRA from the smallest singular vectors of W0",
     config_class=LoraConfig,
     fields=LoraBasics,
 )
 LORA_GA = GradientMethod(
     name="lora-ga",
-    description="LoRA that starts along the gradient of the loss",
     config_class=LoraConfig,
     fields=LoraFields,
     names=[*lora_names("init_lora_weights", "use_dora", "layer_replication"), *_GRADIENT],

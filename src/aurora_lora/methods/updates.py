@@ -49,7 +49,6 @@ class MoSLoRA(Update):
 
 MOSLORA = UpdateMethod(
     name="moslora",
-    description="LoRA with an r x r mixer, W0 x + s B W A x",
     update=MoSLoRA,
     fields=MoSLoRAFields,
 )
@@ -84,7 +83,6 @@ class LoDA(Update):
 
 LODA = UpdateMethod(
     name="loda",
-    description="W0 x + s B f(A x); cannot be merged",
     update=LoDA,
     fields=LoDAFields,
     refusal="its update s B f(A x) is not linear in the layer's input",
@@ -112,7 +110,6 @@ class LoRAN(WeightUpdate):
 
 LORAN = UpdateMethod(
     name="loran",
-    description="dW = s sinter(B A), sinter(u) = u + a u sin(w u)",
     update=LoRAN,
     fields=LoRANFields,
 )
@@ -137,7 +134,6 @@ class SineLoRA(WeightUpdate):
 
 SINE_LORA = UpdateMethod(
     name="sine-lora",
-    description="dW = s sin(w B A) / sqrt(d_in)",
     update=SineLoRA,
     fields=SineLoRAFields,
 )
@@ -205,7 +201,6 @@ class DyLoRAMethod(UpdateMethod):
 
 DYLORA = DyLoRAMethod(
     name="dylora",
-    description="LoRA at a random rank each step, to be cut to any",
     update=DyLoRA,
     fields=DyLoRAFields,
 )

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PlainSerializer,
     PlainValidator,
@@ -39,13 +38,13 @@ from ..data.own.source import OwnData
 from ..data.task import Augment
 from ..deploy.formats import Quantization
 from ..errors import UserError, one_line, unknown
-from ..field_errors import validated
+from ..field_errors import Section, validated
 from ..files import expanded
 from ..methods import Method, get_method
 from ..methods.base import PeftMethod
 from ..methods.options import TARGETS, LowRank
 from .kind_facts import FACTS, Facts, facts_of, taught
-from .recipe_files import find_recipe, parse
+from .recipe_files import find_recipe, parse, set_field
 
 Size = Annotated[int, Field(gt=0, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -70,12 +69,6 @@ CHANGE_NOTHING = (
 def below(why: str) -> PydanticCustomError:
     """The error of a section that names its field itself; see `field_errors`."""
     return PydanticCustomError("below", "{why}", {"why": why})
-
-
-class Section(BaseModel):
-    """Unknown fields are errors, a switch is no number nor a number a text, and nothing changes after validation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, serialize_by_alias=True)
 
 
 class ModelSection(Section):
@@ -635,29 +628,6 @@ def validate_as(kind: type[AnyRecipe], data: Any, source: str) -> AnyRecipe:
     with_defaults = {name for name, field in kind.model_fields.items() if isinstance(field.default, BaseModel)}
     given = {name: value for name, value in data.items() if value is not None or name not in with_defaults}  # empty
     return validated(kind, given, source)
-
-
-def set_field(data: dict[str, Any], key: str, value: Any) -> None:
-    """Set a field of a recipe's plain values, by its dotted name.
-
-    Raises:
-        UserError: what stands before a dot has no fields.
-    """
-    *sections, last = key.split(".")
-    here = data
-    for place, name in enumerate(sections):
-        if (rest := ".".join((*sections[place:], last))) in here:  # a name with dots, as those in a study's `space`
-            here[rest] = value
-            return
-        section = here.get(name)
-        if section is None:
-            section = here[name] = {}
-        elif isinstance(section, str) and name in ("method", "model", "task"):
-            section = here[name] = {"name": section}
-        if not isinstance(section, dict):
-            raise UserError(f"'{key}': {name} is {section!r:.40}, which has no fields that key=value could change")
-        here = section
-    here[last] = value
 
 
 def check_same_recipe(values: Any, recipe: RunRecipe, source: Path | str, holds: str) -> None:

@@ -67,6 +67,29 @@ def dump(value: Any) -> str:
     return text.getvalue()
 
 
+def set_field(data: dict[str, Any], key: str, value: Any) -> None:
+    """Set a field of a recipe's plain values, by its dotted name.
+
+    Raises:
+        UserError: what stands before a dot has no fields.
+    """
+    *sections, last = key.split(".")
+    here = data
+    for place, name in enumerate(sections):
+        if (rest := ".".join((*sections[place:], last))) in here:  # a name with dots, as those in a study's `space`
+            here[rest] = value
+            return
+        section = here.get(name)
+        if section is None:
+            section = here[name] = {}
+        elif isinstance(section, str) and name in ("method", "model", "task"):
+            section = here[name] = {"name": section}
+        if not isinstance(section, dict):
+            raise UserError(f"'{key}': {name} is {section!r:.40}, which has no fields that key=value could change")
+        here = section
+    here[last] = value
+
+
 @dataclass(frozen=True)
 class RecipeFile:
     """A recipe or a study that is a YAML file; `name` is that of one that comes with the package."""

@@ -22,8 +22,7 @@ from importlib.resources import files
 from typing import Any
 
 from ...forms import MERGED
-from ...train.recipe import set_field
-from ...train.recipe_files import parse
+from ...train.recipe_files import parse, set_field
 from .suite import CellRecipe, Column, Group, Row, Suite
 
 

@@ -32,9 +32,10 @@ from pydantic_core import PydanticCustomError
 
 from ...data.metrics import Metric, metric_named
 from ...errors import UserError, unknown
-from ...field_errors import validated
+from ...field_errors import Section, validated
 from ...files import slug
-from ...train.recipe import Recipe, Section, Seed, Size, override, set_field, validate
+from ...train.recipe import Recipe, Seed, Size, override, validate
+from ...train.recipe_files import set_field
 from .recipes import find
 from .runs_file import RUNS
 

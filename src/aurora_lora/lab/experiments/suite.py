@@ -13,8 +13,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from ...errors import ArgumentError, UserError, unknown
+from ...field_errors import Section
 from ...forms import MERGED
-from ...train.recipe import Section
 
 HOURS = "hours"
 
