@@ -84,6 +84,14 @@ def test_one_that_a_scheduler_has_started_alone_is_the_main_one(monkeypatch: pyt
     assert launched_as_main()
 
 
+def test_a_link_to_itself_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    done = CliRunner().invoke(cli.app, ["report", str(tmp_path / "loop")])
+    assert done.exit_code == 2, done.output
+    assert str(tmp_path / "loop") in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_defect_is_raised_as_it_is() -> None:
     def command() -> None:
         raise RuntimeError("a bug")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import load_dataset
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, PolyConfig
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -166,6 +166,15 @@ def test_adapters_that_are_not_merged(bases: Path, tmp_path: Path, kind: str, ac
         file.unlink()
     (out := tmp_path / "out").mkdir()
     assert said in refused(bases, adapter, kind, out / "merged")
+
+
+def test_an_adapter_that_asks_for_more_than_texts(bases: Path, tmp_path: Path) -> None:
+    """The error is PEFT's, of its forward pass."""
+    poly = PolyConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    adapted(bases / "base.gguf", poly).save_pretrained(tmp_path)
+    options = ["--model", str(bases / "float"), "--data", str(bases / "texts.jsonl")]
+    result = CliRunner().invoke(app, ["gap", str(tmp_path), *options])
+    assert (result.exit_code, result.stderr) == (2, f"{tmp_path} cannot be used: task_ids should not be None.\n")
 
 
 @pytest.mark.parametrize("kind", KINDS)

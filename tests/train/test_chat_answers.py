@@ -63,6 +63,13 @@ def test_of_a_prompt_that_is_too_long_the_end_is_read(few: Path) -> None:
     assert [one["answer"] for one in predictor.answers([LONG])] == both[:1]
 
 
+def test_a_chat_template_that_writes_nothing(few: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(few, tmp_path / "model")
+    (folder / "chat_template.jinja").write_text("")
+    done = CliRunner().invoke(cli.app, ["chat", str(folder)], input=f"{SHORT}\n")
+    assert (done.exit_code, done.stderr) == (2, "the chat template refuses it: it writes nothing\n")
+
+
 def test_prompts_that_are_cut_are_told(model: Path, few: Path, tmp_path: Path) -> None:
     """One that just fits is not cut."""
     told = "aurora: 1 of 2 texts are longer than {} tokens and are cut\n"

@@ -156,6 +156,8 @@ def _as_line(error: BaseException) -> str | None:
         return missing(error, "train")
     if isinstance(error, OSError) and error.errno != errno.EPIPE:  # `aurora ... | head`
         return f"{error.filename or 'cannot write'}: {error.strerror or error}"
+    if str(error).startswith("Symlink loop"):  # of pathlib, before Python 3.13
+        return one_line(error)
     if type(error).__name__ == "PanicException":  # of tokenizers, in Rust: no Exception, and of no public class
         return f"a tokenizer failed, it may be damaged: {one_line(error)}"
     return None

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any
 
-from ..errors import UserError
+from ..errors import AuroraError, UserError
 from ..files import expanded
 
 NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 """An argument of each such call. Without it Transformers asks whether to run the code of a folder, and takes a `yes`
 from wherever stdin comes from."""
 _LONGEST = 200
+
+
+@contextmanager
+def plainly(what: str) -> Iterator[None]:
+    """Whatever a library has against what it is given becomes one line, which begins so."""
+    try:
+        yield
+    except AuroraError:
+        raise
+    except Exception as error:
+        raise UserError(f"{what}: {reason(error)}") from error
 
 
 def only_pickles(model: str, revision: str | None = None) -> str | None:

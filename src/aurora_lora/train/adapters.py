@@ -13,7 +13,7 @@ from typing import Any
 from peft import PeftModel
 from torch import nn
 
-from ..data.loading import reason
+from ..data.loading import plainly, reason
 from ..data.own.source import OwnData, open_given
 from ..deploy import InputStatistics, MergeGap, QuantizedMerge, merge_gap
 from ..deploy.compressed import PRESETS
@@ -102,12 +102,9 @@ class AdapterOfPeft:
                 f"{self.folder} belongs to a base weight that its run has changed: give the folder of the run"
             )
         plain = load_causal_model(self.base, self.like)
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("error", message=".*[Mm]issing adapter keys")  # they would be as initialised
-                model: Any = PeftModel.from_pretrained(plain, str(self.folder))
-        except Exception as error:  # PEFT and safetensors raise of many kinds on what does not fit
-            raise UserError(f"{self.folder} cannot be loaded on {self.base}: {reason(error)}") from error
+        with plainly(f"{self.folder} cannot be loaded on {self.base}"), warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*[Mm]issing adapter keys")  # they would be as initialised
+            model: Any = PeftModel.from_pretrained(plain, str(self.folder))
         check_finite(model.state_dict().items(), f"{self.folder} cannot be used")
         check_floats(self.folder)
         if not linear_layers(model):
@@ -199,7 +196,8 @@ def adapter_gap(adapter: Path, texts: Texts, model: str | None = None, quantizat
     merges: dict[str, Any] = {"merges": True, "quantizations": quantizations}
     if rounding and rounds_by_inputs(adapted, **merges):
         merges["rounding_batches"] = rows.select(rounding)
-    gap = merge_gap(adapted, rows.select(measured), **found.reading(adapted, texts.column), **merges)
+    with plainly(f"{adapter} cannot be used"):  # PEFT's Poly asks for more than texts
+        gap = merge_gap(adapted, rows.select(measured), **found.reading(adapted, texts.column), **merges)
     return AdapterGap(gap, found.base, len(measured), len(rounding))
 
 
@@ -296,7 +294,12 @@ def check_merged(
         sizes = f"{written.config.vocab_size:,} and {adapted.config.vocab_size:,} tokens"
         raise UserError(f"{merged} is no merge of {found.base}: they have {sizes}")
     data = Passes(rows.select(kept), **found.reading(adapted, texts.column))
-    with evaluated(adapted), evaluated(written), Runner(adapted, "check_merged") as runner:
+    with (
+        plainly(f"{adapter} cannot be used"),
+        evaluated(adapted),
+        evaluated(written),
+        Runner(adapted, "check_merged") as runner,
+    ):
 
         @contextmanager
         def instead() -> Iterator[None]:

@@ -15,7 +15,7 @@ from huggingface_hub import HfApi, ModelCard, get_token
 from transformers import PreTrainedModel
 
 from .. import files
-from ..data.loading import reason
+from ..data.loading import plainly, reason
 from ..data.models import MODELS, hub_name
 from ..deploy import QuantizedMerge, export_lora, merge_quantized
 from ..deploy.compressed import PRESETS
@@ -361,10 +361,8 @@ def _stage(run: TrainedRun, folder: Path, what: What) -> tuple[str, ...]:
             if name in digests or (name == CARD and part == last):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, folder / name)
-    try:
+    with plainly(f"{run.folder / last} cannot be pushed"):  # a card may be no YAML, or of values that no card has
         _make_public(run, folder)
-    except Exception as error:  # of JSON, of YAML, and what the hub's client has against the values of a card
-        raise UserError(f"{run.folder / last} cannot be pushed: {reason(error)}") from error
     return tuple(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()))
 
 

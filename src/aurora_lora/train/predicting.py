@@ -14,14 +14,14 @@ from torch import nn
 from transformers import AutoConfig, TextStreamer
 
 from .. import files
-from ..data.loading import NO_CODE, reason
+from ..data.loading import NO_CODE, plainly
 from ..data.own.columns import text as text_in
 from ..data.own.kinds import OWN
 from ..data.own.source import FORMATS, OwnData, open_given
 from ..data.own.split import BadRow, bad_row
 from ..data.vision import as_files
 from ..deploy.export import DTYPES
-from ..errors import ArgumentError, AuroraError, FormError, NotFiniteError, UserError, check_count
+from ..errors import ArgumentError, FormError, NotFiniteError, UserError, check_count
 from ..values import check_finite
 from . import BATCH_SIZE
 from .data import in_batches
@@ -82,12 +82,8 @@ class Predictor:
         """What the model says about texts or images, or about what `Kind.asked` gives of the rows of a file."""
         found: list[dict[str, Any]] = []
         for batch in in_batches(asked, batch_size):
-            try:
+            with plainly(f"{self.folder} cannot be used"):  # settings of a model or tokenizer that fit each other not
                 found += self.kind.answers(self.model, self.processor, batch, str(self.folder), self.trained)
-            except AuroraError:
-                raise
-            except Exception as error:  # settings of a model or tokenizer that do not fit each other
-                raise UserError(f"{self.folder} cannot be used: {reason(error)}") from error
         return found
 
 
@@ -181,7 +177,7 @@ def _of_model(folder: Path, form: str | None, dtype: str | None) -> Predictor:
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} is neither the folder of a run ({RECIPE}) nor a model (config.json)")
     note = merge_note(folder)
-    try:
+    with plainly(f"{folder} cannot be loaded"):  # Transformers and tokenizers raise of every kind on damaged files
         # of causal language models, the note alone can tell
         kind = KINDS.get(note.get("kind", "")) or kind_of_model(AutoConfig.from_pretrained(folder, **NO_CODE))
         if kind.facts.no_answer:
@@ -199,10 +195,6 @@ def _of_model(folder: Path, form: str | None, dtype: str | None) -> Predictor:
         trained = TrainedWith(**note.get("trained_with", {}))
         columns = {name: tuple(some) for name, some in note.get("columns", {}).items()}
         return Predictor(folder, kind, on_device(model), processor, columns, trained=trained)
-    except AuroraError:
-        raise
-    except Exception as error:  # Transformers and tokenizers raise of every kind on damaged files
-        raise UserError(f"{folder} cannot be loaded: {reason(error)}") from error
 
 
 def _check_rounded(model: nn.Module, folder: Path, dtype: str | None) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase, Trainer
 
 from ...chat_template import template_options, without_none
-from ...data.loading import reason
+from ...data.loading import plainly, reason
 from ...data.metrics import chat_metrics
 from ...data.own import columns as cells
 from ...data.own.chat import Question, question_of
@@ -272,10 +272,10 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
         return open_ended(tokenizer, [prompt])[0]
     messages, options = (prompt.messages, prompt.options) if isinstance(prompt, Question) else (prompt, {})
     more: Mapping[str, Any] = {**options, "add_generation_prompt": True, "return_dict": True}
-    try:
-        return list(cast(Any, tokenizer).apply_chat_template(list(messages), **more)["input_ids"])
-    except Exception as error:  # Jinja's, and whatever templates raise
-        raise UserError(f"the chat template refuses it: {reason(error)}") from error
+    with plainly("the chat template refuses it"):
+        if not (ids := cast(Any, tokenizer).apply_chat_template(list(messages), **more)["input_ids"]):
+            raise ValueError("it writes nothing")
+    return list(ids)
 
 
 def answers_greedily(
