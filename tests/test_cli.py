@@ -121,6 +121,16 @@ def test_merge_and_predict(aurora: Invoke, finished: Any, tmp_path: Path) -> Non
     assert 0.5 <= answers[0]["probability"] <= 1
 
 
+def test_a_merged_model_has_a_card(aurora: Invoke, finished: Any, tmp_path: Path) -> None:
+    for more in ((), ("--dtype", "bfloat16", "--overwrite")):
+        assert aurora("merge", str(finished[0]), "--output", str(tmp_path / "merged"), *more).exit_code == 0
+        text = (tmp_path / "merged" / "README.md").read_text(encoding="utf-8")
+        assert "library_name: transformers" in text
+        assert "base_model:finetune:" in text
+        assert "## Scores" in text
+        assert ("Its weights are in bfloat16" in text) == bool(more)
+
+
 def test_brackets_in_texts_and_paths_are_no_markup(aurora: Invoke, recipe: Path, finished: Any, tmp_path: Path) -> None:
     folder = tmp_path / "[red]run[/]"
     shutil.copytree(finished[0], folder)

@@ -83,6 +83,11 @@ def write_lora_card(folder: Path, facts: Facts, form: str) -> None:
     _write(folder, facts, "lora", ("lora",), form, beyond=beyond_lora(folder))
 
 
+def write_merged_card(folder: Path, facts: Facts, form: str, rounded: str | None) -> None:
+    """Write the card of a merged model, of the form that was merged; `rounded` is the format of its weights, if any."""
+    _write(folder, facts, "merged", (), form, rounded=rounded)
+
+
 def replaceable_card(folder: Path) -> tuple[str, ...]:
     """The name of the card in a folder, if there is one with this package's tag."""
     try:
@@ -95,7 +100,7 @@ def replaceable_card(folder: Path) -> tuple[str, ...]:
 def _write(
     folder: Path,
     facts: Facts,
-    kind: Literal["aurora", "lora", "peft", "own"],
+    kind: Literal["aurora", "lora", "peft", "own", "merged"],
     tags: Sequence[str] = (),
     form: str | None = None,
     **more: Any,
@@ -109,10 +114,10 @@ def _write(
         if value is not None
     ]
     if kind != "own":
-        tags = (*tags, "transformers", f"base_model:adapter:{facts.base}")
+        tags = (*tags, "transformers", f"base_model:{'finetune' if kind == 'merged' else 'adapter'}:{facts.base}")
     data = ModelCardData(
         base_model=facts.base,
-        library_name="aurora-lora" if kind == "own" else "peft",
+        library_name={"own": "aurora-lora", "merged": "transformers"}.get(kind, "peft"),
         pipeline_tag=of.pipeline,
         tags=sorted({TAG, *tags}),
         model_name=recipe.name,

@@ -29,7 +29,7 @@ from ..forms import FormName
 from ..methods.base import BY_INPUTS, NEAREST, PeftMethod, edit_config, merge_and_unload
 from ..methods.targets import untie_adapted
 from ..tuner.peft_names import CONFIG_NAME
-from .card import CARD, Facts, replaceable_card, write_lora_card
+from .card import CARD, Facts, replaceable_card, write_lora_card, write_merged_card
 from .data import check_data
 from .finished_run import MERGE_NOTE, TrainedRun, as_run, merge_note
 from .kinds import kind_of
@@ -137,6 +137,8 @@ def merge(
         plain.save_pretrained(folder, save_original_format=quantization is not None or not was_quantized)
         processor.save_pretrained(str(folder))
         kind_of(run.task).finish_merged(folder, plain, processor)
+        facts = Facts(run.recipe, run.task, run.result, padding_of(plain.config))
+        write_merged_card(folder, facts, form, quantization or (None if dtype == FLOAT32 else dtype))
         said = {
             "kind": run.task.kind,
             "trained_on": trained_on(run.recipe),
