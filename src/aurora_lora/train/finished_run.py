@@ -21,6 +21,7 @@ from ..data.dreambooth import DREAMBOOTH
 from ..data.metrics import Metric, chance_levels, in_order, metric_named
 from ..deploy.report import as_text
 from ..errors import ArgumentError, FormError, UserError, counted
+from ..field_errors import validated
 from ..forms import FORMS, MERGED, form_named
 from ..methods import ParameterCounts
 from ..text_table import TextTable
@@ -30,6 +31,7 @@ from .data import data_format
 from .kind_facts import TrainedWith
 from .publish import ADAPTER, DATA, LOGS, LORA, RECIPE, REFERENCE, RESULT, SPLITS, check_adapter
 from .recipe import CHANGE_NOTHING, Precision, Recipe, RunRecipe, flatten, task_name, validate
+from .result_schema import RunResult, StudyRun
 
 MERGE_NOTE = "aurora_merge.json"
 """The file in a merged model: what it was trained on, and the files that are its own."""
@@ -155,15 +157,17 @@ def read_result(folder: Path | str) -> Result | None:
         return check_result(files.parse_json(path.read_text(encoding="utf-8"), finite=True), str(path))
 
 
-def check_result(value: Any, where: str) -> Result:
-    """The value that a file holds; raises a UserError where it is no result that this version can read."""
+def check_result(value: Any, where: str, kind: type[StudyRun] = RunResult) -> Result:
+    """The value that a file holds; raises a UserError, which names the field, where it is no result of a run that this
+    version can read."""
     if not isinstance(value, dict) or "schema" not in value:
         raise UserError(f"{where} is not a result of aurora train")
     if value["schema"] != SCHEMA:
         raise UserError(f"{where} has schema {value['schema']}, this version reads schema {SCHEMA}")
-    sections = all(isinstance(value.get(name), dict) for name in ("recipe", "metric", "params", "time"))
-    if "status" in value and not (sections and {"by_form", "selected_by", "name"} <= value["metric"].keys()):
-        raise UserError(f"{where} is damaged: it lacks what every result has")
+    try:
+        validated(kind, value, f"{where} is damaged")
+    except UserError as error:
+        raise UserError(str(error).splitlines()[0]) from error
     return value
 
 

@@ -12,33 +12,56 @@ from aurora_lora.lab.experiments.runs_file import read_runs, write_runs
 
 
 def result(number: int, **more: Any) -> dict[str, Any]:
-    recipe = {"model": "m", "seed": number, "training": {"epochs": 2, "learning_rate": 0.1 * number}, "task": {}}
-    metric = {"by_form": {"merged": {"accuracy": number / 3}}}
-    return {"schema": 1, "recipe": recipe, "metric": metric, "params": {"adapter": 1}, "time": {"train_s": 1.0}, **more}
+    task, training = {"name": "movie-sentiment"}, {"epochs": 2, "learning_rate": 0.1 * (1 + number)}
+    recipe = {"name": "n", "model": "m", "seed": number, "training": training, "task": task, "method": {"name": "lora"}}
+    selected_by = {"split": "validation", "form": "merged", "name": "accuracy", "value": 0.5, "epoch": 1.0}
+    by_form = {"merged": {"accuracy": number / 3}}
+    return {
+        "schema": 1,
+        "recipe": recipe,
+        "method": "lora",
+        "model": "m",
+        "task": "t",
+        "seed": number,
+        "metric": {"name": "accuracy", "split": "test", "by_form": by_form, "selected_by": selected_by},
+        "params": {"adapter": 1, "head": 0, "total": 2},
+        "time": {"train_s": 1.0, "samples_per_s": 1.0},
+        "memory": {"peak_mb": 1.0},
+        "epochs": [{"epoch": 1.0, "validation": {"nll": 0.5}}],
+        "status": "finished",
+        **more,
+    }
 
 
 def test_results_come_back(tmp_path: Path) -> None:
     """But for what the machine was, and all but five digits of learning curves; what all have is there once."""
-    more = {"epochs": [{"validation": {"nll": 0.123456789}}], "versions": {"a": "1"}, "adapter_sha256": {"f": "0"}}
+    more = {
+        "epochs": [{"epoch": 1.0, "validation": {"nll": 0.123456789}}],
+        "versions": {"a": "1"},
+        "adapter_sha256": {"f": "0"},
+    }
     runs = {tmp_path / "runs" / "s" / f"seed{number}": result(number, **more) for number in (2, 0, 1)}
     write_runs(tmp_path, runs)
     found = read_runs(tmp_path)
     assert [folder.name for folder in found] == ["seed0", "seed1", "seed2"]
     for folder, back in found.items():
-        assert back == {**result(runs[folder]["recipe"]["seed"]), "epochs": [{"validation": {"nll": 0.12346}}]}
+        assert back == {
+            **result(runs[folder]["recipe"]["seed"]),
+            "epochs": [{"epoch": 1.0, "validation": {"nll": 0.12346}}],
+        }
     first, *lines = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
-    assert first["common"]["recipe"] == {"model": "m", "training": {"epochs": 2}, "task": {}}
+    assert first["common"]["recipe"]["training"] == {"epochs": 2}
     assert lines[1]["run"] == "s/seed1"
-    assert lines[1]["recipe"] == {"seed": 1, "training": {"learning_rate": 0.1}}
+    assert lines[1]["recipe"] == {"seed": 1, "training": {"learning_rate": 0.2}}
 
 
 @pytest.mark.parametrize(
     "runs",
     [
         [result(0, labels=[])],
-        [result(0, a=1), result(0, a=1.0)],  # equal in Python, not in JSON
-        [result(0, a={"b": 1}), result(0, a=3), result(0)],
-        [result(0, a={"b": None, "c": {}}), result(0, a={"b": None})],
+        [result(0, data={"a": 1}), result(0, data={"a": 1.0})],  # equal in Python, not in JSON
+        [result(0, data={"a": {"b": 1}}), result(0, data={"a": 3}), result(0)],
+        [result(0, data={"a": {"b": None, "c": 2}}), result(0, data={"a": {"b": None}})],
     ],
 )
 def test_whatever_they_have_in_common(tmp_path: Path, runs: list[dict[str, Any]]) -> None:

@@ -71,14 +71,37 @@ def fake(job: Job) -> Outcome:
     result = {
         "schema": 1,
         "model": "m",
+        "method": "m",
+        "task": "t",
+        "seed": job.recipe.seed,
         "recipe": job.recipe.resolved(),
-        "metric": {"by_form": {"merged": score}, "selected_by": {"value": value, "name": "accuracy", "epoch": 2.0}},
+        "metric": {
+            "name": "accuracy",
+            "split": "test",
+            "examples": {"test": 10},
+            "by_form": {"merged": score},
+            "selected_by": {
+                "split": "validation",
+                "form": "merged",
+                "value": value,
+                "name": "accuracy",
+                "epoch": 2.0,
+            },
+        },
         "epochs": [
-            {"epoch": 1.0, "validation": {"accuracy": 0.1, "nll": 9.0}},
-            {"epoch": 2.0, "validation": {"accuracy": value, "nll": rate}},
+            {"epoch": 1.0, "step": 1, "train_loss": 1.0, "validation": {"accuracy": 0.1, "nll": 9.0}},
+            {"epoch": 2.0, "step": 2, "train_loss": 1.0, "validation": {"accuracy": value, "nll": rate}},
         ],
         "params": {"adapter": 5, "head": 1, "total": 10},
-        "time": {"train_s": 1.0},
+        "time": {"train_s": 1.0, "samples_per_s": 1.0},
+        "memory": {"peak_mb": 1.0},
+        "versions": {},
+        "git_commit": None,
+        "model_commit": None,
+        "device": "cpu",
+        "processes": 1,
+        "adapter_sha256": {},
+        "status": "finished",
     }
     return Outcome(job, result)
 

@@ -16,15 +16,15 @@ def make(method: str, rate: float, seed: int, params: int, scores: dict[str, flo
     """A result; its scores rise with the seed, and its validation score falls with the learning rate."""
     deployed = "calibrated" if "calibrated" in scores else "merged"
     epochs = [
-        {"epoch": e, "step": e, "train_loss": 1.0 / e + seed / 10, "validation": {"accuracy": 0.6 + 0.05 * e}}
-        for e in (1.0, 2.0, 3.0)
+        {"epoch": float(e), "step": e, "train_loss": 1.0 / e + seed / 10, "validation": {"accuracy": 0.6 + 0.05 * e}}
+        for e in (1, 2, 3)
     ]
-    selected_by = {"form": deployed, "name": "accuracy", "epoch": 2, "value": 0.7 - rate}
+    selected_by = {"split": "validation", "form": deployed, "name": "accuracy", "epoch": 2, "value": 0.7 - rate}
     return {
         "schema": 1,
         "recipe": {
             "model": "m",
-            "task": {"name": "t"},
+            "task": {"name": "movie-sentiment"},
             "method": {"name": method, **options},
             "training": {"learning_rate": rate},
             "seed": seed,
@@ -37,16 +37,21 @@ def make(method: str, rate: float, seed: int, params: int, scores: dict[str, flo
         "metric": {
             "name": "accuracy",
             "split": "test",
+            "examples": {"test": 100},
             "by_form": {form: {"accuracy": value + seed / 100} for form, value in scores.items()},
             "selected_by": selected_by,
         },
-        "params": {"adapter": params, "head": 2, "total": 9},
+        "params": {"adapter": params, "head": 2, "total": 9000},
         "time": {"train_s": 10.0 + seed, "samples_per_s": 5.0},
         "memory": {"peak_mb": 100.0 + seed},
         "epochs": epochs,
         "versions": {"python": "3.11", "datasets": None},
         "git_commit": "abc",
+        "model_commit": None,
         "device": "cpu",
+        "processes": 1,
+        "status": "finished",
+        "adapter_sha256": {},
     }
 
 

@@ -53,7 +53,7 @@ def test_what_has_no_say_makes_no_other_setting(make_result: Make, load: Load, f
 @pytest.mark.parametrize(
     ("section", "values"),
     [
-        ("task", ({"name": "t", "train_size": 64}, {"name": "t", "train_size": 1000})),
+        ("task", ({"name": "movie-sentiment", "train_size": 64}, {"name": "movie-sentiment", "train_size": 1000})),
         ("calibration", ({"examples": 16}, {"examples": 256})),
         ("model", ({"name": "m", "quantization": None}, {"name": "m", "quantization": "nf4"})),
     ],

@@ -19,6 +19,7 @@ from typing import Any
 from ... import files
 from ...errors import UserError
 from ...train.finished_run import Result, check_result
+from ...train.result_schema import StudyRun
 
 RUNS_FILE, RUNS = "runs.jsonl", "runs"
 """The file, and the folder of the runs' folders beside it."""
@@ -50,7 +51,7 @@ def read_runs(study: Path) -> dict[Path, Result]:
                 common = record["common"]
                 continue
             name = str(record.pop("run"))
-            found[study / RUNS / name] = check_result(_merged(common, record), where)
+            found[study / RUNS / name] = check_result(_merged(common, record), where, StudyRun)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{where} is not a run of aurora sweep") from error
     return found
