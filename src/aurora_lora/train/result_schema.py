@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
@@ -168,7 +167,7 @@ class StudyRun(Section):
     params: Parameters
     time: Time
     memory: Memory
-    epochs: Annotated[Sequence[EvaluationOfStudy], Field(min_length=1, strict=False)]
+    epochs: Annotated[list[EvaluationOfStudy], Field(min_length=1)]
     versions: dict[str, str | None] | None = None
     git_commit: str | None = None
     model_commit: str | None = None
@@ -183,7 +182,7 @@ class RunResult(StudyRun):
     """The result in the folder of a run."""
 
     versions: dict[str, str | None]
-    epochs: Annotated[Sequence[Evaluation], Field(min_length=1, strict=False)]
+    epochs: Annotated[list[Evaluation], Field(min_length=1)]  # type: ignore[assignment]
     git_commit: str | None
     model_commit: str | None
     device: str
