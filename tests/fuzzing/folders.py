@@ -25,6 +25,14 @@ damage = st.one_of(
     st.tuples(st.just(".json"), st.sampled_from(("set", "drop", "value")), part, hostile.values),
 )
 """The ending of the files that it is for, what is done, where, and with what."""
+ENCODINGS = ("utf-8", "utf-16", "utf-32", "utf-7", "cp1252", "idna", "punycode", "rot13", "unicode_escape", "nope", "")
+asked = st.builds(
+    lambda text, coded, cut, more: text.encode(coded, "replace")[cut:] + more,
+    st.sampled_from(("text\na..b film\n\n", '[{"text": "a film"}]', '{"text": "\u00e4..\\ud800"}\n', "")),
+    st.sampled_from(("utf-8", "utf-16", "utf-32", "cp1252")),
+    st.integers(0, 2),
+    st.binary(max_size=4),
+)
 Damage = tuple[str, str, float, Any]
 
 
@@ -136,6 +144,31 @@ def check_model(world: World, where: float, done: Damage) -> Verdict:
     return "accepted"
 
 
+def check_shown(world: World, action: str, where: float, done: Damage) -> Verdict:
+    """A damaged run is shown, or listed to be pushed with no file but its own, or refused in one line."""
+    run = world.copy(world.run)
+    (run / "lora" / ".env").write_text("secret")
+    strike(sorted(path for path in run.rglob("*") if path.is_file() and path.name != ".env"), where, done)
+    more = {"push": ["a/b", "--dry-run"], "html": ["--html", "page.html"], "figures": ["--figures", "drawn"]}[action]
+    with contextlib.chdir(world.scratch):
+        code, shown = world.command("push" if action == "push" else "report", str(run), *more)
+    if ".env" in shown:
+        raise SilentError("a file is pushed that the run did not write")
+    return "accepted" if code == 0 else "refused"
+
+
+def check_answers(world: World, encoding: str, ending: str, data: bytes) -> Verdict:
+    """The rows of a file are answered, each in a line of finite figures, or none is."""
+    file, out = world.folder / f"asked.{ending}", world.folder / "said.jsonl"
+    file.write_bytes(data)
+    code, _ = world.command("predict", str(world.run), str(file), "-o", str(out), "--overwrite", "--encoding", encoding)
+    if code != 0:
+        return "refused"
+    for line in out.read_text(encoding="utf-8").splitlines():
+        strict_json(line)
+    return "accepted"
+
+
 def _actions(usual: str, rare: str) -> st.SearchStrategy[str]:
     """The rare one draws a figure, and so takes a second."""
     return st.integers(0, 19).flatmap(lambda n: st.just(rare) if n == 0 else st.sampled_from(usual.split()))
@@ -222,6 +255,22 @@ def layers(world: World) -> dict[str, Layer]:
             lambda given: check_run(world, *given, adapter=False),
             full=1200,
             small=12,
+        ),
+        "shown and pushed": Layer(
+            "files of a finished run, and `report --html`, `report --figures` or `push --dry-run` of it",
+            "shows it; lists no file to be pushed that the run did not write",
+            st.tuples(_actions("push push push html", "figures"), part, damage),
+            lambda given: check_shown(world, *given),
+            full=600,
+            small=10,
+        ),
+        "answered files": Layer(
+            "files of texts in any encoding, answered by `aurora predict FILE`",
+            "has a line of finite figures for each row",
+            st.tuples(st.sampled_from(ENCODINGS), st.sampled_from(("csv", "json", "jsonl", "txt")), asked),
+            lambda given: check_answers(world, *given),
+            full=600,
+            small=20,
         ),
         "model folders": Layer(
             "files of a merged model, and `aurora predict` on it",

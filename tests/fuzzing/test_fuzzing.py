@@ -14,7 +14,7 @@ from fuzzing.world import World
 
 NAMES = (
     *("configurations", "recipes and overrides", "studies", "data files", "command lines"),
-    *("adapter folders", "run folders", "model folders", "checkpoints"),
+    *("adapter folders", "run folders", "shown and pushed", "answered files", "model folders", "checkpoints"),
 )
 
 
