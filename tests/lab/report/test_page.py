@@ -2,7 +2,9 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from aurora_lora.errors import UserError
 from aurora_lora.lab.report.page import figures_of, write_figures, write_page
@@ -69,3 +71,14 @@ def test_what_applies_is_written_and_why_the_rest_does_not(runs: Path, tmp_path:
     (why,) = (made for kind, made in figures_of(sections[0]) if kind.name == "gap")
     assert isinstance(why, UserError)
     assert re.search(r"gap\.json cannot be read", str(why))
+
+
+def test_the_page_of_a_single_run_speaks_of_no_seeds(
+    make_result: Callable[..., Any], load: Callable[..., Any], tmp_path: Path
+) -> None:
+    section = load([make_result("lora", 1e-3, 0, 5000, {"merged": 0.8})])
+    write_page([section], tmp_path / "page.html", "Runs")
+    page = (tmp_path / "page.html").read_text()
+    assert "<p>1 run." in page
+    assert "over the seeds" not in page
+    assert page.count("<svg") == 1, "the learning curves; a single dot is no figure"

@@ -172,7 +172,8 @@ def write_page(sections: Sequence[Section], path: Path, title: str) -> None:
     results = [result for section in sections for result in section.results]
     page = environment.from_string(template).render(
         title=title,
-        runs=len(results),
+        runs=counted(len(results), "run"),
+        seeds=len({result["seed"] for result in results}),
         sections=[_section(section) for section in sections],
         environments=_environments(results),
     )
@@ -190,12 +191,21 @@ def _section(section: Section) -> dict[str, Any]:
         "scores": scores,
         "time": _times(section),
         "figures": [
-            (f"{kind.title}: {one.of}" if one.of else kind.title, _svg(one.figure), kind.note)
+            (f"{kind.title}: {one.of}" if one.of else kind.title, _svg(one.figure), _note(kind, section))
             for kind, made in figures_of(section)
             if not isinstance(made, UserError)
             for one in made
         ],
     }
+
+
+def _note(kind: FigureKind, section: Section) -> str:
+    """What is said below a figure, without what it says of several seeds where there is one."""
+    if section.runs["seed"].nunique() > 1:
+        return kind.note
+    return ". ".join(
+        part for part in kind.note.split(". ") if "over the seeds" not in part and "first seed" not in part
+    )
 
 
 def _tuning(study: Mapping[str, Any]) -> str:

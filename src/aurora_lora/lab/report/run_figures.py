@@ -35,6 +35,8 @@ def score_figure(scores: pd.DataFrame, metric: str) -> Figure:
         metric: what is shown.
     """
     known, shown = metric_named(metric), _deployed(scores, metric)
+    if shown["setting"].nunique() == 1:
+        raise UserError("the scores of a single setting are in the table")
     shown = shown[shown["test_set"] == ""].dropna(subset="score")
     if shown.empty:
         raise UserError(f"no run has a finite {known.axis}")
