@@ -338,6 +338,26 @@ def test_mistakes(mistake: str, here: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("model", "changes"),
+    [("minilm-l6", ["task.text=revew"]), ("vit-fashion-mnist", []), ("bert", ["task.max_length=1"])],
+)
+def test_a_mistake_in_the_data_comes_before_the_model_and_leaves_no_folder(
+    model: str, changes: list[str], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetch(*_: Any) -> Any:
+        raise AssertionError("a model is fetched")
+
+    monkeypatch.setattr("aurora_lora.data.models.fetch", fetch)
+    monkeypatch.setattr("aurora_lora.train.run.pretrain", fetch)
+    monkeypatch.setattr("aurora_lora.data.models.cache_dir", lambda: here / "cache")
+    file = "none.csv" if model.startswith("vit") else "reviews.csv"
+    done = train("classification", "runs/mine", *changes, f"model={model}", f"task.data={file}")
+    assert done.exit_code == 2, done.output
+    assert (changes or [file])[0].split("=")[0] in done.stderr
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
     ("kind", "changes", "shared"),
     [
         ("classification", ["task.text=label"], "task.text: 'label' is the column of task.label"),

@@ -125,7 +125,11 @@ def test_a_run_that_made_nothing_leaves_its_folder_to_the_next(write_recipe: Wri
     folder = tmp_path / "run"
     with pytest.raises(UserError, match="cannot be loaded"):
         train(load_recipe(write_recipe(model=str(tmp_path))), folder)  # no model is there
-    assert (folder / "recipe.yaml").exists()
+    assert not folder.exists()
+    folder.mkdir()
+    with pytest.raises(UserError, match="cannot be loaded"):
+        train(load_recipe(write_recipe(model=str(tmp_path))), folder)
+    assert (folder / "recipe.yaml").exists()  # the folder was there
     run = train(load_recipe(write_recipe()), folder)
     assert recipe_files.read(folder / "recipe.yaml")["model"] == run.result["recipe"]["model"]
 

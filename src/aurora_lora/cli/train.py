@@ -100,12 +100,16 @@ def _found(recipe: str) -> Any:
 
 def _train(plan: Recipe, output: Path) -> TrainedRun:
     """`aurora train` for all but subject-driven generation."""
-    quiet()
-    make_models([plan.model])
-    status = stderr().status(f"loading {plan.model} and the data of {plan.task_title}")
+    from aurora_lora.data.models import is_missing
     from aurora_lora.train.publish import RESULT
+    from aurora_lora.train.run import load_splits
     from aurora_lora.train.run import train as run_recipe
 
+    quiet()
+    if is_missing(plan.model):
+        load_splits(plan)  # whose mistakes come before minutes of pretraining
+    make_models([plan.model])
+    status = stderr().status(f"loading {plan.model} and the data of {plan.task_title}")
     with status, progress_bars() as bar:
 
         def make_callbacks() -> list[ProgressBar]:

@@ -64,16 +64,27 @@ def hold(file: Path, taken: str) -> Iterator[None]:
 
 @contextmanager
 def open_run(folder: Path, recipe: RunRecipe, inside: Sequence[Path]) -> Iterator[None]:
-    """Hold the folder of a run, and make it ready; see `prepare`.
+    """Hold the folder of a run, and make it ready; see `prepare`. A run that is refused before it has made anything
+    leaves no folder that was not there.
 
     Raises:
         UserError: as `prepare`; or another process writes there.
     """
     check_recipe(folder, recipe)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     files.check_writable(folder)
-    with hold(folder / ".lock", f"{folder}: another aurora train is writing there"):
-        prepare(folder, recipe, inside)
-        yield
+    with hold(lock := folder / ".lock", f"{folder}: another aurora train is writing there"):
+        try:
+            prepare(folder, recipe, inside)
+            yield
+        except UserError:
+            with suppress(OSError):
+                if made and not is_begun(folder):
+                    for path in (folder / RECIPE, folder / DATA, folder / SPLITS, lock):
+                        path.unlink(missing_ok=True)
+                    for path in (folder / CHECKPOINTS, folder / LOGS, *made):
+                        path.rmdir() if path.is_dir() else None  # which holds nothing
+            raise
 
 
 def prepare(folder: Path, recipe: RunRecipe, inside: Sequence[Path]) -> None:

@@ -190,16 +190,23 @@ def _train(recipe: Recipe, folder: Path, make_callbacks: MakeCallbacks) -> tuple
 # ---------------------------------------------------------------- what is trained
 
 
-def load_data(recipe: Recipe, processor: Processor, scored: Splits | None = None) -> Data:
-    """All splits of the recipe's task, encoded; raises a UserError where the data or the model do not fit it."""
+def load_splits(recipe: Recipe) -> Mapping[str, Any]:
+    """All splits of the recipe's task, which needs no model; raises a UserError where the data does not fit it."""
+    section = recipe.task
+    sizes = SplitSizes(section.train_size, section.validation_size, section.test_size)
+    found: Mapping[str, Any]
+    found = section.definition.load_splits(sizes, section.split_seed, section.test_sets, section.prompt)
+    return found
+
+
+def load_data(recipe: Recipe, processor: Processor, loaded: Mapping[str, Any] | None = None) -> Data:
+    """All splits of the recipe's task, or those that are loaded, encoded; raises a UserError where the data or the
+    model do not fit it."""
     task, section, facts = recipe.task.definition, recipe.task, recipe.task.kind
     if facts.task_type == "CAUSAL_LM" and getattr(processor, "eos_token_id", None) is None:
         why = "its tokenizer has no token that ends a text"
         raise UserError(f"model: '{recipe.model}' is no language model, which {section.name} needs: {why}")
-    loaded: Mapping[str, Any] | None = scored
-    if loaded is None:
-        sizes = SplitSizes(section.train_size, section.validation_size, section.test_size)
-        loaded = task.load_splits(sizes, section.split_seed, section.test_sets, section.prompt)
+    loaded = load_splits(recipe) if loaded is None else loaded
     data = kind_of(task).encode(recipe, processor, loaded)
     for name, split in data.splits.items():
         if name != "train" and len(split) < facts.scored_at_least:
@@ -221,8 +228,9 @@ def make_trainer(
     settings, kind = recipe.training, kind_of(recipe.task.definition)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
+    loaded = load_splits(recipe) if scored is None else scored  # before a model is fetched in vain
     processor = kind.processor(recipe.base if adapter is None else str(adapter))
-    data = load_data(recipe if adapter is None else recipe.with_kept_template, processor, scored)
+    data = load_data(recipe if adapter is None else recipe.with_kept_template, processor, loaded)
     if adapter is not None and scored is None:
         check_data(adapter.parent, data)
     data = kind.targets(data, recipe)

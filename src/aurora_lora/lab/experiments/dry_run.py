@@ -15,7 +15,7 @@ from ...train.data import notes
 from ...train.kinds import kind_of
 from ...train.publish import check_recipe
 from ...train.recipe import Recipe, RunRecipe, examples_of_a_step, steps_of_an_epoch
-from ...train.run import check_contamination, load_data
+from ...train.run import check_contamination, load_data, load_splits
 from .plan import Sizes, machine, needs
 from .reproduce import Reproduction
 
@@ -47,7 +47,8 @@ def dry_run(
         if is_missing(recipe.model):
             say([f"{recipe.model} is pretrained first, and what makes its images is not there yet: no data are loaded"])
         else:
-            data = load_data(recipe, kind_of(recipe.task.definition).processor(recipe.base))
+            loaded = load_splits(recipe)
+            data = load_data(recipe, kind_of(recipe.task.definition).processor(recipe.base), loaded)
             record = data.record or {}
             say(notes(record))
             tokens = (fmean(of), max(of)) if (of := data.lengths.get("train")) else None
