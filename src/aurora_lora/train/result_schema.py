@@ -187,7 +187,6 @@ class RunResult(StudyRun):
     model_commit: str | None
     device: str
     processes: Annotated[Count, Field(gt=0)]
-    adapter_sha256: dict[str, str]
 
     @model_validator(mode="after")
     def _says_how_many(self) -> RunResult:
