@@ -1,11 +1,14 @@
 """The figure of docs/worth.md and the tables of docs/evidence.md."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from aurora_lora.files import read_json
 from aurora_lora.lab.experiments.study import load_study
+from aurora_lora.lab.report.study import answers
 from make.worth import (
     CASES,
     PANELS,
@@ -25,6 +28,24 @@ def test_each_question_and_setting_is_one_of_its_study(name: str) -> None:
     assert {ask for case in CASES.values() for ask in case.get(name, ())} <= questions
     assert name not in ROWS or name == "ranks-converged" or set(PANELS.values()) <= questions
     assert set(RATES.get(name, ())) <= {one.name for one in study.settings}
+
+
+def test_what_differs_not_significantly_is_called_no_equivalence() -> None:
+    half = "Half of the weights, ranks by the gradients: above LoRA r=8"
+    everywhere = ("Is r=1 everywhere above LoRA r=8, both with LoRA's start", "Is AuroRA r=2 everywhere above LoRA r=8")
+    found = [
+        one
+        for study in ("ranks-movie-rating", "ranks-digits", "ranks-cifar10", "ranks-wikihow-goal")
+        for one in answers(read_json(ROOT / "results" / "studies" / study / "study.json"))
+        if one.ask in (half, *everywhere)
+    ]
+    assert [one.verdict for one in found] == ["no significant difference"] * 12
+    ends = [100 * end for one in found for end in one.interval]
+    low, high = f"{min(ends):+.1f}", f"{max(ends):+.1f}"
+    for page in ("worth", "evidence"):
+        text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+        assert re.search(rf"reach (from|to) {low} (to|and) \{high}\b", text), page
+    assert "computed afterwards" in (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
 
 
 def summary(first: list[float], second: list[float], *asked: str) -> dict[str, Any]:
