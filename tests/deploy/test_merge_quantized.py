@@ -18,6 +18,7 @@ from transformers import (
 from aurora_lora import (
     AuroraConfig,
     CalibrationError,
+    MergeError,
     NotCalibratedError,
     NotFiniteError,
     calibrate,
@@ -26,6 +27,7 @@ from aurora_lora import (
 )
 from aurora_lora.deploy.formats import format_of
 from aurora_lora.deploy.merges import adapters_of, layers_with_adapters
+from aurora_lora.tuner.merging import is_packed
 from aurora_lora.tuner.peft_names import BaseTunerLayer, get_quantization_kwargs, resolve_quantization_backend
 
 pytest.importorskip("bitsandbytes")
@@ -259,6 +261,15 @@ def test_calibrating_leaves_every_weight_as_it_is_saved(folder, tmp_path):
         one, other = (each.model.layers[0].mlp.get_submodule(name).weight for each in (saved, original))
         assert torch.equal(one.data, other.data)
         assert torch.equal(one.quant_state.absmax, other.quant_state.absmax)
+
+
+def test_what_a_cpu_packed_is_said_to_be_packed(folder):
+    model = quantised.adapted(quantised.load(folder, "nf4", packing=True), "dora")
+    quantised.logits(model, TEST)
+    if not is_packed(model.base_model.model.model.layers[0].mlp.down_proj.get_base_layer()):
+        pytest.skip("bitsandbytes packs no weights for this CPU")
+    with pytest.raises(MergeError, match=r"bitsandbytes packed its 4-bit weight .* support_avx512bf16_for_cpu = False"):
+        merge_quantized(model, INPUTS)
 
 
 # -------------------------------------------------------------------- formats, and what is lost end to end

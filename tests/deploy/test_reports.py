@@ -48,7 +48,7 @@ def test_a_report_is_shown_as_a_table_of_the_layers_that_matter(kind):
 def test_the_worst(kind):
     report = reports([0.1, 0.4, math.nan, 0.2])[kind]
     assert [layer.layer for layer in report.worst()] == ["blocks.2.a", "blocks.1.a", "blocks.3.a"]
-    assert len(report.worst(n=1)) == 1
+    assert len(report.worst(1)) == 1
     with pytest.raises(ValueError, match="n=0 is not allowed: it must be a whole number of at least 1"):
         report.worst(n=0)
 

@@ -71,7 +71,7 @@ class CalibrationReport(Report):
     """Passes over the batches: one for each group of layers whose moments fit in `max_memory`."""
     seconds: float
 
-    def worst(self, *, n: int = 3) -> tuple[LayerCalibration, ...]:
+    def worst(self, n: int = 3) -> tuple[LayerCalibration, ...]:
         """The n layers of which the least is explained.
 
         Raises:

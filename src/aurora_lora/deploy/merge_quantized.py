@@ -69,7 +69,7 @@ class QuantizedMerge(Report):
     """Passes over the batches."""
     seconds: float
 
-    def worst(self, *, n: int = 3) -> tuple[LayerMerge, ...]:
+    def worst(self, n: int = 3) -> tuple[LayerMerge, ...]:
         """The n layers that lose most.
 
         Raises:

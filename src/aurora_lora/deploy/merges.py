@@ -21,7 +21,7 @@ from ..ops.update import without_autocast
 from ..temporary_attributes import called_as
 from ..tuner import AuroraLayer
 from ..tuner.linear import linear_shape
-from ..tuner.merging import check_takes_merge
+from ..tuner.merging import check_takes_merge, is_packed
 from ..tuner.peft_names import (
     BaseTunerLayer,
     TrainableTokensLayer,
@@ -127,9 +127,13 @@ class AdaptedLayer:
         if (change := self.bias_change(bias)) is not None:
             expected += change
         if not (added - expected).norm() <= 0.05 * expected.norm() + 0.02 * plain.float().norm():
+            packed = (
+                " bitsandbytes packed its 4-bit weight for this CPU, which PEFT then reads wrong: load the model again "
+                "and set support_avx512bf16_for_cpu = False on its layers before they are called."
+            )
             raise MergeError(
                 f"{self.path}: what its adapters ({', '.join(self.names)}) compute is no change of the weight and the "
-                "bias, so they cannot be merged."
+                f"bias, so they cannot be merged.{packed * is_packed(base)}"
             )
 
     def format_named(self, name: str, exact: Tensor) -> Format | None:

@@ -150,8 +150,7 @@ def dequantized(base_layer: Any, backend: QuantizationBackend) -> Tensor:
 
     PEFT dequantises no 4-bit weight that bitsandbytes has packed for a CPU; see `unpacked`.
     """
-    state = getattr(getattr(base_layer, "weight", None), "quant_state", None)
-    if state is None or _as_loaded(state):
+    if not is_packed(base_layer):
         return backend.get_base_weight(base_layer)
     data, state = unpacked(base_layer.weight)
     weight: Tensor = importlib.import_module("bitsandbytes.functional").dequantize_4bit(data, state)
@@ -177,8 +176,13 @@ def unpacked(weight: Any) -> tuple[Tensor, Any]:
     return data, state
 
 
+def is_packed(layer: Any) -> bool:
+    """Whether bitsandbytes has packed the layer's 4-bit weight for a CPU, or packed and unpacked it."""
+    state = getattr(getattr(layer, "weight", None), "quant_state", None)
+    return state is not None and not _as_loaded(state)
+
+
 def _as_loaded(state: Any) -> bool:
-    """Whether bitsandbytes has neither packed the weight of this quantisation state for a CPU nor unpacked it."""
     return not getattr(state, "packing_format_for_cpu", False) and getattr(state.absmax, "ndim", 1) == 1
 
 
