@@ -154,12 +154,23 @@ def test_list(aurora: Invoke) -> None:
     }
     for what, name in names.items():
         rows = json.loads(aurora("list", what, "--json").stdout)
-        shown = aurora("list", what)
+        shown = aurora("list", what, *(["--all"] if what == "recipes" else []))
         assert shown.exit_code == 0
         for row in rows:
             assert {"name", "description"} <= row.keys()
             assert row["name"] in shown.stdout
         assert name in [row["name"] for row in rows]
+
+
+def test_list_recipes_has_the_ten_that_a_person_starts_from(aurora: Invoke) -> None:
+    *rows, _, more = aurora("list", "recipes").stdout.splitlines()
+    names = [row.split()[0] for row in rows if not row.endswith(("`", ":"))]
+    every = [row["name"] for row in json.loads(aurora("list", "recipes", "--json").stdout)]
+    assert len(names) == 10
+    assert set(names) <= set(every)
+    assert more.startswith(f"{len(every) - 10} more, ")
+    assert "`aurora list recipes --all`" in more
+    assert max(map(len, (*rows, more))) <= 80
 
 
 def test_list_one(aurora: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,6 +258,15 @@ def test_report_figures_and_page(aurora: Invoke, finished: Any, tmp_path: Path) 
     assert {path.name for path in (tmp_path / "figures").iterdir()} >= {"scores.svg", "curves.png"}
     assert "no ranks: score against rank needs runs of one method at two ranks at least" in done.stdout
     assert "Learning curves" in (tmp_path / "page.html").read_text()
+
+
+def test_the_first_screen_has_each_command_on_a_line(aurora: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = aurora("--help").stdout.splitlines()
+    assert len(lines) <= 30
+    assert [line.strip("╭─╮ ") for line in lines if line.startswith("╭")] == list(cli.GROUPS)
+    rows = [line for line in lines if line.startswith("│")]
+    assert len(rows) == sum(map(len, cli.GROUPS.values())) <= 16
 
 
 def test_version_and_help(aurora: Invoke) -> None:

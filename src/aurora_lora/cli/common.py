@@ -214,6 +214,13 @@ class Command(TyperCommand):
 class PlainGroup(TyperGroup):
     """The command: a mistake in its arguments is one plain line, as any other, and so is an output that is full."""
 
+    def get_help_option(self, ctx: Any) -> Any:
+        """`--help`, which the first screen has no room to list."""
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.hidden = True
+        return option
+
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the command that was typed, as Typer does, and always exit."""
         for stream in (sys.stdout, sys.stderr):

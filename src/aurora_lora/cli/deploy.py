@@ -362,6 +362,3 @@ def push(
         print(f"would push the {what} of {folder} to {repo}:", *names, sep="\n  ")
     else:
         print(f"pushed the {what} of {folder}: {address}")
-
-
-COMMANDS = (merge, gap, sigma, export, push)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +22,7 @@ def list_command(
         str, typer.Argument(metavar="WHAT", help="tasks, methods, models, recipes, suites or studies; recipe or study.")
     ],
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Of the recipe or study to print.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every cell of the paper's tables among the recipes.")] = False,
     as_json: Json = False,
 ) -> None:
     """List the tasks, methods, models, recipes, suites (tables of the paper) or studies that there are.
@@ -42,8 +42,9 @@ def list_command(
     if as_json:
         print_json(rows)
         return
+    shown = rows if what != "recipes" or every else _FIRST
     console = stdout()
-    for group, of_group in groupby(rows, key=lambda row: row.get("group")):
+    for group, of_group in groupby(shown, key=lambda row: row.get("group")):
         if group is not None:
             console.print(group, style="bold", soft_wrap=True)
         table = Table.grid(Column(no_wrap=True), Column(), padding=(0, 2, 0, 0))
@@ -52,6 +53,8 @@ def list_command(
         console.print(table)
     if not rows:
         print(f"no {what} here")
+    if len(shown) < len(rows):
+        print(f"\n{len(rows) - len(shown)} more, most from the paper's tables: `aurora list recipes --all`")
 
 
 def init(
@@ -103,10 +106,17 @@ def _models() -> list[dict[str, Any]]:
     return [{key: getattr(model, key) for key in keys} for model in MODELS.values()]
 
 
-def _named(kind: RecipeKind) -> list[dict[str, Any]]:
+def _recipes() -> list[dict[str, Any]]:
+    from aurora_lora.lab.experiments.recipes import named
+    from aurora_lora.train.recipe_files import starting
+
+    return list(map(_described, (*starting().values(), *named("recipe").values())))
+
+
+def _studies() -> list[dict[str, Any]]:
     from aurora_lora.lab.experiments.recipes import named
 
-    return [_described(found) for found in named(kind).values()]
+    return [_described(found) for found in named("study").values()]
 
 
 def _described(found: Found) -> dict[str, Any]:
@@ -133,12 +143,33 @@ def _suites() -> list[dict[str, Any]]:
     return rows
 
 
+_FIRST: list[dict[str, Any]] = [
+    {"group": group, "name": name, "title": title}
+    for group, found in {
+        "Your own data: `aurora train NAME task.data=FILE ...`, or `aurora init NAME`": {
+            "classification": "texts, or pairs of texts, with a label each",
+            "multi-label": "texts with any number of labels",
+            "regression": "texts with a number each",
+            "choices": "questions with options, one of them right",
+            "chat": "conversations, for a language model",
+            "images": "images with a label each",
+        },
+        "Ready to run: `aurora train NAME`": {
+            "demo": "film reviews and a small real model, in two minutes",
+            "table1/base-aurora-rte": "the paper's Table 1: RTE, RoBERTa base",
+            "table3/aurora-digits": "its Table 3 with a small model: handwritten digits",
+            "figure4/dog-aurora": "its Figure 4: SDXL draws a given dog",
+        },
+    }.items()
+    for name, title in found.items()
+]
+"""The recipes that a person starts from."""
 _KINDS: dict[str, RecipeKind] = {"recipe": "recipe", "study": "study"}
 _LISTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "tasks": _tasks,
     "methods": _methods,
     "models": _models,
-    "recipes": functools.partial(_named, "recipe"),
+    "recipes": _recipes,
     "suites": _suites,
-    "studies": functools.partial(_named, "study"),
+    "studies": _studies,
 }

@@ -261,6 +261,3 @@ def _report(runs: list[Path], html: Path | None, title: str | None, figures: Pat
         print_tables(section_tables(section))
         if section.study is not None:
             stdout().print(convergence_note(section.scores))
-
-
-COMMANDS = (reproduce, sweep, report)

@@ -227,6 +227,3 @@ def rank(
     if not as_json:
         print_tables(ranks_tables(record))
         print(recipe_files.dump({"method": record["method"]}), end="")
-
-
-COMMANDS = (train, pretrain, rank)

@@ -244,6 +244,3 @@ def chat(
                 failed = True
     if failed and not is_terminal:
         raise typer.Exit(2)
-
-
-COMMANDS = (evaluate, generate, predict, chat)
