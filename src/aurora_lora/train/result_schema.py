@@ -93,7 +93,7 @@ class EvaluationOfStudy(Section):
 
 
 class Evaluation(EvaluationOfStudy):
-    """The same, at a known step."""
+    """What was known at a step of the training."""
 
     step: Count
 
