@@ -102,7 +102,7 @@ Plain = str | int | float | None
 
 
 class Cut(Section):
-    """Of how many texts of a split, of those that were looked at, the end is left out."""
+    """How many texts of each split were cut at the end, of those that were looked at."""
 
     max_length: Count | None
     texts: dict[str, list[Count]]
