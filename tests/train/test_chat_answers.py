@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from aurora_lora import cli
 from aurora_lora.errors import ArgumentError
 from aurora_lora.train import predicting
+from aurora_lora.train.data import notes
 from aurora_lora.train.kinds.chat import KEY, answers_greedily
 from aurora_lora.train.predicting import Predictor, Talk, load_predictor
 from aurora_lora.train.run import train
@@ -180,8 +181,9 @@ def ask(*args: object, stdin: str = "", code: int = 0) -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["texts", "text"])
 def test_trained_on_texts_it_goes_on_with_texts(model: Path, tmp_path: Path, form: str) -> None:
-    """Though its tokenizer has a chat template: what is asked is what was trained on."""
-    run = train(chats.read(tmp_path, model, form), tmp_path / "run")
+    """A prompt where its tokenizer has no chat template; a text also where it has one."""
+    base = chats.save_model(tmp_path / "plain", template=None) if form == "texts" else model
+    run = train(chats.read(tmp_path, base, form), tmp_path / "run")
     ask("merge", run.folder, "-o", tmp_path / "merged")
     shutil.copytree(tmp_path / "merged", tmp_path / "copied")
     (tmp_path / "copied" / "aurora_merge.json").unlink()  # as on the hub, say
@@ -205,6 +207,19 @@ def test_trained_on_texts_it_goes_on_with_texts(model: Path, tmp_path: Path, for
         assert messages[0]["answer"] == answers_greedily(predictor.model, tokenizer, [user(SHORT)])[0][0]
     for folder in ("adapter", "lora"):
         assert json.loads((run.folder / folder / "tokenizer_config.json").read_text())[KEY] == name
+
+
+def test_a_prompt_is_trained_and_asked_in_the_chat_template(model: Path, tmp_path: Path) -> None:
+    """As messages are: a prompt of a file is answered as what a user says."""
+    runs = {form: train(chats.read(tmp_path, model, form), tmp_path / form) for form in ("texts", "prompt")}
+    texts, messages = runs["texts"].result, runs["prompt"].result
+    (tmp_path / "asked.jsonl").write_text(json.dumps({"prompt": SHORT}) + "\n")
+    ask("predict", runs["texts"].folder, tmp_path / "asked.jsonl", "-o", tmp_path / "said.jsonl")
+    predictor = load_predictor(runs["texts"].folder)
+    assert lines(tmp_path / "said.jsonl")[0]["answer"] == predictor.answers_to([user(SHORT)], 1)[0]["answer"]
+    assert "plain text" not in ask("chat", runs["texts"].folder, stdin=f"{SHORT}\n").stderr
+    assert sum("chat template" in line for line in notes(texts["data"])) == 1
+    assert not any("chat template" in line for line in notes(messages["data"]))
 
 
 def test_a_conversation_after_plain_texts_is_one_again(model: Path, tmp_path: Path) -> None:

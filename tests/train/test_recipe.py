@@ -175,7 +175,7 @@ def test_yaml_is_read_by_its_version_1_2(write_recipe: WriteRecipe) -> None:
 def test_what_is_left_empty_or_alone(write_recipe: WriteRecipe) -> None:
     recipe = load_recipe(write_recipe(), ["training=null", "calibration=null", "training.report_to=tensorboard"])
     assert recipe.training.report_to == ("tensorboard",)
-    assert recipe.training.epochs == 3
+    assert recipe.training.epochs is None
     assert recipe.calibration.examples == 256
 
 

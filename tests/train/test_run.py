@@ -26,7 +26,7 @@ from aurora_lora.train import (
     train,
 )
 from aurora_lora.train.deploying import merge
-from aurora_lora.train.finished_run import chance_of, epochs_from_log
+from aurora_lora.train.finished_run import chance_of, epochs_from_log, not_better_than
 from aurora_lora.train.measuring import evaluate
 from aurora_lora.train.predicting import predict
 from aurora_lora.train.run import make_trainer
@@ -183,6 +183,34 @@ def test_a_loss_counts_for_the_steps_that_it_is_of() -> None:
     log.append({"eval_nll": 0.4, "step": 12, "epoch": 1.5})
     losses = [entry["train_loss"] for entry in epochs_from_log(log, ("nll",))]
     assert losses == [(3 * 4 + 3 * 2 + 2 * 1) / 8, (5 + 3 * 1) / 4]
+
+
+ALWAYS, MEAN = "always the most frequent class", "the training mean"
+
+
+@pytest.mark.parametrize(
+    ("name", "scores", "levels", "said"),
+    [
+        ("accuracy", {"accuracy": 0.8}, {"chance": 0.5, "most_frequent": 0.8},
+         f"{ALWAYS} (accuracy % 80.0)"),
+        ("accuracy", {"accuracy": 0.81}, {"chance": 0.5, "most_frequent": 0.8}, None),
+        ("accuracy", {"accuracy": 0.5}, {"chance": 0.5}, "uniform guessing (accuracy % 50.0)"),
+        ("pearson", {"pearson": 0.1, "mse": 2.0}, {"chance": {"mse": 1.5}},
+         f"{MEAN} (mean squared error 1.500)"),
+        ("pearson", {"pearson": 0.1, "mse": 1.4}, {"chance": {"mse": 1.5}}, None),
+        ("micro_f1", {"micro_f1": 0.0}, {}, "no label at all (micro F1 % 0.0)"),
+        ("nll", {"nll": 2.5}, {"before": {"nll": 2.4}}, "the model before the training (neg. log-likelihood 2.400)"),
+        ("nll", {"nll": None}, {"before": {"nll": 2.4}}, None),
+    ],
+)  # fmt: skip
+def test_no_better_than_what_takes_no_training(
+    name: str, scores: dict[str, Any], levels: dict[str, Any], said: str | None
+) -> None:
+    metric: dict[str, Any] = {"name": name, "by_form": {"merged": scores}, "selected_by": {"form": "merged"}}
+    for level, value in levels.items():
+        found = value if isinstance(value, dict) else {name: value}
+        metric[level] = found if level == "before" else {"test": found}
+    assert not_better_than({"metric": metric}) == said
 
 
 def test_the_chance_of_several_test_sets_is_their_mean() -> None:

@@ -20,6 +20,7 @@ from aurora_lora.train.deploying import merge
 from aurora_lora.train.kinds import KINDS
 from aurora_lora.train.measuring import evaluate
 from aurora_lora.train.predicting import predict
+from aurora_lora.train.recipe import epochs_of, steps_of
 
 WriteRecipe = Callable[..., Path]
 
@@ -91,7 +92,7 @@ def test_early_stopping(
     write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: bool, more: tuple[str, ...]
 ) -> None:
     """Also where the calibration is left to a model that nothing was trained of."""
-    stand_in(monkeypatch, "accuracy", [0.5, 0.8, 0.7, 0.8, 0.0])
+    stand_in(monkeypatch, "accuracy", [0.5, 0.8, 0.7, 0.79, 0.0])
     changes = ["training.epochs=9", "training.patience=2", *more]
     if interrupted:  # after the checkpoint of the last evaluation: there is nothing left to train
         from aurora_lora.train import run
@@ -109,6 +110,55 @@ def test_early_stopping(
     assert done.result["metric"]["selected_by"]["epoch"] == 2
     took = done.result["time"]
     assert took["samples_per_s"] * took["train_s"] == pytest.approx(4 * 64, rel=0.02)
+
+
+def test_of_equal_scores_the_least_loss(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the patience an equal score is none that is better."""
+    stand_in(monkeypatch, "nll", [0.5, 0.3, 0.4, 0.2, 0.1, 0.1], accuracy=0.8)
+    done, _ = run_with(write_recipe(), tmp_path / "run", "training.epochs=9", "training.patience=3")
+    assert [entry["epoch"] for entry in done.result["epochs"]] == [1, 2, 3, 4]
+    assert done.result["metric"]["selected_by"]["epoch"] == 4
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_max_steps(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: bool
+) -> None:
+    """Whatever the epochs, 8 steps each here; a run that goes on after the last one trains nothing more."""
+    changes = ["training.epochs=1", "training.max_steps=11"]
+    if interrupted:
+        from aurora_lora.train import run
+
+        with monkeypatch.context() as patch:
+            patch.setattr(run, "check_finite", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                run_with(write_recipe(), tmp_path / "run", *changes)
+    done, rates = run_with(write_recipe(), tmp_path / "run", *changes)
+    assert len(rates.rates) == (0 if interrupted else 11)
+    assert [entry["step"] for entry in done.result["epochs"]] == [8, 11]
+    assert done.result["epochs"][-1]["epoch"] == 11 / 8
+
+
+def test_epochs_by_the_number_of_rows(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    said: list[str] = []
+
+    class Bar(TrainerCallback):
+        say = staticmethod(said.extend)
+
+    changes = ["training.epochs=null", "training.gradient_accumulation_steps=2"]
+    recipe = load_recipe(write_recipe(), changes)
+    result = train(recipe, tmp_path / "run", make_callbacks=lambda: [Bar()]).result
+    assert (result["epochs"][-1]["epoch"], result["epochs"][-1]["step"]) == (50, 200)
+    assert said == ["epochs: 50, 200 steps of 16 examples (training.epochs=N or max_steps=N takes others)"]
+    assert result["recipe"]["training"]["epochs"] is None
+    assert [(epochs_of(recipe.training, rows), steps_of(recipe.training, rows)) for rows in (5, 240, 500, 9000)] == [
+        (200, 200),
+        (14, 210),
+        (7, 224),
+        (3, 1689),
+    ]
 
 
 class Weights(TrainerCallback):

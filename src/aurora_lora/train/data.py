@@ -206,6 +206,8 @@ def notes(record: Mapping[str, Any]) -> list[str]:
     if record["unused"]:
         sizes = "task.train_size, validation_size and test_size take no more"
         lines.append(f"{record['unused']:,} of {record['rows']:,} rows are not used: {sizes}")
+    if "said_by" in record:
+        lines.append("prompts are trained as the user's, completions as the assistant's, in the model's chat template")
     lines += cut_notes(record)
     if labels := record.get("labels"):
         found = f"labels: mean {labels['mean']:,.6g}, standard deviation {labels['deviation']:,.6g}"

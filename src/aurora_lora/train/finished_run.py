@@ -299,13 +299,37 @@ def print_run(console: Console, run: FinishedRun) -> None:
     lines = [parameters(result)]
     chosen, took = result["metric"]["selected_by"], result["time"]
     lines.append(
-        f"best epoch {chosen['epoch']:g} of {result['recipe']['training']['epochs']}, by validation {chosen['name']}; "
+        f"best epoch {chosen['epoch']:.3g} of {result['epochs'][-1]['epoch']:.3g}, by validation {chosen['name']}; "
         f"{took['train_s']:.0f} s of training, {rate(took['samples_per_s'])} examples/s"
     )
     for line in lines:
         console.print(line, highlight=False)
     for path in run.written:
         console.print(f"  {path}", highlight=False, soft_wrap=True)
+    if (level := not_better_than(result)) is not None:
+        console.print(f"no better than {level}: {TRY}", highlight=False, soft_wrap=True)
+
+
+TRY = "try more training.epochs, half or twice the training.learning_rate, or more rows"
+
+
+def not_better_than(result: Result) -> str | None:
+    """What takes no training and scores at least as well as the deployed form, with its score; None where nothing
+    does. Compared by the metric of the result, or by the error of numbers, of which a constant has no correlation."""
+    metric, scores = result["metric"], result["metric"]["by_form"][result["metric"]["selected_by"]["form"]]
+    chance = chance_of(result)
+    levels = {
+        "always the most frequent class": _mean_level(result, "most_frequent"),
+        "the training mean" if "mse" in chance else "uniform guessing": chance,
+        "the model before the training": metric.get("before") or {},
+        "no label at all": {"micro_f1": 0.0},
+    }
+    for title, level in levels.items():
+        known = next((metric_named(one) for one in (metric["name"], "mse") if one in level), None)
+        score = None if known is None else scores.get(known.name)
+        if known is not None and score is not None and known.sign * (score - level[known.name]) <= 0:
+            return f"{title} ({known.heading} {known.shown(level[known.name])})"
+    return None
 
 
 def parameters(result: Result) -> str:

@@ -56,6 +56,8 @@ Names = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
 Threads = Annotated[int, Field(gt=0, le=256)]
 Precision = Literal["fp32", "bf16", "fp16"]
 Logger = Literal["tensorboard", "wandb", "trackio"]
+LEAST_EPOCHS, LEAST_STEPS = 3, 200
+"""Of a training whose epochs nobody gave; 100 are too few for 240 rows of three classes: 67%, not 77%."""
 CHANGE_NOTHING = (
     "task.test_sets",
     "training.report_to",
@@ -133,7 +135,10 @@ BoundMethod = Annotated[
 class TrainingSection(Section):
     """AdamW, by default with a linear schedule."""
 
-    epochs: Size = 3
+    epochs: Size | None = None
+    """`null`: 3, or where those are fewer than 200 steps as many as make these, as few rows need."""
+    max_steps: Size | None = None
+    """Train for so many steps, whatever `epochs` says."""
     batch_size: Size = 32
     """Examples of a forward pass in one process. A step takes `gradient_accumulation_steps` of them, and as many
     examples on any number of processes: each does its share (docs/trainers.md)."""
@@ -161,7 +166,7 @@ class TrainingSection(Section):
     """Keep less for the backward pass, and compute it again: less memory, about a third more time."""
     eval_every: Literal["epoch"] | Size = "epoch"
     """Score the validation split, and write a checkpoint, after each epoch or each N steps.
-    The best score's checkpoint is deployed; of equal scores, the first's."""
+    The best score's checkpoint is deployed; of equal scores, that of the least loss."""
     select_by: str | None = None
     """The metric of the validation scores that says which is the best, here and for `patience`: any that the task's
     evaluation gives, such as `nll`, of which less is better, or `macro_f1` where classes are of unequal size. `null`:
@@ -213,6 +218,19 @@ def examples_of_a_step(training: Any) -> int:
 def steps_of_an_epoch(training: Any, examples: int) -> int:
     """Steps over so many training examples; the last may have fewer than the others."""
     return math.ceil(examples / examples_of_a_step(training))
+
+
+def epochs_of(training: TrainingSection, examples: int) -> int:
+    """Epochs over so many training examples; `max_steps` may end in the midst of the last one."""
+    each = max(1, steps_of_an_epoch(training, examples))
+    if training.max_steps is not None:
+        return math.ceil(training.max_steps / each)
+    return training.epochs or max(LEAST_EPOCHS, math.ceil(LEAST_STEPS / each))
+
+
+def steps_of(training: TrainingSection, examples: int) -> int:
+    """Steps in all, over so many training examples."""
+    return training.max_steps or steps_of_an_epoch(training, examples) * epochs_of(training, examples)
 
 
 class Share(NamedTuple):

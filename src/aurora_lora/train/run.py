@@ -55,14 +55,15 @@ from .finished_run import (
 from .kinds import kind_of
 from .models import Processor
 from .probing import start_for
-from .recipe import Recipe, divide, load_recipe, validate
+from .recipe import Recipe, divide, epochs_of, examples_of_a_step, load_recipe, steps_of, validate
 from .recipe_files import dump
 from .trainer import (
     CalibrationCallback,
+    LowerLossOfEqualScores,
     UpdateRecorder,
     WholeCheckpoints,
     arguments,
-    has_stopped_early,
+    has_stopped,
     is_calibrated,
     on_main,
     own_part,
@@ -153,7 +154,7 @@ def _train(recipe: Recipe, folder: Path, make_callbacks: MakeCallbacks) -> tuple
         on_main(lambda: keep_data(folder, data))
         random = "it starts at random, and is trained and saved with the head"
         told = [f"{recipe.model} has no weights for {path}: {random}" for path in marked_random(model)]
-        told = [*notes(data.record or {}), *told]
+        told = [*notes(data.record or {}), *told, *schedule(recipe, len(data.splits["train"]))]
         for bar in bars:
             if told and hasattr(bar, "say"):
                 bar.say(told)
@@ -165,8 +166,8 @@ def _train(recipe: Recipe, folder: Path, make_callbacks: MakeCallbacks) -> tuple
             whole.resume(checkpoint)
             recipe.method.restore(model, checkpoint)
             before = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-            if has_stopped_early(before, recipe.training.patience):
-                trainer.args.num_train_epochs = int(before.epoch or 0)  # nothing more is trained
+            if has_stopped(before, recipe.training):  # nothing more is trained
+                trainer.args.num_train_epochs, trainer.args.max_steps = int(before.epoch or 0), -1
         try:
             with termination.deferred(), files.plain_write_errors(checkpoints):
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -185,6 +186,15 @@ def _train(recipe: Recipe, folder: Path, make_callbacks: MakeCallbacks) -> tuple
         kind_of(data.task).finish(model, data)
         on_main(lambda: _write(recipe, folder, model, data, result, kept))
     return result, False
+
+
+def schedule(recipe: Recipe, examples: int) -> list[str]:
+    """A line about how long a training on so many examples is, where the recipe leaves it to their number."""
+    training = recipe.training
+    if training.epochs is not None or training.max_steps is not None:
+        return []
+    steps = f"{steps_of(training, examples):,} steps of {min(examples, examples_of_a_step(training)):,} examples"
+    return [f"epochs: {epochs_of(training, examples)}, {steps} (training.epochs=N or max_steps=N takes others)"]
 
 
 # ---------------------------------------------------------------- what is trained
@@ -263,6 +273,7 @@ def make_trainer(
     options["ddp_find_unused_parameters"] = is_partly_used or base.config.get_text_config() is not base.config
     of_method = list(recipe.method.callbacks())
     every = [WholeCheckpoints(checkpoints, of_method, settings.checkpoint_every), *every, *of_method, *callbacks]
+    every.append(LowerLossOfEqualScores(recipe.selected_by))
     trainer = kind.trainer(recipe, data, options, model=model, callbacks=every)
     trainer.remove_callback(PrinterCallback)  # which prints what is logged, on standard output
     return trainer, data

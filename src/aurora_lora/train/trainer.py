@@ -50,7 +50,7 @@ from ..methods.updates import low_rank_updates
 from ..tuner import AuroraLayer, active_layers
 from ..values import check_loss
 from .publish import LEFT, RIGHT, checkpoint_name, manifest_of, write_manifest
-from .recipe import Logger, Recipe, divide, steps_of_an_epoch
+from .recipe import Logger, Recipe, TrainingSection, divide, epochs_of, steps_of
 
 TENSORBOARD = "TENSORBOARD_LOGGING_DIR"
 """Where Transformers' callback looks for the folder of TensorBoard's files."""
@@ -158,7 +158,7 @@ def arguments(recipe: Recipe, checkpoints: Path, examples: int) -> dict[str, Any
     has_accelerator = torch.accelerator.is_available()
     check_precision(wanted.precision)
     share = divide(wanted, state().num_processes if examples else 1)
-    steps = steps_of_an_epoch(wanted, examples) * wanted.epochs
+    steps = steps_of(wanted, examples)
     every = None if wanted.eval_every == "epoch" else wanted.eval_every
     # `accelerate launch` gives every process the precision of its own configuration, which counts where this is fp32
     os.environ["ACCELERATE_MIXED_PRECISION"] = "no" if wanted.precision == "fp32" else wanted.precision
@@ -169,7 +169,8 @@ def arguments(recipe: Recipe, checkpoints: Path, examples: int) -> dict[str, Any
         "per_device_train_batch_size": share.batch_size,
         "per_device_eval_batch_size": wanted.eval_batch_size,
         "gradient_accumulation_steps": share.accumulation,
-        "num_train_epochs": wanted.epochs,
+        "num_train_epochs": epochs_of(wanted, examples),
+        "max_steps": wanted.max_steps or -1,
         "learning_rate": wanted.learning_rate,
         "weight_decay": wanted.weight_decay,
         "lr_scheduler_type": wanted.scheduler,
@@ -307,7 +308,7 @@ class WholeCheckpoints(TrainerCallback):
         is_epoch_end = float(state.epoch or 0.5).is_integer()
         # at an epoch's last step, and the last of all, an evaluation and its checkpoint follow: one before these would
         # let a resumed run miss them
-        is_last = is_epoch_end if args.eval_strategy == "epoch" else state.global_step >= state.max_steps
+        is_last = state.global_step >= state.max_steps or (is_epoch_end and args.eval_strategy == "epoch")
         is_due = self.every is not None and state.global_step % self.every == 0
         if (asked_to_stop() or is_due) and not is_last:
             control.should_save = True
@@ -345,12 +346,29 @@ class WholeCheckpoints(TrainerCallback):
             termination.stop()
 
 
-def has_stopped_early(state: TrainerState, patience: int | None) -> bool:
-    """Whether a training stopped at this state, of a checkpoint, for want of better scores."""
+class LowerLossOfEqualScores(TrainerCallback):
+    """Makes an evaluation the best one so far where its score is the best one's, and its loss is less.
+
+    Trainer takes the first of equal scores. It compares after its callbacks; to the patience of one before this, an
+    equal score is still none that is better."""
+
+    def __init__(self, metric: str) -> None:
+        self.metric = f"eval_{metric}"
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        loss = next((name for name in ("eval_nll", "eval_mse", "eval_loss") if name in (metrics or {})), "")
+        of_best = [one for one in state.log_history if loss in one and one["step"] == state.best_global_step]
+        if of_best and metrics.get(self.metric) == state.best_metric and metrics[loss] < of_best[-1][loss]:
+            state.best_metric = None  # whatever comes now is better
+
+
+def has_stopped(state: TrainerState, training: TrainingSection) -> bool:
+    """Whether a training ended at this state, of a checkpoint: for want of better scores, or by `max_steps`."""
     callbacks: Any = state.stateful_callbacks or {}
     kept = callbacks.get(EarlyStoppingCallback.__name__, {})
     in_vain = kept.get("attributes", {}).get("early_stopping_patience_counter", 0)
-    return patience is not None and in_vain >= patience
+    is_in_vain = training.patience is not None and in_vain >= training.patience
+    return is_in_vain or (training.max_steps is not None and state.global_step >= training.max_steps)
 
 
 class UpdateRecorder(TrainerCallback):

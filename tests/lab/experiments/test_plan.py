@@ -129,7 +129,7 @@ def test_the_command_loads_data_and_no_weights(own: Path, monkeypatch: pytest.Mo
     assert sorted(own.iterdir()) == before
     shown = {line.split()[0]: " ".join(line.split()[1:]) for line in done.stdout.splitlines()}
     assert shown["data"] == "classification of reviews.csv: 40 train, 5 validation, 5 test"
-    assert shown["steps"] == "6 in all, 2 an epoch, of 32 examples each"
+    assert shown["steps"] == "200 in all, 5 an epoch, of 8 examples each"
     assert shown["memory"] == "about 0.1 GB at the peak, of 24 GB of one RTX 4090: it fits"
     assert shown["time"] == "about 1 min"
     assert "aurora: examples: 40 train, 5 validation, 5 test" in done.stderr

@@ -14,7 +14,7 @@ from ...text_table import TextTable
 from ...train.data import notes
 from ...train.kinds import kind_of
 from ...train.publish import check_recipe
-from ...train.recipe import Recipe, RunRecipe, examples_of_a_step, steps_of_an_epoch
+from ...train.recipe import Recipe, RunRecipe, examples_of_a_step, steps_of, steps_of_an_epoch
 from ...train.run import check_contamination, load_data, load_splits
 from .plan import Sizes, machine, needs
 from .reproduce import Reproduction
@@ -56,7 +56,7 @@ def dry_run(
             sizes = Sizes(examples, tokens, len(data.labels) or data.task.num_labels)
         if (rows := sizes.examples["train"]) is not None:
             epoch, of_a_step = steps_of_an_epoch(recipe.training, rows), min(examples_of_a_step(recipe.training), rows)
-            steps = {"all": epoch * recipe.training.epochs, "epoch": epoch, "examples": of_a_step}
+            steps = {"all": steps_of(recipe.training, rows), "epoch": epoch, "examples": of_a_step}
     elif isinstance(recipe, SubjectRecipe):
         steps = {"all": recipe.training.steps, "examples": examples_of_a_step(recipe.training)}
     return {

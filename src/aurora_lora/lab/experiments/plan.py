@@ -34,7 +34,7 @@ from ...methods.start import ordinary
 from ...train.kind_facts import FACTS
 from ...train.kinds.choices import BEAMS, LOGITS, NEW_TOKENS
 from ...train.models import PRECISIONS, check_attention, frozen_dtype, load_config, positions, quantization_of
-from ...train.recipe import ModelSection, Recipe, RunRecipe, examples_of_a_step
+from ...train.recipe import ModelSection, Recipe, RunRecipe, examples_of_a_step, steps_of, steps_of_an_epoch
 from ...train.recipe_files import parse
 
 _KNOWN = parse((files("aurora_lora.lab.experiments") / "tables" / "plan.yaml").read_text(encoding="utf-8"), "plan.yaml")
@@ -227,7 +227,9 @@ def estimate(recipe: Recipe, sizes: Sizes, on: Machine) -> tuple[float, float | 
     passes = 1 + (found.params.adapter > 0) * (1 + training.gradient_checkpointing)
     passes += found.params.adapter > found.params.total / 2
     padded = math.sqrt(mean * longest)  # of a batch: between the mean and the longest
-    took = training.epochs * (seconds("train", padded, batch, passes, TRAINED_LAYER_S) + scoring("validation"))
+    rows = sizes.examples["train"] or 0
+    epochs = steps_of(training, rows) / max(1, steps_of_an_epoch(training, rows))
+    took = epochs * (seconds("train", padded, batch, passes, TRAINED_LAYER_S) + scoring("validation"))
     took += len(recipe.method.forms) * sum(map(scoring, {"validation", *recipe.test_sets}))
     return memory, (took + 10 + found.held / 0.5e9) / 3600
 

@@ -76,6 +76,8 @@ class Chat(Kind):
                 "task.loss_on: 'answer' needs conversations, or prompt and completion: a 'text' is learned whole"
             )
         template = set_template(tokenizer, section.chat_template)
+        if is_templated := form == PROMPT and tokenizer.chat_template is not None:
+            form, splits = CONVERSATION, {name: split.map(_as_messages) for name, split in splits.items()}
         if form == CONVERSATION and tokenizer.chat_template is None:
             raise UserError(
                 f"the tokenizer of {recipe.model} has no chat template: task.chat_template=FILE names one (Jinja), and "
@@ -100,6 +102,8 @@ class Chat(Kind):
             if name != "train":
                 made[name] = split.select(np.argsort(_lengths(split), kind="stable"))
         record: dict[str, Any] = {"cut": {"max_length": max_length, "texts": texts}, "files": template}
+        if is_templated:
+            record["said_by"] = ["user", "assistant"]
         if lost := {name: len(whole[name]) - len(made[name]) for name in made if len(whole[name]) > len(made[name])}:
             record["without_answer"] = lost
         unpacked = made.get("train") if section.packing else None
@@ -174,6 +178,12 @@ class Chat(Kind):
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row without what Arrow adds to it: a message has only the fields that it was given."""
     return {name: without_none(value) for name, value in row.items()}
+
+
+def _as_messages(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A plain prompt as what a user says, and its completion as the assistant's answer."""
+    said = {"prompt": "user", "completion": "assistant"}
+    return {name: [{"role": role, "content": row[name]}] for name, role in said.items()}
 
 
 def _with_options(split: Any) -> Any:
