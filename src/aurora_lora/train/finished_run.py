@@ -307,7 +307,7 @@ def print_run(console: Console, run: FinishedRun) -> None:
     for path in run.written:
         console.print(f"  {path}", highlight=False, soft_wrap=True)
     if (level := not_better_than(result)) is not None:
-        console.print(f"no better than {level}: {TRY}", highlight=False, soft_wrap=True)
+        console.print(f"no better than {level}: {TRY}", highlight=False)
 
 
 TRY = "try more training.epochs, half or twice the training.learning_rate, or more rows"
