@@ -15,7 +15,7 @@ from yaml import YAMLError
 from ..data import Task
 from ..data.models import MODELS, PretrainedHere, hub_name
 from ..deploy.export import beyond_lora
-from ..forms import CALIBRATED, FORMS, STATIC
+from ..forms import CALIBRATED, STATIC, form_named
 from ..methods.aurora import AuroraMethod
 from ..methods.base import PeftMethod
 from ..tuner.registration import TAG
@@ -126,7 +126,7 @@ def _write(
     source, quantization = MODELS.get(recipe.model), recipe.base.quantization
     # AuroRA's card, which needs this package, loads a packaged model from its package; the others, from the hub
     packaged = source if kind == "aurora" or isinstance(source, PretrainedHere) else None
-    merged = form and (form if FORMS[form].mergeable else CALIBRATED if CALIBRATED in by_form else STATIC)
+    merged = form and (form if form_named(form).mergeable else CALIBRATED if CALIBRATED in by_form else STATIC)
     text = _TEMPLATE.render(
         more,
         kind=kind,
@@ -136,8 +136,8 @@ def _write(
         paper=PAPER,
         peft=PEFT,
         needs="PEFT" if quantization is None else "PEFT and bitsandbytes",
-        form=form and FORMS[form],
-        merged=merged and FORMS[merged],
+        form=form and form_named(form),
+        merged=merged and form_named(merged),
         packaged=packaged,
         base=repr(facts.base) if packaged is None else f"resolve_model({packaged.name!r})",
         arguments=_arguments(facts),
