@@ -97,6 +97,14 @@ def test_the_losses_are_those_of_trl(
 
     theirs = Losses()
     splits = recipe.task.definition.load_splits(SplitSizes(None, None, None), 0, ("test",), None)
+    said = splits["train"]
+    if form == "texts":  # which TRL trains as they stand, and we in the model's chat template
+        said = said.map(
+            lambda row: {
+                "prompt": [{"role": "user", "content": row["prompt"]}],
+                "completion": [{"role": "assistant", "content": row["completion"]}],
+            }
+        )
     trainer = SFTTrainer(
         AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
         SFTConfig(
@@ -116,7 +124,7 @@ def test_the_losses_are_those_of_trl(
             use_cpu=True,
             **options,
         ),
-        train_dataset=splits["train"],
+        train_dataset=said,
         processing_class=AutoTokenizer.from_pretrained(model),
         peft_config=AuroraConfig(target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM"),
         callbacks=[theirs],
