@@ -63,7 +63,7 @@ def test_every_package_is_there_without_an_import_of_its_own_or_says_which_extra
         assert not [name for name in packages if f"aurora_lora.{name}" in sys.modules]
         sys.modules["pydantic"] = None
         try:
-            aurora_lora.methods
+            aurora_lora.methods.METHODS
         except aurora_lora.errors.UserError as error:
             assert "'pydantic' is missing: pip install 'aurora-lora[train]' installs it" in str(error), error
         else:

@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from ..extras import extra
+
 if TYPE_CHECKING:
     from .base import Method, Sample
     from .parameters import ParameterCounts, count_parameters
@@ -63,4 +65,5 @@ if not TYPE_CHECKING:  # to a type checker, a name that is not above is a mistak
     def __getattr__(name):
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module(f".{_MODULES.get(name, 'parameters')}", __name__), name)
+        with extra("train"):
+            return getattr(import_module(f".{_MODULES.get(name, 'parameters')}", __name__), name)
