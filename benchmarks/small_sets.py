@@ -1,4 +1,4 @@
-"""What `aurora train KIND task.data=FILE` learns from 150 to 600 rows, by the defaults alone.
+"""What `aurora train KIND task.data=FILE` learns from 100 to 400 rows, by the defaults alone.
 
     python -m benchmarks.small_sets --output results/small-sets [--only tweets ...] [--seeds 0 1] [KEY=VALUE ...]
 

@@ -191,7 +191,9 @@ def study_figures(section: Section, written: set[str]) -> list[str]:
             name = "-".join(filter(None, ("study", section.slug, kind.name, slug(one.of))))
             save(one.figure, FIGURES / name)
             written.add(name)
-            shown.append(f"![{kind.title}](../figures/{name}.svg)\n\n{kind.title}. {kind.note}")
+            shown.append(
+                f"![{kind.title}](../figures/{name}.svg)\n\n{kind.title}. {kind.below(section.runs['seed'].nunique())}"
+            )
     return shown
 
 

@@ -12,7 +12,7 @@ run() {
 }
 
 run aurora train demo --output runs/demo
-run aurora merge runs/demo --form calibrated --output runs/demo/merged
+[ -f runs/demo/merged/config.json ] || run aurora merge runs/demo --form calibrated --output runs/demo/merged
 run aurora predict runs/demo/merged \
     "A warm, funny and beautifully acted film." \
     "Two hours of my life that I will never get back." \

@@ -150,6 +150,7 @@ def test_epochs_by_the_number_of_rows(write_recipe: WriteRecipe, tmp_path: Path)
     changes = ["training.epochs=null", "training.gradient_accumulation_steps=2"]
     recipe = load_recipe(write_recipe(), changes)
     result = train(recipe, tmp_path / "run", make_callbacks=lambda: [Bar()]).result
+    assert " of 50, the best by " in (tmp_path / "run" / "adapter" / "README.md").read_text()
     assert (result["epochs"][-1]["epoch"], result["epochs"][-1]["step"]) == (50, 200)
     assert said == ["epochs: 50, 200 steps of 16 examples (training.epochs=N or max_steps=N takes others)"]
     assert result["recipe"]["training"]["epochs"] is None

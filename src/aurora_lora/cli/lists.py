@@ -155,7 +155,7 @@ _FIRST: list[dict[str, Any]] = [
             "images": "images with a label each",
         },
         "Ready to run: `aurora train NAME`": {
-            "demo": "film reviews and a small real model, in two minutes",
+            "demo": "film reviews and a small real model",
             "table1/base-aurora-rte": "the paper's Table 1: RTE, RoBERTa base",
             "table3/aurora-digits": "its Table 3 with a small model: handwritten digits",
             "figure4/dog-aurora": "its Figure 4: SDXL draws a given dog",

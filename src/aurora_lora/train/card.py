@@ -147,6 +147,7 @@ def _write(
         examples=examples_scored(result),
         scores=score_table(result["method"], by_form, chosen["form"]).markdown(),
         chosen=chosen,
+        epochs=result["epochs"][-1]["epoch"],
         params=result["params"],
     )
     title = f"{recipe.name}: {recipe.method.name} on {recipe.model} for {recipe.task_title}"

@@ -299,7 +299,7 @@ def print_run(console: Console, run: FinishedRun) -> None:
     lines = [parameters(result)]
     chosen, took = result["metric"]["selected_by"], result["time"]
     lines.append(
-        f"best epoch {chosen['epoch']:.3g} of {result['epochs'][-1]['epoch']:.3g}, by validation {chosen['name']}; "
+        f"best epoch {chosen['epoch']:g} of {result['epochs'][-1]['epoch']:g}, by validation {chosen['name']}; "
         f"{took['train_s']:.0f} s of training, {rate(took['samples_per_s'])} examples/s"
     )
     for line in lines:

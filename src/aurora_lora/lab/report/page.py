@@ -36,13 +36,18 @@ class Made(NamedTuple):
 
 
 class FigureKind(NamedTuple):
-    """A kind of figure: the name of its files, what is above and below it, and what gives the figures of a section, or
-    raises a UserError where the runs lack what they need."""
+    """A kind of figure: the name of its files, its title, what is below it, what gives the figures of a section, or
+    raises a UserError where the runs lack what they need, and what else is below it where there are several seeds."""
 
     name: str
     title: str
     note: str
     make: Callable[[Section], Iterable[Made]]
+    of_seeds: str = ""
+
+    def below(self, seeds: int) -> str:
+        """What is said below a figure of runs with so many seeds."""
+        return f"{self.of_seeds} {self.note}".strip() if seeds > 1 else self.note
 
 
 def _trajectories(section: Section) -> list[Made]:
@@ -71,24 +76,28 @@ def _measured(file: str, command: str, draw: Callable[..., Figure]) -> Callable[
 
 
 BEST = "Of settings that differ in their training alone, the best one on validation data, of those with the most seeds."
+BARS, MEAN = "Bars: 95% interval of the mean over the seeds.", "Mean over the seeds, and their range."
 KINDS = (
     FigureKind(
         "scores",
         "Scores, and trained parameters",
-        f"Bars: 95% interval of the mean over the seeds. Parameters: outside the head. {BEST}",
+        f"Parameters: outside the head. {BEST}",
         lambda section: [Made(score_figure(section.scores, section.metric))],
+        BARS,
     ),
     FigureKind(
         "ranks",
         "Score against rank",
-        f"Bars: 95% interval of the mean over the seeds. {BEST}",
+        BEST,
         lambda section: [Made(rank_figure(section.scores, section.metric))],
+        BARS,
     ),
     FigureKind(
         "curves",
         "Learning curves",
-        "Mean over the seeds, and their range. Validation scores are those of the deployed form.",
+        "Validation scores are those of the deployed form.",
         lambda section: [Made(curves_figure(section.scores))],
+        MEAN,
     ),
     FigureKind(
         "updates",
@@ -100,15 +109,16 @@ KINDS = (
     FigureKind(
         "sigma",
         "The learned activation, before and after training",
-        "Sigma of each layer, and the histogram of its inputs z on the calibration inputs. The first seed.",
+        "Sigma of each layer, and the histogram of its inputs z on the calibration inputs.",
         _measured(SIGMA, "aurora sigma DIR", lambda first, *_: sigma_figure(first)),
+        "Of the first seed.",
     ),
     FigureKind(
         "gap",
         "Merge gap by layer",
-        "|B sigma(Ax) - B M x| / |B sigma(Ax)| of each form's linear map M, over held-out inputs. Mean over the seeds, "
-        "and their range.",
+        "|B sigma(Ax) - B M x| / |B sigma(Ax)| of each form's linear map M, over held-out inputs.",
         _measured(GAP, "aurora gap DIR", gap_figure),
+        MEAN,
     ),
 )
 
@@ -183,6 +193,7 @@ def write_page(sections: Sequence[Section], path: Path, title: str) -> None:
 def _section(section: Section) -> dict[str, Any]:
     """What the template shows of one task and model, or of one study."""
     *answers, scores = section_tables(section, full=True)
+    seeds = section.runs["seed"].nunique()
     return {
         "id": section.slug,
         "title": section.title if section.study is None else f"{section.title}, {section.model}",
@@ -191,21 +202,12 @@ def _section(section: Section) -> dict[str, Any]:
         "scores": scores,
         "time": _times(section),
         "figures": [
-            (f"{kind.title}: {one.of}" if one.of else kind.title, _svg(one.figure), _note(kind, section))
+            (f"{kind.title}: {one.of}" if one.of else kind.title, _svg(one.figure), kind.below(seeds))
             for kind, made in figures_of(section)
             if not isinstance(made, UserError)
             for one in made
         ],
     }
-
-
-def _note(kind: FigureKind, section: Section) -> str:
-    """What is said below a figure, without what it says of several seeds where there is one."""
-    if section.runs["seed"].nunique() > 1:
-        return kind.note
-    return ". ".join(
-        part for part in kind.note.split(". ") if "over the seeds" not in part and "first seed" not in part
-    )
 
 
 def _tuning(study: Mapping[str, Any]) -> str:
