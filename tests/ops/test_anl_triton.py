@@ -31,10 +31,10 @@ PARTS = [
 ]
 
 
-def run_checks(cache, **environment):
+def run_checks(cache, *options, **environment):
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "--noconftest", "-x", "-q", str(CHECKS)],
+        [sys.executable, "-m", "pytest", "--noconftest", "-x", "-q", str(CHECKS), *options],
         env={**inherited, "TRITON_CACHE_DIR": str(cache), **environment},
         capture_output=True,
         text=True,
@@ -42,9 +42,11 @@ def run_checks(cache, **environment):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.slow
 @needs_triton
-def test_the_kernels_in_tritons_interpreter(tmp_path):
+@pytest.mark.parametrize(
+    "checks", [pytest.param("test_shapes and 3-70", id="some"), pytest.param("", marks=pytest.mark.slow, id="all")]
+)
+def test_the_kernels_in_tritons_interpreter(tmp_path, checks):
     import triton
 
     release = Version(triton.__version__)
@@ -52,7 +54,7 @@ def test_the_kernels_in_tritons_interpreter(tmp_path):
         pytest.skip("the interpreter of Triton 3.2 and older fails with NumPy 2")
     if release < Version("3.7") and Version(np.__version__) >= Version("2.4"):
         pytest.skip("the interpreter of Triton 3.6 and older fails with NumPy 2.4")
-    run_checks(tmp_path, TRITON_INTERPRET="1")
+    run_checks(tmp_path, "-k", checks, TRITON_INTERPRET="1")
 
 
 @pytest.mark.gpu
