@@ -95,17 +95,19 @@ def test_help_and_version_load_no_library(option: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_command_imports_optional_packages_without_their_complaints() -> None:
-    """PEFT is imported from within the room that registers the method here."""
+@pytest.mark.parametrize("package", ["aurora_lora", "aurora_lora.cli"])
+def test_optional_packages_are_imported_without_their_complaints(package: str) -> None:
+    """In a command PEFT is imported from within the room that registers the method."""
     pytest.importorskip("torchao")
     pytest.importorskip("bitsandbytes")
-    done = python("""
-        import sys
-        from aurora_lora import cli
-        from aurora_lora.tuner.config import AuroraConfig
+    done = python(f"""
+        import logging, sys
+        import {package}
         from peft import get_peft_config
         from transformers import BertForSequenceClassification
-        assert {"bitsandbytes", "torchao"} <= set(sys.modules)
-        assert type(get_peft_config({"peft_type": "AURORA", "target_modules": ["q"]})) is AuroraConfig
+        assert {{"bitsandbytes", "torchao"}} <= set(sys.modules)
+        assert (logging.getLogger("torchao").level == logging.NOTSET) == ("aurora_lora.cli" not in sys.modules)
+        config = get_peft_config({{"peft_type": "AURORA", "target_modules": ["q"]}})
+        assert type(config) is aurora_lora.AuroraConfig
     """)
     assert done.stderr == ""

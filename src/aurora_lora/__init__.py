@@ -33,7 +33,7 @@ from .errors import (
     StaleCalibrationError,
     UserError,
 )
-from .extras import extra
+from .extras import extra, without_import_noise
 
 if TYPE_CHECKING:
     from . import data as data
@@ -140,7 +140,8 @@ class _PeftFinder(MetaPathFinder):
 
         def load_and_register(module: ModuleType) -> None:
             vars(loader).pop("exec_module", None)
-            load(module)
+            with without_import_noise():
+                load(module)
             if self in sys.meta_path:
                 sys.meta_path.remove(self)
             importlib.import_module("aurora_lora.tuner")

@@ -30,6 +30,22 @@ def missing(error: ImportError, name: Extra) -> str:
 
 
 def drop_import_noise() -> None:
-    """Silence what packages say of their missing kernels when PEFT imports them, in a program that asks for it."""
-    for logger in ("torchao", "torch.utils._pytree", "bitsandbytes.backends.cpu.ops"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
+    """Silence what packages say of their missing kernels when they are imported, in a program that asks for it."""
+    for logger in _noisy():
+        logger.setLevel(logging.ERROR)
+
+
+@contextmanager
+def without_import_noise() -> Iterator[None]:
+    """Silences it for the imports within."""
+    levels = [(logger, logger.level) for logger in _noisy()]
+    drop_import_noise()
+    try:
+        yield
+    finally:
+        for logger, level in levels:
+            logger.setLevel(level)
+
+
+def _noisy() -> list[logging.Logger]:
+    return [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree", "bitsandbytes.backends.cpu.ops")]

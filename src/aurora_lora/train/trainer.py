@@ -528,7 +528,12 @@ def is_calibrated(model: nn.Module) -> bool:
 
 
 class ProgressBar(TrainerCallback):
-    """Shows training and evaluations. Other processes than the main one show nothing."""
+    """Shows training and evaluations, where there is no terminal as a line every `EVERY` seconds or a step if longer.
+
+    Other processes than the main one show nothing.
+    """
+
+    EVERY = 9.0
 
     def __init__(self, console: Console, title: str) -> None:
         self.console = console
@@ -537,6 +542,7 @@ class ProgressBar(TrainerCallback):
         self.training: TaskID | None = None
         self.scoring: TaskID | None = None
         self.loss = ""
+        self.said = time.monotonic()
         self.before: Callable[[], None] = lambda: None
         """Called before anything is shown."""
 
@@ -545,6 +551,14 @@ class ProgressBar(TrainerCallback):
         self.before()
         for line in lines:
             self.console.print(f"{self.title}: {line}", highlight=False, soft_wrap=True)
+            self.said = time.monotonic()
+
+    def say_where(self, task: TaskID, what: str) -> None:
+        """Print how far a task is, where no bar shows it and the last line is old."""
+        if self.console.is_terminal or time.monotonic() - self.said < self.EVERY:
+            return
+        at = next(each for each in self.progress.tasks if each.id == task)
+        self.say([f"{what} {at.completed:.0f} of {at.total:.0f}, {TimeRemainingColumn().render(at)} left"])
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.before()
@@ -560,6 +574,7 @@ class ProgressBar(TrainerCallback):
             epoch = min(int(state.epoch or 0) + 1, int(args.num_train_epochs))
             note = f"epoch {epoch}/{args.num_train_epochs:g} {self.loss}"
             self.progress.update(self.training, completed=state.global_step, note=note)
+            self.say_where(self.training, f"{note.strip()}, step")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if logs and "loss" in logs:
@@ -571,6 +586,7 @@ class ProgressBar(TrainerCallback):
                 self.progress.start()
                 self.scoring = self.progress.add_task("scoring", total=len(kwargs["eval_dataloader"]), note="")
             self.progress.advance(self.scoring)
+            self.say_where(self.scoring, "scoring, batch")
 
     def on_evaluate(self, args: Any, state: TrainerState, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         if self.scoring is not None:
@@ -580,11 +596,8 @@ class ProgressBar(TrainerCallback):
             self.progress.stop()
         name = f"eval_{args.metric_for_best_model}"
         if self.training is not None and metrics and name in metrics:
-            self.progress.console.print(
-                f"{self.title}: epoch {state.epoch:.4g} of {args.num_train_epochs:g}, "
-                f"validation {args.metric_for_best_model} {metrics[name]:.4f}, {self.loss}",
-                highlight=False,
-            )
+            where = f"epoch {state.epoch:.4g} of {args.num_train_epochs:g}"
+            self.say([f"{where}, validation {args.metric_for_best_model} {metrics[name]:.4f}, {self.loss}"])
 
     def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.stop()
@@ -608,6 +621,7 @@ def bar(console: Console) -> Progress:
         console=console,
         transient=True,
         disable=not console.is_terminal,
+        speed_estimate_period=600,  # evaluations between the steps are part of the time that is left
     )
 
 
