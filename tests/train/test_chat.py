@@ -302,11 +302,11 @@ def test_interrupted_and_gone_on_with(read: Read, tmp_path: Path, packing: str) 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ({"messages": []}, "chats.jsonl, row 61: 'messages' is empty"),
-        ({"messages": [{"role": "user", "content": "a"}]}, "row 61: there is no answer: none of its messages is the"),
+        ({"messages": []}, "chats.jsonl, line 61: 'messages' is empty"),
+        ({"messages": [{"role": "user", "content": "a"}]}, "line 61: there is no answer: none of its messages is the"),
         (
             {"messages": [{"role": "usr", "content": "a"}, {"role": "assistant", "content": "b"}]},
-            "row 61: message 1 of 'messages' has the role 'usr': the roles are system, developer, user, a",
+            "line 61: message 1 of 'messages' has the role 'usr': the roles are system, developer, user, a",
         ),
     ],
 )
@@ -380,7 +380,7 @@ def test_every_command(read: Read, model: Path, tmp_path: Path) -> None:
     for row in ({"text": None}, {"prompt": ""}, {"messages": None}):
         (tmp_path / "empty.jsonl").write_text(json.dumps({"id": 1} | row) + "\n")
         done = CliRunner().invoke(cli.app, ["predict", str(run), str(tmp_path / "empty.jsonl"), "-o", "no.jsonl"])
-        assert done.stderr == f"{tmp_path / 'empty.jsonl'}, row 1: '{next(iter(row))}' is empty\n"
+        assert done.stderr == f"{tmp_path / 'empty.jsonl'}, line 1: '{next(iter(row))}' is empty\n"
     assert "static" in aurora("gap", run, "--examples", 4).output
     assert json.loads(aurora("evaluate", run, "--form", "static", "--json").stdout)["by_form"]["static"]["nll"] > 0
     aurora("predict", run, tmp_path / "asked.jsonl", "--form", "static", "-o", tmp_path / "static.jsonl")

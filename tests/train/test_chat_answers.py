@@ -239,5 +239,5 @@ def test_a_conversation_after_plain_texts_is_one_again(model: Path, tmp_path: Pa
 def test_a_row_without_a_question(model: Path, tmp_path: Path, row: Any, message: str) -> None:
     (tmp_path / "asked.jsonl").write_text(json.dumps(row) + "\n")
     done = ask("predict", model, tmp_path / "asked.jsonl", "-o", tmp_path / "said.jsonl", code=2)
-    assert done.stderr == f"{tmp_path / 'asked.jsonl'}, row 1: {message}\n"
+    assert done.stderr == f"{tmp_path / 'asked.jsonl'}, line 1: {message}\n"
     assert not (tmp_path / "said.jsonl").exists()

@@ -164,8 +164,8 @@ def test_tools_in_training_and_in_answers(tmp_path: Path, monkeypatch: pytest.Mo
 )
 def test_what_is_no_tools(tmp_path: Path, column: Any, message: str) -> None:
     base = chats.save_model(tmp_path / "base")
-    with pytest.raises(UserError, match=f"chats.jsonl, row 1: {message}"):
+    with pytest.raises(UserError, match=f"chats.jsonl, line 1: {message}"):
         data(tmp_path, base, [{"messages": one, **column} for one in chats.conversations(40)])
     asked = ["predict", str(base), str(tmp_path / "chats.jsonl"), "-o", str(tmp_path / "said.jsonl")]
     done = CliRunner().invoke(cli.app, asked)
-    assert (done.exit_code, f"chats.jsonl, row 1: {message}" in done.stderr) == (2, True)
+    assert (done.exit_code, f"chats.jsonl, line 1: {message}" in done.stderr) == (2, True)

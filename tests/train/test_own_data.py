@@ -235,7 +235,7 @@ def test_a_row_to_predict_without_a_text_is_refused_as_in_training(here: Path) -
         rows[17]["question"] = value
         own_files._jsonl(Path("asked.jsonl"), rows)
         done = aurora("predict", "run", "asked.jsonl", "--output", "answers.jsonl")
-        assert (done.exit_code, done.stderr) == (2, "asked.jsonl, row 18: 'question' is empty\n")
+        assert (done.exit_code, done.stderr) == (2, "asked.jsonl, line 18: 'question' is empty\n")
         assert not Path("answers.jsonl").exists()
 
 

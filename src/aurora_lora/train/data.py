@@ -203,6 +203,8 @@ def notes(record: Mapping[str, Any]) -> list[str]:
     if record["repeated"]:
         out = f", {record['left_out']:,} of them left out of training or validation" if record["left_out"] else ""
         lines.append(f"duplicates: {record['repeated']:,}; the same example is never in two splits{out}")
+    if skipped := record.get("skipped"):
+        lines.append(f"{skipped:,} of {record['rows']:,} rows cannot be used and are left out (task.skip_bad_rows)")
     if record["unused"]:
         sizes = "task.train_size, validation_size and test_size take no more"
         lines.append(f"{record['unused']:,} of {record['rows']:,} rows are not used: {sizes}")

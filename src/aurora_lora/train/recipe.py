@@ -294,6 +294,8 @@ class OwnFields(BaseModel):
     """The same for validation; also `valid`, `val` and `dev` are looked for."""
     test_split: str | None = None
     """The same for the test."""
+    skip_bad_rows: bool | None = None
+    """Leave out rows without a text or label and others that cannot be used, and count them."""
     text: Columns | None = None
     """The column with the texts; two columns for pairs of texts."""
     label: Columns | None = None

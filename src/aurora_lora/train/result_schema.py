@@ -128,6 +128,7 @@ class DataFields(Section):
     repeated: Count = 0
     left_out: Count = 0
     unused: Count = 0
+    skipped: Count = 0
     format: str | None = None
     cut: Cut | None = None
     labels: Standardised | None = None

@@ -67,7 +67,7 @@ def test_the_same_conversation_is_never_in_two_splits(case: str) -> None:
 def test_parts_that_are_no_text_are_refused(content: list[Any], why: str) -> None:
     """Most templates would leave them out, or write them as Python does."""
     rows = [{"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "b"}]}] * 20
-    with pytest.raises(UserError, match=f"row 1: message 1 of 'messages' {why}"):
+    with pytest.raises(UserError, match=f"line 1: message 1 of 'messages' {why}"):
         load("chat", rows, {})
 
 

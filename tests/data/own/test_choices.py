@@ -83,7 +83,7 @@ def test_one_way_to_name_options_holds_for_the_whole_column(
 def test_what_is_refused(change: dict[str, Any], why: str) -> None:
     rows = [{"question": f"question {n}?", "options": ["warm", "cold"], "answer": "B"} for n in range(20)]
     rows[7] |= change
-    with pytest.raises(UserError, match=f"row 8: {why}"):
+    with pytest.raises(UserError, match=f"line 8: {why}"):
         load("choices", rows, QUESTION)
 
 

@@ -99,7 +99,7 @@ def test_several_labels(labels: list[Any], columns: tuple[str, ...] | None) -> N
 
 def test_a_label_of_the_test_file_that_training_has_not() -> None:
     with pytest.raises(
-        UserError, match=r"test_data\.jsonl, row 3: the label 'c' is in no row of rows\.jsonl \(its labels: 'a', 'b'\)"
+        UserError, match=r"test_data\.jsonl, line 3: the label 'c' is in no row of rows\.jsonl \(its labels: 'a', 'b'\)"
     ):
         load("classification", labelled(["a", "b"] * 9), test_data=labelled(["a", "b", "c"]))
 
@@ -113,19 +113,38 @@ def test_each_of_several_labels_stays_in_training() -> None:
 
 AB = labelled(["a", "b"] * 5)
 MISTAKES: dict[str, tuple[str, list[dict[str, Any]], str]] = {
-    "no text": ("classification", [*AB, {"text": " ", "label": "a"}], r"row 11: 'text' is empty"),
-    "a number": ("classification", [{"text": n, "label": n % 2} for n in range(9)], "row 1: 'text' is 0, which is no"),
-    "no label": ("classification", labelled(["a", "b", None] * 5), "row 3: it has no label"),
-    "fractions": ("classification", labelled([1.5, 2.5] * 5), r"row 1: the label 1\.5 .*is this regression\?"),
+    "no text": ("classification", [*AB, {"text": " ", "label": "a"}], r"line 11: 'text' is empty"),
+    "a number": ("classification", [{"text": n, "label": n % 2} for n in range(9)], "line 1: 'text' is 0, which is no"),
+    "no label": (
+        "classification",
+        labelled(["a", "b", None] * 5),
+        r"line 3: it has no label; 5 of 15 rows: line 3, line 6, line 9 and 2 more; task",
+    ),
+    "fractions": ("classification", labelled([1.5, 2.5] * 5), r"line 1: the label 1\.5 .*is this regression\?"),
     "one class": ("classification", labelled(["a"] * 9), r"rows\.jsonl has one label only, 'a'"),
     "one example": (
         "classification",
         [*AB, *labelled(["c"])],
-        r"rows\.jsonl: training and testing need an example each of .* there is one of 'c': add examples",
+        r"rows\.jsonl: training and testing need an example each of .* there is one of 'c' \(line 11\): add examples",
     ),
-    "large": ("regression", labelled([1, 2, 3, 1e39]), r"row 4: the label 1e\+39 is not .*beyond 3\.4e\+38"),
+    "a typo": (
+        "classification",
+        labelled(["good", "bad"] * 5 + ["Goood", "awful"]),
+        r"one of 'Goood' \(line 11; did you mean 'good'\?\), 'awful' \(line 12\): add",
+    ),
+    "numbers": (
+        "classification",
+        labelled([f"{n / 7:.2f}" for n in range(9)]),
+        "and 6 more: is this regression",
+    ),
+    "words": (
+        "regression",
+        labelled(["a", "b"] * 5),
+        "1: the label 'a' is no number; no other .* classification",
+    ),
+    "large": ("regression", labelled([1, 2, 3, 1e39]), r"line 4: the label 1e\+39 is not .*beyond 3\.4e\+38"),
     "vectors": ("multi-label", labelled(["[0, 1, 1]", "1, 0, 0"] * 5), r"task\.label: 'label' has 0 and 1 in place of"),
-    "two in one": ("multi-label", labelled(["a", "['a', 'b' 'c']"] * 5), "row 2: the labels .* look like a list"),
+    "two in one": ("multi-label", labelled(["a", "['a', 'b' 'c']"] * 5), "line 2: the labels .* look like a list"),
 }
 
 

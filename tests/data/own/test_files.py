@@ -44,9 +44,10 @@ def test_json_stays_what_it_is(tmp_path: Path) -> None:
 
 
 BROKEN = {
-    "fields.csv": ("text,label\na,x\nb,y,z\n", r"fields\.csv cannot be read: .*Expected 2 fields in line 3, saw 3"),
+    "fields.csv": ('text,label\n"a\n\na",x\nb,y,z\n', r"fields\.csv, line 5: 3 fields, not 2 as above"),
     "line.jsonl": ('{"text": "a"}\n{"text": }\n', r"line\.jsonl, line 2: no JSON: "),
     "list.json": ('[{"text": "a"}, 3]', r"list\.json, row 2: it is no object"),
+    "three.jsonl": ('{"text": "a"}\n\n3', r"three\.jsonl, line 3: it is no object"),
     "half.jsonl": ('{"text": "\\ud83d"}', r"half\.jsonl has text .*surrogates not allowed"),
     "latin.csv": ("text,label\n\udce9,x\n", r"latin\.csv has text in another encoding .*task\.encoding=cp1252"),
     "no.parquet": ("text", r"no\.parquet cannot be read: "),
@@ -61,6 +62,32 @@ def test_what_is_broken_ends_in_one_line(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message) as raised:
         open_data(OwnData(name))
     assert "\n" not in str(raised.value)
+
+
+def test_a_file_without_a_header(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("a dull film,bad\na warm film,good\nanother,bad\n")
+    with pytest.raises(UserError, match=r"has no column 'text' \(it has 'a dull film', 'bad'\): is its first line no"):
+        OWN["classification"].load(OwnData("rows.csv"), TEXT, ALL, 0)
+
+
+def test_the_line_of_a_row_is_that_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text('text,label\n"a\nfilm",x\n\n"another\n\none",\n,y\n')
+    assert open_data(OwnData("rows.csv"))["train"].places() == ["line 2", "line 5", "line 8"]
+    with pytest.raises(UserError, match=r"^rows\.csv, line 5: it has no label; task\.skip_bad_rows=true leaves such"):
+        OWN["classification"].load(OwnData("rows.csv"), TEXT, ALL, 0)
+
+
+def test_rows_that_cannot_be_used_are_left_out_and_counted(tmp_path: Path) -> None:
+    """Of labels and then of texts; what is said of others has their own lines."""
+    rows = [{"text": f"film {n}" if n % 10 else "", "label": "ab"[n % 2] if n % 7 else None} for n in range(60)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    splits = OWN["classification"].load(OwnData("rows.jsonl", skip_bad_rows=True), TEXT, ALL, 0)
+    good = [row["text"] for row in rows if row["text"] and row["label"]]
+    assert sorted(text for split in splits.values() for text in split["text"]) == sorted(good)
+    assert (splits.record["rows"], splits.record["skipped"]) == (60, 60 - len(good))
+    (tmp_path / "test.jsonl").write_text('{"text": "", "label": "a"}\n{"text": "another", "label": "c"}\n')
+    with pytest.raises(UserError, match=r"^test\.jsonl, line 2: the label 'c' is in no row"):
+        OWN["classification"].load(OwnData("rows.jsonl", test_data="test.jsonl", skip_bad_rows=True), TEXT, ALL, 0)
 
 
 def test_a_folder_of_files_is_read_by_the_splits_in_their_names(tmp_path: Path) -> None:
@@ -144,7 +171,9 @@ def test_a_test_split_without_labels(tmp_path: Path) -> None:
     for split, some in (("train", rows[:20]), ("validation", rows[20:25]), ("test", rows[25:])):
         some = [{**row, "label": -1} for row in some] if split == "test" else some
         Dataset.from_list(some, features=features).to_parquet(tmp_path / "data" / f"{split}.parquet")
-    with pytest.raises(UserError, match=r"^data, test, row 1: it has no label; task\.test_split takes another split$"):
+    with pytest.raises(
+        UserError, match=r"^data, test, row 1: it has no label; task\.test_split takes another split; no"
+    ):
         OWN["classification"].load(OwnData("data"), TEXT, ALL, 0)
     splits = OWN["classification"].load(OwnData("data", test_split="validation"), TEXT, ALL, 0)
     assert {name: len(split) for name, split in splits.items()} == {"train": 18, "validation": 2, "test": 5}

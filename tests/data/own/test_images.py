@@ -38,7 +38,7 @@ def test_paths_in_a_table_are_looked_for_beside_it() -> None:
         Pillow.new("RGB", (8, 8), (100 + int(Path(path).stem),) * 3).save(path)
     assert _shades(load("images", "data/labels.csv", COLUMNS_OF_IMAGES)) == expected
     Path("data", paths[3]).unlink()
-    with pytest.raises(UserError, match=f"row 4: data/{paths[3]} is no image that can be read: .*No such file"):
+    with pytest.raises(UserError, match=f"line 5: data/{paths[3]} is no image that can be read: .*No such file"):
         load("images", "data/labels.csv", COLUMNS_OF_IMAGES)
 
 

@@ -134,7 +134,7 @@ def prepare_choices(pieces: Pieces, columns: Columns, labels: Sequence[str] | No
     row_of = max(used, key=len) + "_row"  # a name that none of them has
 
     def prepared(name: str, piece: Piece) -> Any:
-        places = [f"{piece.name}, row {number}" for number in range(1, len(piece.data) + 1)]
+        places = [f"{piece.name}, {place}" for place in piece.places()]
         return piece.data.select_columns(used).add_column(row_of, places)
 
     def asked(split: Any) -> Any:

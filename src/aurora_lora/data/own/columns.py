@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import difflib
 import json
 import math
 import re
@@ -16,12 +17,14 @@ from typing import Any
 from ...errors import UserError, abridged
 from ..vision import class_names
 from .source import Piece, Pieces
-from .split import BadRow, NoLabel, bad_row
+from .split import BadRow, BadRows, NoLabel
 
 Values = dict[str, list[Any]]
 """The labels of each piece, in the order of its rows."""
 _MOST = 3.4e38
 """Where float32 ends."""
+IS_REGRESSION = "is this regression? `aurora train regression` learns numbers"
+IS_CLASSIFICATION = "is this classification? `aurora train classification` learns words"
 
 
 def text(value: Any, column: str) -> str:
@@ -81,14 +84,17 @@ def _named(value: Any, names: Sequence[str] | None) -> Any:
 
 
 def read(pieces: Pieces, columns: Sequence[str], convert: Callable[[Any], Any]) -> Values:
-    """The values of all pieces, converted; a UserError names the row of one that cannot be."""
+    """The values of all pieces, converted; `BadRows` where some cannot be."""
     found: Values = {name: [] for name in pieces}
     for name, piece in pieces.items():
+        bad: dict[int, ValueError] = {}
         for number, value in enumerate(values(piece, columns), start=1):
             try:
                 found[name].append(convert(value))
             except BadRow as error:
-                raise bad_row(piece, number, error) from error
+                bad[number] = error.with_traceback(None)
+        if bad:
+            raise BadRows(piece, bad)
     return found
 
 
@@ -110,7 +116,7 @@ def class_name(value: Any) -> str:
         raise NoLabel("it has no label")
     if isinstance(value, str | int):
         return str(value).strip()
-    hint = ": is this regression?" if isinstance(value, float) else ""
+    hint = f": {IS_REGRESSION}" if isinstance(value, float) else ""
     raise BadRow(f"the label {value!r:.40} is no text and no whole number{hint}")
 
 
@@ -119,7 +125,7 @@ def number(value: Any) -> float:
     if value in (None, ""):
         raise NoLabel("it has no label")
     if isinstance(value, bool):
-        raise BadRow(f"the label {value} is no number: is this classification?")
+        raise BadRow(f"the label {value} is no number: {IS_CLASSIFICATION}")
     try:
         found = float("_" if isinstance(value, str) and "_" in value else value)  # which Python takes between digits
     except (TypeError, ValueError):
@@ -159,6 +165,13 @@ def _in_order(names: Collection[str]) -> list[str]:
     return sorted(names, key=lambda name: (int(name), name) if whole else (0, name))
 
 
+def _near(name: str, others: Collection[str]) -> str:
+    """A hint at the label that may be meant by one that is no number."""
+    known = {one.casefold(): one for one in others}
+    near = [] if re.search(r"\d", name) else difflib.get_close_matches(name.casefold(), known, n=1)
+    return f"; did you mean '{known[near[0]]}'?" if near else ""
+
+
 def classes_of(
     pieces: Pieces, labels: dict[str, list[tuple[str, ...]]], learned: Sequence[str] | None, known: list[str] | None
 ) -> dict[str, int]:
@@ -173,14 +186,21 @@ def classes_of(
         for row, one in ((row, one) for row, some in enumerate(labels[name], start=1) for one in some):
             if one not in allowed:
                 where = f"in no row of {pieces['train'].name}" if learned is None else "none that the run has learned"
-                raise UserError(f"{piece.name}, row {row}: the label '{one}' is {where} (its labels: {shown})")
+                place = piece.places()[row - 1]
+                raise UserError(
+                    f"{piece.name}, {place}: the label '{one}' is {where} (its labels: {shown}){_near(one, allowed)}"
+                )
     if learned is None and len(counts) < 2:
         raise UserError(f"{pieces['train'].name} has one label only, {shown or 'none'}: there is nothing to tell apart")
-    single = [repr(one) for one, count in counts.items() if count == 1]
+    single = {one for one, count in counts.items() if count == 1}
     if learned is None and single and len(pieces) == 1:
+        places, others, ones = pieces["train"].places(), set(counts) - single, list[str]()
+        for row, some in enumerate(labels["train"]):
+            ones += [f"'{one}' ({places[row]}{_near(one, others)})" for one in some if one in single]
+        numbers = all(re.fullmatch(r"[-+]?\d*\.?\d+", one) for one in counts)
         raise UserError(
             f"{pieces['train'].name}: training and testing need an example each of every label, and there is one of "
-            f"{abridged(single)}: add examples, or leave it out; are these numbers, it is a matter of regression"
+            f"{abridged(ones, 3)}: {IS_REGRESSION if numbers else 'add examples, or leave it out'}"
         )
     every = Counter(one for found in labels.values() for some in found for one in some)
     return {name: every[name] for name in names}

@@ -18,7 +18,7 @@ from . import columns as cells
 from .chat import prepare_chats
 from .choices import prepare_choices
 from .source import Columns, OwnData, Piece, Pieces, one_line, open_data
-from .split import BadRow, Prepared, Row, Splits
+from .split import BadRow, BadRows, Prepared, Row, Splits
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,19 @@ class OwnKind:
     several: Mapping[str, int] = field(default_factory=dict)
 
     def load(self, data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: int, **form: str) -> Splits:
-        """The splits; a UserError where the data cannot be read, or a row cannot be used."""
-        return self.prepare(open_data(data), columns, None, **form).split(sizes, split_seed)
+        """The splits; a UserError where the data cannot be read, or a row cannot be used and is not to be left out."""
+        pieces, skipped = open_data(data), 0
+        while True:
+            try:
+                splits = self.prepare(pieces, columns, None, **form).split(sizes, split_seed)
+                return splits.without(skipped) if skipped else splits
+            except BadRows as error:
+                if error.are_all:
+                    hint = f"; {cells.IS_CLASSIFICATION}" if self.name == "regression" else ""
+                    raise UserError(f"{error}{hint}") from error
+                if not data.skip_bad_rows:
+                    raise UserError(f"{error}; task.skip_bad_rows=true leaves such rows out") from error
+                pieces, skipped = error.left_out(pieces), skipped + len(error.wrong)
 
     def task(self, data: OwnData, columns: Columns) -> Task:
         """The task that a recipe's data and columns make."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import ArgumentError, UserError
+from ...errors import ArgumentError, UserError, abridged
 from ...extras import extra
 from ...files import expanded, file_digest, is_path, parse_json
 from ..hub import HubData
@@ -28,6 +30,8 @@ FORMATS |= {".parquet": "parquet", ".arrow": "arrow", ".txt": "text"}
 PACKED = (".gz", ".bz2", ".xz", ".zip")
 SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 """The splits, and the names that they are looked for under."""
+UTF_8 = "utf-8-sig"
+"""The encoding of files that name none; it leaves out the mark that some begin with."""
 ROWS, ROWS_OF_IMAGES = 1000, 16
 """How many rows are in memory at a time when a table is read, and when its rows have images."""
 Columns = Mapping[str, tuple[str, ...]]
@@ -47,6 +51,7 @@ class OwnData:
     train_split: str | None = None
     validation_split: str | None = None
     test_split: str | None = None
+    skip_bad_rows: bool | None = None
 
     @property
     def title(self) -> str:
@@ -63,12 +68,25 @@ class Piece:
         name: for people.
         folder: that a table is in, or that was given: where paths in it are looked for first; None of the hub.
         split_field: of a recipe, which takes another split in its place; None where there is no other.
+        encoding: of its file.
+        kept: the place of each row, for people, where some are left out.
     """
 
     data: datasets.Dataset
     name: str
     folder: Path | None = None
     split_field: str | None = None
+    encoding: str | None = None
+    kept: Sequence[str] = ()
+
+    def places(self) -> Sequence[str]:
+        """Where each row is, for people: the line that it begins at in a file of lines, else its number."""
+        rows, file = range(1, len(self.data) + 1), expanded(self.name)
+        with suppress(UserError, csv.Error):
+            lines = _lines(file, self.encoding or UTF_8) if file.is_file() and not self.kept else []
+            if len(lines) == len(rows):
+                return [f"line {number}" for number in lines]
+        return self.kept or [f"row {number}" for number in rows]
 
     def rows(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Columns of each row, a batch at a time; an image as its file: `bytes` or `path`."""
@@ -96,8 +114,15 @@ class Pieces(dict[str, Piece]):
             there = piece.data.column_names
             for field, column in ((field, name) for field, names in columns.items() for name in names):
                 if column not in there:
-                    has = ", ".join(map(repr, there))
-                    raise UserError(f"task.{field}: {piece.name} has no column '{column}' (it has {has})")
+                    has = abridged([f"{name!r:.40}" for name in there])
+                    first = any(re.fullmatch(r"[-+\d.,]+", name) or _stands_in(name, piece) for name in there)
+                    hint = ": is its first line no header? Write one above, such as text,label" if first else ""
+                    raise UserError(f"task.{field}: {piece.name} has no column '{column}' (it has {has}){hint}")
+
+
+def _stands_in(name: str, piece: Piece) -> bool:
+    """Whether the name of a column is a value of it as well, as where a table has no header."""
+    return getattr(piece.data.features[name], "dtype", "").endswith("string") and name in piece.data.unique(name)
 
 
 # ---------------------------------------------------------------- splits
@@ -107,15 +132,15 @@ def open_data(own: OwnData) -> Pieces:
     """Open the data; a UserError where it cannot be found, read or understood, or has not a split that is asked for."""
     files: dict[str, str] = {}
     main = _open(own, own.data, "data", files)
-    found, by_name = {"train": _split_of(main, own.data, "train", own.train_split)}, set()
+    found, by_name = {"train": _split_of(main, own.data, "train", own.train_split, own.encoding)}, set()
     for name, source in (("validation", own.validation_data), ("test", own.test_data)):
         wanted = getattr(own, f"{name}_split")
         if source is not None:
-            found[name] = _split_of(_open(own, source, f"{name}_data", files), source, name, wanted)
+            found[name] = _split_of(_open(own, source, f"{name}_data", files), source, name, wanted, own.encoding)
         elif wanted is not None:
-            found[name] = _split_of(main, own.data, name, wanted)
+            found[name] = _split_of(main, own.data, name, wanted, own.encoding)
         elif len(main) > 1 and any(each in main for each in SPLITS[name]):
-            found[name] = _split_of(main, own.data, name, None)
+            found[name] = _split_of(main, own.data, name, None, own.encoding)
             by_name.add(name)
     for name, piece in sorted(found.items(), key=lambda one: one[0] not in by_name):
         if any(piece.data is other.data for key, other in found.items() if key != name):
@@ -143,14 +168,16 @@ def open_given(given: str, own: OwnData | None = None, name: str = "train", spli
     try:
         found = _open(own, given, "data", files)
         recipes = getattr(own, f"{name}_split")
-        piece = _split_of(found, given, name, split or (recipes if recipes in found else None))
+        piece = _split_of(found, given, name, split or (recipes if recipes in found else None), own.encoding)
     except UserError as error:
         said = re.sub(r"^task\.(\w+): ", lambda field: "`split`: " if "split" in field[1] else "", str(error))
         raise ArgumentError(said.replace("task.encoding", "`encoding`")) from error
     return Pieces({name: replace(piece, split_field=None)}, files)
 
 
-def _split_of(source: Mapping[str, datasets.Dataset], given: str, name: str, wanted: str | None) -> Piece:
+def _split_of(
+    source: Mapping[str, datasets.Dataset], given: str, name: str, wanted: str | None, encoding: str | None
+) -> Piece:
     """The split that is asked for, or the one that is called so, or the only one."""
     names = SPLITS[name] if wanted is None else (wanted,)
     chosen = next((each for each in names if each in source), None)
@@ -163,7 +190,7 @@ def _split_of(source: Mapping[str, datasets.Dataset], given: str, name: str, wan
         raise UserError(f"{title} has no rows")
     path = expanded(given)
     folder = path.parent if path.is_file() else path if path.is_dir() else None
-    return Piece(source[chosen], title, folder, None if name == "train" else field)
+    return Piece(source[chosen], title, folder, None if name == "train" else field, encoding)
 
 
 # ---------------------------------------------------------------- reading
@@ -217,7 +244,7 @@ def _read(paths: Sequence[Path], encoding: str | None) -> Any:
     with extra("train"):
         import datasets
         import pandas
-    kind, named = _format(paths[0]), encoding or "utf-8-sig"  # which leaves out the mark that some files begin with
+    kind, named = _format(paths[0]), encoding or UTF_8
     if kind == "parquet":
         return datasets.Dataset.from_parquet([str(path.absolute()) for path in paths])
     if kind == "arrow":
@@ -228,10 +255,14 @@ def _read(paths: Sequence[Path], encoding: str | None) -> Any:
         tables = []
         for path in paths:
             with one_line(path):
-                header = _content(path, named, is_header=True)
-                by_semicolons = ";" in header and "," not in header  # as spreadsheets of many countries write it
-                separator = "\t" if ".csv" not in path.name.lower() else ";" if by_semicolons else ","
-                tables.append(pandas.read_csv(path, sep=separator, **plain))
+                try:
+                    tables.append(pandas.read_csv(path, sep=separator_of(path, named), **plain))
+                except pandas.errors.ParserError:  # whose lines are none where a text has line breaks
+                    (_, header), *records = _records(path, named)
+                    for line, fields in records:
+                        if len(fields) > (most := len(header)):
+                            raise UserError(f"{path}, line {line}: {len(fields)} fields, not {most} as above") from None
+                    raise
         return datasets.Dataset.from_pandas(pandas.concat(tables, ignore_index=True), preserve_index=False)
     if kind == "text":
         texts = [line for path in paths for line in _content(path, named).rstrip("\n").split("\n")]
@@ -252,6 +283,33 @@ def _content(path: Path, encoding: str, is_header: bool = False) -> str:
         return str(file.readline() if is_header else file.read())
 
 
+def separator_of(path: Path, encoding: str) -> str:
+    """What is between the fields of a CSV file."""
+    header = _content(path, encoding, is_header=True)
+    by_semicolons = ";" in header and "," not in header  # as spreadsheets of many countries write it
+    return "\t" if ".csv" not in path.name.lower() else ";" if by_semicolons else ","
+
+
+def _records(path: Path, encoding: str) -> Iterator[tuple[int, list[str]]]:
+    """The header and the rows of a CSV file, and the line at which each begins."""
+    reader = csv.reader(io.StringIO(_content(path, encoding), ""), delimiter=separator_of(path, encoding))
+    begins = 1
+    for fields in reader:
+        if len(fields) > 1 or any(map(str.strip, fields)):  # pandas skips what is blank
+            yield begins, fields
+        begins = reader.line_num + 1
+
+
+def _lines(path: Path, encoding: str) -> list[int]:
+    """The line at which each row of a file begins; none of a file whose rows are no lines."""
+    kind = _format(path)
+    if kind == "csv":
+        return [line for line, _ in _records(path, encoding)][1:]
+    text = _content(path, encoding) if kind in ("json", "text") else "["
+    lines = enumerate(text.split("\n"), start=1)
+    return [] if text.lstrip().startswith("[") else [line for line, part in lines if kind == "text" or part.strip()]
+
+
 def _json_rows(path: Path, encoding: str) -> list[dict[str, Any]]:
     """The rows of a list of objects, or of lines of objects."""
     text, rows = _content(path, encoding), []
@@ -262,8 +320,9 @@ def _json_rows(path: Path, encoding: str) -> list[dict[str, Any]]:
         except ValueError as error:
             raise UserError(f"{path}{'' if is_list else f', line {line}'}: no JSON: {error}") from error
         rows += found if isinstance(found, list) else [found]
-    if (bad := next((at for at, row in enumerate(rows, start=1) if not isinstance(row, dict)), None)) is not None:
-        raise UserError(f'{path}, row {bad}: it is no object with named fields, such as {{"text": ...}}')
+    if (bad := next((at for at, row in enumerate(rows) if not isinstance(row, dict)), None)) is not None:
+        place = f"row {bad + 1}" if is_list else f"line {_lines(path, encoding)[bad]}"
+        raise UserError(f'{path}, {place}: it is no object with named fields, such as {{"text": ...}}')
     return rows
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ...errors import UserError
+from ...errors import UserError, abridged
 from ..task import SplitSizes, check_size, place, seeded_order
 from .source import SPLITS, Piece, Pieces, one_line
 
@@ -29,7 +29,32 @@ class NoLabel(BadRow):
 def bad_row(piece: Piece, number: int, error: ValueError) -> UserError:
     """The error of a row, which names it."""
     hint = f"; {piece.split_field} takes another split" if piece.split_field and isinstance(error, NoLabel) else ""
-    return UserError(f"{piece.name}, row {number}: {error}{hint}")
+    return UserError(f"{piece.name}, {piece.places()[number - 1]}: {error}{hint}")
+
+
+class BadRows(UserError):  # noqa: N818
+    """Rows of a piece that cannot be used: how many, and the first three.
+
+    Args:
+        piece: which.
+        wrong: what is wrong with each, by its number.
+    """
+
+    def __init__(self, piece: Piece, wrong: Mapping[int, ValueError]) -> None:
+        self.piece, self.wrong, rows = piece, wrong, len(piece.data)
+        self.are_all, places, first = len(wrong) == rows, piece.places(), min(wrong)
+        which = abridged([places[number - 1] for number in wrong], 3)
+        many = "; no other row can be used either" if self.are_all else f"; {len(wrong):,} of {rows:,} rows: {which}"
+        super().__init__(f"{bad_row(piece, first, wrong[first])}{many if len(wrong) > 1 else ''}")
+
+    def left_out(self, pieces: Pieces) -> Pieces:
+        """The pieces without these rows."""
+        found = dict(pieces)
+        for name, piece in pieces.items():
+            if piece.name == self.piece.name:
+                places, good = piece.places(), [row for row in range(len(piece.data)) if row + 1 not in self.wrong]
+                found[name] = replace(piece, data=piece.data.select(good), kept=[places[row] for row in good])
+        return Pieces(found, pieces.files)
 
 
 class Splits(dict[str, Any]):
@@ -38,14 +63,18 @@ class Splits(dict[str, Any]):
     Args:
         splits: `train`, `validation` and `test`.
         record: for the run: `files` with their sha256; the `rows` of all pieces, which are `examples` of each split,
-            `left_out` because another split has them, or `unused` because of the sizes that are asked for; how many are
-            `repeated`; of `classes`, the rows of each. Of conversations, the `format` of their columns; of `images`, a
-            digest for each piece.
+            `left_out` because another split has them, `unused` because of the sizes that are asked for, or `skipped`,
+            as they cannot be used; how many are `repeated`; of `classes`, the rows of each. Of conversations, the
+            `format` of their columns; of `images`, a digest for each piece.
     """
 
     def __init__(self, splits: Mapping[str, Any], record: Mapping[str, Any]) -> None:
         super().__init__(splits)
         self.record = dict(record)
+
+    def without(self, skipped: int) -> Splits:
+        """These splits, whose record counts rows that could not be used."""
+        return Splits(self, {**self.record, "rows": self.record["rows"] + skipped, "skipped": skipped})
 
 
 @dataclass(frozen=True)
@@ -95,14 +124,17 @@ class Prepared:
         )
 
     def keys(self, piece: Piece) -> list[bytes]:
-        """A digest of the example in each row of a piece; a UserError names the first row that cannot be used."""
-        found = []
+        """A digest of the example in each row of a piece; `BadRows` where some cannot be used."""
+        found, bad = [], {}
         for number, row in enumerate(piece.rows(self.columns), start=1):
             try:
                 key = self.key(row).encode("utf-8", "surrogatepass")
             except ValueError as error:
-                raise bad_row(piece, number, error) from error
+                bad[number] = error.with_traceback(None)
+                continue
             found.append(hashlib.blake2b(key, digest_size=16).digest())
+        if bad:
+            raise BadRows(piece, bad)
         return found
 
     def _finished(self, splits: Splits) -> Splits:
