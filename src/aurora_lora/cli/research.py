@@ -246,6 +246,7 @@ def report(
 def _report(runs: list[Path], html: Path | None, title: str | None, figures: Path | None) -> None:
     from aurora_lora.lab.report.page import write_figures, write_page
     from aurora_lora.lab.report.runs import load_sections
+    from aurora_lora.lab.report.single import single_tables
     from aurora_lora.lab.report.study import convergence_note, section_tables
 
     sections = load_sections(runs)
@@ -258,6 +259,6 @@ def _report(runs: list[Path], html: Path | None, title: str | None, figures: Pat
         for line in left_out:
             print(line)
     for section in sections if html is None and figures is None else ():
-        print_tables(section_tables(section))
+        print_tables([*section_tables(section), *single_tables(section)])
         if section.study is not None:
             stdout().print(convergence_note(section.scores))

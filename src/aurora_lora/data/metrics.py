@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -154,6 +155,26 @@ def classification_metrics(logits: ArrayLike, labels: ArrayLike, also: Collectio
         return dict.fromkeys(names, math.nan)
     with np.errstate(invalid="ignore"):
         return {name: float(computed[name](targets, scores.argmax(axis=1))) for name in names}
+
+
+def class_scores(labels: list[str], answers: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """How well each class, of all these `names`, is told, from the label and the answer of each example.
+
+    Returns:
+        `by_class`, of each its `precision`, `recall` and `f1`, from 0 to 1 (0 for one that is never answered, or has no
+        example), and its `examples`; and `confusion`, of each how often its examples got which answer.
+    """
+    with extra("train"):
+        from sklearn.metrics import precision_recall_fscore_support
+
+    each = precision_recall_fscore_support(labels, answers, labels=names, zero_division=0)
+    keys, columns = ("precision", "recall", "f1", "examples"), [one.tolist() for one in each[:3]]
+    columns.append([labels.count(name) for name in names])  # scikit-learn's own are no integers where none is right
+    confusion: dict[str, Counter[str]] = {name: Counter() for name in names}
+    for label, answer in zip(labels, answers, strict=True):
+        confusion[label][answer] += 1
+    by_class = {name: dict(zip(keys, own, strict=True)) for name, *own in zip(names, *columns, strict=True)}
+    return {"by_class": by_class, "confusion": confusion}
 
 
 def chance_levels(answers: Sequence[int]) -> dict[str, float]:

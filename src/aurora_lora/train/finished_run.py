@@ -29,7 +29,7 @@ from ..tuner.peft_names import CONFIG_NAME
 from . import recipe_files
 from .data import data_format
 from .kind_facts import TrainedWith
-from .publish import ADAPTER, DATA, LOGS, LORA, RECIPE, REFERENCE, RESULT, SPLITS, check_adapter
+from .publish import ADAPTER, DATA, LOGS, LORA, MISTAKES, RECIPE, REFERENCE, RESULT, SPLITS, check_adapter
 from .recipe import CHANGE_NOTHING, Precision, Recipe, RunRecipe, flatten, task_name, validate
 from .result_schema import RunResult, StudyRun
 
@@ -67,10 +67,12 @@ def build_result(
     chance: Levels | None = None,
     most_frequent: Levels | None = None,
     before: Mapping[str, float] | None = None,
+    **more: Any,
 ) -> Result:
     """The contents of result.json, in which these stand by their names (docs/recipe.md): `test` has the metrics of each
     form on each test set, `split` says whether the scores are of these or of `validation`; `train_s` seconds of steps,
-    added up over interruptions, in which `trained_examples` were seen; `peak_mb` MiB of one process."""
+    added up over interruptions, in which `trained_examples` were seen; `peak_mb` MiB of one process; `more` what only
+    some runs have."""
     return {
         "schema": SCHEMA,
         "recipe": recipe.resolved(),
@@ -96,6 +98,7 @@ def build_result(
         "time": {"train_s": round(train_s, 3), "samples_per_s": round(trained_examples / max(train_s, 1e-9), 2)},
         "memory": {"peak_mb": round(peak_mb, 1)},
         "epochs": epochs,
+        **files.finite_or_none(more),
         "versions": versions(),
         "git_commit": git_commit(),
         "model_commit": model_commit,
@@ -421,7 +424,7 @@ class FinishedRun:
     @property
     def written(self) -> list[Path]:
         """What the run left behind."""
-        names = (RECIPE, DATA, SPLITS, ADAPTER, LORA, LOGS, RESULT, REFERENCE)
+        names = (RECIPE, DATA, SPLITS, ADAPTER, LORA, LOGS, MISTAKES, RESULT, REFERENCE)
         return [self.folder / name for name in names if (self.folder / name).exists()]
 
 

@@ -29,6 +29,8 @@ SPLITS = "splits.json"
 """Which rows of the data each split holds, of tasks whose rows are known."""
 DATA = "data.json"
 """What data of the user's own was: the sha256 of its files among other things."""
+MISTAKES = "mistakes.json"
+"""Some examples of the first test set that got another answer than their label."""
 PROBE = "probe.safetensors"
 """The start of A by layer, what was found in all layers, from what, and the ranks; of methods that probe."""
 UPDATES, LEFT, RIGHT = "updates", "left", "right"
@@ -237,7 +239,7 @@ def check_recipe(folder: Path, recipe: RunRecipe) -> None:
     """
     path = folder / RECIPE
     if not path.exists():
-        for name in (*_MADE, CHECKPOINTS, DATA, SPLITS, *_OF_A_MODEL):
+        for name in (*_MADE, CHECKPOINTS, DATA, SPLITS, MISTAKES, *_OF_A_MODEL):
             if (folder / name).exists():
                 raise UserError(f"{folder} holds {name} but no {RECIPE}: choose another output folder")
     elif is_begun(folder):

@@ -62,6 +62,32 @@ class MetricFields(Section):
         return self
 
 
+class ClassScores(Section):
+    """How well a class is told."""
+
+    precision: Amount
+    recall: Amount
+    f1: Amount
+    examples: Count
+
+
+class Mistake(Section):
+    """An example with another answer than its label."""
+
+    example: str
+    label: str
+    answer: str
+    probability: Amount
+
+
+class Mistakes(Section):
+    """What `mistakes.json` holds."""
+
+    split: str
+    wrong: Count
+    examples: list[Mistake]
+
+
 class Parameters(Section):
     """What was trained, of how much."""
 
@@ -188,6 +214,9 @@ class RunResult(StudyRun):
     model_commit: str | None
     device: str
     processes: Annotated[Count, Field(gt=0)]
+    by_class: dict[str, ClassScores] = Field(default_factory=dict)
+    confusion: dict[str, dict[str, Count]] = Field(default_factory=dict)
+    losses: dict[Annotated[str, Field(pattern=r"^\d+$")], Score] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _says_how_many(self) -> RunResult:

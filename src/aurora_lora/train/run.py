@@ -9,9 +9,12 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
+import pandas as pd
 import torch
+from scipy.special import softmax
 from torch import Tensor, nn
 from transformers import (
     EarlyStoppingCallback,
@@ -25,6 +28,7 @@ from transformers import (
 
 from .. import files, termination
 from ..data import TASKS, SplitSizes
+from ..data.metrics import class_scores
 from ..data.models import MODELS, PretrainedHere, is_missing
 from ..data.own.split import Splits
 from ..deploy import InputStatistics, calibrate, export_lora, input_statistics
@@ -182,7 +186,9 @@ def _train(recipe: Recipe, folder: Path, make_callbacks: MakeCallbacks) -> tuple
         kept = None
         if rank := recipe.calibration.statistics:
             kept = input_statistics(model, own_share(data, recipe), rank=rank)
-        result = _scored(recipe, trainer, data, whole)
+        result, wrong = _scored(recipe, trainer, data, whole)
+        if wrong is not None:
+            on_main(lambda: files.write_json(folder / publish.MISTAKES, wrong))
         kind_of(data.task).finish(model, data)
         on_main(lambda: _write(recipe, folder, model, data, result, kept))
     return result, False
@@ -377,14 +383,32 @@ def score(recipe: Recipe, trainer: Trainer, data: Data, split: str, forms: Seque
     return scores
 
 
-def _scored(recipe: Recipe, trainer: Trainer, data: Data, whole: WholeCheckpoints) -> Result:
-    """The result of a trained run: every form scored on the validation split and the test sets, and what it took."""
+SHOWN = 10
+"""Wrong answers that a run keeps, the surest first."""
+
+
+def _scored(
+    recipe: Recipe, trainer: Trainer, data: Data, whole: WholeCheckpoints
+) -> tuple[Result, dict[str, Any] | None]:
+    """The result of a trained run: every form scored on the validation split and the test sets, and what it took; and
+    its mistakes, see `_answers`."""
     kind, task, ended = kind_of(data.task), data.task, trainer.state
     epochs = epochs_from_log(ended.log_history, kind.facts.metric_names(task))
     best = next(entry for entry in epochs if entry["step"] == ended.best_global_step)
     names = dict.fromkeys(("validation", *recipe.test_sets))
-    scored = {name: score(recipe, trainer, data, name, recipe.method.forms) for name in names}
-    return build_result(
+    outputs: list[Any] = []  # of each form on each split
+    metrics, forms, split = cast(Any, trainer.compute_metrics), recipe.method.forms, recipe.test_sets[0]
+
+    def kept(found: Any) -> Any:
+        outputs.append(found)
+        return metrics(found)
+
+    if options := kind.options(data, split):
+        trainer.compute_metrics = kept
+    scored = {name: score(recipe, trainer, data, name, forms) for name in names}
+    place = list(names).index(split) * len(forms) + forms.index(recipe.method.deployed_form)
+    by_class, wrong = _answers(data, split, options, outputs[place]) if options else ({}, None)
+    result = build_result(
         recipe,
         model_commit=models.commit_of(trainer.model),  # type: ignore[arg-type]
         metric=kind.reported(recipe.task),
@@ -410,7 +434,31 @@ def _scored(recipe: Recipe, trainer: Trainer, data: Data, whole: WholeCheckpoint
         labels=() if task.labels else data.labels,
         data=data.record,
         before=kind.before(recipe, trainer, data),
+        losses={str(entry["step"]): entry["loss"] for entry in ended.log_history if "loss" in entry},
+        **by_class,
     )
+    return result, wrong
+
+
+def _answers(
+    data: Data, split: str, options: Sequence[Sequence[str]], outputs: Any
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """What a run says of the answers to the examples of a split, by the outputs of its deployed form: `class_scores`,
+    where all examples have the same options, and the mistakes of which it was surest; neither where one is no number.
+    """
+    kind = kind_of(data.task)
+    scores = kind.by_option(outputs.predictions).astype("float64")
+    if np.isnan(scores).any():
+        return {}, None
+    chosen = {"label": outputs.label_ids, "answer": scores.argmax(1)}
+    named = {what: [some[int(one)] for some, one in zip(options, of, strict=True)] for what, of in chosen.items()}
+    found = pd.DataFrame({**named, "probability": softmax(scores, axis=1).max(1)})
+    wrong = found[found["label"] != found["answer"]]
+    shown = wrong.nlargest(SHOWN, "probability")
+    shown.insert(0, "example", [kind.example(data, split, place) for place in shown.index])
+    is_fixed = all(set(some) == set(options[0]) for some in options)
+    by_class = class_scores(named["label"], named["answer"], options[0]) if is_fixed else {}
+    return by_class, {"split": split, "wrong": len(wrong), "examples": shown.to_dict("records")}
 
 
 def _score_more(

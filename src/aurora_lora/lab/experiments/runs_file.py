@@ -23,8 +23,8 @@ from ...train.result_schema import StudyRun
 
 RUNS_FILE, RUNS = "runs.jsonl", "runs"
 """The file, and the folder of the runs' folders beside it."""
-LEFT_OUT = ("adapter_sha256", "lora_sha256", "versions", "device")
-"""Of a result: about files that are not there, and the machine."""
+LEFT_OUT = ("adapter_sha256", "lora_sha256", "versions", "device", "by_class", "confusion", "losses")
+"""Of a result: about files that are not there, the machine, and what only the report of a single run shows."""
 
 
 def read_runs(study: Path) -> dict[Path, Result]:

@@ -18,6 +18,7 @@ from .figures import about, literal, save
 from .measured import GAP, SIGMA, gap_figure, sigma_figure, trajectories, trajectories_figure
 from .run_figures import curves_figure, rank_figure, score_figure
 from .runs import Section
+from .single import single_tables
 from .study import convergence_note, section_tables
 from .tables import spread
 
@@ -200,6 +201,7 @@ def _section(section: Section) -> dict[str, Any]:
         "about": "" if section.study is None else f"{_tuning(section.study)} {convergence_note(section.scores)}",
         "answers": answers,
         "scores": scores,
+        "single": single_tables(section, full=True),
         "time": _times(section),
         "figures": [
             (f"{kind.title}: {one.of}" if one.of else kind.title, _svg(one.figure), kind.below(seeds))

@@ -282,9 +282,20 @@ class MultipleChoice(Kind):
     def metrics(self, data: Data, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         return choice_metrics(predictions, labels)
 
-    def answers_of(self, data: Data, split: str) -> Sequence[int]:
-        examples = data.splits[split]
-        return [len(examples[place]["choices"]) for place in range(len(examples))]
+    def options(self, data: Data, split: str) -> Sequence[Sequence[str]]:
+        """The options' keys in the prompt, or their texts."""
+        tokenizer, examples = cast(Any, data.processor), cast(Sequence[Example], data.splits[split])
+        return [
+            [key or tokenizer.decode(ids).strip() for key, ids in zip(one["keys"], one["choices"], strict=True)]
+            for one in examples
+        ]
+
+    def by_option(self, predictions: np.ndarray) -> np.ndarray:
+        return predictions[:, :, 0]
+
+    def example(self, data: Data, split: str, place: int) -> str:
+        """The prompt."""
+        return str(cast(Any, data.processor).decode(data.splits[split][place]["prompt"], skip_special_tokens=True))
 
     def reported(self, section: TaskSection) -> str:
         return "accuracy_generated" if section.scorer == "generated" else super().reported(section)

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -54,6 +54,11 @@ class ImageClassification(Classification):
         if isinstance(train := data.splits.get("train"), Images):
             given["callbacks"] = [*given["callbacks"], EpochOfImages(train)]
         return super().trainer(recipe, data, arguments, **given)
+
+    def example(self, data: Data, split: str, place: int) -> str:
+        """The image's file, or its row."""
+        found: str = cast(Images, data.fixed(split)).data[place]["image"]["path"]
+        return found or f"row {data.rows[split]['rows'][place]}" if data.rows else f"image {place}"
 
     def batch(
         self, processor: Any, texts: Sequence[Any], trained: TrainedWith

@@ -155,11 +155,20 @@ class Kind:
 
     def guessed(self, data: Data, split: str) -> dict[str, float]:
         """The metrics on a split of what takes no model: uniform guessing, where one can guess."""
-        return chance_levels(self.answers_of(data, split))
+        return chance_levels([len(some) for some in self.options(data, split)])
 
-    def answers_of(self, data: Data, split: str) -> Sequence[int]:
-        """How many answers there are to guess among for each example of a split; nothing where one does not guess."""
+    def options(self, data: Data, split: str) -> Sequence[Sequence[str]]:
+        """The names of the answers that there are for each example of a split; nothing where they have no names."""
         return ()
+
+    def by_option(self, predictions: np.ndarray) -> np.ndarray:
+        """The logits (examples, options) in what the trainer's prediction steps gave."""
+        return predictions
+
+    def example(self, data: Data, split: str, place: int) -> str:
+        """An example of a split, for people."""
+        row = cast(Texts, data.fixed(split)).data[place]
+        return "\n".join(row[column] for column in data.task.text_columns)
 
     def most_frequent(self, data: Data, split: str) -> dict[str, float]:
         """The metrics on a split of always answering with the class that most training examples have; nothing where
@@ -254,8 +263,8 @@ class Classification(HeadKind):
     def metrics(self, data: Data, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         return classification_metrics(predictions, labels, also=data.task.also)
 
-    def answers_of(self, data: Data, split: str) -> Sequence[int]:
-        return [len(data.labels)] * len(data.splits[split]) if data.labels else ()
+    def options(self, data: Data, split: str) -> Sequence[Sequence[str]]:
+        return [data.labels] * len(data.splits[split]) if data.labels else ()
 
     def most_frequent(self, data: Data, split: str) -> dict[str, float]:
         train, scored = (cast(Any, data.fixed(name)).targets() for name in ("train", split))
