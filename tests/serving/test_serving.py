@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 
+from aurora_lora import AuroraConfig, calibrate, export_lora
 from aurora_lora.deploy.gguf import GGUF_FORMATS
 from aurora_lora.deploy.stored import merge_stored
 from aurora_lora.files import read_json, write_json
@@ -25,13 +26,13 @@ pytestmark = [
 ]
 PROMPTS = [[7, 21, 3, 40, 12], [30, 2, 18], [11, 5, 29, 33, 8, 41, 16], [20, 9]]
 SHOWN, TOKENS = 40, 5
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
 def ask(script: str, **question: Any) -> Any:
     """What a script of this folder answers in the environment of the engines."""
     file = Path(__file__).with_name(f"ask_{script}.py")
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    given = {"input": json.dumps(question), "capture_output": True, "text": True, "env": environment}
+    given = {"input": json.dumps(question), "capture_output": True, "text": True, "env": ENVIRONMENT}
     run = subprocess.run([str(PYTHON), str(file)], **given)  # type: ignore[call-overload]
     answer = [line for line in run.stdout.splitlines() if line.startswith("ANSWER ")]
     assert answer, run.stdout[-2000:] + run.stderr[-2000:]
@@ -51,7 +52,8 @@ def distance(file: Path, model: Any) -> float:
     """Mean KL divergence of llama.cpp's next tokens from those of a model of Transformers, over the prompts: of the
     likeliest tokens, and the rest as one."""
     total = 0.0
-    for prompt, shown in zip(PROMPTS, ask("llama_cpp", model=str(file), prompts=PROMPTS, shown=SHOWN), strict=True):
+    answers = ask("llama_cpp", model=str(file), adapter=None, prompts=PROMPTS, tokens=1, shown=SHOWN)
+    for prompt, (shown,) in zip(PROMPTS, answers, strict=True):
         with torch.no_grad():
             expected = model(torch.tensor([prompt])).logits[0, -1].double().log_softmax(-1)
         theirs = torch.tensor(list(shown.values()), dtype=torch.float64)
@@ -97,6 +99,41 @@ def taught(model: Any) -> Any:
     return model.eval()
 
 
+def greedy(model: Any, prompts: list[list[int]]) -> list[list[int]]:
+    """The tokens with which a model of Transformers continues each prompt."""
+    options = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "do_sample": False}
+    return [model.generate(torch.tensor([prompt]), **options)[0, len(prompt) :].tolist() for prompt in prompts]
+
+
+def test_llama_cpp_serves_an_exported_adapter(tmp_path: Path) -> None:
+    gguf_llama.write(base := tmp_path / "base.gguf", "F32")
+    config = AuroraConfig(r=16, target_modules=PROJECTIONS, task_type="CAUSAL_LM")
+    model = taught(get_peft_model(gguf_llama.loaded(base), config))
+    data = [{"input_ids": sequences()} for _ in range(8)]
+    calibrate(model, data)
+    export_lora(model, tmp_path / "lora")
+    model.config.architectures = ["LlamaForCausalLM"]  # which a GGUF file does not tell
+    model.config.save_pretrained(tmp_path / "config")
+    converter = Path(str(PYTHON)).parents[1] / "llama.cpp" / "convert_lora_to_gguf.py"
+    command = [
+        str(PYTHON),
+        str(converter),
+        "--base",
+        str(tmp_path / "config"),
+        "--outfile",
+        str(tmp_path / "lora.gguf"),
+    ]
+    subprocess.run([*command, str(tmp_path / "lora")], check=True, env=ENVIRONMENT)
+    prompts = data[0]["input_ids"][:4, :4].tolist()
+    expected = greedy(model, prompts)
+    assert expected[0] == data[0]["input_ids"][0, 4 : 4 + TOKENS].tolist()
+    asked = {"model": str(base), "prompts": prompts, "tokens": TOKENS, "shown": 1}
+    answers = [ask("llama_cpp", adapter=file, **asked) for file in (str(tmp_path / "lora.gguf"), None)]
+    served, plain = ([[int(next(iter(token))) for token in tokens] for tokens in answer] for answer in answers)
+    assert served == expected
+    assert plain != expected
+
+
 # vLLM has no kernel for W8A16, NVFP4 and MXFP4 on a CPU
 @pytest.mark.parametrize("scheme", ["W4A16", "W4A16_ASYM", "W8A8", "FP8_DYNAMIC"])
 def test_vllm_gives_the_tokens_of_transformers(scheme: str, tmp_path: Path) -> None:
@@ -107,8 +144,7 @@ def test_vllm_gives_the_tokens_of_transformers(scheme: str, tmp_path: Path) -> N
     merge_stored(model, base, merged := tmp_path / "merged", data)
     written = test_compressed.loaded(merged)
     prompts = data[0]["input_ids"][:4, :4].tolist()
-    greedy = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "do_sample": False}
-    expected = [written.generate(torch.tensor([prompt]), **greedy)[0, 4:].tolist() for prompt in prompts]
+    expected = greedy(written, prompts)
     assert expected[0] == data[0]["input_ids"][0, 4 : 4 + TOKENS].tolist()
     found = ask("vllm", model=str(merged), prompts=prompts, tokens=TOKENS)
     same = sum(
