@@ -8,6 +8,8 @@ import pytest
 from sklearn.metrics import classification_report, confusion_matrix
 
 from aurora_lora.data.metrics import class_scores
+from aurora_lora.lab.report.page import figures_of
+from aurora_lora.lab.report.runs import load_sections
 
 
 @pytest.mark.parametrize(
@@ -82,3 +84,20 @@ def test_the_report_of_a_single_run(here: Path) -> None:
         done = own_runs.aurora(*command)
         assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
         assert "mistakes.json: wrong: 'many' is not allowed" in done.stderr
+
+
+def test_the_loss_curve_of_a_run(here: Path) -> None:
+    """By step, also of a run of fewer evaluations than learning curves need; the ring is at the best checkpoint."""
+    assert own_runs.train("classification", "run").exit_code == 0
+    section = load_sections([here / "run"])[0]
+    (result,) = section.results
+    assert list(result["losses"]) == [str(step) for step in range(1, result["epochs"][-1]["step"] + 1)]
+    half = [result["losses"][str(step)] for step in range(1, result["epochs"][0]["step"] + 1)]
+    assert sum(half) / len(half) == pytest.approx(result["epochs"][0]["train_loss"])
+    (made,) = next(made for kind, made in figures_of(section) if kind.name == "curves" and isinstance(made, list))
+    (loss,), (scores, ring) = (ax.lines for ax in made.figure.axes)
+    assert [*loss.get_xdata()] == [*map(int, result["losses"])]
+    assert [*loss.get_ydata()] == [*result["losses"].values()]
+    assert [*scores.get_xdata()] == [one["step"] for one in result["epochs"]]
+    assert [*scores.get_ydata()] == [100 * one["validation"]["accuracy"] for one in result["epochs"]]
+    assert ring.get_ydata() == [100 * result["metric"]["selected_by"]["value"]]

@@ -18,7 +18,7 @@ from .figures import about, literal, save
 from .measured import GAP, SIGMA, gap_figure, sigma_figure, trajectories, trajectories_figure
 from .run_figures import curves_figure, rank_figure, score_figure
 from .runs import Section
-from .single import single_tables
+from .single import loss_figure, single_tables
 from .study import convergence_note, section_tables
 from .tables import spread
 
@@ -49,6 +49,11 @@ class FigureKind(NamedTuple):
     def below(self, seeds: int) -> str:
         """What is said below a figure of runs with so many seeds."""
         return f"{self.of_seeds} {self.note}".strip() if seeds > 1 else self.note
+
+
+def _curves(section: Section) -> list[Made]:
+    (first, *more), losses = section.results, "losses"
+    return [Made(curves_figure(section.scores) if more or len(first.get(losses, ())) < 2 else loss_figure(first))]
 
 
 def _trajectories(section: Section) -> list[Made]:
@@ -97,7 +102,7 @@ KINDS = (
         "curves",
         "Learning curves",
         "Validation scores are those of the deployed form.",
-        lambda section: [Made(curves_figure(section.scores))],
+        _curves,
         MEAN,
     ),
     FigureKind(

@@ -1,17 +1,24 @@
-"""What the report of a single run has beside its scores: each class, the confusion of classes, and mistakes."""
+"""What the report of a single run has beside its scores: each class, the confusion of classes, mistakes, the loss."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ...data.metrics import metric_named
 from ...errors import abridged
 from ...field_errors import validated
 from ...files import read_json, reading
+from ...forms import CALIBRATED
 from ...text_table import TextTable
 from ...train.publish import MISTAKES, REFERENCE
 from ...train.result_schema import Mistakes
+from .figures import FORM_STYLES, fitted, panels
 from .runs import Section
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MOST_ROWS, MOST_COLUMNS, LETTERS = 20, 12, 100
 """Classes of a table, and answers beside each other; of the text of a mistake in a terminal."""
@@ -63,3 +70,30 @@ def _mistakes(path: Path, full: bool) -> list[TextTable]:
         short = text if full or len(text) <= LETTERS else f"{text[:LETTERS]}..."
         table.rows.append([short, one.label, one.answer, f"{100 * one.probability:.1f}"])
     return [table] if found.examples else []
+
+
+def loss_figure(result: dict[str, Any]) -> Figure:
+    """Training loss and validation score of a run by step, with a ring around the checkpoint that is deployed."""
+    chosen, evaluated = result["metric"]["selected_by"], result["epochs"]
+    metric = metric_named(chosen["name"])
+    look: dict[str, Any] = {"color": FORM_STYLES[CALIBRATED]["color"], "linewidth": 1.2}
+    figure, (above, below) = panels([], 4.8, rows=2)
+    losses = {int(step): math.nan if loss is None else loss for step, loss in result["losses"].items()}
+    scores = {one["step"]: one["validation"].get(metric.name) for one in evaluated}
+    known = {step: metric.scale * score for step, score in scores.items() if score is not None}
+    above.plot([*losses], [*losses.values()], **look)
+    below.plot([*known], [*known.values()], marker="o", markersize=4, **look)
+    best = [one["step"] for one in evaluated if one["epoch"] == chosen["epoch"] and one["step"] in known]
+    ring: dict[str, Any] = {
+        "marker": "o",
+        "markersize": 9,
+        "color": "#000000",
+        "fillstyle": "none",
+        "linestyle": "none",
+    }
+    below.plot(best, [known[step] for step in best], **ring)
+    above.set_ylabel("training loss")
+    below.set_ylabel(fitted(f"validation {metric.axis}", 2.0))
+    below.set_xlabel("step; the ring is what is deployed")
+    below.sharex(above)
+    return figure
