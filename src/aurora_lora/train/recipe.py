@@ -277,7 +277,7 @@ class OwnFields(BaseModel):
     """Where the data is, and which columns are what. Only for the tasks of `OWN`, such as `classification`."""
 
     data: str | None = None
-    """A file (.csv, .tsv, .json, .jsonl, .parquet, .arrow), a folder, or a data set of the hub (`owner/name`)."""
+    """A file (.csv, .tsv, .xlsx, .json, .jsonl, .parquet, .arrow), a folder, or a data set of the hub, `owner/name`."""
     validation_data: str | None = None
     """The same for validation; where neither it nor a split of `data` gives it, a share of the training rows."""
     test_data: str | None = None
@@ -294,6 +294,8 @@ class OwnFields(BaseModel):
     """The same for validation; also `valid`, `val` and `dev` are looked for."""
     test_split: str | None = None
     """The same for the test."""
+    decimal_comma: bool | None = None
+    """Of CSV and Excel files: `3,5` is 3.5."""
     skip_bad_rows: bool | None = None
     """Leave out rows without a text or label and others that cannot be used, and count them."""
     text: Columns | None = None

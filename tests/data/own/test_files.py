@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 from own_rows import ALL, REVIEWS, TEXT, save_images, write_csv
@@ -19,6 +20,7 @@ FORMATS: dict[str, Callable[[Path], object]] = {
     "semicolons.CSV": lambda path: write_csv(path, ";"),
     "rows.jsonl": lambda path: path.write_text("\n".join(map(json.dumps, REVIEWS)), encoding="utf-8"),
     "rows.jsonl.gz": lambda path: path.write_bytes(gzip.compress("\n".join(map(json.dumps, REVIEWS)).encode())),
+    "rows.xlsx": lambda path: pandas.DataFrame(REVIEWS).to_excel(path, index=False),
     "rows.parquet": lambda path: Dataset.from_list(REVIEWS).to_parquet(path),
     "saved": lambda path: Dataset.from_list(REVIEWS).save_to_disk(path),
 }
@@ -44,7 +46,7 @@ def test_json_stays_what_it_is(tmp_path: Path) -> None:
 
 
 BROKEN = {
-    "fields.csv": ('text,label\n"a\n\na",x\nb,y,z\n', r"fields\.csv, line 5: 3 fields, not 2 as above"),
+    "fields.csv": ('text,label\n"a\n\na",x\nb,y,z\n', r"fields\.csv, line 5: it has more fields than the header"),
     "line.jsonl": ('{"text": "a"}\n{"text": }\n', r"line\.jsonl, line 2: no JSON: "),
     "list.json": ('[{"text": "a"}, 3]', r"list\.json, row 2: it is no object"),
     "three.jsonl": ('{"text": "a"}\n\n3', r"three\.jsonl, line 3: it is no object"),
@@ -88,6 +90,40 @@ def test_rows_that_cannot_be_used_are_left_out_and_counted(tmp_path: Path) -> No
     (tmp_path / "test.jsonl").write_text('{"text": "", "label": "a"}\n{"text": "another", "label": "c"}\n')
     with pytest.raises(UserError, match=r"^test\.jsonl, line 2: the label 'c' is in no row"):
         OWN["classification"].load(OwnData("rows.jsonl", test_data="test.jsonl", skip_bad_rows=True), TEXT, ALL, 0)
+
+
+def test_decimal_commas(tmp_path: Path) -> None:
+    """Of numbers alone, where they are said to be there; else the error names the option."""
+    rows = "".join(f"3,{n} or 4;{'-' * (n % 2)}{n},25\n" for n in range(12))
+    (tmp_path / "rows.csv").write_text(f"text;label\n{rows}")
+    splits = OWN["regression"].load(OwnData("rows.csv", decimal_comma=True), TEXT, ALL, 0)
+    found = {row["text"]: row["label"] for split in splits.values() for row in split}
+    assert found == {f"3,{n} or 4": (-1) ** n * (n + 0.25) for n in range(12)}
+    with pytest.raises(UserError, match=r"line 2: the label '0,25' is no number: task\.decimal_comma=true reads"):
+        OWN["regression"].load(OwnData("rows.csv"), TEXT, ALL, 0)
+
+
+@pytest.mark.parametrize("how", ["link", "link by configs", "state", "splits"])
+def test_a_folder_takes_no_rows_from_outside(how: str, tmp_path: Path) -> None:
+    """Neither by a link nor by what its own files name."""
+    Dataset.from_list(REVIEWS).save_to_disk(tmp_path / "secret")
+    write_csv(tmp_path / "secret.csv")
+    data = tmp_path / "data"
+    if "link" in how:
+        data.mkdir()
+        (data / "train.csv").symlink_to(tmp_path / "secret.csv")
+        if "configs" in how:
+            (data / "README.md").write_text("---\nconfigs:\n- {config_name: a, data_files: train.csv}\n---\n")
+    elif how == "state":
+        Dataset.from_list(REVIEWS).save_to_disk(data)
+        state = json.loads((data / "state.json").read_text())
+        name = state["_data_files"][0]["filename"]
+        (data / "state.json").write_text(json.dumps({**state, "_data_files": [{"filename": f"../secret/{name}"}]}))
+    else:
+        data.mkdir()
+        (data / "dataset_dict.json").write_text('{"splits": ["../secret"]}')
+    with pytest.raises(UserError, match=r"train\.csv is a link|takes rows from .*secret.* not in it"):
+        open_data(OwnData("data"))
 
 
 def test_a_folder_of_files_is_read_by_the_splits_in_their_names(tmp_path: Path) -> None:

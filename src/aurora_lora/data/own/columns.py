@@ -129,7 +129,8 @@ def number(value: Any) -> float:
     try:
         found = float("_" if isinstance(value, str) and "_" in value else value)  # which Python takes between digits
     except (TypeError, ValueError):
-        raise BadRow(f"the label {value!r:.40} is no number") from None
+        hint = ": task.decimal_comma=true reads decimal commas" if re.fullmatch(r"\W?\d*,\d+", str(value)) else ""
+        raise BadRow(f"the label {value!r:.40} is no number{hint}") from None
     if not abs(found) <= _MOST:
         raise BadRow(f"the label {value} is not finite, or beyond {_MOST:.1e}, where float32 ends")
     return found

@@ -47,7 +47,8 @@ class OwnKind:
         while True:
             try:
                 splits = self.prepare(pieces, columns, None, **form).split(sizes, split_seed)
-                return splits.without(skipped) if skipped else splits
+                splits.record |= {"skipped": skipped, "rows": splits.record["rows"] + skipped} if skipped else {}
+                return splits
             except BadRows as error:
                 if error.are_all:
                     hint = f"; {cells.IS_CLASSIFICATION}" if self.name == "regression" else ""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import ArgumentError, UserError, abridged
 from ...extras import extra
-from ...files import expanded, file_digest, is_path, parse_json
+from ...files import check_links, expanded, file_digest, is_path, parse_json
 from ..hub import HubData
 from ..loading import NO_CODE, cause_of, reason
 from ..vision import IMAGE_FILES, UNREAD, as_files
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import datasets
 
 FORMATS = dict.fromkeys((".csv", ".tsv", ".tab"), "csv") | dict.fromkeys((".json", ".jsonl", ".ndjson"), "json")
-FORMATS |= {".parquet": "parquet", ".arrow": "arrow", ".txt": "text"}
+FORMATS |= {".parquet": "parquet", ".arrow": "arrow", ".txt": "text", ".xlsx": "excel"}
 """The formats of files, by their suffix; before one of `PACKED`, too."""
 PACKED = (".gz", ".bz2", ".xz", ".zip")
 SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
@@ -51,6 +51,7 @@ class OwnData:
     train_split: str | None = None
     validation_split: str | None = None
     test_split: str | None = None
+    decimal_comma: bool | None = None
     skip_bad_rows: bool | None = None
 
     @property
@@ -115,14 +116,9 @@ class Pieces(dict[str, Piece]):
             for field, column in ((field, name) for field, names in columns.items() for name in names):
                 if column not in there:
                     has = abridged([f"{name!r:.40}" for name in there])
-                    first = any(re.fullmatch(r"[-+\d.,]+", name) or _stands_in(name, piece) for name in there)
-                    hint = ": is its first line no header? Write one above, such as text,label" if first else ""
+                    is_row = _format(Path(piece.name)) == "csv" and any(name in piece.data[name][:] for name in there)
+                    hint = ": is its first line no header? Write one above, such as text,label" if is_row else ""
                     raise UserError(f"task.{field}: {piece.name} has no column '{column}' (it has {has}){hint}")
-
-
-def _stands_in(name: str, piece: Piece) -> bool:
-    """Whether the name of a column is a value of it as well, as where a table has no header."""
-    return getattr(piece.data.features[name], "dtype", "").endswith("string") and name in piece.data.unique(name)
 
 
 # ---------------------------------------------------------------- splits
@@ -132,22 +128,22 @@ def open_data(own: OwnData) -> Pieces:
     """Open the data; a UserError where it cannot be found, read or understood, or has not a split that is asked for."""
     files: dict[str, str] = {}
     main = _open(own, own.data, "data", files)
-    found, by_name = {"train": _split_of(main, own.data, "train", own.train_split, own.encoding)}, set()
+    found, by_name = {"train": _split_of(main, own.data, "train", own.train_split)}, set()
     for name, source in (("validation", own.validation_data), ("test", own.test_data)):
         wanted = getattr(own, f"{name}_split")
         if source is not None:
-            found[name] = _split_of(_open(own, source, f"{name}_data", files), source, name, wanted, own.encoding)
+            found[name] = _split_of(_open(own, source, f"{name}_data", files), source, name, wanted)
         elif wanted is not None:
-            found[name] = _split_of(main, own.data, name, wanted, own.encoding)
+            found[name] = _split_of(main, own.data, name, wanted)
         elif len(main) > 1 and any(each in main for each in SPLITS[name]):
-            found[name] = _split_of(main, own.data, name, None, own.encoding)
+            found[name] = _split_of(main, own.data, name, None)
             by_name.add(name)
     for name, piece in sorted(found.items(), key=lambda one: one[0] not in by_name):
         if any(piece.data is other.data for key, other in found.items() if key != name):
             if name not in by_name:
                 raise UserError(f"task.{name}_split: {piece.name} is another split already")
             del found[name]  # one that is found by its name gives way to the split that is asked for
-    return Pieces(found, files)
+    return Pieces({name: replace(piece, encoding=own.encoding) for name, piece in found.items()}, files)
 
 
 def open_given(given: str, own: OwnData | None = None, name: str = "train", split: str | None = None) -> Pieces:
@@ -163,21 +159,19 @@ def open_given(given: str, own: OwnData | None = None, name: str = "train", spli
     own = own or OwnData(given)
     named = filter(None, (own.data, own.validation_data, own.test_data))
     if expanded(given) not in map(expanded, named):  # up to `./` and a slash at the end
-        own = OwnData(given, encoding=own.encoding)
+        own = OwnData(given, encoding=own.encoding, decimal_comma=own.decimal_comma)
     files: dict[str, str] = {}
     try:
         found = _open(own, given, "data", files)
         recipes = getattr(own, f"{name}_split")
-        piece = _split_of(found, given, name, split or (recipes if recipes in found else None), own.encoding)
+        piece = _split_of(found, given, name, split or (recipes if recipes in found else None))
     except UserError as error:
         said = re.sub(r"^task\.(\w+): ", lambda field: "`split`: " if "split" in field[1] else "", str(error))
         raise ArgumentError(said.replace("task.encoding", "`encoding`")) from error
-    return Pieces({name: replace(piece, split_field=None)}, files)
+    return Pieces({name: replace(piece, split_field=None, encoding=own.encoding)}, files)
 
 
-def _split_of(
-    source: Mapping[str, datasets.Dataset], given: str, name: str, wanted: str | None, encoding: str | None
-) -> Piece:
+def _split_of(source: Mapping[str, datasets.Dataset], given: str, name: str, wanted: str | None) -> Piece:
     """The split that is asked for, or the one that is called so, or the only one."""
     names = SPLITS[name] if wanted is None else (wanted,)
     chosen = next((each for each in names if each in source), None)
@@ -190,7 +184,7 @@ def _split_of(
         raise UserError(f"{title} has no rows")
     path = expanded(given)
     folder = path.parent if path.is_file() else path if path.is_dir() else None
-    return Piece(source[chosen], title, folder, None if name == "train" else field, encoding)
+    return Piece(source[chosen], title, folder, None if name == "train" else field)
 
 
 # ---------------------------------------------------------------- reading
@@ -220,7 +214,7 @@ def _open(own: OwnData, given: str, field: str, files: dict[str, str]) -> Any:
             if _format(path) is None:
                 raise UserError(f"task.{field}: {given}: '{path.suffix}' is not one of {', '.join(FORMATS)}")
             files[given] = file_digest(path)
-            return {"train": _read([path], own.encoding)}
+            return {"train": _read([path], own)}
         if path.is_dir():
             files[given] = folder_digest(path)
             return _read_folder(path, own)
@@ -239,31 +233,36 @@ def _format(path: Path) -> str | None:
     return FORMATS.get(Path(name).suffix.lower())
 
 
-def _read(paths: Sequence[Path], encoding: str | None) -> Any:
+def _read(paths: Sequence[Path], own: OwnData) -> Any:
     """The rows of files of one format, one after the other."""
     with extra("train"):
         import datasets
         import pandas
-    kind, named = _format(paths[0]), encoding or UTF_8
+    kind, named = _format(paths[0]), own.encoding or UTF_8
     if kind == "parquet":
         return datasets.Dataset.from_parquet([str(path.absolute()) for path in paths])
     if kind == "arrow":
         return datasets.concatenate_datasets([datasets.Dataset.from_file(str(path.absolute())) for path in paths])
-    if kind == "csv":
+    if kind in ("csv", "excel"):
         # nothing is guessed: `007`, `NA` and `1e3` stay what they are
-        plain: dict[str, Any] = {"dtype": str, "keep_default_na": False, "index_col": False, "encoding": named}
+        plain: dict[str, Any] = {"dtype": str, "keep_default_na": False}
         tables = []
         for path in paths:
             with one_line(path):
+                if kind == "excel":
+                    tables += [one for one in pandas.read_excel(path, sheet_name=None, **plain).values() if len(one)]
+                    continue
                 try:
-                    tables.append(pandas.read_csv(path, sep=separator_of(path, named), **plain))
-                except pandas.errors.ParserError:  # whose lines are none where a text has line breaks
+                    csv_file = {"sep": separator_of(path, named), "index_col": False, "encoding": named}
+                    tables.append(pandas.read_csv(path, **csv_file, **plain))
+                except pandas.errors.ParserError as error:  # which does not count the line breaks within texts
                     (_, header), *records = _records(path, named)
-                    for line, fields in records:
-                        if len(fields) > (most := len(header)):
-                            raise UserError(f"{path}, line {line}: {len(fields)} fields, not {most} as above") from None
+                    for line in (line for line, fields in records if len(fields) > len(header)):
+                        raise UserError(f"{path}, line {line}: it has more fields than the header") from error
                     raise
-        return datasets.Dataset.from_pandas(pandas.concat(tables, ignore_index=True), preserve_index=False)
+        table = pandas.concat(tables, ignore_index=True)
+        table = table.replace(r"^\s*([-+]?\d*),(\d+)\s*$", r"\1.\2", regex=True) if own.decimal_comma else table
+        return datasets.Dataset.from_pandas(table, preserve_index=False)
     if kind == "text":
         texts = [line for path in paths for line in _content(path, named).rstrip("\n").split("\n")]
         return datasets.Dataset.from_dict({"text": texts})
@@ -331,8 +330,12 @@ def _read_folder(path: Path, own: OwnData) -> Any:
     with extra("train"):
         import datasets
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        saved = datasets.load_from_disk(str(path)).with_format(None)
-        return saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+        saved: Any = datasets.load_from_disk(str(path), keep_in_memory=False).with_format(None)
+        saved = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+        for file in (Path(one["filename"]).resolve() for split in saved.values() for one in split.cache_files):
+            if not file.is_relative_to(path.resolve()):
+                raise UserError(f"{path} takes rows from {file}, which is not in it: put the file itself there")
+        return saved
     card = path / "README.md"
     if card.is_file() and re.search(r"(?m)^configs:", card.read_text("utf-8", "replace")):
         return datasets.load_dataset(str(path), own.config, **NO_CODE)
@@ -348,7 +351,7 @@ def _read_folder(path: Path, own: OwnData) -> Any:
         several = f"files of several formats ({', '.join(sorted(formats))}): name one" if formats else "no files"
         raise UserError(f"{path} has {several} of {', '.join(FORMATS)}, or images")
     by_split = _by_split([file for file, kind in tables.items() if kind in formats], path)
-    return {name: _read(some, own.encoding) for name, some in by_split.items()}
+    return {name: _read(some, own) for name, some in by_split.items()}
 
 
 def _images_by_class(folder: Path, images: Sequence[Path]) -> Mapping[str, datasets.Dataset]:
@@ -395,8 +398,9 @@ def sha256_of(given: str) -> str | None:
 
 def folder_digest(folder: Path, files: Sequence[Path] | None = None) -> str:
     """sha256 over the names and contents of a folder's files, or of some of them; hidden ones, such as caches, are left
-    out."""
+    out. A UserError for a link that leads out of the folder."""
     digest = hashlib.sha256()
+    check_links(folder)
     for path in files_of(folder) if files is None else files:
         digest.update(f"{path.relative_to(folder).as_posix()}\0{file_digest(path)}\n".encode())
     return digest.hexdigest()

@@ -72,10 +72,6 @@ class Splits(dict[str, Any]):
         super().__init__(splits)
         self.record = dict(record)
 
-    def without(self, skipped: int) -> Splits:
-        """These splits, whose record counts rows that could not be used."""
-        return Splits(self, {**self.record, "rows": self.record["rows"] + skipped, "skipped": skipped})
-
 
 @dataclass(frozen=True)
 class Prepared:
