@@ -1,13 +1,15 @@
 """Figures of a set of runs: the series that are drawn, their labels and units."""
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from aurora_lora.errors import UserError
 from aurora_lora.forms import STATIC
-from aurora_lora.lab.report.figures import FORM_STYLES, GREY, about, colour, style
+from aurora_lora.lab.report.figures import FORM_STYLES, GREY, about, colour, new_figure, save, style
 from aurora_lora.lab.report.run_figures import curves_figure, rank_figure, score_figure
 from aurora_lora.lab.report.runs import Section
 from aurora_lora.lab.report.tables import half_interval
@@ -118,3 +120,22 @@ def test_a_method_has_one_colour() -> None:
     assert colour("AuroRA paper r=2 (static)") == colour("aurora-paper", STATIC) == FORM_STYLES[STATIC]["color"]
     assert colour("ours") == GREY
     assert len({colour(name) for name in ("aurora", "lora", "dora", "moslora", "pissa", "bitfit", "vera", "full")}) == 8
+
+
+def test_a_saved_svg_has_letters_lines_and_marks_in_any_viewer(tmp_path: Path) -> None:
+    """Plain ones have no fonts, draw no line without an opacity, and a glyph that is empty as the one before it."""
+    figure, [ax] = new_figure(1, 3, 2)
+    ax.plot([0, 1], [0, 1], "o-", color=GREY, markerfacecolor="white")
+    ax.plot([0, 1], [1, 0], color=GREY, alpha=0.5)
+    ax.set_title("a b")
+    save(figure, tmp_path / "lines")
+    svg = (tmp_path / "lines.svg").read_text()
+    assert "<text" not in svg
+    assert svg.count("<use") >= 2 + len("ab")
+    empty = re.findall(r'<path id="([^"]+)" transform=[^>]*/>', svg)
+    assert len(empty) == 1
+    assert f'"#{empty[0]}"' not in svg
+    styles = [style for style in re.findall(r'style="([^"]*)"', svg) if "stroke: #" in style]
+    assert len(styles) > 4
+    assert all("stroke-opacity: " in style for style in styles)
+    assert any(style.rpartition("stroke-opacity: ")[2].startswith("0.5") for style in styles)

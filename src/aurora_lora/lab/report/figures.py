@@ -172,7 +172,16 @@ def save(figure: Figure, path: Path) -> list[Path]:
     for ending in (".png", ".svg"):
         target = path.with_name(path.name + ending)  # a name may have dots: a learning rate
         # without a salt the names within an SVG are random
-        with new_file(target) as partial, matplotlib.rc_context({"svg.hashsalt": path.name, "svg.fonttype": "none"}):
+        with new_file(target) as partial, matplotlib.rc_context({"svg.hashsalt": path.name, "svg.fonttype": "path"}):
             literal(figure).savefig(partial, format=ending[1:], metadata={"Date": None} if ending == ".svg" else None)
+            if ending == ".svg":
+                partial.write_text(for_any_viewer(partial.read_text(encoding="utf-8")), encoding="utf-8")
         written.append(target)
     return written
+
+
+def for_any_viewer(svg: str) -> str:
+    """An SVG of matplotlib, as ImageMagick draws it, too: lines have an opacity, and no space is an empty glyph."""
+    for space in re.findall(r'<path id="(\S+)" transform=', svg):
+        svg = re.sub(f' *<use xlink:href="#{space}".*\n', "", svg)
+    return re.sub(r"\b(stroke: #\w{6})", r"\1; stroke-opacity: 1", svg)
