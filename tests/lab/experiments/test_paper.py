@@ -10,6 +10,7 @@ from aurora_lora.diffusion.recipe import SubjectRecipe
 from aurora_lora.lab.experiments.plan import shapes
 from aurora_lora.lab.experiments.recipes import load_any
 from aurora_lora.lab.experiments.reproduce import Reproduction, prepare
+from aurora_lora.train.recipe import examples_of_a_step
 
 PRINTED = {"85.8M": 85.8e6, "303.3M": 303.3e6, "581K": 581e3, "1.57M": 1.57e6, "239K": 239e3, "480K": 480e3}
 PRINTED |= {"74K": 74e3, "197K": 197e3, "-": 0}
@@ -61,7 +62,7 @@ def test_table_11() -> None:
     ):
         found = recipe(f"table1/{name}")
         training = found.training
-        settings = (training.epochs, training.learning_rate, training.batch_size, found.task.max_length)
+        settings = (training.epochs, training.learning_rate, examples_of_a_step(training), found.task.max_length)
         assert settings == (epochs, rate, batch, length)
 
 

@@ -21,8 +21,8 @@ from .reproduce import Reproduction
 
 ESTIMATES = "Memory and time are estimates from shapes"
 LESS = (
-    "Smaller training.batch_size with more gradient_accumulation_steps, training.gradient_checkpointing=true or "
-    "training.precision=bf16 need less."
+    "A tenth of a GPU's memory is CUDA's. Smaller training.batch_size with more gradient_accumulation_steps, "
+    "training.gradient_checkpointing=true or training.precision=bf16 need less."
 )
 
 
