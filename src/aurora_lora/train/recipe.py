@@ -160,6 +160,8 @@ class TrainingSection(Section):
     gradient_accumulation_steps: Size = 1
     max_grad_norm: Number = 1.0
     """0 switches clipping off."""
+    class_weights: Literal["balanced"] | None = None
+    """Classification: `balanced` counts an example in the training loss by how rare its class is, 1 on average."""
     precision: Precision = "fp32"
     """Of the computation, and of the weights that are not trained; what is trained is kept in fp32."""
     gradient_checkpointing: bool = False
@@ -545,6 +547,9 @@ class Recipe(RunRecipe):
         if wanted is not None and wanted not in known:
             given = f"{wanted!r} is no metric of the validation scores of {self.task.name}"
             raise below(f"training.select_by: {given} (allowed: {', '.join(map(repr, known))})")
+        if self.training.class_weights is not None and not self.task.kind.name.endswith("classification"):
+            why = f"is for classification alone, not {self.task.kind.name}"
+            raise below(f"training.class_weights: {self.training.class_weights!r} {why}")
         if not self.base.computes_in(self.training.precision):
             why = "computes in 16 bits alone: set training.precision to bf16 or fp16"
             raise below(f"model.attention: {self.base.attention!r} {why}")

@@ -13,8 +13,9 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
+from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import cross_entropy, linear
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, Trainer
 
 from ...data.metrics import chance_levels, classification_metrics, multi_label_metrics, regression_metrics
@@ -255,10 +256,30 @@ class HeadKind(Kind):
         raise NotImplementedError
 
 
+class WeightedTrainer(RecipeTrainer):
+    """`RecipeTrainer` with a weight (classes,) for the cross-entropy of each example, by its label."""
+
+    weights: Tensor
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, *args: Any, **kwargs: Any) -> Any:
+        outputs, labels = model(**inputs), inputs["labels"]
+        losses = cross_entropy(outputs.logits.float(), labels, self.weights.to(labels.device), reduction="none")
+        return (losses.mean(), outputs) if return_outputs else losses.mean()
+
+
 class Classification(HeadKind):
     """Integer labels; cross-entropy."""
 
     facts = CLASSIFICATION
+
+    def trainer(self, recipe: Recipe, data: Data, arguments: dict[str, Any], **given: Any) -> Trainer:
+        if recipe.training.class_weights is None:
+            return super().trainer(recipe, data, arguments, **given)
+        trainer = WeightedTrainer(recipe, args=Arguments(**arguments), **self.of_data(data), **given)
+        labels = cast(Any, trainer.train_dataset).targets()
+        there, trainer.weights = np.unique(labels), torch.ones(len(data.labels))  # which not all may have an example of
+        trainer.weights[there] = torch.tensor(compute_class_weight("balanced", classes=there, y=labels)).float()
+        return trainer
 
     def metrics(self, data: Data, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         return classification_metrics(predictions, labels, also=data.task.also)
