@@ -19,6 +19,7 @@ from .. import files
 from ..data import TASKS, Task
 from ..data.dreambooth import DREAMBOOTH
 from ..data.metrics import Metric, chance_levels, in_order, metric_named
+from ..data.own.kinds import OWN
 from ..deploy.report import as_text
 from ..errors import ArgumentError, FormError, UserError, counted
 from ..field_errors import validated
@@ -30,7 +31,7 @@ from . import recipe_files
 from .data import data_format
 from .kind_facts import TrainedWith
 from .publish import ADAPTER, DATA, LOGS, LORA, MISTAKES, RECIPE, REFERENCE, RESULT, SPLITS, check_adapter
-from .recipe import CHANGE_NOTHING, Precision, Recipe, RunRecipe, flatten, task_name, validate
+from .recipe import CHANGE_NOTHING, Precision, Recipe, RunRecipe, flatten, own_source, task_name, validate
 from .result_schema import RunResult, StudyRun
 
 MERGE_NOTE = "aurora_merge.json"
@@ -456,7 +457,7 @@ class TrainedRun(FinishedRun):
         if given or self.task.text_columns:
             return given or {"text": self.task.text_columns}
         form = data_format(self.folder)
-        return {} if form is None else {"format": (form,)}
+        return {} if form is None else {**own_source(OWN["chat"], dict(self.recipe.task))[1], "format": (form,)}
 
     @property
     def trained_with(self) -> TrainedWith:

@@ -144,7 +144,7 @@ def evaluate_file(
     own, columns = own_source(kind, dict(section))
     own = own if encoding is None else replace(own, encoding=encoding)
     columns |= {name: given for name, given in run.columns.items() if name == "format"}
-    prompt: dict[str, Any] = {"form": section.prompt} if section.prompt else {}
+    prompt: dict[str, Any] = {"form": section.prompt} if kind.facts.get("prompt_forms") else {}
     ready = kind.prepare(open_given(data, own, TEST), columns, run.labels, **prompt)
     piece = ready.pieces[TEST]
     rows = len(ready.keys(piece))  # refuses a row that cannot be used, by its number

@@ -310,7 +310,14 @@ class OwnFields(BaseModel):
     options: Columns | None = None
     """Of `choices`: a column with a list, or one column an option."""
     answer: Columns | None = None
-    """Of `choices`: the right option, by its text, its letter, its column, or its number from 0."""
+    """Of `choices`: the right option, by its text, its letter, its column, or its number from 0. Of `chat`: the column
+    with the completions."""
+    messages: Columns | None = None
+    """Of `chat`: the column with the messages."""
+    message_keys: Columns | None = None
+    """Of `chat`: what messages call their role and their content."""
+    roles: Columns | None = None
+    """Of `chat`: what messages call user, assistant and system."""
     image: Columns | None = None
     """Of `images`: the column with the images, where they are no files in folders by class."""
 
@@ -320,14 +327,14 @@ def own_source(kind: OwnKind, values: Mapping[str, Any]) -> tuple[OwnData, dict[
     have their defaults."""
     source: dict[str, Any] = {name: values.get(name) for name in OwnData.__dataclass_fields__}
     source["data"] = source["data"] or "data"
-    return OwnData(**source), {name: values.get(name) or default for name, default in kind.columns.items()}
+    return OwnData(**source), {name: _names(values.get(name)) or default for name, default in kind.columns.items()}
 
 
 def check_own(fields: OwnFields, kind: OwnKind) -> None:
     """Raise a UserError, which begins with the field, where the data or their columns do not make a task of a kind."""
     if fields.data is None:
         raise UserError("data: this field must be given: a file, a folder, or a data set of the hub (owner/name)")
-    columns: dict[str, tuple[str, ...]] = {field: getattr(fields, field) or () for field in kind.columns}
+    columns = own_source(kind, dict(fields))[1]
     for field, names in columns.items():
         if len(names) > (most := kind.several.get(field, 1)) or len(set(names)) < len(names):
             raise UserError(f"{field}: it takes {'one column' if most == 1 else f'up to {most} columns, each once'}")
@@ -359,7 +366,7 @@ class TaskSection(OwnFields, Section):
     """Which of the task's test sets to score; `null`: all."""
     prompt: str | None = None
     """Multiple choice: `instruction`, LLM-Adapters' form, or `cloze`, where the choice goes on with the text.
-    `null`: `cloze`; of `commonsense` `instruction`."""
+    `null`: `cloze`; of `commonsense` `instruction`. Of `chat`: the column with the prompts."""
     scorer: Literal["choices", "generated"] | None = None
     """Multiple choice: by the likelihood of the choices, or by what the model writes as well (test sets only), which
     needs `prompt: instruction`. `null`: `choices`."""
@@ -414,7 +421,7 @@ class TaskSection(OwnFields, Section):
             "test_size": task.sizes.test,
             "test_sets": task.test_sets,
             **facts_of(task).defaults(task),
-            **(OWN[name].columns if name in OWN else {}),
+            **({field: own for field, own in OWN[name].columns.items() if own} if name in OWN else {}),
         }
         return {**data, **{field: value for field, value in defaults.items() if data.get(field) is None}}
 

@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 from own_rows import load
 
-from aurora_lora.data.own.chat import Question, format_of, question_of
+from aurora_lora.data.own.chat import Question, as_ours, format_of, question_of
 from aurora_lora.data.own.source import Piece
 from aurora_lora.errors import UserError
 
@@ -96,3 +96,42 @@ def test_of_several_turns_the_last_answer_is_asked_for() -> None:
     turns = [{"role": role, "content": f"{role} {n}"} for n in (1, 2) for role in ("user", "assistant")]
     for row in ({"messages": turns}, {"messages": [*turns, {"role": "user", "content": "thanks"}]}):
         assert question_of(row) == Question(row["messages"][:3] if len(row["messages"]) == 4 else row["messages"])
+
+
+NAMES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "columns": (
+        {"prompt": ("question",), "answer": ("reply",)},
+        {"question": "How many?", "reply": "{n}", "prompt": "x", "messages": "y"},
+        {"prompt": "How many?", "completion": "{n}"},
+    ),
+    "keys and roles": (
+        {"messages": ("turns",), "message_keys": ("speaker", "says"), "roles": ("client", "agent", "rules")},
+        {"turns": [{"speaker": one, "says": f"{one} {{n}}"} for one in ("rules", "client", "agent")], "text": "x"},
+        {
+            "messages": [
+                {"role": role, "content": f"{one} {{n}}"}
+                for role, one in (("system", "rules"), ("user", "client"), ("assistant", "agent"))
+            ]
+        },
+    ),
+    "roles of ShareGPT's": (
+        {"roles": ("q", "a")},
+        {"conversations": [{"from": "q", "value": "How many?"}, {"from": "a", "value": "{n}"}]},
+        {"messages": [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "{n}"}]},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NAMES)
+def test_columns_keys_and_roles_of_other_names(case: str) -> None:
+    """In training, and where a row is to be answered."""
+    columns, given, expected = NAMES[case]
+    rows = [json.loads(json.dumps(given).replace("{n}", str(n))) for n in range(20)]
+    splits = load("chat", rows, columns)
+    wanted = [json.loads(json.dumps(expected).replace("{n}", str(n))) for n in range(20)]
+    found = [{name: row[name] for name in expected} for split in splits.values() for row in split]
+    assert sorted(map(str, found)) == sorted(map(str, wanted))
+    asked = question_of(as_ours(rows[7], columns), splits.record["format"])
+    assert asked == (wanted[7]["prompt"] if case == "columns" else Question(wanted[7]["messages"][:-1]))
+    with pytest.raises(UserError, match=r"task\.prompt: rows\.jsonl has no column 'queston'"):
+        load("chat", rows, {"prompt": ("queston",)})

@@ -23,6 +23,8 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "text": ("text",),
 }
 """The columns by which a format is known. TRL's are `messages`, `prompt` with `completion`, and `text`."""
+NAMED = {"messages": "messages", "prompt": "prompt", "answer": "completion"}
+"""The columns that fields of a recipe's task give other names."""
 FURTHER = ("input", "system", "tools", "chat_template_kwargs")
 """Columns that go with them, where they are there: Alpaca's, and those that TRL gives to the template."""
 SHAREGPT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "observation": "tool"}
@@ -43,6 +45,21 @@ class Question:
 
 
 # ---------------------------------------------------------------- a row
+
+
+def as_ours(row: Row, columns: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """A row with our columns, keys and roles in place of those that the fields of a recipe's task name."""
+    row = {**row, **{NAMED[one]: row[columns[one][0]] for one in NAMED if columns.get(one) and columns[one][0] in row}}
+    keys = dict(zip(columns.get("message_keys", ()), ("role", "content"), strict=False))
+    roles = dict(zip(columns.get("roles", ()), ("user", "assistant", "system"), strict=False))
+
+    def message(one: Any) -> Any:
+        found = {keys.get(key, key): value for key, value in one.items()} if isinstance(one, Mapping) else one
+        for key in ("role", "from") if roles and isinstance(one, Mapping) else ():
+            found |= {key: roles.get(str(found[key]), found[key])} if key in found else {}
+        return found
+
+    return {name: list(map(message, value)) if isinstance(value, list) else value for name, value in row.items()}
 
 
 def conversation(row: Row, form: str) -> dict[str, Any]:
@@ -97,7 +114,8 @@ def _message(given: Any, where: str) -> dict[str, Any]:
         one = {"role": SHAREGPT.get(one["from"], one["from"]), "content": one.get("value")}
     if one.get("role") not in ROLES:
         role = f"the role {one['role']!r:.40}" if "role" in one else "no role"
-        raise BadRow(f"{where} has {role}: the roles are {', '.join(ROLES)}")
+        others = "; task.roles and task.message_keys name others"
+        raise BadRow(f"{where} has {role}: the roles are {', '.join(ROLES)}{others}")
     said = one.get("content")
     if isinstance(said, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in said):
         said = "".join(str(part.get("text") or "") for part in said)  # most templates leave such parts out
@@ -152,11 +170,21 @@ def question_of(row: Row, trained: str | None = None) -> Question | str:
 
 def prepare_chats(pieces: Pieces, columns: Mapping[str, Sequence[str]], labels: Any = None) -> Prepared:
     """Conversations that become TRL's columns `messages`, `prompt` and `completion`, or `text`, with `tools` and
-    `chat_template_kwargs` where there are any, and `row`, the number in the source. `columns` is empty, or has the
-    `format` of those that a finished run has learned. A UserError where a piece has none, or of another format."""
+    `chat_template_kwargs` where there are any, and `row`, the number in the source. `columns` has what `as_ours` reads,
+    and the `format` that a finished run has learned. A UserError where a piece has none, or another."""
     with extra("train"):
         from datasets import Features, Json, List, Value
-    trained = next(iter(columns.get("format", ())), None)
+    given = {name: tuple(columns[name]) for name in NAMED if columns.get(name)}
+    pieces.check_columns(given)
+    ours = {old: NAMED[name] for name, (old,) in given.items()}
+
+    def renamed(name: str, piece: Piece) -> Any:
+        other = set(ours.values()).intersection(piece.data.column_names) - set(ours)
+        return piece.data.remove_columns(list(other)).rename_columns(ours)
+
+    pieces = pieces.changed(renamed)
+    wanted = "messages" if "messages" in given else "prompt" if given else None
+    trained = next(iter(columns.get("format", ())), wanted)
     found = {name: format_of(piece, trained) for name, piece in pieces.items()}
     form = trained or found[next(iter(found))]
     for name, other in found.items():
@@ -173,7 +201,7 @@ def prepare_chats(pieces: Pieces, columns: Mapping[str, Sequence[str]], labels: 
 
     def key(row: Row) -> str:
         """Who says what and calls which tools, whatever else messages have and in whatever order."""
-        shown = conversation(row, form)
+        shown = conversation(as_ours(row, columns), form)
         template_options(row)
         said: list[Any] = []
         for _, value in sorted(shown.items()):
@@ -188,7 +216,10 @@ def prepare_chats(pieces: Pieces, columns: Mapping[str, Sequence[str]], labels: 
         def made(row: Row) -> dict[str, Any]:
             options = template_options(row)
             more = {"tools": without_none(options.pop("tools", None)), "chat_template_kwargs": without_none(options)}
-            return {**conversation(row, form), **{name: more[name] or None for name in more if name in there}}
+            return {
+                **conversation(as_ours(row, columns), form),
+                **{name: more[name] or None for name in more if name in there},
+            }
 
         of = {name: List(Json()) if isinstance(one, list) else Value("string") for name, one in made(split[0]).items()}
         of |= {name: kind for name, kind in (("tools", List(Json())), ("chat_template_kwargs", Json())) if name in of}
@@ -217,6 +248,7 @@ def format_of(piece: Piece, trained: str | None = None) -> str:
     if not found:
         raise UserError(
             f"{piece.name} has no conversations: it has the columns {', '.join(map(repr, there))}, and would need "
-            "messages; prompt and completion; text; instruction and output (Alpaca's); or conversations (ShareGPT's)"
+            "messages; prompt and completion; text; instruction and output (Alpaca's); or conversations (ShareGPT's): "
+            "task.messages, or task.prompt and task.answer, name others"
         )
     return trained if trained in found else found[0]

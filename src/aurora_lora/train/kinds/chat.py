@@ -19,7 +19,7 @@ from ...chat_template import template_options, without_none
 from ...data.loading import plainly, reason
 from ...data.metrics import chat_metrics
 from ...data.own import columns as cells
-from ...data.own.chat import Question, question_of
+from ...data.own.chat import Question, as_ours, question_of
 from ...deploy.inputs import evaluated, plain_model
 from ...errors import ArgumentError, UserError, one_line
 from ...extras import extra
@@ -172,7 +172,7 @@ class Chat(Kind):
             if len(named) > 1:
                 raise ArgumentError(f"`columns`: {', '.join(named)} are too many: a language model is asked one text")
             return cells.text(row[named[0]], named[0])
-        return question_of(_plain(row), *columns.get("format", ()))
+        return question_of(as_ours(_plain(row), columns), *columns.get("format", ()))
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
