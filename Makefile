@@ -8,7 +8,7 @@ TEST_JOBS ?= 2
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo   fine-tune a real model with AuroRA, calibrate, merge, predict (about 4 minutes)"
+	@echo "make demo   fine-tune a real model with AuroRA, calibrate, merge, predict (about 2 minutes)"
 	@echo "make test   run the tests"
 	@echo "make fuzz   draw more than 20,000 hostile inputs and kill runs, into results/reliability and docs/ (about 10 minutes)"
 	@echo "make serving   merged models in llama.cpp and vLLM, in an environment of their own (3 GB, about 5 minutes)"
