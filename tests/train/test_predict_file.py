@@ -5,24 +5,30 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 
+from aurora_lora.errors import ArgumentError
 from aurora_lora.train.kinds import KINDS
 from aurora_lora.train.predicting import predict_file
 
 
 def lines(folder: Path, file: str) -> list[dict[str, Any]]:
     """What is written of a file, of which nothing is known beside its columns."""
+    return [json.loads(line) for line in written(folder, file, "answers.jsonl").splitlines()]
+
+
+def written(folder: Path, file: str, output: str, **answer: Any) -> str:
     predictor: Any = SimpleNamespace(
         kind=KINDS["multi-label"],
         columns={},
         data=None,
         processor=None,
         folder=folder / "run",
-        answers_to=lambda texts, batch_size: [{"text": text} for text in texts],
+        answers_to=lambda texts, batch_size: [{"text": text, **answer} for text in texts],
     )
-    predict_file(predictor, str(folder / file), folder / "answers.jsonl")
-    return [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    predict_file(predictor, str(folder / file), folder / output)
+    return (folder / output).read_text(encoding="utf-8")
 
 
 def test_classes_in_a_list_are_written_by_their_names(tmp_path: Path) -> None:
@@ -37,3 +43,13 @@ def test_classes_in_a_list_are_written_by_their_names(tmp_path: Path) -> None:
         {"text": "a", "labels": ["bad", "good"], "meta": {"label": "bad"}, "scores": []},
         {"text": "b", "labels": [], "meta": {"label": None}, "scores": None},
     ]
+
+
+def test_the_answers_to_csv_are_csv(tmp_path: Path) -> None:
+    """With the separator of the file."""
+    (tmp_path / "rows.csv").write_text('text;labels\n"a; ""b""\nc";007\nä;\n', encoding="utf-8")
+    assert written(tmp_path, "rows.csv", "out.csv", labels=["x", "y"], cut_at=3) == (
+        'text;labels;predicted_labels;cut_at\n"a; ""b""\nc";007;"[""x"", ""y""]";3\nä;;"[""x"", ""y""]";3\n'
+    )
+    with pytest.raises(ArgumentError, match=r"out\.tsv: answers are JSON lines, or CSV where FILE is"):
+        written(tmp_path, "rows.csv", "out.tsv")

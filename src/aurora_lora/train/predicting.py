@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pandas
 import torch
 import transformers
 from torch import nn
@@ -17,11 +18,12 @@ from .. import files
 from ..data.loading import NO_CODE, plainly
 from ..data.own.columns import text as text_in
 from ..data.own.kinds import OWN
-from ..data.own.source import FORMATS, OwnData, open_given
+from ..data.own.source import FORMATS, UTF_8, OwnData, open_given, separator_of
 from ..data.own.split import BadRow, bad_row
 from ..data.vision import as_files
 from ..deploy.export import DTYPES
 from ..errors import ArgumentError, FormError, NotFiniteError, UserError, check_count
+from ..files import expanded
 from ..values import check_finite
 from . import BATCH_SIZE
 from .data import in_batches
@@ -45,6 +47,7 @@ from .run import load_trained_model
 
 LINES = (".jsonl", ".ndjson")
 """What a file with a line of JSON for each row may be called, of the suffixes that tell a format."""
+CSV = tuple(ending for ending, kind in FORMATS.items() if kind == "csv")
 
 
 @dataclass(frozen=True)
@@ -226,9 +229,10 @@ def check_answers_file(file: Path | str, output: Path, overwrite: bool = False) 
         raise ArgumentError(f"`output`: {output} is the file that is read: choose another")
     if output.is_dir():
         raise ArgumentError(f"`output`: {output} is a folder: name a file, such as {output / 'answers.jsonl'}")
-    if output.suffix.lower() in FORMATS.keys() - {*LINES, ".txt"}:
+    ending = output.suffix.lower()
+    if ending in FORMATS.keys() - {*LINES, ".txt"} and not (Path(file).suffix.lower() == ending in CSV):
         raise ArgumentError(
-            f"`output`: {output}: answers are written as lines of JSON: name it {output.with_suffix(LINES[0])}"
+            f"`output`: {output}: answers are JSON lines, or CSV where FILE is: name it {output.with_suffix(LINES[0])}"
         )
     if output.exists() and not overwrite:
         raise ArgumentError(f"{output} is there already: choose another file, or `overwrite` replaces it")
@@ -246,13 +250,13 @@ def predict_file(
     overwrite: bool = False,
     step: Callable[[int, int], None] = lambda done, of: None,
 ) -> Written:
-    """Write a line of JSON for each row of a file: its columns, and the answer, `predicted_X` where X is one of them,
-    and `predicted_X_2` where that is one, too.
+    """Write a line of JSON, or a row of CSV, for each row of a file: its columns, and the answer, `predicted_X` where X
+    is one of them, and `predicted_X_2` where that is one, too.
 
     Args:
         predictor: what answers.
         file: what `task.data` may be: .csv, .tsv, .json, .jsonl, .parquet or .arrow, a folder, a data set of the hub.
-        output: .jsonl, which has its place when the last row is answered; see `check_answers_file`.
+        output: .jsonl, or .csv where `file` is; has its place when the last row is answered; see `check_answers_file`.
         columns: the columns with the texts or images, or with the question and then the options, where they are not
             those that the run was trained on.
         encoding: of a text file; None is that of the data that the run was trained on.
@@ -276,7 +280,7 @@ def predict_file(
     own = predictor.data or OwnData(file)
     own = own if encoding is None else replace(own, encoding=encoding)
     piece = open_given(file, own, split=split)["train"]
-    rows, cut = as_files(piece.data), []
+    rows, cut, table = as_files(piece.data), [], []
 
     def free(name: str, row: Mapping[str, Any]) -> str:
         names = (name, f"predicted_{name}", *(f"predicted_{name}_{at}" for at in range(2, len(row) + 2)))
@@ -306,10 +310,19 @@ def predict_file(
                     said = {free(name, row): value for name, value in answer.items() if name != "text"}
                     shown = {name: _shown(value, rows.features[name], number) for name, value in row.items()}
                     line = files.finite_or_none({**shown, **said})
-                    out.write(json.dumps(line, ensure_ascii=False, allow_nan=False, default=str) + "\n")
+                    said = {name: _in_json(one) if isinstance(one, list | dict) else one for name, one in line.items()}
+                    table += [said] if output.suffix.lower() in CSV else []
+                    out.write("" if table else _in_json(line) + "\n")
                     cut += [answer["cut_at"]] if "cut_at" in answer else []
                 step(places[-1] + 1, len(rows))
+            if table:
+                separator = separator_of(expanded(file), own.encoding or UTF_8)
+                pandas.DataFrame(table, dtype=object).to_csv(out, sep=separator, index=False)
     return Written(piece.name, len(rows), len(cut), cut[0] if cut else None)
+
+
+def _in_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, default=str)
 
 
 def _shown(value: Any, feature: Any, number: int) -> Any:
