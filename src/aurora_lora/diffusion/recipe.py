@@ -169,6 +169,8 @@ class SubjectRecipe(RunRecipe):
             why = "it works at the steps of Transformers' Trainer"
         elif method.looks or wants_probe(method.options):
             why = "before the training it needs a loss on labels, and there are none"
+        elif method.start_from is not None:
+            why = "`from` goes on from adapters of classifiers and language models alone"
         if why is not None:
             raise PydanticCustomError(
                 "below", "{why}", {"why": f"name: {method.name!r} with these options is not allowed: {why}"}

@@ -66,11 +66,13 @@ class Method:
         name: how recipes and results call it.
         options: those that it is bound to, defaults filled in.
         fields: the options that there are, and what is checked of them.
+        start_from: the folder of an adapter, or of its run, to go on from; in a recipe `from`.
     """
 
     name: str
     options: Options = field(default_factory=dict, kw_only=True)
     fields: type[Fields] = field(default=Fields, kw_only=True)
+    start_from: str | None = field(default=None, kw_only=True)
     looks: ClassVar[bool] = False
     """Whether `looked` or `prepare` takes something from training data."""
 

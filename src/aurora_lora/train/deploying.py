@@ -379,7 +379,15 @@ def _make_public(run: TrainedRun, folder: Path) -> None:
         data: Any = card.data
         data.base_model = None
         data.tags = [tag for tag in data.tags or () if not tag.startswith("base_model:")]
-    named_there = (section.data, section.validation_data, section.test_data, section.teacher, section.chat_template)
+    start = run.recipe.method.start_from
+    named_there = (
+        start,
+        section.data,
+        section.validation_data,
+        section.test_data,
+        section.teacher,
+        section.chat_template,
+    )
     paths = {path for path in (model, *named_there) if path and path not in MODELS and is_path(path)}
     text = str(card)
     for path in sorted({*paths, *(str(expanded(path)) for path in paths)}, key=len, reverse=True):

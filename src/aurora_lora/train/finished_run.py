@@ -507,7 +507,7 @@ def as_run(run: TrainedRun | Path | str) -> TrainedRun:
 
 
 PLACES = (
-    *("model", "model.name", "model.revision"),
+    *("model", "model.name", "model.revision", "method.from"),
     *("task.teacher", "task.data", "task.validation_data", "task.test_data", "task.revision"),
     *("vae", "task.images", "scores.clip", "scores.dino"),
 )

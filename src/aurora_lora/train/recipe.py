@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
 
@@ -117,8 +118,13 @@ def _bound(given: Any) -> Method:
     options = dict(given) if isinstance(given, Mapping) else {"name": given}
     if not isinstance(name := options.pop("name", None), str):
         raise below(f"name: {name!r} is not allowed: it must be the name of a method")
+    if (start := options.pop("from", None)) is not None and not isinstance(start, str):
+        raise below(f"from: {start!r} is not allowed: it must be the folder of an adapter or of its run")
     try:
-        return get_method(name).bind(options)
+        method = get_method(name).bind(options)
+        if start and not (isinstance(method, PeftMethod) and method.base_use == "frozen"):
+            raise ValueError(f"from: {name} is no adapter of PEFT on a base that stays as it is")
+        return replace(method, start_from=start)
     except (ValueError, TypeError) as error:
         raise below(one_line(error)) from error
 
@@ -126,7 +132,9 @@ def _bound(given: Any) -> Method:
 BoundMethod = Annotated[
     Method,
     PlainValidator(_bound),
-    PlainSerializer(lambda method: {"name": method.name, **method.options}),
+    PlainSerializer(
+        lambda method: {"name": method.name, **method.options, **({"from": one} if (one := method.start_from) else {})}
+    ),
     type[LowRank],  # so that an error knows where `r` belongs
 ]
 """In a recipe and in results the name of a method and its options beside that; else the method bound to them."""

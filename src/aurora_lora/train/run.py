@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 import torch
+from peft import PeftConfig, load_peft_weights, set_peft_model_state_dict
 from scipy.special import softmax
 from torch import Tensor, nn
 from transformers import (
@@ -28,6 +29,7 @@ from transformers import (
 
 from .. import files, termination
 from ..data import TASKS, SplitSizes
+from ..data.loading import plainly
 from ..data.metrics import class_scores
 from ..data.models import MODELS, PretrainedHere, is_missing
 from ..data.own.split import Splits
@@ -38,9 +40,11 @@ from ..forms import CALIBRATED, FORMS
 from ..methods import Sample, count_parameters
 from ..methods.aurora import AuroraMethod
 from ..methods.base import edit_config, plain_method_errors
-from ..methods.parameters import is_head, marked_random
+from ..methods.options import added_fields
+from ..methods.parameters import check_loaded, is_head, marked_random
 from ..methods.start import wants_probe
 from ..methods.targets import check_modules
+from ..tuner.peft_names import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from ..values import check_finite
 from . import card, models, publish
 from .data import Data, check_data, check_files, keep_data, notes, with_record
@@ -59,7 +63,7 @@ from .finished_run import (
 from .kinds import kind_of
 from .models import Processor
 from .probing import start_for
-from .recipe import Recipe, divide, epochs_of, examples_of_a_step, load_recipe, steps_of, validate
+from .recipe import Recipe, differences, divide, epochs_of, examples_of_a_step, load_recipe, steps_of, validate
 from .recipe_files import dump
 from .trainer import (
     CalibrationCallback,
@@ -126,6 +130,9 @@ def train(recipe: Recipe | Path | str, output: Path | str, *, make_callbacks: Ma
 def trained_on(recipe: Recipe) -> list[str]:
     """The tasks that a model trained by a recipe has seen, those of its base model first."""
     earlier = merge_note(files.expanded(recipe.model)).get("trained_on", [])
+    before = files.expanded(recipe.method.start_from or "")
+    if recipe.method.start_from and (before / publish.RECIPE).is_file():
+        earlier = [*earlier, load_run(before).recipe.task_title]
     return list(dict.fromkeys([*earlier, recipe.task_title]))
 
 
@@ -314,7 +321,43 @@ def _new_model(recipe: Recipe, base: Any, data: Data, checkpoints: Path) -> nn.M
     model = models.make_model(wanted, base, kept=checkpoints)
     if start is not None:
         start.align(model)
+    if recipe.method.start_from is not None:
+        _go_on(recipe, model, data)
     return model
+
+
+NO_OTHER_ADAPTER = ("calibrated", "eval_form", "modules_to_save")
+"""Fields of a configuration that do not change what the weights of its adapter are."""
+
+
+def _go_on(recipe: Recipe, model: Any, data: Data) -> None:
+    """Give a new model the weights of the adapter that its method goes on from; a UserError where that is another."""
+    path = files.expanded(recipe.method.start_from or "")
+    run = load_run(path) if (path / publish.RECIPE).is_file() else None
+    folder, own = path if run is None else path / publish.ADAPTER, model.peft_config["default"]
+    for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
+        if not (folder / name).is_file():
+            raise UserError(f"method.from: {folder} holds no adapter: it has no {name}")
+    models.check_floats(folder)
+    with plainly(f"method.from: {folder} cannot be gone on from"):
+        saved, names = PeftConfig.from_pretrained(str(folder)), added_fields(type(own))
+        kept = [name for name in names if not name.startswith("init") and name not in NO_OTHER_ADAPTER]
+        there, here = (
+            {name: sorted(found) if isinstance(found := getattr(one, name, None), set) else found for name in kept}
+            | {"method": one.peft_type.value}
+            for one in (saved, own)
+        )
+        if run is not None:
+            there |= {"model": run.recipe.model, "labels": run.labels}
+            here |= {"model": recipe.model, "labels": data.labels}
+        if found := differences(there, here):
+            raise UserError(f"method.from: {folder} is another adapter; they differ in {', '.join(found)}")
+        weights = load_peft_weights(str(folder), device="cpu")
+        check_loaded(model, set_peft_model_state_dict(model, weights), folder)
+        check_finite(weights.items(), f"method.from: {folder} cannot be gone on from")
+    if data.scale is not None:  # its head gives numbers in their own units
+        mean, deviation = data.scale
+        kind_of(data.task).finish(model, replace(data, scale=(-mean / deviation, 1 / deviation)))
 
 
 def own_share(data: Data, recipe: Recipe) -> list[dict[str, Tensor]]:
