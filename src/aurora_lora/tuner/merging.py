@@ -68,10 +68,10 @@ def check_takes_merge(base: nn.Module, backend: QuantizationBackend | None) -> N
         )
     if backend is None:
         base.state_dict()  # FSDP2's hook there puts a weight that is gathered for a forward pass back into shards
-    if hasattr(getattr(base, "weight", None), "full_tensor"):
+    if any(hasattr(getattr(base, "weight", None), name) for name in ("full_tensor", "ds_id")):
         raise NotImplementedError(
-            "The base weight is sharded (a DTensor): save the adapter, load it over an unsharded base model, and "
-            "merge there (docs/trainers.md)."
+            "The base weight is sharded (by FSDP2 or DeepSpeed's ZeRO-3): save the adapter, load it over an unsharded "
+            "base model, and merge there (docs/trainers.md)."
         )
 
 
