@@ -13,7 +13,8 @@ from fuzzing.hostile import same
 from fuzzing.world import World
 
 NAMES = (
-    *("configurations", "recipes and overrides", "studies", "data files", "command lines"),
+    *("configurations", "recipes and overrides", "studies", "data files", "chat data files", "data folders"),
+    "command lines",
     *("adapter folders", "run folders", "shown and pushed", "answered files", "model folders", "checkpoints"),
 )
 
@@ -28,7 +29,7 @@ def layers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, runne
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", [*NAMES[:5], *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[5:])])
+@pytest.mark.parametrize("name", [*NAMES[:7], *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[7:])])
 def test_no_traceback_and_nothing_wrong_is_accepted(layers: dict[str, runner.Layer], name: str) -> None:
     tally = runner.run(layers[name], layers[name].small)
     assert not tally.failures, "\n".join(tally.failures.values())

@@ -1,12 +1,14 @@
-"""Layers of values and texts: configurations, recipes with their overrides, studies, data files."""
+"""Layers of values and texts: configurations, recipes with their overrides, studies, data files and folders."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from typing import Any
 
 import torch
+from datasets import Dataset
 from hypothesis import strategies as st
 from peft import get_peft_model
 from torch import nn
@@ -283,6 +285,100 @@ def check_data(world: World, ending: str, data: bytes) -> Verdict:
     return "accepted"
 
 
+# ---------------------------------------------------------------- conversations and folders
+
+SAID = st.sampled_from(("hello", "It is 4.", "", " ")) | hostile.scalars
+MESSAGE = st.fixed_dictionaries(
+    {"role": st.sampled_from(("user", "assistant", "system", "client")) | hostile.scalars, "content": SAID},
+    optional={"from": SAID, "value": SAID, "tool_calls": hostile.values, "speaker": SAID},
+)
+TALK = st.lists(MESSAGE, max_size=3) | hostile.values
+CHAT = st.fixed_dictionaries(
+    {},
+    optional=dict.fromkeys(("messages", "conversations", "dialog"), TALK)
+    | dict.fromkeys(("prompt", "completion", "question", "text", "instruction", "output", "system"), SAID | TALK)
+    | {"tools": hostile.values, "chat_template_kwargs": hostile.values},
+)
+GOOD_CHAT = [
+    {"messages": [{"role": "user", "content": f"{n} + 1?"}, {"role": "assistant", "content": f"It is {n + 1}."}]}
+    for n in range(20)
+]
+NAMES = (
+    *("task.prompt=question", "task.answer=text", "task.messages=dialog", "task.message_keys=[speaker, value]"),
+    *("task.roles=[client, assistant]", "task.skip_bad_rows=true"),
+)
+
+
+def check_chat(world: World, rows: list[Any], good: bool, given: list[str]) -> Verdict:
+    """Conversations that are accepted have an answer, or are texts."""
+    path = world.folder / "chats.jsonl"
+    lines = [json.dumps(row, ensure_ascii=True, default=str) for row in [*(GOOD_CHAT if good else ()), *rows]]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    try:
+        recipe = load_any("chat", [f"task.data={path}", f"model={world.model}", *given])
+        splits = recipe.task.definition.load_splits(SplitSizes(None, None, None), 0)
+    except UserError as error:
+        _one_line(error)
+        return "refused"
+    for row in (row for split in splits.values() for row in split):
+        messages = row.get("messages") or row.get("completion")
+        answered = [one for one in messages if one["role"] == "assistant"] if isinstance(messages, list) else [row]
+        if not answered:
+            raise SilentError("a conversation without an answer")
+    return "accepted"
+
+
+FILES = {
+    "train.csv": b"text,label\n" + b"".join(b"film %d,%d\n" % (n, n % 2) for n in range(30)),
+    "test.csv": b"text,label\na last film,1\nanother,0\n",
+    "train.jsonl": b"\n".join(b'{"text": "line %d", "label": "%d"}' % (n, n % 2) for n in range(30)),
+    "README.md": b"---\nconfigs:\n- {config_name: a, data_files: train.csv}\n---\n",
+    "out.md": b"---\nconfigs:\n- {config_name: a, data_files: ../secret.csv}\n---\n",
+    "state.json": b'{"_data_files": [{"filename": "../secret.arrow"}], "_fingerprint": "a", "_format_type": null}',
+    "dataset_info.json": b'{"features": {"text": {"dtype": "string", "_type": "Value"}}}',
+    "dataset_dict.json": b'{"splits": ["../saved"]}',
+    "0.png": b"\x89PNG\r\n\x1a\n",
+}
+PLACES = ("", "train/", "test/", "data/", "cat/", ".hidden/", "a b/")
+FILE = st.tuples(
+    st.sampled_from(PLACES),
+    st.sampled_from(sorted(FILES)),
+    st.sampled_from(("", "", "", "link", "cut", "zeros", "folder")),
+)
+
+
+def check_folder(world: World, files: list[tuple[str, str, str]]) -> Verdict:
+    """A folder that is accepted gives no row of the files beside it."""
+    folder = world.folder / "own"
+    shutil.rmtree(folder, ignore_errors=True)
+    data = folder / "data"
+    data.mkdir(parents=True)
+    secret = "text,label\n" + "".join(f"secret {n},{n % 2}\n" for n in range(30))
+    (folder / "secret.csv").write_text(secret, encoding="utf-8")
+    Dataset.from_csv(str(folder / "secret.csv")).save_to_disk(folder / "saved")
+    shutil.copy(next((folder / "saved").glob("*.arrow")), folder / "secret.arrow")
+    for place, name, how in files:
+        path, content = data / place / name.replace("out.md", "README.md"), FILES[name]
+        if path.exists() or path.is_symlink() or not (path.parent.is_dir() or not path.parent.exists()):
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if how == "link":
+            path.symlink_to(folder / "secret.csv")
+        elif how == "folder":
+            path.mkdir()
+        else:
+            path.write_bytes({"cut": content[: len(content) // 2], "zeros": bytes(len(content))}.get(how, content))
+    try:
+        recipe = load_any("classification", [f"task.data={data}", f"model={world.model}"])
+        splits = recipe.task.definition.load_splits(SplitSizes(None, None, None), 0)
+    except UserError as error:
+        _one_line(error)
+        return "refused"
+    if any("secret" in text for split in splits.values() for text in split["text"]):
+        raise SilentError("a row from outside the folder")
+    return "accepted"
+
+
 def layers(world: World) -> dict[str, Layer]:
     """The layers of this file."""
     return {
@@ -317,5 +413,21 @@ def layers(world: World) -> dict[str, Layer]:
             lambda given: check_data(world, *given),
             full=1500,
             small=100,
+        ),
+        "chat data files": Layer(
+            "conversations in any format, with other names, roles and values than they should have",
+            "has an answer in each conversation",
+            st.tuples(st.lists(CHAT, max_size=3), st.booleans(), st.lists(st.sampled_from(NAMES), max_size=3)),
+            lambda given: check_chat(world, *given),
+            full=600,
+            small=20,
+        ),
+        "data folders": Layer(
+            "files, links and folders in a folder of data",
+            "gives no row from outside the folder",
+            st.lists(FILE, min_size=1, max_size=4),
+            lambda given: check_folder(world, given),
+            full=600,
+            small=20,
         ),
     }
