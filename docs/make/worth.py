@@ -40,7 +40,7 @@ def main_answers(summaries: Mapping[str, Mapping[str, Any]]) -> Figure:
     for study, row in ROWS.items():
         if study in summaries:
             rows[row] = {one.ask: one for one in every_answer(summaries[study])[0][1]}
-    figure, axes = new_figure(len(PANELS), 9.0, 1.4 + 0.3 * len(rows))
+    figure, axes = new_figure(2, 5.4, 2 * (1.2 + 0.24 * len(rows)), rows=-(-len(PANELS) // 2))
     for number, (ax, (title, ask)) in enumerate(zip(axes, PANELS.items(), strict=True)):
         for place, by_question in enumerate(rows.values()):
             if ask in by_question:
@@ -48,7 +48,7 @@ def main_answers(summaries: Mapping[str, Mapping[str, Any]]) -> Figure:
         ax.axvline(0, color=GREY, linewidth=0.8)
         ax.set_xlim(-EDGE, EDGE)
         ax.set_ylim(len(rows) - 0.5, -0.5)
-        ax.set_yticks(range(len(rows)), list(rows) if number == 0 else [""] * len(rows), fontsize=8)
+        ax.set_yticks(range(len(rows)), list(rows) if number % 2 == 0 else [""] * len(rows), fontsize=8)
         ax.grid(axis="x", **GRID)
         ax.tick_params(axis="x", labelsize=8)
         ax.set_xlabel("points", fontsize=8)
