@@ -71,6 +71,8 @@ class HubData:
             more["revision"] = self.revision
         try:
             builder = datasets.load_dataset_builder(str(copy or self.repo), self.config, **more)
+            if copy is not None:
+                check_inside(copy, [file for files in (builder.config.data_files or {}).values() for file in files])
             builder.download_and_prepare()
             return builder.as_dataset(split=split), str(builder.hash)
         except Exception as error:  # `datasets` and the hub's client raise many kinds, some of them their own
@@ -96,6 +98,13 @@ class HubData:
         for row, label in enumerate(labels):
             if label is None or label not in range(classes):
                 raise UserError(f"{self}, {split}, row {row}: label {label} is not one of 0 to {classes - 1}")
+
+
+def check_inside(folder: Path, names: Sequence[str]) -> None:
+    """Raise a UserError if one of the files that `datasets` would read for a folder is not in it; see `check_links`."""
+    for name in names:
+        if not Path(os.path.realpath(Path(name).parent)).is_relative_to(os.path.realpath(folder)):
+            raise UserError(f"{folder} takes rows from {name}, which is not in it: put the file itself there")
 
 
 def subset(data: datasets.Dataset, name: str, size: int | None, split_seed: int, task: str) -> datasets.Dataset:

@@ -103,13 +103,16 @@ def test_decimal_commas(tmp_path: Path) -> None:
         OWN["regression"].load(OwnData("rows.csv"), TEXT, ALL, 0)
 
 
-@pytest.mark.parametrize("how", ["link", "link by configs", "state", "splits"])
+@pytest.mark.parametrize("how", ["link", "link by configs", "configs", "state", "splits"])
 def test_a_folder_takes_no_rows_from_outside(how: str, tmp_path: Path) -> None:
     """Neither by a link nor by what its own files name."""
     Dataset.from_list(REVIEWS).save_to_disk(tmp_path / "secret")
     write_csv(tmp_path / "secret.csv")
     data = tmp_path / "data"
-    if "link" in how:
+    if how == "configs":
+        data.mkdir()
+        (data / "README.md").write_text("---\nconfigs:\n- {config_name: a, data_files: ../secret.csv}\n---\n")
+    elif "link" in how:
         data.mkdir()
         (data / "train.csv").symlink_to(tmp_path / "secret.csv")
         if "configs" in how:

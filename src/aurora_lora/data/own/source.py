@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from ...errors import ArgumentError, UserError, abridged
 from ...extras import extra
 from ...files import check_links, expanded, file_digest, is_path, parse_json
-from ..hub import HubData
-from ..loading import NO_CODE, cause_of, reason
+from ..hub import HubData, check_inside
+from ..loading import cause_of, reason
 from ..vision import IMAGE_FILES, UNREAD, as_files
 
 if TYPE_CHECKING:
@@ -332,13 +332,14 @@ def _read_folder(path: Path, own: OwnData) -> Any:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         saved: Any = datasets.load_from_disk(str(path), keep_in_memory=False).with_format(None)
         saved = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
-        for file in (Path(one["filename"]).resolve() for split in saved.values() for one in split.cache_files):
-            if not file.is_relative_to(path.resolve()):
-                raise UserError(f"{path} takes rows from {file}, which is not in it: put the file itself there")
+        check_inside(path, [file["filename"] for split in saved.values() for file in split.cache_files])
         return saved
     card = path / "README.md"
     if card.is_file() and re.search(r"(?m)^configs:", card.read_text("utf-8", "replace")):
-        return datasets.load_dataset(str(path), own.config, **NO_CODE)
+        builder = datasets.load_dataset_builder(str(path), own.config)
+        check_inside(path, [file for files in (builder.config.data_files or {}).values() for file in files])
+        builder.download_and_prepare()
+        return builder.as_dataset()
     every = files_of(path)
     images = [file for file in every if file.suffix.lower() in (*IMAGE_FILES, *UNREAD)]
     if images and any(file.stem == "metadata" for file in every):  # a table of images, as `datasets` calls it
