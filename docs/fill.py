@@ -41,6 +41,7 @@ from make.tables import (
     qlora_table,
     reproduced_table,
     settings_left,
+    small_sets_table,
     study_page,
     tasks_table,
     versions_table,
@@ -70,6 +71,7 @@ def main() -> None:
     put("recipe", recipe_fields())
     for group in dict.fromkeys(task.group for task in TASKS.values()):
         put("tasks", {f"tasks {group}": tasks_table(task for task in TASKS.values() if task.group == group)})
+    put("your-data", {"small sets": small_sets_table(read_all("small-sets/*.json"))})
     put("chat", chat_parts(read("chat/siqa.json")))
     put("trainers", {"qlora": qlora_table(read("qlora/smollm2.json"))})
     put("versions", {"versions": versions_table(read("versions.json"))})

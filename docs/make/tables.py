@@ -164,3 +164,33 @@ def study_page(summary: Mapping[str, Any]) -> str:
     """The study as Markdown: the answers, if it asks anything, then every setting in every form."""
     *answers, scores = (table.markdown() for table in study_tables(summary, full=True))
     return "\n\n".join([*(["## Answers", *answers] if answers else []), "## Scores", scores])
+
+
+SMALL_SETS = {
+    "topics": "topics, 4 classes",
+    "reviews": "reviews, 2 classes",
+    "tweets": "tweets, 3 classes",
+    "ratings": "ratings of films, correlation",
+    "choices": "choices, 2 options",
+    "images": "digits, 10 classes",
+}
+"""What the six sets of benchmarks/small_sets.py are called in the table."""
+
+
+def small_sets_table(records: Iterable[Mapping[str, Any]]) -> str:
+    """What the defaults learn from a few rows: the records of benchmarks/small_sets.py, for docs/your-data.md."""
+    ours: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        ours.setdefault(record["set"], []).append(record)
+    table = TextTable("", ["task", "rows", "guessing", "fitted to frozen features", "LoRA, r = 8", "AuroRA, r = 2"])
+    for name, title in SMALL_SETS.items():
+        runs = ours[name]
+        rows = runs[0]["examples"]["train"] + runs[0]["examples"]["validation"]
+
+        def cell(field: str, method: str, runs: list[Mapping[str, Any]] = runs) -> str:
+            values = [run[field] for run in runs if run["method"] == method and field in run]
+            return spread(values, 1, 100) if values else ""
+
+        shown = [cell("baseline", "aurora"), cell("features", "aurora"), cell("score", "lora"), cell("score", "aurora")]
+        table.rows.append([title, str(rows), *shown])
+    return table.markdown()
