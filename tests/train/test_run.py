@@ -42,8 +42,9 @@ def run(finished: Path, tmp_path: Path) -> TrainedRun:
 def test_result(run: TrainedRun) -> None:
     result = json.loads((run.folder / "result.json").read_text())
     assert result == run.result
-    listed = "schema, recipe, method, model, task, seed, metric, params, time, memory, epochs, versions, git_commit"
-    more = ["model_commit", "device", "processes", "status", "adapter_sha256", "lora_sha256"]
+    listed = "schema, recipe, method, model, task, seed, metric, params, time, memory, epochs"
+    more = ["losses", "by_class", "confusion", "versions", "git_commit"]
+    more += ["model_commit", "device", "processes", "status", "adapter_sha256", "lora_sha256"]
     assert list(result) == [*listed.split(", "), *more]
     assert result["schema"] == 1
     assert result["method"] == "aurora"
@@ -54,7 +55,7 @@ def test_result(run: TrainedRun) -> None:
     assert [entry["epoch"] for entry in result["epochs"]] == [1, 2, 3]
     assert (result["status"], result["processes"]) == ("finished", 1)
     names = {path.name for path in run.folder.iterdir()}
-    assert names - {".lock"} == {"recipe.yaml", "adapter", "lora", "result.json", "reference"}
+    assert names - {".lock"} == {"recipe.yaml", "adapter", "lora", "mistakes.json", "result.json", "reference"}
 
 
 def test_best_epoch_is_chosen_in_the_deployed_form(run: TrainedRun) -> None:

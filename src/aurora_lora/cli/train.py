@@ -109,9 +109,7 @@ def _train(plan: Recipe, output: Path) -> TrainedRun:
     if is_missing(plan.model):
         load_splits(plan)  # whose mistakes come before minutes of pretraining
     make_models([plan.model])
-    status = (console := stderr()).status(loading := f"loading {plan.model} and the data of {plan.task_title}")
-    if not console.is_terminal:
-        note(loading)  # a status is only drawn in a terminal
+    status = stderr().status(f"loading {plan.model} and the data of {plan.task_title}")
     with status, progress_bars() as bar:
 
         def make_callbacks() -> list[ProgressBar]:

@@ -457,7 +457,8 @@ class TrainedRun(FinishedRun):
         if given or self.task.text_columns:
             return given or {"text": self.task.text_columns}
         form = data_format(self.folder)
-        return {} if form is None else {**own_source(OWN["chat"], dict(self.recipe.task))[1], "format": (form,)}
+        named = own_source(OWN["chat"], dict(self.recipe.task))[1]
+        return {} if form is None else {**{one: names for one, names in named.items() if names}, "format": (form,)}
 
     @property
     def trained_with(self) -> TrainedWith:
