@@ -89,7 +89,7 @@ def test_what_is_refused(run: None) -> None:
         (
             ("label.csv",),
             "label.csv, line 3: the label 'awful' is none that the run has learned "
-                "(its labels: 'negative', 'positive')",
+            "(its labels: 'negative', 'positive')",
         ),
         (("label.csv", "--split", "test"), "--split goes without --data: all examples of FILE are scored"),
     ):
