@@ -61,9 +61,6 @@ def test_numbers_are_gone_on_from_in_their_own_scale(here: Path) -> None:
     assert torch.allclose(here_ * deviation + mean, there, atol=1e-4)
 
 
-BEFORE_LOADING = ("from: full is no adapter of PEFT", "from: 3 is not allowed")
-
-
 def test_another_adapter_is_refused_in_a_line_that_names_what_differs(here: Path) -> None:
     assert own_runs.train("classification", "first", "method.r=2").exit_code == 0
     lines = (here / "reviews.csv").read_text().replace("positive", "great")
@@ -89,7 +86,7 @@ def test_another_adapter_is_refused_in_a_line_that_names_what_differs(here: Path
     }
     for said, overrides in cases.items():
         done = own_runs.train("classification", "second", *overrides)
-        assert (done.exit_code, done.stderr.strip().count("\n")) == (2, said not in BEFORE_LOADING), done.output
+        assert (done.exit_code, done.stderr.strip().count("\n")) == (2, 0), done.output
         assert "method.from: " in done.stderr or "method: from: " in done.stderr, done.stderr
         assert said in done.stderr
         assert not (here / "second").exists()
