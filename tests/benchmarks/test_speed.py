@@ -78,6 +78,7 @@ def run_counts(case: Case, variant: str) -> dict[str, Any]:
     return run.count()
 
 
+@pytest.mark.slow
 def test_what_training_may_cost(layer: Case) -> None:
     frozen, lora = step_counts(layer, "frozen"), step_counts(layer, "lora-r8")
     assert frozen["calls"] == {"forward": 1, "both": 4}

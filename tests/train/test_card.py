@@ -98,6 +98,7 @@ def run_code_of_loading(folder: Path) -> Any:
     return names["model"]
 
 
+@pytest.mark.slow
 def test_static_training_needs_no_calibration(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     run = train(load_recipe(write_recipe(), ["method.train_form=static"]), tmp_path / "run")
     assert load_file(run.folder / "lora" / "adapter_model.safetensors")
@@ -120,6 +121,7 @@ def test_methods_without_a_peft_adapter(write_recipe: WriteRecipe, tmp_path: Pat
     assert ("aurora merge RUN" in written.text) == merges
 
 
+@pytest.mark.slow
 def test_an_adapter_that_cannot_be_exported_is_not_lost(
     write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -318,6 +318,7 @@ def test_bad_conversations(read: Read, model: Path, tmp_path: Path, line: Any, m
         examples(recipe, model)
 
 
+@pytest.mark.slow
 def test_a_template_that_has_changed_is_noticed_and_a_run_keeps_its_own(read: Read, tmp_path: Path) -> None:
     path = tmp_path / "own.jinja"
     path.write_text(chats.GENERATION)

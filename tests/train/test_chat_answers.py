@@ -223,6 +223,7 @@ def test_a_prompt_is_trained_and_asked_in_the_chat_template(model: Path, tmp_pat
     assert not any("chat template" in line for line in notes(messages["data"]))
 
 
+@pytest.mark.slow
 def test_a_conversation_after_plain_texts_is_one_again(model: Path, tmp_path: Path) -> None:
     plain = train(chats.read(tmp_path, model, "text", "training.epochs=1"), tmp_path / "plain").folder
     ask("merge", plain, "-o", tmp_path / "base")

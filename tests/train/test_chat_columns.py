@@ -128,6 +128,7 @@ def test_a_tool_call_has_the_fields_that_it_was_given(tmp_path: Path, suffix: st
                     ]
 
 
+@pytest.mark.slow
 def test_tools_in_training_and_in_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = chats.save_model(tmp_path / "base", chats.WITH_TOOLS + chats.GENERATION)
     tokenizer: Any = AutoTokenizer.from_pretrained(base)

@@ -159,6 +159,7 @@ def test_run(write_recipe: WriteRecipe, lm: Path, tmp_path: Path) -> None:
     assert all({"nll", "accuracy"} <= entry.metric.keys() for entry in measured.end_to_end)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on(write_recipe: WriteRecipe, lm: Path, tmp_path: Path) -> None:
     task = {**TASK, "train_size": 60}
     recipe = load_recipe(write_recipe(model=lm, task=task, method={"name": "lora", "r": 2, "lora_dropout": 0.2}))

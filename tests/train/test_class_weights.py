@@ -47,6 +47,7 @@ def test_the_loss_is_the_weighted_mean(here: Path, kind: str) -> None:
     assert len(set(weights.tolist())) > 1
 
 
+@pytest.mark.slow
 def test_accumulated_steps_learn_the_same(here: Path) -> None:
     uneven(here)
     found = []

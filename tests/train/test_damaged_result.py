@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import own_runs
+import pytest
 
 COMMANDS = (
     ("report", "run"),
@@ -40,6 +41,7 @@ def damaged(result: Any, at: tuple[Any, ...], damage: Any) -> str:
     return json.dumps(changed)
 
 
+@pytest.mark.slow
 def test_a_damaged_field_is_named_by_every_command(here: Path) -> None:
     done = own_runs.train("classification", "run", "reference.method=linear-probe")
     assert done.exit_code == 0, done.output

@@ -81,6 +81,7 @@ def test_the_score_is_the_share_of_the_teachers_effect(
         predict(run.folder, ["good"])
 
 
+@pytest.mark.slow
 def test_another_teacher_at_its_place_is_noticed(
     write_recipe: WriteRecipe, teacher: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

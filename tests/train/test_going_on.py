@@ -21,7 +21,9 @@ def begun(here: Path, kind: str, *more: str) -> Any:
     return make_trainer(load_recipe(kind, given), here / "checkpoints")[0].model
 
 
-@pytest.mark.parametrize("kind", ["classification", "choices", "images"])
+@pytest.mark.parametrize(
+    "kind", ["classification", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("choices", "images"))]
+)
 def test_a_run_begins_with_the_weights_of_an_earlier_one(here: Path, kind: str) -> None:
     assert own_runs.train(kind, "first").exit_code == 0
     trained: Any = load_trainer(load_run("first"))[0].model
@@ -43,6 +45,7 @@ def test_a_run_begins_with_the_weights_of_an_earlier_one(here: Path, kind: str) 
     assert own_runs.aurora("evaluate", "second").exit_code == 0
 
 
+@pytest.mark.slow
 def test_numbers_are_gone_on_from_in_their_own_scale(here: Path) -> None:
     """The head that was saved gives the labels' units; it is trained on standardised ones."""
     assert own_runs.train("regression", "first").exit_code == 0

@@ -261,6 +261,7 @@ def test_splits_are_written_down_and_kept(vit: Path, tmp_path: Path) -> None:
         evaluate(load_run(run.folder), forms=["static"])
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_with_the_same_weights(vit: Path, tmp_path: Path) -> None:
     training = {**tiny.image_recipe(vit)["training"], "checkpoint_every": 4}  # type: ignore[dict-item]
     wanted = recipe(vit, training=training, task={"name": "tiny-images", "train_size": 96, "augment": "crop-flip"})

@@ -67,6 +67,7 @@ def test_trained_once_into_the_cache(made: PretrainedHere) -> None:
     assert plain.config.hidden_size == 16
 
 
+@pytest.mark.slow
 def test_interrupted_it_goes_on_to_the_same_weights(
     made: PretrainedHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -113,6 +113,7 @@ def test_eva_refuses_batches_that_are_too_small(model: Path, tmp_path: Path) -> 
         make_trainer(recipe, tmp_path / "checkpoints")
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(aurora: Any, model: Path, tmp_path: Path) -> None:
     """The weights are those of an uninterrupted run, to the last bit, whether it was killed early or late."""
     method = {"name": "aurora", "budget": 500, "start": "aligned"}

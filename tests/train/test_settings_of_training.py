@@ -141,6 +141,7 @@ def test_max_steps(
     assert done.result["epochs"][-1]["epoch"] == 11 / 8
 
 
+@pytest.mark.slow
 def test_epochs_by_the_number_of_rows(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     said: list[str] = []
 
@@ -173,6 +174,7 @@ class Weights(TrainerCallback):
         self.by_epoch.append({name: value.detach().clone() for name, value in named if value.requires_grad})
 
 
+@pytest.mark.slow
 def test_select_by(write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the accuracy never moves, as with a rare class: the likelihood does, and says which epoch is deployed."""
     stand_in(monkeypatch, "nll", [0.5, 0.4, 0.45, 0.3, 0.35, 0.3, 0.1, 9.0], accuracy=0.97)
@@ -192,6 +194,7 @@ def test_select_by(write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytes
     assert all(torch.equal(deployed[name], trained[name]) for name in shared)
 
 
+@pytest.mark.slow
 def test_tensorboard(write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: dict[str, list[float]] = {}
 

@@ -116,6 +116,7 @@ def test_finished_runs_are_taken_as_they_are(todo: Reproduction, monkeypatch: py
     assert [one["missing"] for one in compared] == [1 if one["scores"] else 2 for one in compared]
 
 
+@pytest.mark.slow
 def test_a_failure_does_not_stop_the_others(todo: Reproduction) -> None:
     bad = todo.jobs["lora-sentiment", 0]
     bad.folder.mkdir(parents=True)
