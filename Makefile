@@ -10,7 +10,7 @@ TEST_JOBS ?= 2
 help:
 	@echo "make demo   fine-tune a real model with AuroRA, calibrate, merge, predict (about 2 minutes)"
 	@echo "make test   run the tests"
-	@echo "make fuzz   draw more than 20,000 hostile inputs and kill runs, into results/reliability and docs/ (about 10 minutes)"
+	@echo "make fuzz   draw more than 20,000 hostile inputs and kill runs, into results/reliability and docs/ (about 15 minutes)"
 	@echo "make serving   merged models in llama.cpp and vLLM, in an environment of their own (3 GB, about 5 minutes)"
 	@echo "make conformance   run PEFT's own tests against AuroRA (about 5 minutes)"
 	@echo "make lint   ruff, mypy, the directions of imports, the size of each room, and what the documents say"
